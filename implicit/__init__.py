@@ -1,0 +1,36 @@
+"""Differentiate through the solution of y = f(y).
+
+>>> import torch
+>>> from implicit import fixed_point
+>>> x = torch.ones(2, 3, requires_grad=True)
+>>> s = fixed_point(lambda y, x: 0.5 * y + x, torch.zeros(2, 3), x)
+>>> s.value.sum().backward()
+>>> x.grad[0].round(decimals=3).tolist()
+[2.0, 2.0, 2.0]
+"""
+
+from implicit.base import BackwardMode, SolveContext
+from implicit.exact import Exact
+from implicit.fixed_point import fixed_point
+from implicit.jacobian_free import JacobianFree
+from implicit.layer import FixedPointLayer
+from implicit.phantom import Phantom
+from implicit.registry import backward_modes, get_backward, register
+from implicit.unrolled import Unrolled
+from solvers import Solution, SolveError
+
+__all__ = [
+    "BackwardMode",
+    "Exact",
+    "FixedPointLayer",
+    "JacobianFree",
+    "Phantom",
+    "Solution",
+    "SolveContext",
+    "SolveError",
+    "Unrolled",
+    "backward_modes",
+    "fixed_point",
+    "get_backward",
+    "register",
+]

@@ -1,0 +1,79 @@
+"""`fixed_point`, the public entry: solve without gradients, then attach one."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from implicit.base import BackwardMode, SolveContext
+from implicit.registry import MODES
+from solvers import FixedPointSolver, Solution
+from solvers.layout import Layout
+from solvers.registry import SOLVERS
+from solvers.solve import raise_if_failed
+from solvers.types import Map, State
+
+
+def fixed_point(
+    f: Map,
+    y0: State,
+    *args: Any,
+    solver: str | FixedPointSolver = "anderson",
+    backward: str | BackwardMode = "exact",
+    max_steps: int = 50,
+    throw: bool = True,
+    batch_dims: int = 1,
+    compact: bool = True,
+) -> Solution:
+    """Find y with f(y, *args) = y, with a gradient to `args` and all that `f` closes over.
+
+    Args:
+        f: The map; returns the structure, shapes and dtypes of its first argument.
+        y0: First guess. It receives no gradient, except under `backward="unrolled"`.
+        *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`.
+        solver: A registered name (see `solvers.names()`) or an instance with options.
+        backward: A registered name (see `backward_modes()`) or an instance with options.
+        max_steps: Budget of updates per sample, at least 0.
+        throw: Raise if any sample fails; otherwise the verdicts are in the `Solution`.
+        batch_dims: Leading dims that index samples; see `solvers.solve`.
+        compact: Let stopped samples leave the batch during the solve.
+
+    Returns:
+        A `Solution` whose `value` carries the gradient. After a backward pass in `exact`
+        mode, `solution.adjoints` holds the evidence for the gradient.
+
+    Raises:
+        SolveError: A sample failed and `throw` is True; carries the `Solution`.
+        ValueError: Unknown names, a bad budget, or `f` changed the shape of the state.
+        TypeError: `y0` is not floating point, or `f` changed dtype or structure.
+
+    References:
+        S. Bai, J. Z. Kolter, V. Koltun, Deep Equilibrium Models, NeurIPS 2019.
+
+    Example:
+        >>> x = torch.ones(1, 1, requires_grad=True)
+        >>> s = fixed_point(lambda y, x: torch.cos(y) * x, torch.zeros(1, 1), x)
+        >>> s.value.sum().backward()
+        >>> round(s.value.item(), 3), round(x.grad.item(), 3)
+        (0.739, 0.442)
+    """
+    chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
+    record = torch.is_grad_enabled()
+    with torch.set_grad_enabled(record and mode.records_solver):
+        solution = chosen.iterate(
+            f, y0, args, max_steps=max_steps, batch_dims=batch_dims, compact=compact
+        )
+    if throw:
+        raise_if_failed(solution)
+    if not record or mode.records_solver:
+        return solution
+    layout = Layout(y0, batch_dims)
+    autocast = torch.is_autocast_enabled(layout.device.type)
+    context = SolveContext(
+        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, adjoints=solution.adjoints
+    )
+
+    def closed(y: State) -> State:
+        return layout.accept(y, f(y, *args), autocast)
+
+    return dataclasses.replace(solution, value=mode.attach(closed, solution.value, context))

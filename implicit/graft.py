@@ -1,0 +1,36 @@
+"""Put a gradient onto a value: the autograd node that the implicit modes share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from solvers.types import State
+
+# From the saved inputs and the output's cotangent to one cotangent (or None) per input.
+Pull = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor | None]]
+
+
+def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
+    """`value`, whose cotangent v reaches `inputs` as pull(inputs, v).
+
+    If `pull` is made of differentiable operations, it is differentiated in turn with
+    respect to the inputs and v.
+    """
+    leaves, spec = pytree.tree_flatten(value)
+    grafted = _Graft.apply(pull, len(leaves), *leaves, *inputs)
+    return pytree.tree_unflatten(list(grafted), spec)
+
+
+class _Graft(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pull: Pull, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.pull, ctx.count = pull, count
+        ctx.save_for_backward(*tensors[count:])
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        return (None, None, *(None,) * ctx.count, *ctx.pull(ctx.saved_tensors, v))

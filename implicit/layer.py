@@ -1,0 +1,76 @@
+"""`FixedPointLayer`: a module whose output is the fixed point of another module."""
+
+from typing import Any
+
+from torch import nn
+
+from implicit.base import BackwardMode
+from implicit.fixed_point import fixed_point
+from implicit.registry import MODES
+from solvers import FixedPointSolver, Solution
+from solvers.registry import SOLVERS
+from solvers.types import State
+
+
+class FixedPointLayer(nn.Module):
+    """Solve y = module(y, *args) on every call.
+
+    In training an unconverged step is normal, so `throw` is False: look at the verdicts in
+    the `Solution` that comes back. The layer keeps nothing between calls and may be applied
+    several times in one forward pass.
+
+    Args:
+        module: The map, called as `module(y, *args)`.
+        solver: See `fixed_point`.
+        backward: See `fixed_point`.
+        max_steps: See `fixed_point`; a single call may override it.
+        throw: See `fixed_point`.
+        batch_dims: See `fixed_point`.
+        compact: See `fixed_point`.
+
+    Raises:
+        ValueError: Unknown solver or backward mode, at construction.
+
+    Example:
+        >>> import torch
+        >>> layer = FixedPointLayer(nn.Bilinear(2, 2, 2), solver="picard", max_steps=8)
+        >>> layer(torch.zeros(3, 2), torch.zeros(3, 2)).value.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        solver: str | FixedPointSolver = "anderson",
+        backward: str | BackwardMode = "exact",
+        max_steps: int = 50,
+        throw: bool = False,
+        batch_dims: int = 1,
+        compact: bool = True,
+    ):
+        super().__init__()
+        self.module = module
+        self.solver = SOLVERS.resolve(solver)
+        self.backward_mode = MODES.resolve(backward)
+        self.max_steps = max_steps
+        self.throw = throw
+        self.batch_dims = batch_dims
+        self.compact = compact
+
+    def forward(self, y0: State, *args: Any, max_steps: int | None = None) -> Solution:
+        """Solve from `y0`; `args` are per-sample tensors."""
+        return fixed_point(
+            self.module,
+            y0,
+            *args,
+            solver=self.solver,
+            backward=self.backward_mode,
+            max_steps=self.max_steps if max_steps is None else max_steps,
+            throw=self.throw,
+            batch_dims=self.batch_dims,
+            compact=self.compact,
+        )
+
+    def extra_repr(self) -> str:
+        """Solver, mode and budget, for `print`."""
+        return f"{self.solver}, {self.backward_mode}, max_steps={self.max_steps}"

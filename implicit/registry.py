@@ -1,0 +1,9 @@
+"""Names of backward modes."""
+
+from implicit.base import BackwardMode
+from solvers.registry import Registry
+
+MODES: Registry[BackwardMode] = Registry("backward mode", BackwardMode)
+register = MODES.register
+backward_modes = MODES.names
+get_backward = MODES.get

@@ -1,0 +1,148 @@
+"""The solver contract, and the one loop that every solver runs in.
+
+A solver says how to `init` its memory and how to make one `step`; evaluating `f`, judging
+each sample, freezing the finished ones and dropping them from the batch happen here.
+"""
+
+import contextlib
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from solvers.ledger import Ledger
+from solvers.layout import Layout, take_rows
+from solvers.solution import Solution
+from solvers.types import Flat, Map, State
+
+# Samples are dropped from the batch once this share of it has stopped: copying what is left
+# costs about as much as one update, so small gains are not worth it.
+COMPACT_SHARE = 0.25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedPointSolver(ABC):
+    """Base of all solvers: frozen options, and pure `init` and `step` on a matrix of rows.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+
+    Raises:
+        ValueError: A tolerance is negative or not finite.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+
+    @abstractmethod
+    def init(self, y: Flat) -> Any:
+        """Memory before the first step: a pytree whose tensors have a row per sample."""
+
+    @abstractmethod
+    def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
+        """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
+
+    def iterate(
+        self,
+        f: Map,
+        y0: State,
+        args: tuple[Any, ...] = (),
+        *,
+        max_steps: int,
+        batch_dims: int = 1,
+        compact: bool = True,
+    ) -> Solution:
+        """Run the loop in the caller's grad mode; `solvers.solve` is the public entry.
+
+        Under grad mode every update is recorded, so the result can be differentiated
+        through the solver.
+        """
+        _check_counts(max_steps, batch_dims)
+        layout = Layout(y0, batch_dims)
+        evaluate = _Evaluation(f, args, layout)
+        y = layout.pack(y0)
+        ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=bool(args))
+        carry = self.init(y)
+        for step in range(max_steps + 1 if layout.num_samples else 0):
+            fy = evaluate(y)
+            num_running = ledger.observe(y, fy, step)
+            if num_running == 0 or step == max_steps:
+                break
+            if compact and args and num_running < len(y):
+                kept = ledger.compact(COMPACT_SHARE)
+                if kept is not None:
+                    rows, samples = kept
+                    evaluate.keep(rows)
+                    y, fy, carry = take_rows((y, fy, carry), samples)
+            with evaluate.full_precision():
+                y, carry = self.step(y, fy, carry)
+            y = ledger.advance(layout.round(y))
+        return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
+
+
+class _Evaluation:
+    """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
+
+    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
+        _check_args(args, layout)
+        self.f, self.args, self.layout = f, args, layout
+        self.num_rows = layout.num_rows
+        self.num_evals = 0
+        self.rows_evaluated = 0
+        self.autocast = torch.is_autocast_enabled(layout.device.type)
+
+    def __call__(self, y: Flat) -> Flat:
+        state = self.layout.unpack(y)
+        try:
+            returned = self.f(state, *self.args)
+            returned = self.layout.accept(state, returned, self.autocast)
+        except Exception as error:
+            if self.num_rows < self.layout.num_rows:
+                error.add_note(
+                    f"`f` was called on {self.num_rows} of {self.layout.num_rows} rows, because "
+                    "the others have stopped. Tensors that differ per sample must come in "
+                    "`args`, not from the closure; `compact=False` always calls on all rows."
+                )
+            raise
+        self.num_evals += 1
+        self.rows_evaluated += self.num_rows
+        return self.layout.pack(returned)
+
+    def keep(self, rows: Tensor) -> None:
+        """From now on, call `f` on these rows only."""
+        self.args = take_rows(self.args, rows)
+        self.num_rows = len(rows)
+
+    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep autocast away from the solver's own arithmetic."""
+        if not self.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self.layout.device.type, enabled=False)
+
+
+def _check_counts(max_steps: int, batch_dims: int) -> None:
+    for name, value in (("max_steps", max_steps), ("batch_dims", batch_dims)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
+
+
+def _check_args(args: tuple[Any, ...], layout: Layout) -> None:
+    if layout.batch_dims == 0:
+        return
+    for leaf in pytree.tree_leaves(args):
+        if isinstance(leaf, Tensor) and leaf.shape[:1] != (layout.num_rows,):
+            raise ValueError(
+                f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
+                f"{layout.num_rows}. Let `f` close over tensors that all samples share."
+            )

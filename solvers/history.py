@@ -1,0 +1,108 @@
+"""The window of past steps that Anderson and Broyden extrapolate from.
+
+Slot i holds two differences between consecutive iterates: `left[:, i]`, what the method
+projects on, and `image[:, i]`, the change of f(y). The small matrix
+
+    gram[i, j] = left_i . (difference of f(y) - y)_j   (+ what the method adds)
+
+gains one row and one column per step, so a step costs O(window * n), and a slot that is
+overwritten leaves no trace. Each sample has its own matrix and coefficients.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.types import Flat, PerSample, Small, Window
+
+
+class History(NamedTuple):
+    """Window memory; `count` slots are filled and `slot` is the next to be written."""
+
+    left: Window
+    image: Window
+    gram: Small
+    y: Flat | None
+    fy: Flat | None
+    count: int
+    slot: int
+
+    @classmethod
+    def empty(cls, y: Flat, capacity: int) -> "History":
+        """No slots filled, room for `capacity` before the first `grown`."""
+        window = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
+        # The small matrices are cheap, and squares of small numbers need the range.
+        gram = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
+        return cls(window, torch.empty_like(window), gram, None, None, 0, 0)
+
+    def grown(self, limit: int) -> "History":
+        """Twice the capacity, at most `limit`, if the window is full and may still grow."""
+        capacity = self.left.shape[1]
+        if self.count < capacity or capacity >= limit:
+            return self
+        extra = min(capacity, limit - capacity)
+        pad = torch.nn.functional.pad
+        return self._replace(
+            left=pad(self.left, (0, 0, 0, extra)),
+            image=pad(self.image, (0, 0, 0, extra)),
+            gram=pad(self.gram, (0, extra, 0, extra)),
+            slot=capacity,
+        )
+
+    def push(self, left: Flat, image: Flat) -> "History":
+        """Write one pair of differences; `gram` is the caller's to update."""
+        capacity = self.left.shape[1]
+        return self._replace(
+            left=_write(self.left, self.slot, left),
+            image=_write(self.image, self.slot, image),
+            count=min(self.count + 1, capacity),
+        )
+
+    def with_gram(self, row: Tensor, column: Tensor) -> "History":
+        """Write the newest pair's row and column, each of shape (samples, count); move on."""
+        slot, count = self.slot, self.count
+        column = torch.nn.functional.pad(column, (0, self.gram.shape[1] - count))
+        row = torch.nn.functional.pad(row, (0, self.gram.shape[1] - count))
+        gram = _write(self.gram, slot, row.double())
+        # The column last: where the two differ, the diagonal is the column's.
+        gram = _write(gram.mT, slot, column.double()).mT
+        return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
+
+    def coefficients(self, rhs: Tensor, ridge: float = 0.0) -> Tensor:
+        """Solve gram @ w = rhs per sample after scaling by the diagonal; shape (samples, count).
+
+        `ridge` is added to the scaled matrix, so it weighs the same whatever the units of
+        the state and however small the differences have become. A sample whose matrix is
+        singular gets w = 0: a step without memory.
+        """
+        gram = self.gram[:, : self.count, : self.count]
+        diagonal = gram.diagonal(dim1=1, dim2=2).abs()
+        scale = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
+        scaled = gram * scale[:, :, None] * scale[:, None, :]
+        # An all-zero slot (a sample that did not move) must not make the matrix singular.
+        lift = torch.where(diagonal > 0, ridge, 1.0)
+        scaled = scaled + torch.diag_embed(lift)
+        solved, info = torch.linalg.solve_ex(scaled, (rhs.double() * scale)[:, :, None])
+        usable = (info == 0)[:, None] & solved[:, :, 0].isfinite().all(1, keepdim=True)
+        return torch.where(usable, solved[:, :, 0] * scale, 0.0).to(self.left.dtype)
+
+    def combine(self, weights: Tensor, window: Window, onto: Flat) -> Flat:
+        """onto - sum_i weights_i * window_i, per sample."""
+        weights = weights[:, None, :]
+        return torch.baddbmm(onto[:, None, :], weights, window[:, : self.count], alpha=-1)[:, 0]
+
+
+def products(window: Window, count: int, *vectors: Flat) -> tuple[PerSample, ...]:
+    """Inner products of the first `count` slots with each vector, in one pass over memory."""
+    stacked = torch.stack(vectors, 2)
+    return torch.bmm(window[:, :count], stacked).unbind(2)
+
+
+def _write(buffer: Tensor, slot: int, new: Tensor) -> Tensor:
+    """Set buffer[:, slot]: in place, or on a copy where autograd records the solver."""
+    if torch.is_grad_enabled():
+        index = torch.tensor([slot], device=buffer.device)
+        return buffer.index_copy(1, index, new[:, None])
+    buffer[:, slot] = new
+    return buffer

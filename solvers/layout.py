@@ -1,0 +1,149 @@
+"""Between the user's state, a pytree of tensors, and the solvers' matrix of rows.
+
+A state whose leaves have shape `(*batch, ...)` becomes one matrix with a row per sample, in
+float32 or wider. A single float32 or float64 tensor is only viewed, never copied.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from solvers.types import Flat, Index, State
+
+
+class Layout:
+    """How one state is packed; built from `y0`, and the judge of what `f` returns.
+
+    Args:
+        y0: Tensor or pytree of floating-point tensors with equal leading batch dims.
+        batch_dims: Number of leading dims that index samples.
+
+    Raises:
+        TypeError: `y0` has no tensor, or one that is not floating point.
+        ValueError: A leaf has fewer than `batch_dims` dims, or the batch shapes differ.
+    """
+
+    def __init__(self, y0: State, batch_dims: int):
+        leaves, self.spec = pytree.tree_flatten(y0)
+        _check_leaves(leaves, batch_dims)
+        self.batch_dims = batch_dims
+        self.batch_shape = leaves[0].shape[:batch_dims]
+        self.shapes = [leaf.shape[batch_dims:] for leaf in leaves]
+        self.sizes = [math.prod(shape) for shape in self.shapes]
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        self.device = leaves[0].device
+        self.dtype = torch.float32
+        for dtype in self.dtypes:
+            self.dtype = torch.promote_types(self.dtype, dtype)
+        self.exact = all(dtype == self.dtype for dtype in self.dtypes)
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of the packed matrix."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first batch dim: what compaction can drop from."""
+        return self.batch_shape[0] if self.batch_dims else 1
+
+    @property
+    def samples_per_row(self) -> int:
+        """Samples that live and leave together, as the tokens of one sequence do."""
+        return math.prod(self.batch_shape[1:])
+
+    def pack(self, state: State) -> Flat:
+        """Pytree -> matrix of shape (samples, entries)."""
+        leaves = pytree.tree_leaves(state)
+        rows = math.prod(leaves[0].shape[: self.batch_dims])
+        flat = [
+            leaf.reshape(rows, size).to(self.dtype)
+            for leaf, size in zip(leaves, self.sizes, strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def unpack(self, flat: Flat) -> State:
+        """Matrix -> pytree, each leaf in its own dtype."""
+        batch = self.batch_shape
+        if self.batch_dims:
+            batch = (flat.shape[0] // max(self.samples_per_row, 1), *batch[1:])
+        parts = flat.split(self.sizes, 1) if len(self.sizes) > 1 else (flat,)
+        leaves = [
+            part.reshape(*batch, *shape).to(dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def round(self, flat: Flat) -> Flat:
+        """The nearest matrix that the state's own dtypes can hold."""
+        return flat if self.exact else self.pack(self.unpack(flat))
+
+    def sample_index(self, rows: Index) -> Index:
+        """Rows of the first batch dim -> rows of the packed matrix."""
+        if self.batch_dims < 2:
+            return rows
+        inner = torch.arange(self.samples_per_row, device=rows.device)
+        return (rows[:, None] * self.samples_per_row + inner).flatten()
+
+    def accept(self, given: State, returned: State, autocast: bool) -> State:
+        """Check what `f` returned for `given`; under autocast, restore the state's dtypes.
+
+        Raises:
+            TypeError: Another structure or dtype came back.
+            ValueError: Another shape came back.
+        """
+        leaves, spec = pytree.tree_flatten(returned)
+        if spec != self.spec:
+            raise TypeError(
+                f"`f` must return the structure of its input: got {spec}, expected {self.spec}."
+            )
+        for old, new in zip(pytree.tree_leaves(given), leaves, strict=True):
+            if not isinstance(new, Tensor):
+                raise TypeError(f"`f` must return tensors: got {type(new).__name__}.")
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"`f` must return its input's shape: got {tuple(new.shape)} from y of shape "
+                    f"{tuple(old.shape)}."
+                )
+            if new.dtype != old.dtype and not autocast:
+                raise TypeError(
+                    f"`f` must return its input's dtype: got {new.dtype} from y of dtype "
+                    f"{old.dtype}. Cast inside `f`, or start from a `y0` of dtype {new.dtype}."
+                )
+        if not autocast:
+            return returned
+        cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
+        return pytree.tree_unflatten(cast, spec)
+
+
+def take_rows(tree: Any, index: Index) -> Any:
+    """Keep `index` of the first dim of every tensor in a pytree; leave the rest alone."""
+    return pytree.tree_map(
+        lambda leaf: leaf.index_select(0, index) if isinstance(leaf, Tensor) else leaf, tree
+    )
+
+
+def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
+    if not leaves:
+        raise TypeError("`y0` holds no tensor. Pass a tensor or a pytree of tensors.")
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"`y0` must hold tensors only: got a {type(leaf).__name__}.")
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"`y0` must be floating point: got {leaf.dtype}. Call `.float()` on it, or view "
+                "a complex state as real with `torch.view_as_real`."
+            )
+        if leaf.ndim < batch_dims:
+            raise ValueError(
+                f"`y0` has a tensor of shape {tuple(leaf.shape)}, but `batch_dims={batch_dims}` "
+                "needs as many leading batch dims. Pass `batch_dims=0` for one unbatched state."
+            )
+        if leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
+            raise ValueError(
+                "All tensors of `y0` must share their batch dims: got "
+                f"{tuple(leaf.shape[:batch_dims])} and {tuple(leaves[0].shape[:batch_dims])}."
+            )

@@ -1,0 +1,160 @@
+"""The books of one solve: every sample's best point, residual, step count and verdict."""
+
+import math
+
+import torch
+
+from solvers.layout import Layout
+from solvers.solution import Result, Solution
+from solvers.types import Flat, Index, PerSample
+
+RUNNING = -1
+# A residual that grows this much beyond the first one has diverged: transient growth of a
+# non-normal map that still converges stays far below.
+DIVERGED_GROWTH = 1e6
+# A sample has stalled once its residual has set no new record for this many steps, and for a
+# third of its life, having come below this share of rms(f(y)). Above that share, or sooner, a
+# method that is not monotone may still be finding its way.
+STALL_STEPS, STALL_SHARE = 20, 0.01
+
+
+class Ledger:
+    """Judge samples by their own residuals and keep what each is owed.
+
+    With `independent` samples a verdict is final. Otherwise (`f` got no per-sample args, so
+    it always sees the whole batch and may couple samples) a converged sample is judged anew
+    at every evaluation and resumes if its neighbours moved it. The same holds between the
+    samples of one row when `batch_dims` > 1, such as tokens; there the last joint point is
+    reported, since best points of different steps do not belong together.
+    """
+
+    def __init__(self, y: Flat, layout: Layout, *, rtol: float, atol: float, independent: bool):
+        self.layout, self.rtol = layout, rtol
+        self.root = math.sqrt(max(y.shape[1], 1))
+        self.atol = atol * self.root
+        self.independent = independent
+        self.joint = layout.batch_dims > 1
+        count = len(y)
+        self.value = y
+        self.norm = y.new_full((count,), math.inf, requires_grad=False)
+        self.best = self.norm
+        self.limit = self.norm
+        self.last_gain = torch.zeros(count, dtype=torch.int64, device=y.device)
+        self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
+        self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
+        self.all_running = True
+        self.index: Index | None = None
+        self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
+
+    def observe(self, y: Flat, fy: Flat, step: int) -> int:
+        """Record the residuals at `y`, update the verdicts, and count who still runs."""
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(fy - y, dim=1)
+            scale = torch.linalg.vector_norm(fy, dim=1)
+            converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
+            improved = norm < self.best
+            if step == 0:
+                self.limit = DIVERGED_GROWTH * norm
+            all_improved, any_converged = torch.stack((improved.all(), converged.any())).tolist()
+            if all_improved and not any_converged and self.all_running:
+                self.value, self.norm, self.best = y, norm, norm
+                self.last_gain.fill_(step)
+                return len(y)
+            settled = self._settled()
+            recorded = self._judge(norm, scale, converged, improved, settled, step)
+            num_running = int((self.result == RUNNING).sum())
+            self.all_running = num_running == len(y)
+        self.value = torch.where(recorded[:, None], y, self.value)
+        return num_running
+
+    def advance(self, y: Flat) -> Flat:
+        """Count one update for those who run; keep the others where they are."""
+        if self.all_running:
+            self.num_steps += 1
+            return y
+        running = self.result == RUNNING
+        self.num_steps += running
+        return torch.where(running[:, None], y, self.value)
+
+    def compact(self, share: float) -> tuple[Index, Index] | None:
+        """Retire finished rows if they make up `share` of the batch.
+
+        Returns:
+            The rows of the first batch dim, and of the matrix, that stay; None if all do.
+        """
+        alive = (self.result == RUNNING).view(-1, self.layout.samples_per_row).any(1)
+        rows = alive.nonzero().flatten()
+        if len(rows) > (1 - share) * len(alive):
+            return None
+        gone = self.layout.sample_index((~alive).nonzero().flatten())
+        kept = self.layout.sample_index(rows)
+        if self.index is None:
+            self.index = torch.arange(len(self.result), device=self.result.device)
+        self._retire(gone)
+        for name in ("index", "value", "norm", "best", "limit", "last_gain", "result", "num_steps"):
+            setattr(self, name, getattr(self, name).index_select(0, kept))
+        self.all_running = len(kept) == int((self.result == RUNNING).sum())
+        return rows, kept
+
+    def solution(self, num_evals: int, rows_evaluated: int) -> Solution:
+        """Close the books: whoever still runs has used up the step budget."""
+        self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
+        value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
+        if self.index is not None:
+            self._retire(torch.arange(len(result), device=result.device))
+            index, value, norm, result, num_steps = map(torch.cat, zip(*self.retired, strict=True))
+            order = index.argsort()
+            value, norm, result, num_steps = (
+                column.index_select(0, order) for column in (value, norm, result, num_steps)
+            )
+        shape = self.layout.batch_shape
+        return Solution(
+            value=self.layout.unpack(value),
+            residual=(norm / self.root).view(shape),
+            result=result.view(shape),
+            num_steps=num_steps.view(shape),
+            num_evals=num_evals,
+            rows_evaluated=rows_evaluated,
+        )
+
+    def _settled(self) -> torch.Tensor:
+        """Samples whose verdict is final."""
+        if not self.joint:
+            return (self.result >= 0) if self.independent else (self.result > 0)
+        closed = (self.result >= 0).view(-1, self.layout.samples_per_row).all(1, keepdim=True)
+        closed = closed.expand(-1, self.layout.samples_per_row).flatten()
+        return (self.result > 0) | (closed & self.independent)
+
+    def _judge(
+        self,
+        norm: PerSample,
+        scale: PerSample,
+        converged: torch.Tensor,
+        improved: torch.Tensor,
+        settled: torch.Tensor,
+        step: int,
+    ) -> torch.Tensor:
+        """Set `result` for all who are not settled; return whose point is to be recorded."""
+        resumed = (self.result == Result.converged) & ~converged
+        gain = (improved | converged | resumed) & ~settled
+        self.best = torch.where(gain, norm, self.best)
+        self.last_gain = torch.where(gain, step, self.last_gain)
+        patience = max(STALL_STEPS, step // 3)
+        stalled = (step - self.last_gain >= patience) & (self.best <= STALL_SHARE * scale)
+        if self.joint:
+            quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row).all(1)
+            stalled &= quiet.repeat_interleave(self.layout.samples_per_row)
+        code = torch.full_like(self.result, RUNNING)
+        code[stalled] = int(Result.stalled)
+        code[norm > self.limit] = int(Result.diverged)
+        code[~norm.isfinite()] = int(Result.nonfinite)
+        code[converged] = int(Result.converged)
+        self.result = torch.where(settled, self.result, code)
+        recorded = (~settled & norm.isfinite()) if self.joint else gain
+        self.norm = torch.where(recorded, norm, self.norm)
+        return recorded
+
+    def _retire(self, gone: Index) -> None:
+        assert self.index is not None
+        columns = (self.index, self.value, self.norm, self.result, self.num_steps)
+        self.retired.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]

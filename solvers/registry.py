@@ -1,0 +1,91 @@
+"""Names to objects, at the edge: one small registry for solvers and backward modes alike."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from solvers.base import FixedPointSolver
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Maps names to frozen dataclasses and explains itself when a name is unknown.
+
+    Args:
+        kind: What it holds, for error messages, such as "solver".
+        base: Class that every entry must derive from.
+    """
+
+    def __init__(self, kind: str, base: type[T]):
+        self.kind = kind
+        self.base = base
+        self.entries: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorate a class to add it under `name`.
+
+        Raises:
+            TypeError: The class does not derive from the base, or lacks one of its methods.
+            ValueError: The name is taken.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            if not (isinstance(cls, type) and issubclass(cls, self.base)):
+                raise TypeError(f"A {self.kind} must derive from {self.base.__name__}: got {cls}.")
+            missing = sorted(getattr(cls, "__abstractmethods__", ()))
+            if missing:
+                raise TypeError(f"{cls.__name__} must define {', '.join(missing)}.")
+            if name in self.entries:
+                taken = self.entries[name].__qualname__
+                raise ValueError(
+                    f"The {self.kind} name {name!r} is taken by {taken}: choose another."
+                )
+            self.entries[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """Registered names, sorted."""
+        return sorted(self.entries)
+
+    def get(self, name: str, **options: Any) -> T:
+        """Build the entry `name` with `options`.
+
+        Raises:
+            ValueError: Unknown name or option; the message lists what exists.
+        """
+        if name not in self.entries:
+            raise ValueError(unknown(self.kind, name, self.names(), "Registered"))
+        cls: Any = self.entries[name]
+        allowed = [field.name for field in dataclasses.fields(cls) if field.init]
+        for option in options:
+            if option not in allowed:
+                raise ValueError(unknown(f"option of {name!r},", option, allowed, "Options"))
+        return cls(**options)
+
+    def resolve(self, given: "str | T") -> T:
+        """Turn a name into an object with default options; pass an object through."""
+        if isinstance(given, str):
+            return self.get(given)
+        if isinstance(given, self.base):
+            return given
+        raise TypeError(
+            f"Expected a {self.kind} name or a {self.base.__name__} instance: got {given!r}. "
+            f"Registered: {', '.join(self.names())}."
+        )
+
+
+def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
+    """Say that `name` is unknown, what exists, and what was probably meant."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {name!r}. {listing}: {', '.join(known)}.{hint}"
+
+
+SOLVERS: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver)
+register = SOLVERS.register
+names = SOLVERS.names
+get_solver = SOLVERS.get

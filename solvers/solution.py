@@ -1,0 +1,101 @@
+"""What a solve returns: the point, the evidence for it, and one verdict per sample."""
+
+import enum
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from solvers.types import State
+
+
+class Result(enum.IntEnum):
+    """Why a sample stopped. Compare with `==`; `.message` says what to do next."""
+
+    converged = 0
+    max_steps = 1
+    diverged = 2
+    nonfinite = 3
+    stalled = 4
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Result.converged: "The residual is within tolerance.",
+    Result.max_steps: (
+        "The step budget ran out. Raise `max_steps`, loosen `rtol`, or measure the spectral "
+        "radius of df/dy: Picard needs it below 1."
+    ),
+    Result.diverged: (
+        "The residual grew a million-fold. Damp the map (`damping`), start nearer to the "
+        "solution, or make `f` contractive."
+    ),
+    Result.nonfinite: (
+        "`f` returned NaN or inf, or was given it. Check `y0`, `args` and `f` for this sample."
+    ),
+    Result.stalled: (
+        "The residual stopped falling above the tolerance, usually at the noise floor of the "
+        "dtype. Loosen `rtol`, or compute `f` in a wider dtype."
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A batch of approximate fixed points and the evidence for each.
+
+    Attributes:
+        value: Structure, shapes and dtypes of `y0`: the point where `residual` was measured.
+            A sample that failed gets its best point, not its last. (Exception: under
+            `backward="phantom"` the recorded steps move on from the measured point.)
+        residual: Shape `(*batch,)`. Root mean square of f(value) - value over the sample's
+            entries; NaN where nothing was evaluated.
+        result: Shape `(*batch,)`, int8 codes of `Result`.
+        num_steps: Shape `(*batch,)`. Updates that each sample received.
+        num_evals: Calls of `f` in the solve, counted exactly.
+        rows_evaluated: Rows of the batch that `f` saw, summed over its calls: what
+            compaction saves.
+        adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
+            pass through `value` (`backward="exact"` only).
+    """
+
+    value: State
+    residual: Tensor
+    result: Tensor
+    num_steps: Tensor
+    num_evals: int
+    rows_evaluated: int
+    adjoints: list["Solution"] = field(default_factory=list, compare=False)
+
+    @property
+    def converged(self) -> Tensor:
+        """Shape `(*batch,)`, bool: residual <= atol + rtol * rms(f(value)), and finite."""
+        return self.result == Result.converged
+
+    def describe(self) -> str:
+        """Say in words which samples failed, how, and what to do about it."""
+        failed = ~self.converged
+        count, total = int(failed.sum()), failed.numel()
+        if count == 0:
+            return f"All {total} samples converged, the slowest in {_most(self.num_steps)} steps."
+        code = Result(int(self.result[failed].mode().values))
+        worst = float(self.residual[failed].nan_to_num(float("inf")).max())
+        return (
+            f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
+            f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}"
+        )
+
+
+def _most(num_steps: Tensor) -> int:
+    return int(num_steps.max()) if num_steps.numel() else 0
+
+
+class SolveError(RuntimeError):
+    """At least one sample failed under `throw=True`; `solution` holds all that was found."""
+
+    def __init__(self, solution: Solution):
+        super().__init__(solution.describe())
+        self.solution = solution

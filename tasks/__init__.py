@@ -1,0 +1,1 @@
+"""What we train and measure: one package per task, each run with `python -m tasks.<name>`."""

@@ -1,0 +1,319 @@
+"""Sudoku boards: geometry, text in and out, and the check that counts a grid as solved.
+
+A grid is a flat sequence of `side * side` digits, row by row, with 0 for a blank.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+_FRAME = "|+-"  # drawn by `format_grid`, ignored by `parse`, so that a drawing can be pasted
+_CELLS = "0123456789."
+_TO_CHARACTERS = bytes.maketrans(bytes(range(10)), b".123456789")
+_TO_VALUES = bytes.maketrans(b"0123456789.", bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
+
+
+class PuzzleError(ValueError):
+    """A text, a clue or an answer that is not a proper Sudoku."""
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """One row of a puzzle file.
+
+    Args:
+        source: Where the puzzle comes from.
+        question: The clues, one character a cell, `.` for a blank.
+        answer: The solution, one digit a cell.
+        rating: How hard it is, on the scale of `source`. Ours is `solver.rating`; published
+            lists have scales of their own, so compare ratings within one source only.
+    """
+
+    source: str
+    question: str
+    answer: str
+    rating: int
+
+
+@dataclass(frozen=True)
+class Board:
+    """The geometry of one board size. Rows, columns, boxes and cells count from 0.
+
+    Args:
+        side: 4 (boxes of 2 rows x 2 columns), 6 (2 x 3) or 9 (3 x 3).
+
+    Raises:
+        ValueError: No board has this side.
+
+    Example:
+        >>> board = Board.of(6)
+        >>> board.box_rows, board.box_cols, board.num_cells
+        (2, 3, 36)
+        >>> board.groups[-1]
+        (27, 28, 29, 33, 34, 35)
+    """
+
+    side: int
+
+    def __post_init__(self) -> None:
+        if self.side not in _BOX_SHAPES:
+            raise ValueError(f"`side` must be 4, 6 or 9, got {self.side!r}.")
+
+    @staticmethod
+    def of(side: int) -> Board:
+        """The board of this side: always the same object, so its tables are built once."""
+        return _board(side)
+
+    @staticmethod
+    def for_length(num_cells: int) -> Board:
+        """The board that has this many cells."""
+        for side in _BOX_SHAPES:
+            if side * side == num_cells:
+                return Board.of(side)
+        raise PuzzleError(_wrong_length(num_cells, "16 (4x4), 36 (6x6) or 81 (9x9)"))
+
+    @property
+    def box_rows(self) -> int:
+        """Rows in a box, and so in a band."""
+        return _BOX_SHAPES[self.side][0]
+
+    @property
+    def box_cols(self) -> int:
+        """Columns in a box, and so in a stack."""
+        return _BOX_SHAPES[self.side][1]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells on the board."""
+        return self.side * self.side
+
+    @property
+    def can_transpose(self) -> bool:
+        """Whether swapping rows and columns maps boxes to boxes."""
+        return self.box_rows == self.box_cols
+
+    @property
+    def name(self) -> str:
+        """For messages: `9x9`."""
+        return f"{self.side}x{self.side}"
+
+    @cached_property
+    def row_of(self) -> tuple[int, ...]:
+        """The row of each cell."""
+        return tuple(cell // self.side for cell in range(self.num_cells))
+
+    @cached_property
+    def column_of(self) -> tuple[int, ...]:
+        """The column of each cell."""
+        return tuple(cell % self.side for cell in range(self.num_cells))
+
+    @cached_property
+    def box_of(self) -> tuple[int, ...]:
+        """The box of each cell; boxes count row by row, like cells."""
+        boxes_across = self.side // self.box_cols
+        return tuple(
+            row // self.box_rows * boxes_across + column // self.box_cols
+            for row, column in zip(self.row_of, self.column_of, strict=True)
+        )
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The cells of every row, then of every column, then of every box."""
+        return tuple(
+            tuple(cell for cell in range(self.num_cells) if index_of[cell] == index)
+            for index_of in (self.row_of, self.column_of, self.box_of)
+            for index in range(self.side)
+        )
+
+    @cached_property
+    def peers(self) -> tuple[tuple[int, ...], ...]:
+        """For each cell the others that share a row, a column or a box with it."""
+        return tuple(
+            tuple(
+                sorted(
+                    {other for group in self.groups if cell in group for other in group} - {cell}
+                )
+            )
+            for cell in range(self.num_cells)
+        )
+
+    def place(self, cell: int) -> str:
+        """Where a cell is, as people count: `(row 1, column 9)`."""
+        return f"(row {self.row_of[cell] + 1}, column {self.column_of[cell] + 1})"
+
+
+@functools.cache
+def _board(side: int) -> Board:
+    return Board(side)
+
+
+def parse(text: str, board: Board | None = None, *, check_clues: bool = True) -> list[int]:
+    """Read a grid from text.
+
+    White space and the lines that `format_grid` draws are ignored, so a line from a file and a
+    pasted drawing both work.
+
+    Args:
+        text: Digits, and `.` or `0` for a blank.
+        board: The board expected; by default the one with as many cells as `text` has.
+        check_clues: Also refuse a digit that stands twice in a row, column or box.
+
+    Returns:
+        One digit a cell, 0 for a blank.
+
+    Raises:
+        PuzzleError: A wrong character, a wrong length, or clues that contradict each other.
+
+    Example:
+        >>> parse("1... ..3. .4.. ...2")
+        [1, 0, 0, 0, 0, 0, 3, 0, 0, 4, 0, 0, 0, 0, 0, 2]
+    """
+    cells = "".join(text.split())
+    if cells.strip(_CELLS):  # empty when there is nothing but digits and blanks
+        _check_characters(text)
+        cells = "".join(character for character in cells if character not in _FRAME)
+    if board is None:
+        board = Board.for_length(len(cells))
+    elif len(cells) != board.num_cells:
+        raise PuzzleError(_wrong_length(len(cells), f"{board.num_cells} ({board.name})"))
+    grid = list(cells.encode("ascii").translate(_TO_VALUES))
+    if max(grid) > board.side:
+        _refuse_large_digit(grid, board)
+    if check_clues:
+        _check_clues(grid, board)
+    return grid
+
+
+def _wrong_length(length: int, allowed: str) -> str:
+    return (
+        f"A grid must have {allowed} cells, got {length}. Write one character a cell, blanks as "
+        "`.` or `0`; white space and the frame characters `|`, `+` and `-` do not count."
+    )
+
+
+def _check_characters(text: str) -> None:
+    for position, character in enumerate(text, start=1):
+        if character not in _CELLS and character not in _FRAME and not character.isspace():
+            raise PuzzleError(
+                f"Character {character!r} at position {position} is not allowed in a grid: use "
+                "digits, and `.` or `0` for a blank."
+            )
+
+
+def _refuse_large_digit(grid: Sequence[int], board: Board) -> NoReturn:
+    cell = next(cell for cell, digit in enumerate(grid) if digit > board.side)
+    raise PuzzleError(
+        f"Digit {grid[cell]} at {board.place(cell)} is too large: a {board.name} board has the "
+        f"digits 1 to {board.side}, and `.` or `0` for a blank."
+    )
+
+
+def _check_clues(grid: Sequence[int], board: Board) -> None:
+    for index, group in enumerate(board.groups):
+        first_cell: dict[int, int] = {}
+        for cell in group:
+            digit = grid[cell]
+            if digit and first_cell.setdefault(digit, cell) != cell:
+                kind = ("row", "column", "box")[index // board.side]
+                raise PuzzleError(
+                    f"Digit {digit} stands twice in one {kind}: at "
+                    f"{board.place(first_cell[digit])} and at {board.place(cell)}."
+                )
+
+
+def check_answer(question: Sequence[int], answer: Sequence[int], board: Board) -> None:
+    """Refuse an answer that is incomplete, changes a clue, or breaks a rule.
+
+    Raises:
+        PuzzleError: Says what is wrong, and in which cells.
+    """
+    for cell, (clue, digit) in enumerate(zip(question, answer, strict=True)):
+        if not digit:
+            raise PuzzleError(f"The answer leaves {board.place(cell)} blank.")
+        if clue not in (0, digit):
+            raise PuzzleError(
+                f"The answer has {digit} at {board.place(cell)}, where the question has {clue}."
+            )
+    try:
+        _check_clues(answer, board)
+    except PuzzleError as error:
+        raise PuzzleError(f"The answer is wrong. {error}") from None
+
+
+def format_line(grid: Sequence[int]) -> str:
+    """Write a grid as one line, blanks as `.`."""
+    # `list` first: `bytes` of an array or a tensor would be its memory, not its entries.
+    return bytes(list(grid)).translate(_TO_CHARACTERS).decode("ascii")
+
+
+def format_grid(grid: Sequence[int], given: Sequence[int] | None = None) -> str:
+    """Draw a grid with its boxes.
+
+    Args:
+        grid: One digit a cell, 0 for a blank.
+        given: The question, where `grid` answers one: each digit that was a clue gets a `*`.
+
+    Example:
+        >>> print(format_grid(parse("12.. 34.. ..1. .3.4")))
+        1 2 | . .
+        3 4 | . .
+        ----+----
+        . . | 1 .
+        . 3 | . 4
+    """
+    board = Board.for_length(len(grid))
+    width = 1 if given is None else 2
+    texts = [str(digit) if digit else "." for digit in grid]
+    if given is not None:
+        texts = [text + "*" if clue else text for text, clue in zip(texts, given, strict=True)]
+    lines = []
+    for row in range(board.side):
+        cells = [f"{text:<{width}}" for text in texts[row * board.side : (row + 1) * board.side]]
+        boxes = [
+            " ".join(cells[start : start + board.box_cols])
+            for start in range(0, board.side, board.box_cols)
+        ]
+        if row and row % board.box_rows == 0:
+            lines.append("-+-".join("-" * len(box) for box in boxes))
+        lines.append(" | ".join(boxes).rstrip())
+    return "\n".join(lines)
+
+
+def is_valid_solution(puzzles: Tensor, answers: Tensor) -> Tensor:
+    """Whether each answer solves its puzzle: every group a permutation, every clue kept.
+
+    Args:
+        puzzles: Clues, (batch, cells), 0 for a blank.
+        answers: Proposed grids, (batch, cells); any integers, so a blank just counts as wrong.
+
+    Returns:
+        (batch,) bool.
+
+    Raises:
+        ValueError: The shapes differ, or no board has this many cells.
+    """
+    # Imported here so that the processes that generate puzzles start without loading torch.
+    import torch
+
+    if puzzles.shape != answers.shape:
+        raise ValueError(
+            "`puzzles` and `answers` must have the same shape: got "
+            f"{tuple(puzzles.shape)} and {tuple(answers.shape)}."
+        )
+    board = Board.for_length(answers.shape[-1])
+    answers = answers.long()
+    in_range = ((answers >= 1) & (answers <= board.side)).all(-1)
+    kept = ((puzzles == 0) | (puzzles == answers)).all(-1)
+    # `side` powers of two below 2^side add up to 2^side - 1 only if they are all different.
+    bits = torch.ones_like(answers) << (answers.clamp(1, board.side) - 1)
+    groups = torch.tensor(board.groups, device=answers.device)
+    sums = bits[..., groups].sum(-1)
+    return in_range & kept & (sums == 2**board.side - 1).all(-1)

@@ -1,0 +1,16 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data files, which are no part of the project."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("ATTRACTOR_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is absent, and ATTRACTOR_SHARED_DATA names no folder")
+    return folder

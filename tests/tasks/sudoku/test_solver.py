@@ -1,0 +1,106 @@
+"""The exact solver, against brute force and real puzzles."""
+
+import csv
+from itertools import permutations, product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.sudoku.board import Board, PuzzleError, format_line, parse
+from tasks.sudoku.solver import complete, engine_for, rating, search, unique_solution
+
+EASY = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+HARD = ".....8..1.6.9..2...4.52.9..4..6......9..45..6....924..9......7........3.35.2..6.."
+
+
+@pytest.fixture(scope="module")
+def all_4x4_grids() -> set[tuple[int, ...]]:
+    """Every full grid, by brute force over all choices of four rows."""
+    groups = Board.of(4).groups
+    rows = list(permutations(range(1, 5)))
+    grids = ((*a, *b, *c, *d) for a, b, c, d in product(rows, repeat=4))
+    return {grid for grid in grids if all(len({grid[i] for i in g}) == 4 for g in groups[4:])}
+
+
+def test_finds_all_grids(all_4x4_grids: set[tuple[int, ...]]) -> None:
+    solutions = search([0] * 16, Board.of(4), limit=1000).solutions
+    assert len(solutions) == len(all_4x4_grids) == 288
+    assert set(solutions) == all_4x4_grids
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(clues=st.dictionaries(st.integers(0, 15), st.integers(1, 4), max_size=7))
+def test_finds_exactly_the_grids_that_keep_the_clues(
+    all_4x4_grids: set[tuple[int, ...]], clues: dict[int, int]
+) -> None:
+    puzzle = [clues.get(cell, 0) for cell in range(16)]
+    expected = {grid for grid in all_4x4_grids if all(grid[cell] == clues[cell] for cell in clues)}
+    found = search(puzzle, Board.of(4), limit=1000).solutions
+    assert len(found) == len(expected)
+    assert set(found) == expected
+
+
+def test_solves_published_puzzles() -> None:
+    board = Board.of(9)
+    for line in (EASY, HARD):
+        puzzle = parse(line)
+        solution = unique_solution(puzzle, board)
+        assert all(clue in (0, digit) for clue, digit in zip(puzzle, solution, strict=True))
+        assert all(len({solution[cell] for cell in group}) == 9 for group in board.groups)
+
+
+def test_rating_counts_guesses_of_the_whole_proof() -> None:
+    board = Board.of(9)
+    assert rating(parse(EASY), board) == 0
+    assert rating(parse(HARD), board) == 226
+    assert search(parse(HARD), board, limit=1).num_guesses <= 226
+
+
+def test_limit_stops_the_search() -> None:
+    for limit in (1, 2, 5):
+        assert len(search([0] * 81, Board.of(9), limit).solutions) == limit
+
+
+def test_a_full_grid_is_its_own_solution() -> None:
+    grid = unique_solution(parse(EASY), Board.of(9))
+    assert search(grid, Board.of(9)).solutions == [grid]
+    wrong = (*grid[:-1], grid[-1] % 9 + 1)
+    assert search(wrong, Board.of(9)).solutions == []
+
+
+def test_no_solution_is_refused() -> None:
+    with pytest.raises(PuzzleError, match="has no solution"):
+        unique_solution(parse("12....3....4...."), Board.of(4))
+
+
+def test_many_solutions_are_refused_with_a_witness() -> None:
+    with pytest.raises(PuzzleError, match=r"more than one solution: \(row \d, column \d\) may be"):
+        complete("test", [0] * 16, Board.of(4))
+
+
+def test_is_needed_tells_which_clues_a_puzzle_can_spare() -> None:
+    board = Board.of(9)
+    engine = engine_for(board)
+    clues = engine.clue_bits(parse(EASY))
+    for clue in clues:
+        others = [other for other in clues if other != clue]
+        found, _ = engine.search(*engine.start(others), limit=2)
+        assert engine.is_needed(clue, others) == (len(found) == 2)
+
+
+def test_real_answers(shared_data: Path) -> None:
+    with open(shared_data / "sudoku_extreme_like_train_1k.csv", newline="") as file:
+        rows = list(csv.DictReader(file))[:100]
+    for row in rows:
+        solution = unique_solution(parse(row["question"]), Board.of(9))
+        assert format_line(solution) == row["answer"]
+
+
+def test_real_puzzles_with_many_solutions(shared_data: Path) -> None:
+    lines = (shared_data / "sudoku_many_solutions.txt").read_text().split()
+    assert len(lines) == 50
+    for line in lines:
+        with pytest.raises(PuzzleError, match="more than one solution"):
+            unique_solution(parse(line), Board.of(9))
