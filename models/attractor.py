@@ -1,0 +1,113 @@
+"""The Attractor wrapper: a backbone proposes, a refiner is solved to its fixed point.
+
+    y0 = backbone(x),    y* = refiner(y*, y0)
+
+It holds no solver code and knows nothing of what the networks are.
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from implicit import BackwardMode, FixedPointLayer, Solution
+from solvers import FixedPointSolver, Result
+from solvers.types import State
+
+
+@dataclasses.dataclass(frozen=True)
+class AttractorOutput:
+    """What one pass of an `Attractor` gives.
+
+    Attributes:
+        value: The equilibrium y*, with its gradient.
+        proposal: The backbone's y0, of the same structure and shapes.
+        solution: The evidence: residual, verdict and steps per sample.
+    """
+
+    value: State
+    proposal: State
+    solution: Solution
+
+
+class Attractor(nn.Module):
+    """Refine a backbone's proposal to a fixed point.
+
+    Args:
+        backbone: Any module x -> y0; `y0` is a tensor or a pytree with leading batch dims.
+        refiner: Any module (y, y0) -> y that keeps structure and shapes.
+        solver: See `implicit.fixed_point`.
+        backward: See `implicit.fixed_point`. The paper uses "jacobian_free" for language
+            and "phantom" for puzzles.
+        max_steps: Budget of updates; a single call may override it.
+        batch_dims: Leading dims of `y0` that index samples.
+
+    Raises:
+        ValueError: Unknown solver or backward mode.
+
+    References:
+        Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 3.
+
+    Example:
+        >>> class Pull(nn.Module):
+        ...     def forward(self, y, y0):
+        ...         return 0.5 * torch.tanh(y) + y0
+        >>> model = Attractor(nn.Linear(4, 8), Pull())
+        >>> out = model(torch.ones(2, 4))
+        >>> out.value.shape, out.solution.converged.tolist()
+        (torch.Size([2, 8]), [True, True])
+        >>> torch.equal(model(torch.ones(2, 4), max_steps=0).value, out.proposal)
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        refiner: nn.Module,
+        solver: str | FixedPointSolver = "anderson",
+        backward: str | BackwardMode = "jacobian_free",
+        max_steps: int = 50,
+        batch_dims: int = 1,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.refiner = FixedPointLayer(
+            refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
+        )
+
+    def forward(
+        self, x: Any, *, max_steps: int | None = None, start: State | None = None
+    ) -> AttractorOutput:
+        """Propose and refine.
+
+        Args:
+            x: Whatever the backbone takes.
+            max_steps: Budget of this call. 0 removes the solver: the refiner is not called,
+                `value` is the proposal, and no residual is measured (NaN).
+            start: Where the solve starts; the proposal by default. It gets no gradient.
+
+        Returns:
+            Value, proposal and evidence.
+        """
+        proposal = self.backbone(x)
+        if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
+            return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
+        first = proposal if start is None else start
+        solution = self.refiner(first, proposal, max_steps=max_steps)
+        return AttractorOutput(solution.value, proposal, solution)
+
+
+def _unsolved(proposal: State, batch_dims: int) -> Solution:
+    """The evidence of no solve: no step, no evaluation, no residual."""
+    leaf = pytree.tree_leaves(proposal)[0]
+    shape, device = leaf.shape[:batch_dims], leaf.device
+    return Solution(
+        value=proposal,
+        residual=torch.full(shape, float("nan"), device=device),
+        result=torch.full(shape, int(Result.max_steps), dtype=torch.int8, device=device),
+        num_steps=torch.zeros(shape, dtype=torch.int64, device=device),
+        num_evals=0,
+        rows_evaluated=0,
+    )

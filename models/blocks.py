@@ -1,0 +1,159 @@
+"""The block family that backbones and refiners share: a mixer, an MLP, two norms.
+
+Legend: B batch, T tokens, D width, H heads, K dims of a head, U units (such as the 27 rows,
+columns and boxes of a Sudoku), S symbols, M mixing width.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Post-norm residual block: h <- norm(h + mixer(h)), then h <- norm(h + mlp(h)).
+
+    A norm after each sum keeps the state bounded however often the block is applied, which
+    a fixed point needs; with a norm before it, the state can grow without limit.
+
+    Args:
+        mixer: Exchanges information between tokens; keeps the shape.
+        width: D.
+        expansion: Hidden width of the SwiGLU MLP over D.
+
+    References:
+        N. Shazeer, GLU Variants Improve Transformer, 2020, arXiv:2002.05202 (SwiGLU).
+        B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
+    """
+
+    def __init__(self, mixer: nn.Module, width: int, expansion: float = 2.0):
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = SwiGLU(width, round(expansion * width))
+        self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (..., D) in and out."""
+        h = self.mixer_norm(h + self.mixer(h))
+        return self.mlp_norm(h + self.mlp(h))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP, out(silu(a) * b) with (a, b) = in(h)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.into = nn.Linear(width, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (..., D) in and out."""
+        a, b = self.into(h).chunk(2, -1)
+        return self.out(F.silu(a) * b)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional multi-head attention, with a mask per head and optional rotary positions.
+
+    Args:
+        width: D.
+        num_heads: H; divides D.
+        mask: Shape (H, T, T), bool: which keys (last) each query may see. None: all.
+        rotary: Rotate queries and keys by their position in the sequence.
+
+    Raises:
+        ValueError: `num_heads` does not divide `width`, or leaves an odd head for rotary.
+
+    References:
+        A. Vaswani et al., Attention Is All You Need, NeurIPS 2017. J. Su et al., RoFormer,
+        2021, arXiv:2104.09864 (rotary positions).
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mask: Tensor | None = None, rotary: bool = False
+    ):
+        super().__init__()
+        if width % num_heads or (rotary and (width // num_heads) % 2):
+            raise ValueError(
+                f"`num_heads` must divide the width into {'even ' if rotary else ''}parts: got "
+                f"{num_heads} heads for width {width}."
+            )
+        self.num_heads, self.rotary = num_heads, rotary
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Attend within each sequence."""
+        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
+        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
+        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=self.mask)
+        return self.out(o_BHTK.transpose(1, 2).flatten(2))
+
+
+def rotate(x_BHTK: Tensor, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of dims of token t by an angle of t * base^(-i / pairs)."""
+    pairs = x_BHTK.shape[-1] // 2
+    rates = base ** (-torch.arange(pairs, device=x_BHTK.device) / pairs)
+    angle = torch.arange(x_BHTK.shape[-2], device=x_BHTK.device)[:, None] * rates
+    cos, sin = angle.cos().to(x_BHTK.dtype), angle.sin().to(x_BHTK.dtype)
+    a, b = x_BHTK.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class UnitAttention(nn.Module):
+    """Attention within units (rows, columns, boxes) by one learned weight per key and channel.
+
+    For every unit u and channel m, over its members j,
+
+        p_um = sum_j w_jm v_jm / sum_j w_jm,    w = exp(score), v = value
+
+    and a member receives the sum, over the kinds of unit it belongs to, of a linear map of
+    p. The weight depends on the key only, so a unit costs its size, not its square. Tokens
+    are the pairs of a cell and a symbol; besides the given units, the symbols of one cell
+    form a unit too. Weights are shared by all cells and symbols, so the layer commutes with
+    every permutation of the cells that keeps units of each kind together, and with every
+    renaming of the symbols. (Not with a transposition: rows and columns have own weights.)
+
+    Args:
+        width: D.
+        units: Shape (kinds, T), int: the unit of each kind that a cell belongs to.
+
+    References:
+        S. Zhai et al., An Attention Free Transformer, 2021, arXiv:2105.14103, sec. 3 (AFT-
+        simple; here within units, and without its query gate).
+    """
+
+    limit = 5.0
+
+    def __init__(self, width: int, units: Int[Tensor, "kinds T"]):
+        super().__init__()
+        self.kinds = len(units)
+        self.into = nn.Linear(width, 2 * width, bias=False)
+        scale = 1 / math.sqrt(width * (self.kinds + 1))
+        self.out = nn.Parameter(torch.randn(self.kinds + 1, width, width) * scale)
+        member_UT = torch.cat([F.one_hot(kind).T for kind in units]).float()
+        self.register_buffer("member_UT", member_UT, persistent=False)
+
+    def forward(self, h_BTSD: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
+        """Exchange messages within units."""
+        B, T, S, D = h_BTSD.shape
+        score, value = self.into(h_BTSD).chunk(2, -1)
+        # A soft limit keeps the exponential, and hence the map, from running away.
+        weight = torch.exp(self.limit * torch.tanh(score / self.limit))
+        both = torch.cat((weight, weight * value), -1)
+        pooled = self.member_UT @ both.reshape(B, T, S * 2 * D)
+        pooled = _ratio(pooled.view(B, self.kinds, -1, 2 * D)) @ self.out[:-1]
+        spread = self.member_UT.T @ pooled.reshape(B, -1, S * D)
+        own = _ratio(both.sum(2, keepdim=True)) @ self.out[-1]
+        return spread.view(B, T, S, D) + own
+
+
+def _ratio(both: Tensor) -> Tensor:
+    weight, weighted = both.chunk(2, -1)
+    return weighted / weight

@@ -1,0 +1,48 @@
+"""The dials that every training run has."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; a task adds what to train on.
+
+    Attributes:
+        minutes: Training budget in minutes of wall time; the learning rate follows it.
+        steps: Budget in optimiser steps. If set, it alone drives the schedule, so that an
+            interrupted and resumed run repeats the uninterrupted one exactly.
+        seed: Seed of the weights, the data and the augmentation.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        out: Folder for checkpoint, log, pictures and result; by default a new one in `runs/`.
+        batch_size: Puzzles per batch.
+        segments: Supervised segments per batch: each ends in a loss and an optimiser step,
+            and hands its detached state to the next.
+        learning_rate: Peak; reached after `warmup` steps, then cosine to 1 % of it.
+        warmup: Optimiser steps of linear warm-up.
+        weight_decay: AdamW's.
+        clip: Largest gradient norm.
+        averaging: Decay of the averaged weights, which evaluation uses.
+    """
+
+    minutes: float = 8.0
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    out: Path | None = None
+    batch_size: int = 64
+    segments: int = 4
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    averaging: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "batch_size", "segments", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")

@@ -1,0 +1,87 @@
+"""The training loop: it learns, stops on request, and resumes to the same numbers."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.common.checkpoint import Checkpoint
+from tasks.common.train import Interrupted, Trainer
+from tasks.sudoku.board import Board
+from tasks.sudoku.config import SudokuConfig
+from tasks.sudoku.generate import generate
+from tasks.sudoku.task import SudokuTask
+
+BOARD = Board.of(4)
+PUZZLES = generate(16, BOARD, clues=(6, 8), seed=3)
+
+
+class Recorder(SudokuTask):
+    """Remembers the batches it gave, and can interrupt the run after some of them."""
+
+    def __init__(self, interrupt_after: int | None = None):
+        super().__init__(BOARD, PUZZLES, PUZZLES[:4], eval_steps=4)
+        self.given: list[torch.Tensor] = []
+        self.interrupt_after = interrupt_after
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        x, target = super().batch(size, generator)
+        self.given.append(x)
+        if len(self.given) == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return x, target
+
+
+def make(folder: Path, task: SudokuTask, steps: int = 12, **options: object) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    config = SudokuConfig(
+        side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4, **options
+    )  # type: ignore[arg-type]
+    torch.manual_seed(config.seed)
+    return Trainer(
+        task=task, model=config.build(), config=config, folder=folder, max_steps=2, meta={}
+    )
+
+
+def test_overfits_one_batch(tmp_path: Path) -> None:
+    class OneBatch(SudokuTask):
+        def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().batch(size, torch.Generator().manual_seed(0))
+
+    task = OneBatch(BOARD, PUZZLES, PUZZLES[:4], eval_steps=8)
+    trainer = make(tmp_path, task, steps=240, learning_rate=5e-3)
+    trainer.run()
+    assert trainer.history[-1]["loss"] < 0.1 * trainer.history[0]["loss"]
+
+
+def test_interrupted_run_resumes_to_the_same_curve(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", Recorder())
+    whole.run()
+    first = make(tmp_path / "parts", Recorder(interrupt_after=2))
+    with pytest.raises(Interrupted) as stopped:
+        first.run()
+    assert stopped.value.path == first.path
+    second = make(tmp_path / "parts", Recorder())
+    second.restore(Checkpoint.load(first.path))
+    assert second.step == first.step == 8
+    second.run()
+    assert torch.equal(torch.stack(second.task.given), torch.stack(whole.task.given[2:]))  # type: ignore[attr-defined]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    for name, value in whole.average.state_dict().items():
+        assert torch.equal(second.average.state_dict()[name], value), name
+
+
+def test_baseline_without_a_solve_takes_one_segment_per_batch(tmp_path: Path) -> None:
+    task = Recorder()
+    make(tmp_path, task, steps=3, model="transformer").run()
+    assert len(task.given) == 3
+
+
+def test_log_has_a_row_per_interval_and_nothing_else_is_left(tmp_path: Path) -> None:
+    make(tmp_path, Recorder(), steps=40).run()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint.safetensors", "log.jsonl", "tensorboard"}
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) >= 3

@@ -1,0 +1,161 @@
+"""The command line from end to end, on the smallest board."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.sudoku.__main__ import main
+
+TINY = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "40"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and caches go to a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short trained run, shared by the tests that only use it."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    code = main(["train", *TINY, "--steps", "160", "--out", str(folder)])
+    assert code == 0
+    return folder
+
+
+def test_training_learns_and_leaves_everything(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert result["config"]["steps"] == result["train_steps"] == 160
+    # A random filling of the blanks would be right about once in 4^10.
+    assert result["eval"]["exact_accuracy"] > 0.5
+    assert result["eval"]["median_residual"] < 1e-3
+    assert {"restart_agreement", "exact_accuracy_4x", "valid"} <= set(result["eval"])
+    for name in ("learning.png", "steps.png", "convergence.png", "convergence.gif", "log.jsonl"):
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_eval_repeats_the_figures_of_training(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(run / "checkpoint.safetensors")
+    assert main(["eval", "--checkpoint", checkpoint]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]
+    before = json.loads((run / "result.json").read_text())["eval"]
+    assert again["exact_accuracy"] == before["exact_accuracy"]
+
+
+def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = str(run / "checkpoint.safetensors")
+    assert main(["eval", "--checkpoint", checkpoint, "--solver", "anderson", "--limit", "20"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]["puzzles"] == 20
+
+
+def test_solve_prints_grid_steps_residual_and_verdict(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    checkpoint = str(run / "checkpoint.safetensors")
+    easy = "1234341221.343.1"
+    code = main(["solve", easy, "--checkpoint", checkpoint])
+    out = capsys.readouterr().out
+    assert "solver steps, residual" in out
+    assert (code == 0) == ("NOT a valid solution" not in out)
+    many = tmp_path / "puzzles.txt"
+    many.write_text(f"{easy}\n{easy.replace('1', '.', 1)}\n")
+    main(["solve", str(many), "--checkpoint", checkpoint])
+    assert capsys.readouterr().out.count("solver steps") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--preset", "tinny"], "Did you mean 'tiny'"),
+        (["train", "--preset", "tiny", "--solver", "andersen"], "Did you mean 'anderson'"),
+        (["train", "--preset", "tiny", "--backward", "exakt"], "Did you mean 'exact'"),
+        (["train", "--preset", "tiny", "--minutes", "-1"], "`minutes` must be above 0"),
+        (["train", "--preset", "tiny", "--device", "tpu"], "must be auto, cpu, cuda"),
+        (["train", "--resume", "nowhere"], "No checkpoint at nowhere"),
+        (["trane"], "Unknown command 'trane'"),
+        (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
+        (["solve", "1234"], "16"),
+        (["solve", "x" * 16], "x"),
+        (["solve", "11" + "." * 14], "1"),
+        (["solve", "." * 16], "more than one solution"),
+        (["solve", "1234341221.343.1"], "No checkpoint for boards of 16 cells"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_unknown_flag_is_refused() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--preset", "tiny", "--minuts", "1"])
+    assert stop.value.code == 2
+
+
+def test_unwritable_output_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", *TINY, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "--out", str(run)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_malformed_line_is_named_and_can_be_skipped(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "bad.csv"
+    data.write_text(
+        "source,question,answer,rating\na,1234341221.343.1,1234341221434321,0\nb,12,34,0\n"
+    )
+    arguments = ["eval", "--checkpoint", str(run / "checkpoint.safetensors"), "--data", str(data)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "bad.csv" in error and "3" in error and "--skip-bad" in error
+    with pytest.warns(UserWarning, match="1"):
+        assert main([*arguments, "--skip-bad"]) == 0
+
+
+def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
+    """Ctrl-C a real process, then go on with the command that it prints."""
+    command = [sys.executable, "-m", "tasks.sudoku"]
+    root = Path(__file__).parents[3]
+    small = ["--width", "8", "--batch-size", "8", "--steps", "600"]
+    options = [*TINY, *small, "--out", str(tmp_path / "run")]
+    environment = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(
+        [*command, "train", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    assert f"--resume {checkpoint}" in out
+    assert main(["train", "--resume", str(checkpoint)]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["train_steps"] == 600
+    assert main(["eval", "--checkpoint", str(checkpoint), "--limit", "4"]) == 0
+    assert main(["solve", "1234341221.343.1", "--checkpoint", str(checkpoint)]) in (0, 1)
