@@ -134,7 +134,7 @@ class Exact(BackwardMode):
 def _adjoint_map(
     path: Sequence[Tensor], anchor: Sequence[Tensor], v: Sequence[Tensor]
 ) -> Callable[[list[Tensor]], list[Tensor]]:
-    """u -> v + J^T u with J = d path / d anchor, itself recorded if grad mode is on."""
+    """Map u to v + J^T u with J = d path / d anchor, itself recorded if grad mode is on."""
 
     def adjoint(u: list[Tensor]) -> list[Tensor]:
         pulled = _pull_back(path, anchor, u)

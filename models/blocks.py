@@ -72,6 +72,8 @@ class SelfAttention(nn.Module):
         2021, arXiv:2104.09864 (rotary positions).
     """
 
+    mask: Tensor | None
+
     def __init__(
         self, width: int, num_heads: int, mask: Tensor | None = None, rotary: bool = False
     ):
@@ -130,6 +132,7 @@ class UnitAttention(nn.Module):
     """
 
     limit = 5.0
+    member_UT: Tensor
 
     def __init__(self, width: int, units: Int[Tensor, "kinds T"]):
         super().__init__()

@@ -24,8 +24,9 @@ class GridSpec:
         units: One tuple per kind of unit (row, column, box, ...): the unit of each cell.
         num_symbols: S.
         layout: "candidates": a token per pair of cell and symbol, equivariant to renaming
-            symbols and to permuting cells within their units. "cells": a token per cell, with learned row, column and
-            box embeddings, and heads that see one kind of unit each.
+            symbols and to permuting cells within their units. "cells": a token per cell,
+            with learned row, column and box embeddings, and heads that see one kind of unit
+            each.
         width: D.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
@@ -163,6 +164,8 @@ class AdditiveInjection(nn.Module):
 class CandidateEncoder(nn.Module):
     """A token per pair of cell and symbol: is the cell blank, given as this, or as another?"""
 
+    symbols: Tensor
+
     def __init__(self, spec: GridSpec):
         super().__init__()
         self.embedding = nn.Embedding(3, spec.width)
@@ -178,6 +181,8 @@ class CandidateEncoder(nn.Module):
 
 class CellEncoder(nn.Module):
     """A token per cell: its symbol, plus one learned embedding per unit it belongs to."""
+
+    units: Tensor
 
     def __init__(self, spec: GridSpec):
         super().__init__()

@@ -75,7 +75,7 @@ class Anderson(FixedPointSolver):
             image = fy - carry.fy
             left = image - (y - carry.y)
             memory = carry.push(left, image)
-            column, rhs = products(memory.left, memory.count, left, g)
+            column, rhs = products(memory.left, memory.filled, left, g)
             memory = memory.with_gram(column, column)
             weights = memory.coefficients(rhs, self.ridge)
             y_next = memory.combine(weights, memory.image, y_next)

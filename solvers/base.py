@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from solvers.ledger import Ledger
 from solvers.layout import Layout, take_rows
+from solvers.ledger import Ledger
 from solvers.solution import Solution
 from solvers.types import Flat, Map, State
 

@@ -65,8 +65,8 @@ class Broyden(FixedPointSolver):
         if carry.y is not None and carry.fy is not None:
             image, left = fy - carry.fy, y - carry.y
             memory = carry.grown(self.history).push(left, image)
-            column, rhs = products(memory.left, memory.count, image - left, fy - y)
-            (row,) = products(memory.image, memory.count, left)
+            column, rhs = products(memory.left, memory.filled, image - left, fy - y)
+            (row,) = products(memory.image, memory.filled, left)
             memory = memory.with_gram(row, column)
             y_next = memory.combine(memory.coefficients(rhs), memory.image, y_next)
         return y_next, memory._replace(y=y, fy=fy)

@@ -18,14 +18,14 @@ from solvers.types import Flat, PerSample, Small, Window
 
 
 class History(NamedTuple):
-    """Window memory; `count` slots are filled and `slot` is the next to be written."""
+    """Window memory; `filled` slots are in use and `slot` is the next to be written."""
 
     left: Window
     image: Window
     gram: Small
     y: Flat | None
     fy: Flat | None
-    count: int
+    filled: int
     slot: int
 
     @classmethod
@@ -39,7 +39,7 @@ class History(NamedTuple):
     def grown(self, limit: int) -> "History":
         """Twice the capacity, at most `limit`, if the window is full and may still grow."""
         capacity = self.left.shape[1]
-        if self.count < capacity or capacity >= limit:
+        if self.filled < capacity or capacity >= limit:
             return self
         extra = min(capacity, limit - capacity)
         pad = torch.nn.functional.pad
@@ -56,12 +56,12 @@ class History(NamedTuple):
         return self._replace(
             left=_write(self.left, self.slot, left),
             image=_write(self.image, self.slot, image),
-            count=min(self.count + 1, capacity),
+            filled=min(self.filled + 1, capacity),
         )
 
     def with_gram(self, row: Tensor, column: Tensor) -> "History":
-        """Write the newest pair's row and column, each of shape (samples, count); move on."""
-        slot, count = self.slot, self.count
+        """Write the newest pair's row and column, each of shape (samples, filled); move on."""
+        slot, count = self.slot, self.filled
         column = torch.nn.functional.pad(column, (0, self.gram.shape[1] - count))
         row = torch.nn.functional.pad(row, (0, self.gram.shape[1] - count))
         gram = _write(self.gram, slot, row.double())
@@ -70,13 +70,13 @@ class History(NamedTuple):
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
     def coefficients(self, rhs: Tensor, ridge: float = 0.0) -> Tensor:
-        """Solve gram @ w = rhs per sample after scaling by the diagonal; shape (samples, count).
+        """Solve gram @ w = rhs per sample after scaling by the diagonal; shape (samples, filled).
 
         `ridge` is added to the scaled matrix, so it weighs the same whatever the units of
         the state and however small the differences have become. A sample whose matrix is
         singular gets w = 0: a step without memory.
         """
-        gram = self.gram[:, : self.count, : self.count]
+        gram = self.gram[:, : self.filled, : self.filled]
         diagonal = gram.diagonal(dim1=1, dim2=2).abs()
         scale = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
         scaled = gram * scale[:, :, None] * scale[:, None, :]
@@ -88,9 +88,9 @@ class History(NamedTuple):
         return torch.where(usable, solved[:, :, 0] * scale, 0.0).to(self.left.dtype)
 
     def combine(self, weights: Tensor, window: Window, onto: Flat) -> Flat:
-        """onto - sum_i weights_i * window_i, per sample."""
+        """Subtract sum_i weights_i * window_i from `onto`, per sample."""
         weights = weights[:, None, :]
-        return torch.baddbmm(onto[:, None, :], weights, window[:, : self.count], alpha=-1)[:, 0]
+        return torch.baddbmm(onto[:, None, :], weights, window[:, : self.filled], alpha=-1)[:, 0]
 
 
 def products(window: Window, count: int, *vectors: Flat) -> tuple[PerSample, ...]:

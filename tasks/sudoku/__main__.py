@@ -198,9 +198,8 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
         return commands[command](arguments[1:] if named else arguments)
     except Interrupted as stop:
-        print(
-            f"\nStopped; nothing is lost. Go on with:\n  python -m tasks.sudoku train --resume {stop.path}"
-        )
+        print("\nStopped; nothing is lost. Go on with:")
+        print(f"  python -m tasks.sudoku train --resume {stop.path}")
         return 130
     except (ValueError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

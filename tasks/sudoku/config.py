@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
-from implicit.registry import MODES
 from models import GridAttractor, GridSpec, GridTransformer
 from solvers import FixedPointSolver, Picard, get_solver
 from solvers.registry import unknown
@@ -100,9 +99,10 @@ class SudokuConfig(TrainConfig):
         """The backward mode."""
         if self.model == "unrolled":
             return get_backward("unrolled")
-        if MODES.entries[self.backward] is Phantom:
-            return Phantom(steps=self.recorded_steps)
-        return get_backward(self.backward)
+        mode = get_backward(self.backward)
+        if isinstance(mode, Phantom):
+            return dataclasses.replace(mode, steps=self.recorded_steps)
+        return mode
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -62,10 +62,15 @@ def draw(
 ) -> list[Path]:
     """The accuracy curve, and one puzzle as it converges, still and moving."""
     curve = figures["curve"]
-    columns = [
-        [row[name] for row in curve] for name in ("steps", "exact_accuracy", "median_residual")
+    paths = [
+        plot_steps(
+            [row["steps"] for row in curve],
+            [row["exact_accuracy"] for row in curve],
+            [row["median_residual"] for row in curve],
+            folder / "steps.png",
+            "Held-out puzzles against solver steps",
+        )
     ]
-    paths = [plot_steps(*columns, folder / "steps.png", "Held-out puzzles against solver steps")]
     question, target = as_classes([puzzle], board)
     frames = trajectory(model, question[0], FRAMES, lambda logits: logits.softmax(-1))
     asked, answer = question[0].tolist(), (target[0] + 1).tolist()
@@ -84,7 +89,7 @@ def print_figures(title: str, figures: dict[str, Any]) -> None:
     }
     if "median_residual" in figures:
         rows |= {
-            "solver steps": f"{figures['mean_steps']:.1f} on average, {figures['max_steps']} allowed",
+            "solver steps": f"{figures['mean_steps']:.1f} on average of {figures['max_steps']}",
             "median relative residual": f"{figures['median_residual']:.1e}",
             "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
             "same answer from a perturbed start": f"{figures['restart_agreement']:.1%}",

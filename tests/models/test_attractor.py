@@ -52,7 +52,8 @@ def test_gradient_reaches_the_backbone_through_the_equilibrium(model: Attractor)
     # u = v + J^T u, with J = diag over entries here, as the weight is 0.3 times the identity.
     expected = 1 / (1 - 0.3 * slope)
     torch.testing.assert_close(model.backbone.bias.grad, expected.sum(0), rtol=1e-3, atol=0)
-    assert weight.grad is not None and weight.grad.abs().sum() > 0
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
 
 
 def test_start_changes_where_the_solve_begins_not_where_it_ends(model: Attractor) -> None:

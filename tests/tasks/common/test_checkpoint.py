@@ -40,7 +40,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="No checkpoint at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"No checkpoint at .*nowhere"):
         Checkpoint.load(tmp_path / "nowhere")
 
 

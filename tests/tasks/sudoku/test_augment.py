@@ -94,7 +94,8 @@ def test_the_generator_alone_decides() -> None:
     torch.rand(3)
     second = augment(questions, answers, board, generator(7))
     third = augment(questions, answers, board, generator(8))
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
     assert not torch.equal(first[0], third[0])
 
 

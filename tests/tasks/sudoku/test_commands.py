@@ -97,7 +97,8 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ")
+    assert message in error
 
 
 def test_unknown_flag_is_refused() -> None:
@@ -127,7 +128,9 @@ def test_malformed_line_is_named_and_can_be_skipped(
     arguments = ["eval", "--checkpoint", str(run / "checkpoint.safetensors"), "--data", str(data)]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert "bad.csv" in error and "3" in error and "--skip-bad" in error
+    assert "bad.csv" in error
+    assert "3" in error
+    assert "--skip-bad" in error
     with pytest.warns(UserWarning, match="1"):
         assert main([*arguments, "--skip-bad"]) == 0
 

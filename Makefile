@@ -1,0 +1,47 @@
+# Two commands for users: `make sudoku` and `make test`. ARGS are passed on.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help sudoku test lint bench clean
+
+help:
+	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
+	@echo "make test     run all tests"
+	@echo "make lint     formatting, lint, types and import rules"
+	@echo "make bench    time and memory, side by side"
+	@echo "make clean    remove .venv"
+	@echo "ARGS=... is passed on, as in: make sudoku ARGS='--preset tiny'"
+
+sudoku: .venv/user
+	$(BIN)/python -m tasks.sudoku $(ARGS)
+
+# One thread per worker: more threads than cores slow each other down.
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv
+
+# The exact torch first: the others then find it in place.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+.venv/user: .venv/torch pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(PIP) -e '.[dev]'
+	@touch $@ .venv/user
