@@ -9,13 +9,13 @@ from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, PerSample
 
 RUNNING = -1
-# A residual that grows this much beyond the first one has diverged: transient growth of a
-# non-normal map that still converges stays far below.
+# A residual that grows this much beyond the first one, and beyond the first f(y), has diverged:
+# transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
 # A sample has stalled once its residual has set no new record for this many steps, and for a
 # third of its life, having come below this share of rms(f(y)). Above that share, or sooner, a
-# method that is not monotone may still be finding its way.
-STALL_STEPS, STALL_SHARE = 20, 0.01
+# method that is not monotone may still be finding its way; far above its best, it diverges.
+STALL_STEPS, STALL_SHARE, STALL_SPREAD = 20, 0.01, 1e3
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
             converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
             improved = norm < self.best
             if step == 0:
-                self.limit = DIVERGED_GROWTH * norm
+                self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
             all_improved, any_converged = torch.stack((improved.all(), converged.any())).tolist()
             if all_improved and not any_converged and self.all_running:
                 self.value, self.norm, self.best = y, norm, norm
@@ -139,8 +139,10 @@ class Ledger:
         gain = (improved | converged | resumed) & ~settled
         self.best = torch.where(gain, norm, self.best)
         self.last_gain = torch.where(gain, step, self.last_gain)
+        self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
         patience = max(STALL_STEPS, step // 3)
-        stalled = (step - self.last_gain >= patience) & (self.best <= STALL_SHARE * scale)
+        flat = (self.best <= STALL_SHARE * scale) & (norm <= STALL_SPREAD * self.best)
+        stalled = flat & (step - self.last_gain >= patience)
         if self.joint:
             quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row).all(1)
             stalled &= quiet.repeat_interleave(self.layout.samples_per_row)

@@ -1,0 +1,235 @@
+"""What every sample is promised, whatever shares its batch."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import residual
+from torch import Tensor
+
+import solvers
+from solvers import Result
+
+NAMES = solvers.names()
+EACH = pytest.mark.parametrize("name", NAMES)
+SEEDS = st.integers(0, 10_000)
+FEW = settings(max_examples=15, deadline=None)
+
+
+def tight(name: str) -> solvers.FixedPointSolver:
+    return solvers.get_solver(name, rtol=1e-9, atol=1e-12)
+
+
+def f(y: Tensor, rate: Tensor, x: Tensor) -> Tensor:
+    """A map without any product over the batch, so that samples agree to the last bit."""
+    return rate * torch.tanh(y.roll(1, -1) + 0.5 * y) + x
+
+
+def draw(seed: int, batch: int = 6, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    rate = 0.05 + 0.55 * torch.rand(batch, 1, generator=g, dtype=torch.float64)
+    x = torch.randn(batch, size, generator=g, dtype=torch.float64)
+    return torch.zeros_like(x), rate, x
+
+
+@EACH
+@FEW
+@given(seed=SEEDS)
+def test_batch_mates_change_nothing(name: str, seed: int) -> None:
+    y0, rate, x = draw(seed)
+    together = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
+    for i in range(len(y0)):
+        one = slice(i, i + 1)
+        alone = solvers.solve(
+            f, y0[one], rate[one], x[one], solver=tight(name), max_steps=200, throw=False
+        )
+        assert torch.allclose(alone.value[0], together.value[i], atol=1e-12, rtol=0)
+        assert alone.num_steps[0] == together.num_steps[i]
+        assert alone.result[0] == together.result[i]
+
+
+@EACH
+@FEW
+@given(seed=SEEDS)
+def test_batch_order_changes_nothing(name: str, seed: int) -> None:
+    y0, rate, x = draw(seed)
+    order = torch.randperm(len(y0), generator=torch.Generator().manual_seed(seed))
+    a = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
+    b = solvers.solve(
+        f, y0[order], rate[order], x[order], solver=tight(name), max_steps=200, throw=False
+    )
+    assert torch.allclose(a.value[order], b.value, atol=1e-12, rtol=0)
+    assert torch.equal(a.num_steps[order], b.num_steps)
+
+
+@EACH
+@FEW
+@given(seed=SEEDS, exponent=st.integers(-12, 12))
+def test_scaling_the_problem_scales_the_answer(name: str, seed: int, exponent: int) -> None:
+    """A power of two, so that nothing is rounded; `atol` is 0, as it has the units of y."""
+    y0, rate, x = draw(seed)
+    c = 2.0**exponent
+    solver = solvers.get_solver(name, rtol=1e-8, atol=0.0)
+    a = solvers.solve(f, y0, rate, x, solver=solver, max_steps=300)
+    b = solvers.solve(
+        lambda y, rate, x: c * f(y / c, rate, x), y0, rate, x, solver=solver, max_steps=300
+    )
+    assert torch.allclose(b.value, c * a.value, rtol=1e-6)
+    assert b.num_evals == a.num_evals
+
+
+@EACH
+@FEW
+@given(seed=SEEDS)
+def test_affine_contractions_are_solved(name: str, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 5, generator=g, dtype=torch.float64)
+    weight *= 0.9 / torch.linalg.matrix_norm(weight, 2)
+    x = torch.randn(3, 5, generator=g, dtype=torch.float64)
+
+    def affine(y: Tensor, x: Tensor) -> Tensor:
+        return y @ weight.T + x
+
+    s = solvers.solve(affine, torch.zeros_like(x), x, solver=tight(name), max_steps=500)
+    assert torch.allclose(s.value, x @ torch.linalg.inv(torch.eye(5) - weight).T, atol=1e-6)
+
+
+@EACH
+@FEW
+@given(seed=SEEDS)
+def test_permuting_the_entries_permutes_the_answer(name: str, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    weight = 0.2 * torch.randn(5, 5, generator=g, dtype=torch.float64)
+    x, order = torch.randn(3, 5, generator=g, dtype=torch.float64), torch.randperm(5, generator=g)
+
+    def solve(weight: Tensor, x: Tensor) -> solvers.Solution:
+        return solvers.solve(
+            lambda y, x: torch.tanh(y @ weight.T + x), torch.zeros_like(x), x,
+            solver=tight(name), max_steps=500, throw=False,
+        )  # fmt: skip
+
+    a, b = solve(weight, x), solve(weight[order][:, order], x[:, order])
+    assert torch.equal(a.converged, b.converged)
+    done = a.converged
+    assert torch.allclose(a.value[done][:, order], b.value[done], atol=1e-7)
+
+
+@EACH
+@pytest.mark.parametrize("where", ["y0", "args"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_sample_stays_alone(name: str, where: str, bad: float) -> None:
+    """torchdeq runs all samples to the limit, and no flag tells."""
+    y0, rate, x = draw(1)
+    healthy = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200)
+    y0, x = y0.clone(), x.clone()
+    (y0 if where == "y0" else x)[2, 1] = bad
+    s = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
+    others = torch.arange(len(x)) != 2
+    assert s.result[2] == Result.nonfinite
+    assert torch.allclose(s.value[others], healthy.value[others], atol=1e-12, rtol=0)
+    assert torch.equal(s.num_steps[others], healthy.num_steps[others])
+    assert s.converged[others].all()
+    assert s.num_evals <= healthy.num_evals
+
+
+@EACH
+def test_a_diverging_sample_harms_no_other(name: str) -> None:
+    y0, rate, x = draw(2)
+    healthy = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200)
+    wild = torch.zeros(len(x), 1, dtype=torch.float64)
+    wild[3] = 1.0
+
+    def g(y: Tensor, rate: Tensor, x: Tensor, wild: Tensor) -> Tensor:
+        return torch.where(wild > 0, y + 1 + y.abs(), f(y, rate, x))
+
+    s = solvers.solve(g, y0, rate, x, wild, solver=tight(name), max_steps=200, throw=False)
+    others = torch.arange(len(x)) != 3
+    assert not s.converged[3]
+    assert torch.allclose(s.value[others], healthy.value[others], atol=1e-12, rtol=0)
+
+
+@EACH
+def test_work_follows_need(name: str) -> None:
+    """torchdeq evaluates 2200, 5400 and 900 rows on such a batch."""
+    g = torch.Generator().manual_seed(0)
+    rate = torch.full((100, 1), 0.3, dtype=torch.float64)
+    rate[::10] = 0.97
+    x = torch.randn(100, 8, generator=g, dtype=torch.float64)
+
+    def h(y: Tensor, rate: Tensor, x: Tensor) -> Tensor:
+        return rate * torch.sin(y.roll(1, -1)) + 0.1 * x
+
+    solver = solvers.get_solver(name, rtol=1e-6)
+    kinds = {}
+    for compact in (True, False):
+        kinds[compact] = solvers.solve(
+            h, torch.zeros_like(x), rate, x, solver=solver, max_steps=2000, compact=compact
+        )
+    assert torch.allclose(kinds[True].value, kinds[False].value, atol=1e-12)
+    assert torch.equal(kinds[True].num_steps, kinds[False].num_steps)
+    assert kinds[False].rows_evaluated == 100 * kinds[False].num_evals
+    needed = int((kinds[True].num_steps + 1).sum())
+    assert kinds[True].rows_evaluated <= 1.35 * needed
+
+
+@EACH
+def test_coupled_samples_without_args_have_no_stale_verdict(name: str) -> None:
+    """Sample 0 is solved at once, until sample 1 arrives; its verdict must be the final one."""
+
+    def g(y: Tensor) -> Tensor:
+        return torch.stack((0.9 * y[1], 0.5 * y[1] + 1))
+
+    s = solvers.solve(g, torch.zeros(2, 1, dtype=torch.float64), solver=tight(name), max_steps=300)
+    assert torch.allclose(s.value.flatten(), torch.tensor([1.8, 2.0], dtype=torch.float64))
+    assert torch.allclose(s.residual, residual(g, s.value), atol=1e-12)
+
+
+@EACH
+def test_one_unbatched_state(name: str) -> None:
+    """torchdeq takes a state of shape (d,) for d scalar problems."""
+    weight = torch.tensor([[0.0, 0.8], [-0.8, 0.0]], dtype=torch.float64)
+    b = torch.ones(2, dtype=torch.float64)
+    s = solvers.solve(
+        lambda y: weight @ y + b, torch.zeros(2, dtype=torch.float64), solver=tight(name),
+        batch_dims=0, max_steps=300,
+    )  # fmt: skip
+    assert s.residual.shape == s.converged.shape == ()
+    assert torch.allclose(s.value, torch.linalg.solve(torch.eye(2) - weight, b))
+
+
+@EACH
+def test_tokens_have_verdicts_of_their_own(name: str) -> None:
+    y0, rate, x = draw(4, batch=12)
+    flat = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
+    tokens = solvers.solve(
+        f, y0.view(3, 4, 4), rate.view(3, 4, 1), x.view(3, 4, 4), solver=tight(name),
+        max_steps=200, batch_dims=2, throw=False,
+    )  # fmt: skip
+    assert tokens.residual.shape == (3, 4)
+    assert torch.equal(tokens.num_steps.flatten(), flat.num_steps)
+    assert torch.allclose(tokens.value.flatten(0, 1), flat.value, atol=1e-12)
+
+
+@EACH
+def test_coupled_tokens_report_the_joint_residual(name: str) -> None:
+    x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def causal(y: Tensor, x: Tensor) -> Tensor:
+        return 0.8 * torch.tanh(y.cumsum(1) / 3) + x
+
+    s = solvers.solve(causal, x, x, solver=tight(name), max_steps=400, batch_dims=2, throw=False)
+    true = (causal(s.value, x) - s.value).square().mean(-1).sqrt()
+    assert torch.allclose(s.residual, true, atol=1e-12)
+
+
+@EACH
+def test_trees_keep_structure_and_dtypes(name: str) -> None:
+    y0 = {"a": torch.zeros(3, 2), "b": (torch.zeros(3, dtype=torch.float64),)}
+
+    def g(y: dict, x: Tensor) -> dict:
+        return {"a": 0.5 * y["a"] + x, "b": (0.5 * y["b"][0] + y["a"].double().sum(1),)}
+
+    s = solvers.solve(g, y0, torch.ones(3, 2), solver=name)
+    assert s.value["a"].dtype == torch.float32
+    assert s.value["b"][0].dtype == torch.float64
+    assert torch.allclose(s.value["b"][0], torch.full((3,), 8.0, dtype=torch.float64), atol=1e-3)
