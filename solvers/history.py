@@ -78,7 +78,8 @@ class History(NamedTuple):
         """
         gram = self.gram[:, : self.filled, : self.filled]
         diagonal = gram.diagonal(dim1=1, dim2=2).abs()
-        scale = torch.where(diagonal > 0, diagonal.rsqrt(), 1.0)
+        # Safe before the root, not after: autograd would turn 0 * inf into NaN.
+        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         scaled = gram * scale[:, :, None] * scale[:, None, :]
         # An all-zero slot (a sample that did not move) must not make the matrix singular.
         lift = torch.where(diagonal > 0, ridge, 1.0)
