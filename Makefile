@@ -23,11 +23,11 @@ test: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider benchmarks $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv

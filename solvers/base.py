@@ -107,7 +107,7 @@ class _Evaluation:
         try:
             returned = self.f(state, *self.args)
             returned = self.layout.accept(state, returned, self.autocast)
-        except Exception as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if self.num_rows < self.layout.num_rows:
                 error.add_note(
                     f"`f` was called on {self.num_rows} of {self.layout.num_rows} rows, because "

@@ -1,6 +1,9 @@
 """What the repository promises about itself."""
 
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,16 @@ import solvers
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["solvers", "implicit", "models", "tasks"]
-FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+FOLDERS = [*PACKAGES, "tests", "benchmarks"]
+FILES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
+TASKS = sorted(f"tasks.{path.parent.name}" for path in (ROOT / "tasks").glob("*/__main__.py"))
+TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 
 
 def table(heading: str) -> list[str]:
     """First column of the README's table under a heading."""
     section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 
 def test_readme_lists_every_solver() -> None:
@@ -36,13 +42,29 @@ def test_readme_example_runs() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_named_for_what_they_hold(path: Path) -> None:
-    assert path.name not in {"utils.py", "helpers.py", "misc.py"}
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    assert not {"util", "utils", "helper", "helpers", "misc"} & set(parts)
     assert len(path.read_text().splitlines()) <= 400
 
 
 def test_wheel_holds_the_four_packages_only() -> None:
-    found = find_packages(str(ROOT), include=[f"{name}*" for name in PACKAGES])
+    found = set(find_packages(str(ROOT), **TOOLS["setuptools"]["packages"]["find"]))
     assert {name.split(".")[0] for name in found} == set(PACKAGES)
+    assert {"tasks.common", *TASKS} <= found
+
+
+def test_imports_keep_the_contracts() -> None:
+    command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    run = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_contracts_name_every_task() -> None:
+    contracts = {contract["type"]: contract for contract in TOOLS["importlinter"]["contracts"]}
+    assert sorted(contracts["independence"]["modules"]) == TASKS
+    assert sorted(contracts["forbidden"]["forbidden_modules"]) == TASKS
 
 
 def test_torch_is_pinned() -> None:

@@ -15,7 +15,7 @@ from tasks.common.checkpoint import Checkpoint, CheckpointError
 from tasks.common.device import choose_device
 from tasks.common.plots import plot_learning
 from tasks.common.train import Interrupted, Trainer
-from tasks.sudoku.board import Board, format_grid, parse
+from tasks.sudoku.board import Board, Puzzle, format_grid, parse
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig, preset
 from tasks.sudoku.evaluate import draw, evaluate_puzzles, print_figures, solve_puzzles
 from tasks.sudoku.files import read_puzzles
@@ -78,9 +78,56 @@ class SolveOptions:
     device: str = "auto"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a training command begins with."""
+
+    preset: str
+    config: SudokuConfig
+    folder: Path
+    checkpoint: Checkpoint | None
+
+
 def train(arguments: list[str]) -> int:
     """Train, evaluate, draw, and print the result."""
     began = time.monotonic()
+    start = _start(arguments)
+    config, folder = start.config, start.folder
+    torch.manual_seed(config.seed)
+    print(f"Making {config.train_puzzles} + {config.test_puzzles} puzzles ...", flush=True)
+    train_set, test_set = make_puzzles(config)
+    trainer = Trainer(
+        task=SudokuTask(config.board, train_set, test_set, config.eval_steps),
+        model=config.build().to(choose_device(config.device)),
+        config=config,
+        folder=folder,
+        max_steps=config.train_steps,
+        meta={"task": "sudoku", "preset": start.preset, "config": config.to_json()},
+    )
+    if start.checkpoint is not None:
+        trainer.restore(start.checkpoint)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
+    trainer.run()
+    result = {
+        "task": "sudoku",
+        "preset": start.preset,
+        "parameters": parameters,
+        "train_steps": trainer.step,
+        "train_minutes": round(trainer.seconds / 60, 2),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "eval": _evaluate_run(trainer, start.preset, test_set),
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "config": config.to_json(),
+    }
+    _finish(result, folder / "result.json")
+    print(f"Checkpoint, log and pictures are in {folder}")
+    return 0
+
+
+def _start(arguments: list[str]) -> _Start:
+    """A new run from a preset and flags, or an old one from its checkpoint."""
     arguments, resume = _take(arguments, "--resume")
     arguments, name = _take(arguments, "--preset")
     if resume is not None:
@@ -88,53 +135,29 @@ def train(arguments: list[str]) -> int:
             raise ValueError("`--resume` takes its options from the checkpoint: drop the others.")
         path = Path(resume)
         checkpoint = Checkpoint.load(path)
-        config, folder = read_config(checkpoint, path), path.parent
-        name = checkpoint.meta["preset"]
-    else:
-        name = name or DEFAULT_PRESET
-        config = tyro.cli(
-            SudokuConfig, args=arguments, default=preset(name), prog="tasks.sudoku train"
+        return _Start(
+            checkpoint.meta["preset"], read_config(checkpoint, path), path.parent, checkpoint
         )
-        checkpoint, folder = None, new_folder(config.out, _run_name(name, config))
-    torch.manual_seed(config.seed)
-    print(f"Making {config.train_puzzles} + {config.test_puzzles} puzzles ...", flush=True)
-    train_set, test_set = make_puzzles(config)
-    model = config.build().to(choose_device(config.device))
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
-    trainer = Trainer(
-        task=SudokuTask(config.board, train_set, test_set, config.eval_steps),
-        model=model,
-        config=config,
-        folder=folder,
-        max_steps=config.train_steps,
-        meta={"task": "sudoku", "preset": name, "config": config.to_json()},
-    )
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    trainer.run()
-    trained, _ = load_model(trainer.path, device=config.device)
+    name = name or DEFAULT_PRESET
+    config = tyro.cli(SudokuConfig, args=arguments, default=preset(name), prog="tasks.sudoku train")
+    choose_device(config.device)
+    return _Start(name, config, new_folder(config.out, _run_name(name, config)), None)
+
+
+def _evaluate_run(trainer: Trainer, name: str, puzzles: list[Puzzle]) -> dict[str, Any]:
+    """Measure and draw a finished run; an interruption loses nothing here either."""
+    config: Any = trainer.config
     print("Evaluating ...", flush=True)
-    figures = evaluate_puzzles(trained, test_set, config.board, config.eval_steps)
-    plot_learning(trainer.history, folder / "learning.png")
-    if isinstance(trained, GridAttractor):
-        draw(trained, test_set[0], figures, config.board, folder)
-    print_figures(f"{config.model} on {len(test_set)} held-out puzzles ({name})", figures)
-    result = {
-        "task": "sudoku",
-        "preset": name,
-        "parameters": parameters,
-        "train_steps": trainer.step,
-        "train_minutes": round(trainer.seconds / 60, 2),
-        "wall_seconds": round(time.monotonic() - began, 1),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "eval": figures,
-        "config": config.to_json(),
-    }
-    _finish(result, folder / "result.json")
-    print(f"Checkpoint, log and pictures are in {folder}")
-    return 0
+    try:
+        model, _ = load_model(trainer.path, device=config.device)
+        figures = evaluate_puzzles(model, puzzles, config.board, config.eval_steps)
+        plot_learning(trainer.history, trainer.folder / "learning.png")
+        if isinstance(model, GridAttractor):
+            draw(model, puzzles[0], figures, config.board, trainer.folder)
+    except KeyboardInterrupt:
+        raise Interrupted(trainer.path) from None
+    print_figures(f"{config.model} on {len(puzzles)} held-out puzzles ({name})", figures)
+    return figures
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -200,6 +223,9 @@ def main(arguments: list[str]) -> int:
     except Interrupted as stop:
         print("\nStopped; nothing is lost. Go on with:")
         print(f"  python -m tasks.sudoku train --resume {stop.path}")
+        return 130
+    except KeyboardInterrupt:
+        print("\nStopped before there was anything to keep.")
         return 130
     except (ValueError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -85,3 +85,16 @@ def test_log_has_a_row_per_interval_and_nothing_else_is_left(tmp_path: Path) -> 
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"checkpoint.safetensors", "log.jsonl", "tensorboard"}
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize("layout", ["candidates", "cells"])
+@pytest.mark.parametrize("model", ["attractor", "unrolled", "transformer"])
+@pytest.mark.parametrize("backward", ["phantom", "jacobian_free"])
+def test_every_model_trains(tmp_path: Path, model: str, layout: str, backward: str) -> None:
+    trainer = make(tmp_path, Recorder(), steps=6, model=model, layout=layout, backward=backward)
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.run()
+    assert all(
+        not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)
+    )
+    assert all(row["loss"] == row["loss"] for row in trainer.history)
