@@ -14,6 +14,7 @@ class TrainConfig:
             interrupted and resumed run repeats the uninterrupted one exactly.
         seed: Seed of the weights, the data and the augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
         out: Folder for checkpoint, log, pictures and result; by default a new one in `runs/`.
         batch_size: Puzzles per batch.
         segments: Supervised segments per batch: each ends in a loss and an optimiser step,
@@ -29,6 +30,7 @@ class TrainConfig:
     steps: int | None = None
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None
     out: Path | None = None
     batch_size: int = 64
     segments: int = 4
@@ -44,5 +46,7 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")

@@ -94,6 +94,8 @@ def train(arguments: list[str]) -> int:
     start = _start(arguments)
     config, folder = start.config, start.folder
     torch.manual_seed(config.seed)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     print(f"Making {config.train_puzzles} + {config.test_puzzles} puzzles ...", flush=True)
     train_set, test_set = make_puzzles(config)
     trainer = Trainer(

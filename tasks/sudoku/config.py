@@ -113,7 +113,14 @@ class SudokuConfig(TrainConfig):
 
 PRESETS: dict[str, SudokuConfig] = {
     "tiny": SudokuConfig(
-        side=4, min_clues=4, max_clues=6, minimal=True, minutes=0.5, test_puzzles=500, eval_steps=32
+        side=4,
+        min_clues=4,
+        max_clues=6,
+        minimal=True,
+        minutes=0.5,
+        threads=1,
+        test_puzzles=500,
+        eval_steps=32,
     ),
     "mini": SudokuConfig(side=6, min_clues=9, max_clues=11, minutes=2.5, test_puzzles=500),
     "standard": SudokuConfig(minutes=8.0),
@@ -121,7 +128,7 @@ PRESETS: dict[str, SudokuConfig] = {
         min_clues=22,
         max_clues=26,
         minimal=True,
-        minutes=25.0,
+        minutes=20.0,
         segments=8,
         learning_rate=3e-3,
         recorded_steps=3,
