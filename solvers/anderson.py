@@ -9,7 +9,7 @@ from solvers.base import FixedPointSolver
 from solvers.history import History, products
 from solvers.picard import check_damping
 from solvers.registry import register
-from solvers.types import Flat
+from solvers.types import Flat, Index
 
 
 @final
@@ -65,6 +65,10 @@ class Anderson(FixedPointSolver):
     def init(self, y: Flat) -> History:
         """An empty window."""
         return History.empty(y, self.history)
+
+    def keep(self, carry: History, samples: Index) -> History:
+        """Drop all but these samples."""
+        return carry.keep(samples)
 
     def step(self, y: Flat, fy: Flat, carry: History) -> tuple[Flat, History]:
         """Extrapolate; see the class docstring for the update."""

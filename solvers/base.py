@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from solvers.layout import Layout, take_rows
 from solvers.ledger import Ledger
 from solvers.solution import Solution
-from solvers.types import Flat, Map, State
+from solvers.types import Flat, Index, Map, State
 
 # Samples are dropped from the batch once this share of it has stopped: copying what is left
 # costs about as much as one update, so small gains are not worth it.
@@ -53,6 +53,10 @@ class FixedPointSolver(ABC):
     def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
         """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
 
+    def keep(self, carry: Any, samples: Index) -> Any:
+        """Drop all but these samples, in ascending order, from the memory."""
+        return take_rows(carry, samples)
+
     def iterate(
         self,
         f: Map,
@@ -82,9 +86,12 @@ class FixedPointSolver(ABC):
             if compact and args and num_running < len(y):
                 kept = ledger.compact(COMPACT_SHARE)
                 if kept is not None:
+                    # One by one, and the arguments last, so that memory does not peak here.
                     rows, samples = kept
+                    y = y.index_select(0, samples)
+                    fy = fy.index_select(0, samples)
+                    carry = self.keep(carry, samples)
                     evaluate.keep(rows)
-                    y, fy, carry = take_rows((y, fy, carry), samples)
             with evaluate.full_precision():
                 y, carry = self.step(y, fy, carry)
             y = ledger.advance(layout.round(y))

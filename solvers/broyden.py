@@ -7,7 +7,7 @@ from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
 from solvers.history import History, products
 from solvers.registry import register
-from solvers.types import Flat
+from solvers.types import Flat, Index
 
 
 @final
@@ -57,6 +57,10 @@ class Broyden(FixedPointSolver):
     def init(self, y: Flat) -> History:
         """An empty window that grows on demand."""
         return History.empty(y, min(self.history, 4))
+
+    def keep(self, carry: History, samples: Index) -> History:
+        """Drop all but these samples."""
+        return carry.keep(samples)
 
     def step(self, y: Flat, fy: Flat, carry: History) -> tuple[Flat, History]:
         """One quasi-Newton step; see the class docstring for the update."""

@@ -35,7 +35,8 @@ class Ledger:
         self.independent = independent
         self.joint = layout.batch_dims > 1
         count = len(y)
-        self.value = y
+        # Copied now, so that memory is the same whether or not samples stop at different times.
+        self.value = y.clone()
         self.norm = y.new_full((count,), math.inf, requires_grad=False)
         self.best = self.norm
         self.limit = self.norm
@@ -57,14 +58,14 @@ class Ledger:
                 self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
             all_improved, any_converged = torch.stack((improved.all(), converged.any())).tolist()
             if all_improved and not any_converged and self.all_running:
-                self.value, self.norm, self.best = y, norm, norm
+                self.norm, self.best = norm, norm
                 self.last_gain.fill_(step)
-                return len(y)
-            settled = self._settled()
-            recorded = self._judge(norm, scale, converged, improved, settled, step)
-            num_running = int((self.result == RUNNING).sum())
-            self.all_running = num_running == len(y)
-        self.value = torch.where(recorded[:, None], y, self.value)
+                recorded, num_running = improved, len(y)
+            else:
+                recorded = self._judge(norm, scale, converged, improved, self._settled(), step)
+                num_running = int((self.result == RUNNING).sum())
+                self.all_running = num_running == len(y)
+        self._store(recorded, y)
         return num_running
 
     def advance(self, y: Flat) -> Flat:
@@ -116,6 +117,15 @@ class Ledger:
             num_evals=num_evals,
             rows_evaluated=rows_evaluated,
         )
+
+    def _store(self, recorded: torch.Tensor, y: Flat) -> None:
+        """Take over some points, in place unless autograd records the solver."""
+        if torch.is_grad_enabled():
+            self.value = torch.where(recorded[:, None], y, self.value)
+        elif bool(recorded.all()):
+            self.value.copy_(y)
+        else:
+            self.value[recorded] = y[recorded]
 
     def _settled(self) -> torch.Tensor:
         """Samples whose verdict is final."""

@@ -4,26 +4,50 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+DPI = 150
 
 
 def plot_learning(history: Sequence[dict[str, float]], path: Path) -> Path:
-    """Loss, accuracies and residual against minutes; rows may lack keys."""
-    figure = Figure(figsize=(7, 7), layout="constrained")
+    """Loss, accuracies and residual of training against minutes, one panel each.
+
+    Args:
+        history: Rows with `minutes` and any of `loss` (nats per cell), `cell_accuracy`,
+            `exact_accuracy`, `test_exact` (shares in [0, 1], drawn in %) and `residual`. A
+            curve connects the rows that have its key; a panel without any says so.
+        path: The PNG, in a folder that exists.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7, 7.5), layout="constrained")
     loss, accuracy, residual = figure.subplots(3, 1, sharex=True)
-    _line(loss, history, "loss", "training loss", BLUE)
+    _curve(loss, history, "loss", "training batch")
     loss.set(yscale="log", ylabel="loss (nats per cell)")
-    _line(accuracy, history, "cell_accuracy", "cells, training batch", BLUE, 100)
-    _line(accuracy, history, "exact_accuracy", "exact, training batch", ORANGE, 100)
-    _line(accuracy, history, "test_exact", "exact, held-out", GREEN, 100, marker="o")
-    accuracy.set(ylabel="accuracy (%)", ylim=(0, 102))
-    accuracy.legend(frameon=False)
-    _line(residual, history, "residual", "median", BLUE)
-    residual.set(yscale="log", ylabel="residual after the\nfree steps", xlabel="minutes")
-    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    _curve(accuracy, history, "cell_accuracy", "cells right, training batch", scale=100)
+    _curve(accuracy, history, "exact_accuracy", "all right, training batch", ORANGE, scale=100)
+    _curve(accuracy, history, "test_exact", "all right, held-out", GREEN, scale=100, marker="o")
+    accuracy.set(ylabel="accuracy (%)", ylim=(-3, 103))
+    _curve(residual, history, "residual", "training batch")
+    residual.set(yscale="log", ylabel="median residual\nrms of f(y) \N{MINUS SIGN} y")
+    residual.set_xlabel("training time (minutes)")
+    for axes in (loss, accuracy, residual):
+        _tidy(axes)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
+            axes.set_yticks([], minor=False)
+            axes.set_yticks([], minor=True)
+    if accuracy.lines:
+        accuracy.legend(frameon=False, fontsize=9)
+    figure.align_ylabels()
+    return _save_png(figure, path)
 
 
 def plot_steps(
@@ -33,39 +57,101 @@ def plot_steps(
     path: Path,
     title: str,
 ) -> Path:
-    """Exact accuracy (share, drawn in %) and median relative residual against solver steps."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Exact accuracy, and on a second axis the residual, against the number of solver steps.
+
+    Args:
+        steps: Solver steps, on an axis of powers of two; 0 is drawn one unit left of 1.
+        exact: Share of samples that are right throughout, in [0, 1]; drawn in %.
+        residual: Median of rms(f(y) - y) / rms(y); NaN leaves a gap.
+        path: The PNG, in a folder that exists.
+        title: Above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: The lists differ in length.
+        OSError: The file cannot be written.
+    """
+    if not len(steps) == len(exact) == len(residual):
+        raise ValueError(
+            "`steps`, `exact` and `residual` must have the same length: got "
+            f"{len(steps)}, {len(exact)} and {len(residual)}."
+        )
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
     left = figure.subplots()
-    left.plot(steps, [100 * share for share in exact], "o-", color=BLUE)
-    left.set_xscale("log", base=2)
-    left.set_xticks(list(steps), [str(step) for step in steps])
-    left.set(xlabel="solver steps", ylim=(0, 102), title=title)
-    left.set_ylabel("exact accuracy (%)", color=BLUE)
     right = left.twinx()
-    right.plot(steps, residual, "s--", color=ORANGE)
+    left.plot(steps, [100 * share for share in exact], "o-", color=BLUE)
+    right.plot(steps, residual, "s--", color=ORANGE, markersize=5)
+    if 0 in steps:
+        left.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        left.set_xscale("log", base=2)
+    left.set_xticks(list(steps), [str(step) for step in steps])
+    left.set_xticks([], minor=True)
+    left.set(xlabel="solver steps", ylim=(-3, 103), title=title)
+    left.set_ylabel("exact accuracy (%)  \N{BLACK CIRCLE}", color=BLUE)
+    left.tick_params(axis="y", labelcolor=BLUE)
     right.set_yscale("log")
-    right.set_ylabel("median relative residual", color=ORANGE)
-    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    right.set_ylabel("median relative residual  \N{BLACK SQUARE}", color=ORANGE)
+    right.tick_params(axis="y", which="both", labelcolor=ORANGE)
+    _tidy(left)
+    right.spines["top"].set_visible(False)
+    return _save_png(figure, path)
 
 
 def save(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+
+    A failure leaves an old file at `path` as it was, and no temporary file.
+
+    Raises:
+        OSError: The file cannot be written; of the class that the system raised.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        # The system's message would name the temporary file, which nobody asked for.
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}). Make sure that its folder "
+            "exists, is writable and has room, or name another."
+        ) from error
+    finally:
+        # `unlink` would hide the message above where the folder is no folder.
+        if temporary.exists():
+            temporary.unlink()
     return path
 
 
-def _line(
-    axes: "object",
+def _save_png(figure: Figure, path: Path) -> Path:
+    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+
+
+def _curve(
+    axes: Axes,
     history: Sequence[dict[str, float]],
     key: str,
     label: str,
-    color: str,
+    color: str = BLUE,
+    *,
     scale: float = 1.0,
     marker: str = "",
 ) -> None:
     rows = [row for row in history if key in row]
+    if not rows:
+        return
     minutes = [row["minutes"] for row in rows]
     values = [scale * row[key] for row in rows]
-    axes.plot(minutes, values, color=color, label=label, marker=marker)  # type: ignore[attr-defined]
+    # One point makes no line: it needs a marker to be seen.
+    marker = marker or ("." if len(rows) == 1 else "")
+    axes.plot(
+        minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5
+    )
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines["top"].set_visible(False)
