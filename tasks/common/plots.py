@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,16 +31,19 @@ def plot_learning(history: Sequence[dict[str, float]], path: Path) -> Path:
     figure = Figure(figsize=(7, 7.5), layout="constrained")
     loss, accuracy, residual = figure.subplots(3, 1, sharex=True)
     _curve(loss, history, "loss", "training batch")
-    loss.set(yscale="log", ylabel="loss (nats per cell)")
+    loss.set_ylabel("loss (nats per cell)")
+    _log_scale(loss)
     _curve(accuracy, history, "cell_accuracy", "cells right, training batch", scale=100)
     _curve(accuracy, history, "exact_accuracy", "all right, training batch", ORANGE, scale=100)
     _curve(accuracy, history, "test_exact", "all right, held-out", GREEN, scale=100, marker="o")
     accuracy.set(ylabel="accuracy (%)", ylim=(-3, 103))
     _curve(residual, history, "residual", "training batch")
-    residual.set(yscale="log", ylabel="median residual\nrms of f(y) \N{MINUS SIGN} y")
+    residual.set_ylabel("median residual\nrms of f(y) \N{MINUS SIGN} y")
+    _log_scale(residual)
     residual.set_xlabel("training time (minutes)")
     for axes in (loss, accuracy, residual):
         _tidy(axes)
+        axes.spines["right"].set_visible(False)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
             axes.set_yticks([], minor=False)
@@ -92,7 +96,7 @@ def plot_steps(
     left.set(xlabel="solver steps", ylim=(-3, 103), title=title)
     left.set_ylabel("exact accuracy (%)  \N{BLACK CIRCLE}", color=BLUE)
     left.tick_params(axis="y", labelcolor=BLUE)
-    right.set_yscale("log")
+    _log_scale(right)
     right.set_ylabel("median relative residual  \N{BLACK SQUARE}", color=ORANGE)
     right.tick_params(axis="y", which="both", labelcolor=ORANGE)
     _tidy(left)
@@ -145,10 +149,15 @@ def _curve(
     minutes = [row["minutes"] for row in rows]
     values = [scale * row[key] for row in rows]
     # One point makes no line: it needs a marker to be seen.
-    marker = marker or ("." if len(rows) == 1 else "")
-    axes.plot(
-        minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5
-    )
+    marker = marker or ("o" if len(rows) == 1 else "")
+    axes.plot(minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5)
+
+
+def _log_scale(axes: Axes) -> None:
+    """A logarithmic y axis; a linear one if no value is above 0, as in an exact solve."""
+    values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
+    if any(y > 0 for y in values):
+        axes.set_yscale("log")
 
 
 def _tidy(axes: Axes) -> None:
