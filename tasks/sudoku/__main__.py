@@ -202,11 +202,15 @@ def solve(arguments: list[str]) -> int:
             f"{path} solves {config.board.name} boards, but the puzzle is {board.name}."
         )
     max_steps = config.eval_steps if options.max_steps is None else options.max_steps
+    print(f"Solving with {path}")
     solved = solve_puzzles(model, questions, max_steps)
     for question, found in zip(questions, solved, strict=True):
         print(format_grid(found.answer, given=question))
         verdict = "a valid solution" if found.valid else "NOT a valid solution"
-        print(f"{found.num_steps} solver steps, residual {found.residual:.1e}: {verdict}\n")
+        effort = f"{found.num_steps} solver steps, residual {found.residual:.1e}"
+        if not isinstance(model, GridAttractor):
+            effort = "one pass without a solver"
+        print(f"{effort}: {verdict}\n")
     return 0 if all(found.valid for found in solved) else 1
 
 

@@ -46,12 +46,18 @@ def new_folder(wanted: Path | None, name: str) -> Path:
 def newest_checkpoint(num_cells: int) -> Path:
     """The last trained checkpoint in `runs/` for boards of this size.
 
+    Baselines, and checkpoints of other versions, must be named to be used.
+
     Raises:
         CheckpointError: There is none.
     """
     found = sorted(RUNS.glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
-        if read_config(Checkpoint.load(path), path).board.num_cells == num_cells:
+        try:
+            config = read_config(Checkpoint.load(path), path)
+        except CheckpointError:
+            continue
+        if config.board.num_cells == num_cells and config.model != "transformer":
             return path
     raise CheckpointError(
         f"No checkpoint for boards of {num_cells} cells under {RUNS}. Train one with `python -m "

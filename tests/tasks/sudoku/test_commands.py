@@ -105,6 +105,21 @@ def test_bad_input_has_a_clear_error(
     assert "Traceback" not in error
 
 
+def test_newest_run_is_found_and_baselines_and_broken_files_are_passed_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "sudoku" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.safetensors").write_bytes((run / "checkpoint.safetensors").read_bytes())
+    broken = tmp_path / "runs" / "sudoku" / "broken"
+    broken.mkdir()
+    (broken / "checkpoint.safetensors").write_bytes(b"nothing")
+    assert main(["train", *TINY, "--steps", "2", "--model", "transformer"]) == 0
+    capsys.readouterr()
+    assert main(["solve", "1234341221.343.1"]) in (0, 1)
+    assert "Solving with runs/sudoku/mine/" in capsys.readouterr().out
+
+
 def test_unknown_flag_is_refused() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "--preset", "tiny", "--minuts", "1"])
