@@ -47,9 +47,6 @@ def fixed_point(
         ValueError: Unknown names, a bad budget, or `f` changed the shape of the state.
         TypeError: `y0` is not floating point, or `f` changed dtype or structure.
 
-    References:
-        S. Bai, J. Z. Kolter, V. Koltun, Deep Equilibrium Models, NeurIPS 2019.
-
     Example:
         >>> x = torch.ones(1, 1, requires_grad=True)
         >>> s = fixed_point(lambda y, x: torch.cos(y) * x, torch.zeros(1, 1), x)
