@@ -7,6 +7,10 @@
 >>> s.value.sum().backward()
 >>> x.grad[0].round(decimals=3).tolist()
 [2.0, 2.0, 2.0]
+
+During one call `f` is taken to be one fixed function, and is called as often as the solver and
+the backward mode need. Dropout inside `f` draws another mask in every call, and BatchNorm in
+training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
 """
 
 from implicit.base import BackwardMode, SolveContext

@@ -1,5 +1,6 @@
 """The exact gradient, by the implicit function theorem."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ class Exact(BackwardMode):
     raises an error.
 
     Args:
-        solver: Name or instance for the adjoint equation; by default the forward solver,
-            with its tolerances.
+        solver: Name or instance for the adjoint equation; by default the forward solver.
+            Unless it is an instance, its tolerance is relative to u alone.
         max_steps: Budget of the adjoint solve; by default the forward budget.
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
             found, or "raise" a `SolveError` out of the backward pass.
@@ -62,6 +63,12 @@ class Exact(BackwardMode):
     def __post_init__(self) -> None:
         if self.solver is not None:
             SOLVERS.resolve(self.solver)
+        if self.max_steps is not None and not (
+            isinstance(self.max_steps, int) and self.max_steps >= 0
+        ):
+            raise ValueError(
+                f"`max_steps` must be an integer of at least 0, got {self.max_steps!r}."
+            )
         if self.on_failure not in ("warn", "raise"):
             raise ValueError(f"`on_failure` must be 'warn' or 'raise', got {self.on_failure!r}.")
 
@@ -107,13 +114,21 @@ class Exact(BackwardMode):
 
         return graft(y_star, path, pull)
 
+    def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
+        if isinstance(self.solver, FixedPointSolver):
+            return self.solver
+        solver = context.solver if self.solver is None else SOLVERS.get(self.solver)
+        # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
+        # divided by a large batch would end the solve at once. Relative tolerance only.
+        return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
+
     def _solve(
         self,
         adjoint: Callable[[list[Tensor]], list[Tensor]],
         v: Sequence[Tensor],
         context: SolveContext,
     ) -> list[Tensor]:
-        solver = context.solver if self.solver is None else SOLVERS.resolve(self.solver)
+        solver = self._adjoint_solver(context)
         max_steps = context.max_steps if self.max_steps is None else self.max_steps
         with torch.no_grad():
             solution = solver.iterate(

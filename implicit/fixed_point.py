@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from implicit.base import BackwardMode, SolveContext
 from implicit.registry import MODES
@@ -55,6 +56,7 @@ def fixed_point(
         (0.739, 0.442)
     """
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
+    _refuse_forward_mode(mode)
     record = torch.is_grad_enabled()
     with torch.set_grad_enabled(record and mode.records_solver):
         solution = chosen.iterate(
@@ -74,3 +76,13 @@ def fixed_point(
         return layout.accept(y, f(y, *args), autocast)
 
     return dataclasses.replace(solution, value=mode.attach(closed, solution.value, context))
+
+
+def _refuse_forward_mode(mode: BackwardMode) -> None:
+    """Tangents pass through a solve without gradients, and would be silently wrong."""
+    level = torch._C._functorch.peek_interpreter_stack()
+    transformed = level is not None and level.key() == torch._C._functorch.TransformType.Jvp
+    if (transformed or forward_ad._current_level >= 0) and not mode.records_solver:
+        raise NotImplementedError(
+            f"Forward-mode derivatives need `backward='unrolled'`, got {type(mode).__name__}."
+        )

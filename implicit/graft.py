@@ -19,6 +19,11 @@ def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
     If `pull` is made of differentiable operations, it is differentiated in turn with
     respect to the inputs and v.
     """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(
+            "`exact` and `jacobian_free` do not work under torch.func transforms yet. Use "
+            "torch.autograd, or `backward='unrolled'` or 'phantom'."
+        )
     leaves, spec = pytree.tree_flatten(value)
     grafted = _Graft.apply(pull, len(leaves), *leaves, *inputs)
     return pytree.tree_unflatten(list(grafted), spec)
@@ -29,7 +34,8 @@ class _Graft(torch.autograd.Function):
     def forward(ctx: Any, pull: Pull, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.pull, ctx.count = pull, count
         ctx.save_for_backward(*tensors[count:])
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+        # Fresh tensors, not views, so that the caller may change the value in place.
+        return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:

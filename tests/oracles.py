@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from solvers.types import State
 
 
 def solve_densely(f: Callable[..., Tensor], y: Tensor, *args: Tensor, steps: int = 60) -> Tensor:
@@ -32,3 +35,30 @@ def dense_gradient(
     matrix = torch.eye(size, dtype=y_star.dtype) - jacobian.reshape(size, size)
     u = torch.linalg.solve(matrix.T, v.flatten()).view_as(v)
     return list(torch.autograd.grad(f(y_star, *args), wanted, u, retain_graph=True))
+
+
+def state_gradient(
+    f: Callable[..., State],
+    y_star: State,
+    args: tuple[Tensor, ...],
+    v: State,
+    wanted: list[Tensor],
+) -> list[Tensor]:
+    """`dense_gradient` for a state of any structure: the leaves are joined to one vector."""
+    leaves, spec = pytree.tree_flatten(y_star)
+
+    def joined(y: Tensor, *args: Tensor) -> Tensor:
+        parts = y.split([leaf.numel() for leaf in leaves])
+        parts = [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)]
+        return _join(f(pytree.tree_unflatten(parts, spec), *args))
+
+    return dense_gradient(joined, _join(y_star), args, _join(v), wanted)
+
+
+def relative_error(found: list[Tensor], true: list[Tensor]) -> float:
+    """Largest relative distance, in norm, of corresponding tensors."""
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, true, strict=True))
+
+
+def _join(state: State) -> Tensor:
+    return torch.cat([leaf.flatten() for leaf in pytree.tree_leaves(state)])

@@ -1,14 +1,16 @@
 """The exact mode: derivatives of first and second order, and the evidence for them."""
 
-import warnings
+import gc
+import weakref
 
 import pytest
 import torch
 from oracles import dense_gradient, solve_densely
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import solvers
-from implicit import Exact, FixedPointLayer, SolveError, fixed_point
+from implicit import Exact, SolveError, fixed_point
 
 SOLVERS = pytest.mark.parametrize("name", solvers.names())
 
@@ -52,12 +54,55 @@ def test_hessian_vector_product_agrees_with_differences() -> None:
     assert torch.allclose(product, (shifted[0] - shifted[1]) / (2 * h), atol=1e-8)
 
 
-def test_third_derivative_is_refused() -> None:
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_third_derivative_is_refused(wanted: int) -> None:
+    inputs = make()
+    (first,) = torch.autograd.grad(value(*inputs).pow(3).sum(), inputs[0], create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="For a third one use `backward='unrolled'`"):
+        torch.autograd.grad(second.sum(), inputs[wanted])
+
+
+def test_gradient_penalty_trains_parameters_as_differences_say() -> None:
+    """d/dW of |dL/dx|^2, the mixed second derivative, against central differences."""
     x, weight, b = make()
-    (first,) = torch.autograd.grad(value(x, weight, b).pow(3).sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="first and second derivatives only"):
-        torch.autograd.grad(second.sum(), x)
+
+    def penalty(weight: Tensor) -> Tensor:
+        loss = value(x, weight, b).pow(3).sum()
+        return torch.autograd.grad(loss, x, create_graph=True)[0].square().sum()
+
+    (found,) = torch.autograd.grad(penalty(weight), weight)
+    h, direction = 1e-5, torch.full_like(weight, 0.5)
+    shifted = [
+        penalty((weight + sign * h * direction).detach().requires_grad_()) for sign in (1, -1)
+    ]
+    difference = (shifted[0] - shifted[1]) / (2 * h)
+    assert torch.allclose((found * direction).sum(), difference, rtol=1e-6)
+
+
+def test_second_derivatives_of_trees_tokens_and_constants() -> None:
+    x = make()[0]
+    tight = {"solver": solvers.Anderson(rtol=1e-13, atol=1e-14), "max_steps": 200}
+
+    def tree(x: Tensor) -> Tensor:
+        s = fixed_point(
+            lambda y, x: (0.4 * y[1].sin() + x, 0.3 * y[0].cos() * x), (x * 0, x * 0), x, **tight
+        )
+        return s.value[0] * s.value[1]
+
+    def tokens(x: Tensor) -> Tensor:
+        s = fixed_point(
+            lambda y, x: 0.4 * y.cumsum(1).sin() + x, x[..., None] * 0, x[..., None],
+            batch_dims=2, **tight,
+        )  # fmt: skip
+        return s.value
+
+    def constant(x: Tensor) -> Tensor:
+        return fixed_point(lambda y, x: x.sin(), x * 0, x, **tight).value
+
+    for function in (tree, tokens, constant):
+        assert torch.autograd.gradcheck(function, (x,))
+        assert torch.autograd.gradgradcheck(function, (x,))
 
 
 @SOLVERS
@@ -83,12 +128,43 @@ def test_adjoint_by_any_solver_with_evidence(name: str) -> None:
         assert torch.allclose(a, c, atol=1e-9)
 
 
-def test_second_backward_through_one_graph_gives_the_same_gradient() -> None:
+@SOLVERS
+def test_second_backward_through_one_graph_gives_the_same_gradient(name: str) -> None:
     """torchdeq's hook silently gives the one-step gradient the second time."""
-    x, weight, b = make()
-    loss = value(x, weight, b).sum()
-    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
-    assert torch.equal(torch.autograd.grad(loss, x)[0], first)
+    inputs = make()
+    loss = value(*inputs, name).pow(3).sum()
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_every_first_order_backward_appends_one_adjoint() -> None:
+    """Also where `f` uses its state many times, so that cotangents are sums of many terms."""
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(6)).requires_grad_()
+
+    def f(y: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        a, b = y["a"], y["b"]
+        mixed = 0.2 * torch.sin(a) * b.roll(1, -1).cos() + 0.1 * (a * a).tanh()
+        return {"a": mixed + 0.1 * b + x, "b": 0.3 * mixed * x + 0.2 * b.tanh()}
+
+    zero = torch.zeros(3, 4)
+    s = fixed_point(f, {"a": zero, "b": zero}, x)
+    loss = (s.value["a"] * s.value["b"]).sum()
+    for count in (1, 2):
+        torch.autograd.grad(loss, x, retain_graph=True)
+        assert len(s.adjoints) == count
+    torch.autograd.grad(loss, x, create_graph=True)
+    assert len(s.adjoints) == 3
+    assert all(bool(adjoint.converged.all()) for adjoint in s.adjoints)
+
+
+def test_second_derivatives_leave_evidence_too() -> None:
+    x, weight, _ = make()
+    s = fixed_point(lambda y, x: torch.tanh(y @ weight.T + x), torch.zeros_like(x), x)
+    (first,) = torch.autograd.grad(s.value.pow(3).sum(), x, create_graph=True)
+    first.sum().backward()
+    assert len(s.adjoints) > 1
+    assert all(bool(adjoint.converged.all()) for adjoint in s.adjoints)
 
 
 def test_failed_adjoint_warns_or_raises_as_the_caller_says() -> None:
@@ -117,6 +193,84 @@ def test_map_that_ignores_its_state_or_part_of_it() -> None:
     s = fixed_point(lambda y: {"a": 0.5 * y["a"] + b, "b": 2 * b}, {"a": zero, "b": zero})
     (s.value["a"] + s.value["b"]).sum().backward()
     assert torch.allclose(b.grad, torch.full_like(b, 4), atol=1e-3)
+
+
+def test_compaction_changes_no_second_derivative() -> None:
+    x = make()[0]
+    rate = torch.tensor([[0.05], [0.9]], dtype=torch.float64)
+
+    def product(compact: bool) -> Tensor:
+        s = fixed_point(
+            lambda y, rate, x: rate * torch.sin(y.roll(1, -1)) + x, torch.zeros_like(x), rate, x,
+            solver=solvers.Anderson(rtol=1e-12), max_steps=300, compact=compact,
+        )  # fmt: skip
+        (first,) = torch.autograd.grad(s.value.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    assert torch.allclose(product(True), product(False), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The gradient is approximate")
+@pytest.mark.parametrize("where", ["cotangent", "arg"])
+def test_one_bad_sample_spoils_no_gradient_of_another(where: str) -> None:
+    x, weight, _ = make()
+
+    def gradient(x: Tensor, spoil: bool) -> Tensor:
+        x = x.detach().clone()
+        if spoil and where == "arg":
+            x[0] = torch.nan
+        x.requires_grad_()
+        s = fixed_point(
+            lambda y, x: torch.tanh(y @ weight.T + x), torch.zeros_like(x), x, throw=False
+        )
+        v = torch.ones_like(x)
+        if spoil and where == "cotangent":
+            v[0] = torch.nan
+        (found,) = torch.autograd.grad(s.value, x, v)
+        assert s.converged.tolist() == [not (spoil and where == "arg"), True]
+        assert s.adjoints[0].converged.tolist() == [not spoil, True]
+        return found
+
+    spoiled = gradient(x, True)
+    assert torch.allclose(spoiled[1], gradient(x, False)[1], rtol=1e-4)
+    assert not spoiled[0].isfinite().all()
+
+
+def test_saved_tensors_may_be_moved_or_recomputed() -> None:
+    x, weight, b = make()
+    true = torch.autograd.grad(value(x, weight, b).sum(), [x, weight, b])
+    with torch.autograd.graph.save_on_cpu():
+        moved = value(x, weight, b).sum()
+    again = checkpoint(value, x, weight, b, use_reentrant=False).sum()
+    for loss in (moved, again):
+        found = torch.autograd.grad(loss, [x, weight, b])
+        assert all(torch.equal(a, c) for a, c in zip(found, true, strict=True))
+
+
+def test_checkpoint_inside_the_map() -> None:
+    x, weight, _ = make()
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return checkpoint(lambda y, x: torch.tanh(y @ weight.T + x), y, x, use_reentrant=False)
+
+    def solve(x: Tensor) -> Tensor:
+        tight = solvers.Anderson(rtol=1e-12)
+        return fixed_point(f, torch.zeros_like(x), x, solver=tight).value
+
+    assert torch.autograd.gradcheck(solve, (x,), atol=1e-6)
+
+
+def test_graph_and_evidence_are_freed_without_the_garbage_collector() -> None:
+    x, weight, _ = make()
+    gc.disable()
+    try:
+        s = fixed_point(lambda y, x: torch.tanh(y @ weight.T + x), torch.zeros_like(x), x)
+        s.value.sum().backward()
+        kept = [weakref.ref(s.value), weakref.ref(s.adjoints[0].residual)]
+        del s
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_differentiate_costs_nothing() -> None:
@@ -164,40 +318,43 @@ def test_a_fixed_point_inside_a_fixed_point() -> None:
     assert torch.autograd.gradcheck(outer, (x,), atol=1e-5)
 
 
-def test_gradient_to_module_parameters_and_training() -> None:
-    torch.manual_seed(0)
-
-    class Map(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(4, 4)
-
-        def forward(self, y: Tensor, x: Tensor) -> Tensor:
-            return torch.tanh(0.5 * self.inner(y) + x)
-
-    layer = FixedPointLayer(Map())
-    x, target = torch.randn(8, 4), 0.3 * torch.randn(8, 4)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = (layer(torch.zeros(8, 4), x).value - target).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+def test_second_derivatives_through_layers_in_series() -> None:
+    """One map applied twice, and once more on what came out."""
+    x, weight, b = make()
+    assert torch.autograd.gradgradcheck(
+        lambda x, weight: value(value(x, weight, b), weight, b), (x, weight)
+    )
 
 
-def test_one_warning_free_step_under_autocast() -> None:
-    """Bfloat16 inside `f`, float32 state, residuals and coefficients."""
-    torch.manual_seed(0)
-    linear, x = nn.Linear(8, 8), torch.randn(4, 8)
-    with warnings.catch_warnings(), torch.autocast("cpu", dtype=torch.bfloat16):
-        warnings.simplefilter("error")
-        s = fixed_point(
-            lambda y, x: torch.tanh(0.3 * linear(y) + x), torch.zeros(4, 8), x,
-            solver=solvers.Anderson(rtol=2e-2),
-        )  # fmt: skip
-    assert s.value.dtype == s.residual.dtype == torch.float32
-    s.value.sum().backward()
-    assert linear.weight.grad is not None
+@pytest.mark.parametrize("scale", [1e-10, 1e-6])
+def test_gradient_is_linear_in_the_loss(scale: float) -> None:
+    """A mean over a large batch has small cotangents, and they deserve the same accuracy."""
+    x, weight, _ = make()
+    s = fixed_point(lambda y, x: torch.tanh(y @ weight.T) + x, torch.zeros_like(x), x)
+    (plain,) = torch.autograd.grad(s.value.sum(), x, retain_graph=True)
+    (scaled,) = torch.autograd.grad(scale * s.value.sum(), x)
+    assert torch.allclose(scaled / scale, plain, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_forward_mode_is_right_or_refused_from_a_warm_start() -> None:
+    x, weight, _ = (tensor.detach() for tensor in make())
+
+    def solve(y0: Tensor, x: Tensor) -> Tensor:
+        return fixed_point(lambda y, x: torch.tanh(y @ weight.T) + x, y0, x).value
+
+    y_star = solve(torch.zeros_like(x), x)
+    try:
+        _, found = torch.func.jvp(lambda x: solve(y_star, x), (x,), (torch.ones_like(x),))
+    except (RuntimeError, NotImplementedError):
+        return
+    jacobian = torch.autograd.functional.jacobian(lambda x: solve(y_star, x), x).reshape(6, 6)
+    assert torch.allclose(found.flatten(), jacobian.sum(1), rtol=1e-3)
+
+
+def test_value_may_be_changed_in_place_as_any_output_may() -> None:
+    x, weight, b = make()
+    true = torch.autograd.grad((2 * value(x, weight, b)).sum(), x)[0]
+    changed = value(x, weight, b)
+    changed.mul_(2)
+    assert torch.equal(torch.autograd.grad(changed.sum(), x)[0], true)
