@@ -38,9 +38,10 @@ def transformer_like(batch: int = 16, tokens: int = 64, width: int = 128) -> tup
 
 
 @torch.no_grad()
-def test_overhead_beyond_f(benchmark: Any) -> None:
+@pytest.mark.parametrize("batch", [4, 16])
+def test_overhead_beyond_f(benchmark: Any, batch: int) -> None:
     """Wall time over evaluations x time of f, for an f of at least 2 ms."""
-    f, x = transformer_like()
+    f, x = transformer_like(batch)
     y0 = torch.zeros_like(x)
     exact = {name: solvers.get_solver(name, rtol=1e-6) for name in solvers.names()}
 
@@ -60,7 +61,7 @@ def test_overhead_beyond_f(benchmark: Any) -> None:
         for name in exact
     ]
     show(
-        f"overhead; one f takes {1e3 * seconds['f']:.2f} ms",
+        f"overhead at batch {batch}; one f takes {1e3 * seconds['f']:.2f} ms",
         ["solver", "evaluations", "ms", "wall / bare"], rows,
     )  # fmt: skip
     benchmark.extra_info.update(ratios)

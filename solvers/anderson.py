@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from solvers.base import FixedPointSolver
+from solvers.base import FixedPointSolver, check_at_least_0
 from solvers.history import History, products
 from solvers.picard import check_damping
 from solvers.registry import register
@@ -59,8 +59,7 @@ class Anderson(FixedPointSolver):
         super().__post_init__()
         check_damping(self.damping)
         check_history(self.history)
-        if not self.ridge >= 0:
-            raise ValueError(f"`ridge` must be at least 0, got {self.ridge!r}.")
+        check_at_least_0("ridge", self.ridge)
 
     def init(self, y: Flat) -> History:
         """An empty window."""

@@ -41,9 +41,7 @@ class FixedPointSolver(ABC):
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+            check_at_least_0(name, getattr(self, name))
 
     @abstractmethod
     def init(self, y: Flat) -> Any:
@@ -82,6 +80,8 @@ class FixedPointSolver(ABC):
             fy = evaluate(y)
             num_running = ledger.observe(y, fy, step)
             if num_running == 0 or step == max_steps:
+                if ledger.mixes_steps:
+                    ledger.measure(evaluate(ledger.value))
                 break
             if compact and args and num_running < len(y):
                 kept = ledger.compact(COMPACT_SHARE)
@@ -98,6 +98,13 @@ class FixedPointSolver(ABC):
         return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
 
 
+def check_at_least_0(name: str, value: Any) -> None:
+    """Raise a ValueError unless an option is a finite number of at least 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+
+
 class _Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
@@ -111,6 +118,7 @@ class _Evaluation:
 
     def __call__(self, y: Flat) -> Flat:
         state = self.layout.unpack(y)
+        version = 0 if y.is_inference() else y._version
         try:
             returned = self.f(state, *self.args)
             returned = self.layout.accept(state, returned, self.autocast)
@@ -122,6 +130,11 @@ class _Evaluation:
                     "`args`, not from the closure; `compact=False` always calls on all rows."
                 )
             raise
+        if version != (0 if y.is_inference() else y._version):
+            raise ValueError(
+                "`f` wrote into its input, or into a tensor that it returned before. Return a new "
+                "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
+            )
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)

@@ -68,11 +68,11 @@ class Layout:
     def unpack(self, flat: Flat) -> State:
         """Matrix -> pytree, each leaf in its own dtype."""
         batch = self.batch_shape
-        if self.batch_dims:
-            batch = (flat.shape[0] // max(self.samples_per_row, 1), *batch[1:])
+        if self.batch_dims and self.num_samples:
+            batch = (flat.shape[0] // self.samples_per_row, *batch[1:])
         parts = flat.split(self.sizes, 1) if len(self.sizes) > 1 else (flat,)
         leaves = [
-            part.reshape(*batch, *shape).to(dtype)
+            part.reshape((*batch, *shape)).to(dtype)
             for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self.spec)

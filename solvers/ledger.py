@@ -13,9 +13,16 @@ RUNNING = -1
 # transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
 # A sample has stalled once its residual has set no new record for this many steps, and for a
-# third of its life, having come below this share of rms(f(y)). Above that share, or sooner, a
-# method that is not monotone may still be finding its way; far above its best, it diverges.
-STALL_STEPS, STALL_SHARE, STALL_SPREAD = 20, 0.01, 1e3
+# third of its life, having come below this share of its first residual or this one of rms(f(y)).
+# Above, or sooner, a method that is not monotone may still be finding its way; far above its
+# best residual, it diverges.
+STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 20, 0.01, 1e-5, 1e3
+# Outside, the squares in a float32 norm may leave its range.
+SAFE_NORMS = (1e-15, 1e15)
+
+
+# What the ledger holds for each sample.
+COLUMNS = ["index", "value", "norm", "best", "first", "limit", "last_gain", "result", "num_steps"]
 
 
 class Ledger:
@@ -34,11 +41,16 @@ class Ledger:
         self.atol = atol * self.root
         self.independent = independent
         self.joint = layout.batch_dims > 1
+        self.coupled = self.joint or not independent
+        # Whether `value` holds points, or residuals, of different steps although they may depend
+        # on each other: it must then be measured as a whole.
+        self.mixes_steps = False
         count = len(y)
         # Copied now, so that memory is the same whether or not samples stop at different times.
         self.value = y.clone()
         self.norm = y.new_full((count,), math.inf, requires_grad=False)
         self.best = self.norm
+        self.first = self.norm
         self.limit = self.norm
         self.last_gain = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
@@ -50,21 +62,23 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad():
-            norm = torch.linalg.vector_norm(fy - y, dim=1)
-            scale = torch.linalg.vector_norm(fy, dim=1)
-            converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
+            norm, scale, converged = self._residual(y, fy)
             improved = norm < self.best
             if step == 0:
+                self.first = norm
                 self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
             all_improved, any_converged = torch.stack((improved.all(), converged.any())).tolist()
             if all_improved and not any_converged and self.all_running:
                 self.norm, self.best = norm, norm
                 self.last_gain.fill_(step)
                 recorded, num_running = improved, len(y)
+                self.mixes_steps = False
             else:
                 recorded = self._judge(norm, scale, converged, improved, self._settled(), step)
                 num_running = int((self.result == RUNNING).sum())
                 self.all_running = num_running == len(y)
+                stale = ~recorded & (self.result != Result.converged)
+                self.mixes_steps = self.coupled and bool(stale.any())
         self._store(recorded, y)
         return num_running
 
@@ -92,7 +106,7 @@ class Ledger:
         if self.index is None:
             self.index = torch.arange(len(self.result), device=self.result.device)
         self._retire(gone)
-        for name in ("index", "value", "norm", "best", "limit", "last_gain", "result", "num_steps"):
+        for name in COLUMNS:
             setattr(self, name, getattr(self, name).index_select(0, kept))
         self.all_running = len(kept) == int((self.result == RUNNING).sum())
         return rows, kept
@@ -127,6 +141,25 @@ class Ledger:
         else:
             self.value[recorded] = y[recorded]
 
+    def measure(self, fy: Flat) -> None:
+        """Take the residuals, and with them the verdicts, from `fy` = f(value)."""
+        norm, _, converged = self._residual(self.value, fy)
+        self.norm = norm.nan_to_num(nan=math.inf)
+        self.result[~converged & (self.result == Result.converged)] = int(Result.max_steps)
+        self.result[converged] = int(Result.converged)
+
+    def _residual(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample, torch.Tensor]:
+        """Norm of f(y) - y, norm of f(y), and who is within tolerance."""
+        difference = fy - y
+        norm = torch.linalg.vector_norm(difference, dim=1)
+        scale = torch.linalg.vector_norm(fy, dim=1)
+        low, high = SAFE_NORMS
+        if norm.dtype == torch.float32 and not bool(((norm > low) & (norm < high)).all()):
+            norm = torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64).float()
+            scale = torch.linalg.vector_norm(fy, dim=1, dtype=torch.float64).float()
+        converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
+        return norm, scale, converged
+
     def _settled(self) -> torch.Tensor:
         """Samples whose verdict is final."""
         if not self.joint:
@@ -151,7 +184,8 @@ class Ledger:
         self.last_gain = torch.where(gain, step, self.last_gain)
         self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
         patience = max(STALL_STEPS, step // 3)
-        flat = (self.best <= STALL_SHARE * scale) & (norm <= STALL_SPREAD * self.best)
+        low = (self.best <= STALL_SHARE * self.first) | (self.best <= STALL_FLOOR * scale)
+        flat = low & (norm <= STALL_SPREAD * self.best)
         stalled = flat & (step - self.last_gain >= patience)
         if self.joint:
             quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row).all(1)

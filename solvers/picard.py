@@ -1,6 +1,5 @@
 """Picard iteration: apply the map until it stops moving."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -57,7 +56,7 @@ class Picard(FixedPointSolver):
 
 def check_damping(damping: float) -> None:
     """Raise a ValueError unless `damping` lies in [0, 1)."""
-    if not (math.isfinite(damping) and 0 <= damping < 1):
+    if not (isinstance(damping, int | float) and 0 <= damping < 1):
         raise ValueError(
             f"`damping` must lie in [0, 1), got {damping!r}. It weighs the old iterate: use 0 "
             "for the undamped map."

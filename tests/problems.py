@@ -1,7 +1,6 @@
 """The zoo: maps with a known fixed point, Jacobian and gradient, all in float64."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,13 @@ class Problem:
     """A map f(y, *args), where to start, and the answer.
 
     Attributes:
-        contracts: Undamped Picard reaches the answer.
         args: Per-sample tensors.
+        radius: Spectral radius of df/dy at the answer, or a bound on it (tanh).
+        jacobian: df/dy at the answer, shape (samples, entries, entries).
+        contracts: Undamped Picard reaches the answer.
+        weight: The matrix W of y -> phi(W y + x); None for other maps.
+        slope: phi' at the answer, one number per entry.
+        build: f as a function of W, for gradients that reach it: `build(weight)` is `f`.
     """
 
     name: str
@@ -26,7 +30,11 @@ class Problem:
     args: tuple[Tensor, ...]
     y_star: State
     radius: float
+    jacobian: Tensor
     contracts: bool = True
+    weight: Tensor | None = None
+    slope: Tensor | None = None
+    build: Callable[[Tensor], Callable[..., Tensor]] | None = None
 
     def to(self, dtype: torch.dtype, rows: int) -> "Problem":
         """The first `rows` samples in another dtype; the map casts what it closes over."""
@@ -41,43 +49,73 @@ class Problem:
             y0=cut(self.y0),
             args=tuple(cut(arg) for arg in self.args),
             y_star=cut(self.y_star),
+            jacobian=self.jacobian[:rows],
+            slope=None if self.slope is None else self.slope[:rows],
         )
+
+    @property
+    def amplification(self) -> float:
+        """Norm of (I - J)^-1: how many times the residual the error can be."""
+        eye = torch.eye(self.jacobian.shape[-1], dtype=torch.float64)
+        return float(torch.linalg.matrix_norm(torch.linalg.inv(eye - self.jacobian), 2).max())
 
 
 BATCH, SIZE = 17, 6
 
 
+def exact_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Gradients of half the sum of squares of y* with respect to x and W, by dense algebra.
+
+    With u = (I - J)^-T y*, they are slope * u per sample, and the outer products of that
+    with y*, summed over samples. Only for problems that have a weight.
+    """
+    assert problem.slope is not None
+    eye = torch.eye(problem.jacobian.shape[-1], dtype=torch.float64)
+    u = torch.linalg.solve((eye - problem.jacobian).mT, problem.y_star[..., None])[..., 0]
+    by_x = problem.slope * u
+    return by_x, by_x.T @ problem.y_star
+
+
+def affine(name: str, weight: Tensor, x: Tensor, radius: float, contracts: bool = True) -> Problem:
+    """y -> W y + x, solved densely."""
+
+    def build(weight: Tensor) -> Callable[..., Tensor]:
+        return lambda y, x: y @ weight.T.to(y.dtype) + x
+
+    eye = torch.eye(len(weight), dtype=torch.float64)
+    return Problem(
+        name,
+        build(weight),
+        torch.zeros_like(x),
+        (x,),
+        torch.linalg.solve(eye - weight, x.T).T,
+        radius,
+        weight.expand(len(x), -1, -1),
+        contracts,
+        weight,
+        torch.ones_like(x),
+        build,
+    )
+
+
 def linear(radius: float, *, normal: bool) -> Problem:
-    """y -> W y + x with the spectral radius given; non-normal W has large transient growth."""
+    """The spectral radius given; symmetric W, or a skewed one with large transient growth."""
     generator = torch.Generator().manual_seed(7)
     basis, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))
     values = torch.linspace(-radius, radius, SIZE, dtype=torch.float64)
     inner = torch.diag(values)
     if not normal:
         inner += torch.triu(torch.full_like(inner, 0.3), 1)
-    weight = basis @ inner @ basis.T
     x = torch.randn(BATCH, SIZE, generator=generator, dtype=torch.float64)
-    y_star = torch.linalg.solve(torch.eye(SIZE, dtype=torch.float64) - weight, x.T).T
     name = f"linear-{radius}-{'normal' if normal else 'skewed'}"
-    return Problem(
-        name, lambda y, x: y @ weight.T.to(y.dtype) + x, torch.zeros_like(x), (x,), y_star, radius
-    )
+    return affine(name, basis @ inner @ basis.T, x, radius)
 
 
 def rotation(scale: float) -> Problem:
     """Turn the plane by 90 degrees and scale: eigenvalues scale * (+-i)."""
     turn = scale * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    y_star = torch.linalg.solve(torch.eye(2, dtype=torch.float64) - turn, x.T).T
-    return Problem(
-        f"rotation-{scale}",
-        lambda y, x: y @ turn.T.to(y.dtype) + x,
-        torch.zeros_like(x),
-        (x,),
-        y_star,
-        scale,
-        contracts=scale < 1,
-    )
+    return affine(f"rotation-{scale}", turn, x, scale, contracts=scale < 1)
 
 
 def tanh() -> Problem:
@@ -87,19 +125,28 @@ def tanh() -> Problem:
     weight *= 0.8 / torch.linalg.matrix_norm(weight, 2)
     x = torch.randn(BATCH, SIZE, generator=generator, dtype=torch.float64)
 
-    def f(y: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(y @ weight.T.to(y.dtype) + x)
+    def build(weight: Tensor) -> Callable[..., Tensor]:
+        return lambda y, x: torch.tanh(y @ weight.T.to(y.dtype) + x)
 
-    y = torch.zeros_like(x)
+    f, y = build(weight), torch.zeros_like(x)
     for _ in range(10_000):
         y = f(y, x)
-    return Problem("tanh", f, torch.zeros_like(x), (x,), y, 0.8)
+    slope = 1 - y.square()
+    jacobian = slope[:, :, None] * weight
+    return Problem(
+        "tanh", f, torch.zeros_like(x), (x,), y, 0.8, jacobian,
+        weight=weight, slope=slope, build=build,
+    )  # fmt: skip
 
 
 def cosine() -> Problem:
     """One number per sample, no args."""
     y_star = torch.full((BATCH, 1), 0.7390851332151607, dtype=torch.float64)
-    return Problem("cosine", torch.cos, torch.zeros_like(y_star), (), y_star, math.sin(0.739))
+    slope = -y_star.sin()
+    radius = float(slope.abs().max())
+    return Problem(
+        "cosine", torch.cos, torch.zeros_like(y_star), (), y_star, radius, slope[:, :, None]
+    )
 
 
 def coupled_tree() -> Problem:
@@ -116,19 +163,35 @@ def coupled_tree() -> Problem:
     a = 2 * x[:, :2]
     b = (0.5 * torch.cat((a, a), 1) + x).view(-1, 2, 2)
     y0 = {"a": torch.zeros_like(a), "b": torch.zeros_like(b)}
-    return Problem("tree", f, y0, (x,), {"a": a, "b": b}, 0.5)
+    jacobian = torch.zeros(BATCH, 6, 6, dtype=torch.float64)
+    for row, column in [(0, 2), (1, 3), (2, 0), (3, 1), (4, 0), (5, 1)]:
+        jacobian[:, row, column] = 0.5
+    return Problem("tree", f, y0, (x,), {"a": a, "b": b}, 0.5, jacobian)
+
+
+def doubling() -> Problem:
+    """y -> 2 y + 1: -1 is a fixed point, and plain iteration runs away from it."""
+    y_star = torch.full((BATCH, 2), -1.0, dtype=torch.float64)
+    jacobian = 2 * torch.eye(2, dtype=torch.float64).expand(BATCH, -1, -1)
+    return Problem(
+        "doubling", lambda y: 2 * y + 1, torch.zeros_like(y_star), (), y_star, 2.0, jacobian,
+        contracts=False,
+    )  # fmt: skip
 
 
 PROBLEMS = [
     linear(0.5, normal=True),
     linear(0.9, normal=True),
     linear(0.99, normal=True),
+    linear(0.5, normal=False),
     linear(0.9, normal=False),
+    linear(0.99, normal=False),
     rotation(0.9),
     rotation(1.2),
     tanh(),
     cosine(),
     coupled_tree(),
+    doubling(),
 ]
 
 

@@ -1,11 +1,12 @@
 """Every solver on every problem: it reaches the answer, or says that it did not."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, distance, leaves, linear, residual, rms
+from problems import PROBLEMS, Problem, affine, distance, leaves, linear, residual, rms
 from torch import Tensor
 
 import solvers
@@ -29,67 +30,102 @@ def counting(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
 @EACH
 @ON_EACH
 @pytest.mark.parametrize("rows", [1, 3, 17])
-def test_reaches_the_answer_in_float64(name: str, problem: Problem, rows: int) -> None:
-    p = problem.to(torch.float64, rows)
-    solver = solvers.get_solver(name, rtol=1e-10, atol=1e-12)
-    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=3000, throw=False)
-    check_evidence(s, p, rtol=1e-10, atol=1e-12)
-    if p.contracts:
-        assert s.converged.all(), s.describe()
-    if bool(s.converged.all()):
-        # A residual r leaves an error of about r / (1 - radius), more where W is not normal.
-        largest = 1 + max(float(leaf.abs().max()) for leaf in leaves(p.y_star))
-        assert distance(s.value, p.y_star) < 10e-10 * largest / max(1 - p.radius, 0.01)
-
-
-@EACH
-@ON_EACH
 @pytest.mark.parametrize(
-    ("dtype", "rtol"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)]
+    ("dtype", "rtol"),
+    [
+        (torch.float64, 1e-10),
+        (torch.float32, 1e-4),
+        (torch.bfloat16, 3e-2),
+        (torch.float16, 1e-2),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
 )
-def test_narrow_dtypes(name: str, problem: Problem, dtype: torch.dtype, rtol: float) -> None:
-    p = problem.to(dtype, 3)
-    solver = solvers.get_solver(name, rtol=rtol)
-    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=1000, throw=False)
+def test_reaches_the_answer_or_says_that_it_did_not(
+    name: str, problem: Problem, rows: int, dtype: torch.dtype, rtol: float
+) -> None:
+    p = problem.to(dtype, rows)
+    f, seen = counting(p.f)
+    solver = solvers.get_solver(name, rtol=rtol, atol=1e-12)
+    max_steps = 3000 if dtype == torch.float64 else 1000
+    s = solvers.solve(f, p.y0, *p.args, solver=solver, max_steps=max_steps, throw=False)
+    check_evidence(s, p, rtol=rtol, atol=1e-12)
+    assert s.num_evals == len(seen)
+    assert s.rows_evaluated == sum(seen)
+    assert int(s.num_steps.max()) <= max_steps
     assert all(leaf.dtype == dtype for leaf in leaves(s.value))
-    assert s.residual.dtype == torch.float32
-    check_evidence(s, p, rtol=rtol, atol=1e-8, slack=1e-3)
-    if p.contracts and p.radius < 0.95 and dtype == torch.float32:
+    assert s.residual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if p.contracts and (dtype == torch.float64 or (dtype == torch.float32 and p.radius < 0.95)):
         assert s.converged.all(), s.describe()
 
 
-def check_evidence(
-    s: solvers.Solution, p: Problem, rtol: float, atol: float, slack: float = 1e-9
-) -> None:
-    """The residual is the one at `value`, and no verdict of convergence is false."""
+def check_evidence(s: solvers.Solution, p: Problem, rtol: float, atol: float) -> None:
+    """The residual is the one at `value`, no verdict is false, and what converged is near y*."""
+    largest = 1 + max(float(leaf.abs().max()) for leaf in (*leaves(p.y_star), *leaves(s.value)))
+    # The same row of f may be rounded differently in a batch of another size.
+    rounding = 4 * torch.finfo(leaves(s.value)[0].dtype).eps * largest
     true = residual(p.f, s.value, *p.args)
     finite = s.residual.isfinite()
-    assert torch.allclose(s.residual.double()[finite], true[finite], rtol=1e-3, atol=slack * 10)
+    assert torch.allclose(s.residual.double()[finite], true[finite], rtol=1e-3, atol=rounding)
     scale = rms(p.f(s.value, *p.args))
-    assert (true <= (atol + rtol * scale) * 1.01 + slack)[s.converged].all()
+    assert (true <= (atol + rtol * scale) * 1.001 + rounding)[s.converged].all()
+    if bool(s.converged.all()) and p.amplification * rounding < 0.1 * largest:
+        size = p.jacobian.shape[-1] ** 0.5
+        bound = 2 * p.amplification * size * (float(true.max()) + rounding)
+        assert distance(s.value, p.y_star) <= bound
 
 
 @EACH
-def test_evaluations_are_counted_exactly(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_steps", range(1, 7))
+def test_residual_is_that_of_the_rounded_state(
+    name: str, dtype: torch.dtype, max_steps: int
+) -> None:
+    """Iterates are mixed in float32, but judged as the state's dtype can hold them."""
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return 0.8 * torch.tanh(y.roll(1, -1)) + x
+
+    solver = solvers.get_solver(name, rtol=1e-6)
+    s = solvers.solve(f, 0 * x, x, solver=solver, max_steps=max_steps, throw=False)
+    assert torch.allclose(s.residual.double(), residual(f, s.value, x), rtol=1e-5, atol=0)
+
+
+@EACH
+def test_the_slowest_sample_sets_the_number_of_evaluations(name: str) -> None:
     p = linear(0.9, normal=True)
-    f, rows = counting(p.f)
-    s = solvers.solve(f, p.y0, *p.args, solver=name, max_steps=500)
-    assert s.num_evals == len(rows)
-    assert s.rows_evaluated == sum(rows)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=name, max_steps=500)
     assert s.num_evals == int(s.num_steps.max()) + 1
 
 
 @EACH
-@pytest.mark.parametrize("max_steps", range(11))
-def test_every_small_budget_makes_progress_and_tells_the_truth(name: str, max_steps: int) -> None:
+def test_every_small_budget_makes_progress_and_tells_the_truth(name: str) -> None:
     """The published puzzle solver has a relative error of 100 % after 4, 5 and 6 steps here."""
     p = linear(0.5, normal=True)
+    start = residual(p.f, p.y0, *p.args)
+    for max_steps in range(2 * getattr(solvers.get_solver(name), "history", 5) + 1):
+        f, seen = counting(p.f)
+        s = solvers.solve(f, p.y0, *p.args, solver=name, max_steps=max_steps, throw=False)
+        error = distance(s.value, p.y_star)
+        assert error <= 0.5**max_steps * distance(p.y0, p.y_star) * 4 + 1e-4, max_steps
+        assert torch.allclose(s.residual, residual(p.f, s.value, *p.args))
+        assert (s.residual <= start * (1 + 1e-12)).all()
+        assert int(s.num_steps.max()) <= max_steps
+        assert s.num_evals == len(seen) <= max_steps + 1
+
+
+@EACH
+@pytest.mark.parametrize("normal", [True, False])
+@pytest.mark.parametrize("max_steps", range(11))
+def test_no_budget_returns_a_point_worse_than_the_start(
+    name: str, normal: bool, max_steps: int
+) -> None:
+    """Of maps whose residual grows before it falls, too."""
+    p = linear(0.99, normal=normal)
     s = solvers.solve(p.f, p.y0, *p.args, solver=name, max_steps=max_steps, throw=False)
-    error = distance(s.value, p.y_star)
-    assert error <= 0.5**max_steps * distance(p.y0, p.y_star) * 4 + 1e-4
-    assert torch.allclose(s.residual.double(), residual(p.f, s.value, *p.args))
-    assert int(s.num_steps.max()) <= max_steps
-    assert s.num_evals <= max_steps + 1
+    true = residual(p.f, s.value, *p.args)
+    assert torch.allclose(s.residual, true)
+    assert (true <= residual(p.f, p.y0, *p.args) * (1 + 1e-12)).all()
 
 
 @EACH
@@ -141,6 +177,28 @@ def test_noise_floor_is_recognised_long_before_the_budget(name: str) -> None:
     )  # fmt: skip
     assert s.num_evals < 200
     assert s.residual.max() < 1e-1
+
+
+@pytest.mark.parametrize(("decay", "angle"), [(0.97, 0.1), (0.98, 0.05), (0.99, 0.03)])
+def test_a_long_spiral_into_the_answer_is_no_stall(decay: float, angle: float) -> None:
+    """The residual along an ellipse sets no record for half a turn, far above any noise."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    turn = torch.tensor([[cosine, -30 * sine], [sine / 30, cosine]], dtype=torch.float64)
+    p = affine("spiral", decay * turn, torch.ones(1, 2, dtype=torch.float64), decay)
+    solver = solvers.Picard(rtol=1e-6)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=3000, throw=False)
+    assert s.converged.all(), s.describe()
+
+
+@EACH
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e20, 1e30])
+def test_no_scale_of_float32_breaks_the_verdict(name: str, scale: float) -> None:
+    """Tiny residuals become 0 and count as converged; large values count as infinite."""
+    x = torch.full((2, 3), scale)
+    solver = solvers.get_solver(name, atol=0.0)
+    s = solvers.solve(lambda y, x: 0.5 * y + x, 0 * x, x, solver=solver, throw=False)
+    assert s.converged.all()
+    assert torch.allclose(s.value / scale, torch.full((2, 3), 2.0), rtol=1e-3)
 
 
 @EACH

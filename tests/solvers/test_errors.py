@@ -1,5 +1,6 @@
 """Every message: what is wrong, what came, what is allowed, what to do next."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,13 @@ def half(y: Tensor) -> Tensor:
         (
             lambda: solvers.solve(half, Y0, solver="andersen"),
             ValueError,
-            "Unknown solver 'andersen'. Registered: anderson, broyden, picard. Did you mean "
+            f"Unknown solver 'andersen'. Registered: {', '.join(solvers.names())}. Did you mean "
             "'anderson'?",
+        ),
+        (
+            lambda: solvers.get_solver("newton"),
+            ValueError,
+            f"Unknown solver 'newton'. Registered: {', '.join(solvers.names())}.",
         ),
         (
             lambda: solvers.get_solver("anderson", histroy=3),
@@ -35,14 +41,34 @@ def half(y: Tensor) -> Tensor:
             "ridge. Did you mean 'history'?",
         ),
         (lambda: solvers.solve(half, Y0, solver=3), TypeError, "Expected a solver name"),  # type: ignore[arg-type]
+        (lambda: solvers.solve(half, Y0, solver=Picard), TypeError, "FixedPointSolver instance"),  # type: ignore[arg-type]
+        (lambda: solvers.get_solver("picard", history=5), ValueError, "Options: rtol, atol, damp"),
         (lambda: Picard(damping=1.0), ValueError, "`damping` must lie in [0, 1), got 1.0."),
         (lambda: Picard(rtol=-1.0), ValueError, "`rtol` must be finite and at least 0, got -1.0."),
         (lambda: Anderson(atol=float("nan")), ValueError, "`atol` must be finite"),
+        (lambda: Broyden(rtol=float("inf")), ValueError, "`rtol` must be finite"),
+        (lambda: Picard(damping=-0.1), ValueError, "`damping` must lie in [0, 1), got -0.1."),
+        (lambda: Anderson(damping=float("nan")), ValueError, "`damping` must lie in [0, 1), got"),
+        (lambda: Anderson(history=True), ValueError, "`history` must be an integer"),
+        (lambda: Broyden(history="5"), ValueError, "got '5'"),  # type: ignore[arg-type]
+        (
+            lambda: Anderson(ridge=float("nan")),
+            ValueError,
+            "`ridge` must be finite and",
+        ),
         (lambda: Anderson(history=0), ValueError, "`history` must be an integer of at least 1"),
-        (lambda: Anderson(ridge=-1.0), ValueError, "`ridge` must be at least 0, got -1.0."),
+        (
+            lambda: Anderson(ridge=-1.0),
+            ValueError,
+            "at least 0, got -1.0.",
+        ),
         (lambda: Broyden(history=2.5), ValueError, "got 2.5"),  # type: ignore[arg-type]
         (lambda: solvers.solve(half, Y0, max_steps=-1), ValueError, "`max_steps` must be"),
         (lambda: solvers.solve(half, Y0, max_steps=2.0), ValueError, "got 2.0"),  # type: ignore[arg-type]
+        (lambda: solvers.solve(half, Y0, batch_dims=-1), ValueError, "`batch_dims` must be"),
+        (lambda: solvers.solve(half, torch.tensor(1.0)), ValueError, "Pass `batch_dims=0`"),
+        (lambda: solvers.solve(half, 1.0), TypeError, "tensors only: got a float"),
+        (lambda: solvers.solve(half, Y0.bool()), TypeError, "got torch.bool. Call `.float()`"),
         (lambda: solvers.solve(half, Y0, batch_dims=3), ValueError, "Pass `batch_dims=0`"),
         (lambda: solvers.solve(half, Y0.long()), TypeError, "must be floating point"),
         (lambda: solvers.solve(half, Y0 + 0j), TypeError, "view_as_real"),
@@ -61,6 +87,17 @@ def half(y: Tensor) -> Tensor:
         (lambda: solvers.solve(lambda y: y.double(), Y0), TypeError, "got torch.float64 from y"),
         (lambda: solvers.solve(lambda y: (y, y), Y0), TypeError, "the structure of its input"),
         (lambda: solvers.solve(lambda y: 1.0, Y0), TypeError, "`f` must return tensors"),
+        (lambda: solvers.solve(lambda y: None, Y0), TypeError, "`f` must return tensors"),
+        (
+            lambda: solvers.solve(lambda y: {"b": y["a"]}, {"a": Y0}),
+            TypeError,
+            "the structure of its input",
+        ),
+        (
+            lambda: solvers.solve(lambda y, w: y * w, Y0, torch.tensor(0.5)),
+            ValueError,
+            "got shape () for a batch of 10. Let `f` close over",
+        ),
         (
             lambda: solvers.solve(lambda y, w: y @ w, Y0, torch.eye(3)),
             ValueError,
@@ -76,10 +113,97 @@ def test_message(call: Callable[[], Any], error: type[Exception], message: str) 
 
 def test_failure_carries_the_solution_and_advice() -> None:
     with pytest.raises(SolveError) as caught:
-        solvers.solve(lambda y: -y + 1, torch.rand(5, 3), solver="picard", max_steps=7)
-    assert str(caught.value).startswith("5 of 5 samples did not converge in 7 steps")
-    assert "Raise `max_steps`" in str(caught.value)
+        x = torch.ones(5, 3)
+        solvers.solve(lambda y, x: x - y, torch.rand(5, 3), x, solver="picard", max_steps=7)
+    assert re.fullmatch(
+        r"5 of 5 samples did not converge in 7 steps \(most often: max_steps\), worst residual "
+        r"\d\.\de[+-]\d\d\. The step budget ran out\. Raise `max_steps`, loosen `rtol`, .*\.",
+        str(caught.value),
+    )
     assert caught.value.solution.num_evals == 8
+    assert caught.value.solution.value.shape == (5, 3)
+
+
+def test_only_the_failed_samples_are_counted() -> None:
+    rate = torch.tensor([[0.1], [1.0], [0.1], [float("nan")], [1.0]])
+    with pytest.raises(SolveError) as caught:
+        solvers.solve(
+            lambda y, rate: rate * y + 1, torch.zeros(5, 1), rate, solver="picard", max_steps=9
+        )
+    assert str(caught.value).startswith("3 of 5 samples did not converge in 9 steps (most often")
+    assert caught.value.solution.converged.tolist() == [True, False, True, False, False]
+    codes = [0, Result.max_steps, 0, Result.nonfinite, Result.max_steps]
+    assert caught.value.solution.result.tolist() == codes
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_start_is_named_as_such(name: str, bad: float) -> None:
+    y0 = Y0.clone()
+    y0[4, 1] = bad
+    with pytest.raises(SolveError, match=r"1 of 10 samples .* Check `y0`, `args` and `f`"):
+        solvers.solve(half, y0, solver=name)
+
+
+@pytest.mark.parametrize(
+    ("f", "result"),
+    [
+        (lambda y: y + 1, Result.max_steps),
+        (lambda y: 3 * y + 1, Result.diverged),
+        (lambda y: y / 0, Result.nonfinite),
+        (half, Result.converged),
+    ],
+)
+def test_each_verdict_can_be_reached(f: Callable[[Tensor], Tensor], result: Result) -> None:
+    y0 = torch.ones(2, 3, dtype=torch.float64)
+    s = solvers.solve(f, y0, solver="picard", throw=False)
+    assert s.result.tolist() == [result, result]
+    assert s.converged.tolist() == [result == Result.converged] * 2
+
+
+def test_stalled_is_said_of_noise_above_the_tolerance() -> None:
+    noise = iter(torch.randn(500, 4, 8, generator=torch.Generator().manual_seed(0)))
+
+    def f(y: Tensor) -> Tensor:
+        return 0.5 * y + 1 + 1e-3 * next(noise)
+
+    with pytest.raises(SolveError, match="wider dtype") as caught:
+        solvers.solve(f, torch.zeros(4, 8), solver="picard", max_steps=400)
+    assert (caught.value.solution.result == Result.stalled).all()
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("kind", ["in place", "one buffer"])
+def test_a_map_that_reuses_memory_is_never_falsely_converged(name: str, kind: str) -> None:
+    """It may be solved, refused, or reported: `nn.ReLU(inplace=True)` first in `f` is enough."""
+    buffer = torch.empty(2, 3)
+
+    def f(y: Tensor) -> Tensor:
+        if kind == "in place":
+            return y.mul_(0.5).add_(1)
+        return torch.add(torch.ones(2, 3), y, alpha=0.5, out=buffer)
+
+    y0 = torch.zeros(2, 3)
+    try:
+        s = solvers.solve(f, y0, solver=name, throw=False)
+    except (RuntimeError, ValueError):
+        return
+    value = s.value.clone()
+    assert ((half(value) - value).abs().amax(1) < 1e-3)[s.converged].all()
+    assert torch.equal(y0, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("option", ["rtol", "atol", "damping", "ridge"])
+@pytest.mark.parametrize("value", ["1e-3", None])
+def test_an_option_of_the_wrong_type_is_named(option: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"`{option}` must") as caught:
+        solvers.get_solver("anderson", **{option: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_an_infinite_ridge_is_refused() -> None:
+    with pytest.raises(ValueError, match="`ridge` must be"):
+        Anderson(ridge=float("inf"))
 
 
 def test_closed_over_samples_under_compaction_are_explained() -> None:
@@ -137,6 +261,23 @@ def test_a_registered_solver_is_used_by_name(monkeypatch: pytest.MonkeyPatch) ->
     assert solvers.solve(half, Y0, solver="plain").converged.all()
 
 
-def test_every_result_has_advice() -> None:
-    for result in Result:
-        assert result.message.endswith(".")
+@pytest.mark.parametrize(
+    ("result", "advice"),
+    [
+        (Result.converged, "within tolerance"),
+        (Result.max_steps, "Raise `max_steps`, loosen `rtol`, or measure the spectral radius"),
+        (Result.diverged, "Damp the map (`damping`), start nearer"),
+        (Result.nonfinite, "Check `y0`, `args` and `f`"),
+        (Result.stalled, "Loosen `rtol`, or compute `f` in a wider dtype"),
+    ],
+)
+def test_result_messages(result: Result, advice: str) -> None:
+    assert advice in result.message
+    assert result.message.endswith(".")
+
+
+def test_every_result_has_a_message() -> None:
+    assert [result.name for result in Result] == [
+        "converged", "max_steps", "diverged", "nonfinite", "stalled",
+    ]  # fmt: skip
+    assert all(result.message for result in Result)

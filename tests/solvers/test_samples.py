@@ -1,5 +1,7 @@
 """What every sample is promised, whatever shares its batch."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,20 +117,29 @@ def test_permuting_the_entries_permutes_the_answer(name: str, seed: int) -> None
 
 
 @EACH
-@pytest.mark.parametrize("where", ["y0", "args"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_sample_stays_alone(name: str, where: str, bad: float) -> None:
+@FEW
+@given(
+    seed=SEEDS,
+    sample=st.integers(0, 5),
+    where=st.sampled_from(["y0", "args"]),
+    bad=st.sampled_from([float("nan"), float("inf"), -float("inf")]),
+)
+def test_a_broken_sample_stays_alone(
+    name: str, seed: int, sample: int, where: str, bad: float
+) -> None:
     """torchdeq runs all samples to the limit, and no flag tells."""
-    y0, rate, x = draw(1)
-    healthy = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200)
+    y0, rate, x = draw(seed)
+    healthy = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
     y0, x = y0.clone(), x.clone()
-    (y0 if where == "y0" else x)[2, 1] = bad
+    (y0 if where == "y0" else x)[sample, 1] = bad
     s = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
-    others = torch.arange(len(x)) != 2
-    assert s.result[2] == Result.nonfinite
+    others = torch.arange(len(x)) != sample
+    # An infinite start is finite again after one update, but its residual is not.
+    assert s.result[sample] == Result.nonfinite
+    assert s.num_steps[sample] == 0
     assert torch.allclose(s.value[others], healthy.value[others], atol=1e-12, rtol=0)
     assert torch.equal(s.num_steps[others], healthy.num_steps[others])
-    assert s.converged[others].all()
+    assert torch.equal(s.result[others], healthy.result[others])
     assert s.num_evals <= healthy.num_evals
 
 
@@ -146,6 +157,8 @@ def test_a_diverging_sample_harms_no_other(name: str) -> None:
     others = torch.arange(len(x)) != 3
     assert not s.converged[3]
     assert torch.allclose(s.value[others], healthy.value[others], atol=1e-12, rtol=0)
+    assert torch.equal(s.num_steps[others], healthy.num_steps[others])
+    assert torch.equal(s.result[others], healthy.result[others])
 
 
 @EACH
@@ -173,6 +186,56 @@ def test_work_follows_need(name: str) -> None:
 
 
 @EACH
+@FEW
+@given(seed=SEEDS)
+def test_leaving_the_batch_changes_no_answer(name: str, seed: int) -> None:
+    """Easy, hard, hopeless and broken samples together, with and without compaction."""
+    y0, rate, x = draw(seed, batch=9)
+    rate[::3] *= 3
+    rate[1], x[4, 0] = 0.0, float("nan")
+    kinds = [
+        solvers.solve(
+            f, y0, rate, x, solver=tight(name), max_steps=60, throw=False, compact=compact
+        )
+        for compact in (True, False)
+    ]
+    for field in ("result", "num_steps", "num_evals"):
+        a, b = (getattr(kind, field) for kind in kinds)
+        assert bool((torch.as_tensor(a) == torch.as_tensor(b)).all()), field
+    done = kinds[0].converged
+    assert torch.allclose(kinds[0].value[done], kinds[1].value[done], atol=1e-12, rtol=0)
+    assert kinds[0].rows_evaluated < kinds[1].rows_evaluated
+
+
+@EACH
+def test_a_stopped_sample_is_frozen(name: str) -> None:
+    y0, rate, x = draw(3)
+    seen = []
+
+    def watched(y: Tensor, rate: Tensor, x: Tensor) -> Tensor:
+        seen.append(y.clone())
+        return f(y, rate, x)
+
+    s = solvers.solve(watched, y0, rate, x, solver=tight(name), max_steps=200, compact=False)
+    assert s.num_steps.min() < s.num_steps.max()
+    for i, steps in enumerate(s.num_steps.tolist()):
+        for y in seen[steps:]:
+            assert torch.equal(y[i], s.value[i])
+
+
+@EACH
+@pytest.mark.parametrize("compact", [True, False])
+def test_the_inputs_are_left_alone(name: str, compact: bool) -> None:
+    inputs = draw(5)
+    copies = [value.clone() for value in inputs]
+    s = solvers.solve(f, *inputs, solver=tight(name), max_steps=200, throw=False, compact=compact)
+    for value, copy in zip(inputs, copies, strict=True):
+        assert torch.equal(value, copy)
+    s.value.zero_()
+    assert torch.equal(inputs[2], copies[2])
+
+
+@EACH
 def test_coupled_samples_without_args_have_no_stale_verdict(name: str) -> None:
     """Sample 0 is solved at once, until sample 1 arrives; its verdict must be the final one."""
 
@@ -182,6 +245,42 @@ def test_coupled_samples_without_args_have_no_stale_verdict(name: str) -> None:
     s = solvers.solve(g, torch.zeros(2, 1, dtype=torch.float64), solver=tight(name), max_steps=300)
     assert torch.allclose(s.value.flatten(), torch.tensor([1.8, 2.0], dtype=torch.float64))
     assert torch.allclose(s.residual, residual(g, s.value), atol=1e-12)
+
+
+def coupled(seed: int, samples: int = 6) -> Callable[[Tensor], Tensor]:
+    """A map of a batch whose samples drive each other, just beyond a contraction."""
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(samples, samples, generator=g, dtype=torch.float64)
+    weight *= 1.1 / torch.linalg.eigvals(weight).abs().max()
+    x = torch.randn(samples, 2, generator=g, dtype=torch.float64)
+    return lambda y: torch.tanh(weight @ y) + x
+
+
+@EACH
+@pytest.mark.parametrize("max_steps", [6, 10, 15])
+def test_coupled_samples_report_the_joint_residual_at_any_budget(name: str, max_steps: int) -> None:
+    solver = solvers.get_solver(name, rtol=1e-3)
+    for seed in range(60):
+        g = coupled(seed)
+        y0 = torch.zeros(6, 2, dtype=torch.float64)
+        s = solvers.solve(g, y0, solver=solver, max_steps=max_steps, throw=False)
+        true, scale = residual(g, s.value), g(s.value).square().mean(1).sqrt()
+        assert torch.allclose(s.residual, true)
+        assert (true <= 1.01e-3 * scale + 1e-8)[s.converged].all()
+
+
+def test_a_given_up_token_reports_the_joint_residual() -> None:
+    """The first token converges slowly, and drives the second, which runs away."""
+    x = torch.ones(1, 2, 1, dtype=torch.float64)
+
+    def g(y: Tensor, x: Tensor) -> Tensor:
+        return torch.stack((0.97 * y[:, 0] + x[:, 0], 3 * y[:, 1] + y[:, 0]), 1)
+
+    s = solvers.solve(
+        g, torch.zeros_like(x), x, solver="picard", max_steps=60, batch_dims=2, throw=False
+    )
+    assert s.result.tolist() == [[Result.max_steps, Result.diverged]]
+    assert torch.allclose(s.residual, (g(s.value, x) - s.value).abs()[..., 0], rtol=1e-9)
 
 
 @EACH
@@ -195,6 +294,22 @@ def test_one_unbatched_state(name: str) -> None:
     )  # fmt: skip
     assert s.residual.shape == s.converged.shape == ()
     assert torch.allclose(s.value, torch.linalg.solve(torch.eye(2) - weight, b))
+
+
+@EACH
+def test_one_number_as_a_state(name: str) -> None:
+    y0 = torch.tensor(0.0, dtype=torch.float64)
+    s = solvers.solve(torch.cos, y0, solver=tight(name), batch_dims=0, max_steps=100)
+    assert s.value.shape == ()
+    assert s.value.item() == pytest.approx(0.7390851332)
+
+
+@EACH
+def test_rows_without_tokens_keep_their_shape(name: str) -> None:
+    y0 = torch.zeros(3, 0, 4)
+    s = solvers.solve(lambda y: 0.5 * y, y0, solver=name, batch_dims=2)
+    assert s.residual.shape == (3, 0)
+    assert s.value.shape == y0.shape
 
 
 @EACH
@@ -220,6 +335,67 @@ def test_coupled_tokens_report_the_joint_residual(name: str) -> None:
     s = solvers.solve(causal, x, x, solver=tight(name), max_steps=400, batch_dims=2, throw=False)
     true = (causal(s.value, x) - s.value).square().mean(-1).sqrt()
     assert torch.allclose(s.residual, true, atol=1e-12)
+
+
+@EACH
+@FEW
+@given(seed=SEEDS, max_steps=st.integers(0, 30))
+def test_coupled_tokens_report_the_joint_residual_at_any_budget(
+    name: str, seed: int, max_steps: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 5, generator=g, dtype=torch.float64).tril()
+    x = torch.randn(3, 5, 2, generator=g, dtype=torch.float64)
+
+    def causal(y: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(weight @ y) + x
+
+    for compact in (True, False):
+        s = solvers.solve(
+            causal, torch.zeros_like(x), x, solver=solvers.get_solver(name, rtol=1e-3),
+            max_steps=max_steps, batch_dims=2, throw=False, compact=compact,
+        )  # fmt: skip
+        fy = causal(s.value, x)
+        true = (fy - s.value).square().mean(-1).sqrt()
+        assert torch.allclose(s.residual, true, atol=1e-12)
+        scale = fy.square().mean(-1).sqrt()
+        assert (true <= 1.001e-3 * scale + 1e-7)[s.converged].all()
+
+
+@EACH
+def test_a_broken_token_harms_neither_other_rows_nor_earlier_tokens(name: str) -> None:
+    x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def causal(y: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * torch.tanh(y.cumsum(1) / 3) + x
+
+    broken = x.clone()
+    broken[1, 2, 0] = float("nan")
+    a, b = (
+        solvers.solve(causal, given, given, solver=tight(name), batch_dims=2, throw=False)
+        for given in (x, broken)
+    )
+    assert torch.allclose(b.value[::2], a.value[::2], atol=1e-12, rtol=0)
+    assert torch.equal(b.num_steps[::2], a.num_steps[::2])
+    assert torch.allclose(b.value[1, :2], a.value[1, :2], atol=1e-8)
+    assert (b.result[1] == torch.tensor([0, 0, 3, 3, 3])).all()
+
+
+@EACH
+def test_a_tree_is_solved_like_the_tensor_of_its_parts(name: str) -> None:
+    y0, rate, x = draw(6)
+
+    def split(y: Tensor) -> dict[str, Tensor]:
+        return {"a": y[:, :1], "b": y[:, 1:].unflatten(1, (3, 1))}
+
+    def g(y: dict[str, Tensor], rate: Tensor, x: Tensor) -> dict[str, Tensor]:
+        return split(f(torch.cat((y["a"], y["b"].flatten(1)), 1), rate, x))
+
+    whole = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200)
+    parts = solvers.solve(g, split(y0), rate, x, solver=tight(name), max_steps=200)
+    assert torch.equal(parts.num_steps, whole.num_steps)
+    expected = split(whole.value)
+    assert all(torch.allclose(parts.value[k], expected[k], atol=1e-12) for k in expected)
 
 
 @EACH

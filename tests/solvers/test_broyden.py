@@ -1,0 +1,80 @@
+"""What only Broyden promises."""
+
+import pytest
+import torch
+from problems import linear, residual
+from torch import Tensor
+
+import solvers
+from solvers import Broyden
+
+
+def test_linear_problem_of_n_dims_takes_two_n_steps() -> None:
+    """Gay 1979: good Broyden with full memory ends after 2 n steps in exact arithmetic."""
+    p = linear(0.99, normal=False)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=Broyden(history=20, rtol=1e-9), max_steps=60)
+    assert s.num_evals <= 2 * p.y0.shape[1] + 6
+
+
+def test_broyden_equals_the_textbook() -> None:
+    """B <- B + (dg - B s) s^T / s^T s from B = -I, on g(y) = f(y) - y, dense."""
+    g = torch.Generator().manual_seed(0)
+    weight = 0.3 * torch.randn(5, 5, generator=g, dtype=torch.float64)
+    x = torch.randn(5, generator=g, dtype=torch.float64)
+
+    def f(y: Tensor) -> Tensor:
+        return torch.tanh(y @ weight.T + x)
+
+    y, inverse = torch.zeros(5, dtype=torch.float64), -torch.eye(5, dtype=torch.float64)
+    matrix = inverse.clone()
+    for count in range(1, 9):
+        residual = f(y) - y
+        step = -torch.linalg.solve(matrix, residual)
+        y_next = y + step
+        change = (f(y_next) - y_next) - residual
+        matrix = matrix + torch.outer(change - matrix @ step, step) / (step @ step)
+        y = y_next
+        s = solvers.solve(
+            f, torch.zeros(1, 5, dtype=torch.float64), solver=Broyden(rtol=0.0, atol=0.0),
+            max_steps=count, throw=False,
+        )  # fmt: skip
+        assert torch.allclose(s.value[0], y, atol=1e-9), count
+
+
+def test_broyden_grows_with_the_steps_taken_not_with_the_budget() -> None:
+    """torchdeq allocates 2 * batch * dim * max_iter numbers at once."""
+    solver, y = Broyden(history=500), torch.randn(2, 8, dtype=torch.float64)
+    carry = solver.init(y)
+    for _ in range(4):
+        y, carry = solver.step(y, 0.5 * y.cos(), carry)
+    assert carry.left.shape[1] <= 4
+    for _ in range(20):
+        y, carry = solver.step(y, 0.5 * y.cos(), carry)
+    assert carry.left.shape[1] <= 2 * 24
+
+
+def test_memory_stops_growing_at_the_window() -> None:
+    solver, y = Broyden(history=6), torch.randn(2, 8, dtype=torch.float64)
+    carry = solver.init(y)
+    for _ in range(30):
+        y, carry = solver.step(y, 0.5 * y.cos() + 0.4 * y.roll(1, 1), carry)
+    assert carry.left.shape[1] == carry.image.shape[1] == carry.gram.shape[1] == 6
+
+
+@pytest.mark.parametrize("normal", [True, False])
+@pytest.mark.parametrize("history", [4, 5, 6, 8, 12])
+def test_limited_memory_survives_a_stiff_problem(history: int, normal: bool) -> None:
+    """torchdeq's stalls or turns NaN at radius 0.99 for every window tried."""
+    p = linear(0.99, normal=normal)
+    solver = Broyden(history=history, rtol=1e-8)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=200)
+    assert s.value.isfinite().all()
+
+
+@pytest.mark.parametrize("history", [1, 2, 3])
+def test_a_window_too_short_fails_honestly(history: int) -> None:
+    p = linear(0.99, normal=True)
+    solver = Broyden(history=history, rtol=1e-8)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=200, throw=False)
+    assert torch.allclose(s.residual, residual(p.f, s.value, *p.args))
+    assert (s.residual <= residual(p.f, p.y0, *p.args)).all()

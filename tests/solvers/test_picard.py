@@ -1,0 +1,43 @@
+"""What only Picard promises."""
+
+import torch
+from problems import distance, linear, rotation
+from torch import Tensor
+
+import solvers
+from solvers import Picard
+
+
+def test_picard_with_damping_reaches_eigenvalues_below_minus_one() -> None:
+    x = torch.ones(2, 3, dtype=torch.float64)
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return -1.5 * y + x
+
+    plain = solvers.solve(f, 0 * x, x, solver=Picard(), max_steps=200, throw=False)
+    damped = solvers.solve(f, 0 * x, x, solver=Picard(damping=0.5), max_steps=200)
+    assert not plain.converged.any()
+    assert torch.allclose(damped.value, x / 2.5, atol=1e-4)
+
+
+def test_picard_is_the_plain_iteration() -> None:
+    p = linear(0.9, normal=True)
+    y = p.y0
+    for _ in range(4):
+        y = 0.3 * y + 0.7 * p.f(y, *p.args)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=Picard(damping=0.3), max_steps=4, throw=False)
+    assert torch.allclose(s.value, y)
+
+
+def test_undamped_rotation_beyond_one_fails_honestly() -> None:
+    p = rotation(1.2)
+    s = solvers.solve(p.f, p.y0, *p.args, solver="picard", max_steps=50, throw=False)
+    assert not s.converged.any()
+    assert distance(s.value, p.y0) == 0  # the start is the best point it saw
+
+
+def test_damping_solves_a_rotation_that_the_plain_iteration_cannot() -> None:
+    """d + (1 - d) 1.2 i has modulus 0.89 at d = 0.4, where 1.2 i has 1.2."""
+    p = rotation(1.2)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=Picard(damping=0.4, rtol=1e-8), max_steps=400)
+    assert distance(s.value, p.y_star) < 1e-6
