@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from implicit.base import BackwardMode, SolveContext
@@ -80,8 +81,8 @@ def fixed_point(
 
 def _refuse_forward_mode(mode: BackwardMode) -> None:
     """Tangents pass through a solve without gradients, and would be silently wrong."""
-    level = torch._C._functorch.peek_interpreter_stack()
-    transformed = level is not None and level.key() == torch._C._functorch.TransformType.Jvp
+    level = peek_interpreter_stack()
+    transformed = level is not None and level.key() == TransformType.Jvp
     if (transformed or forward_ad._current_level >= 0) and not mode.records_solver:
         raise NotImplementedError(
             f"Forward-mode derivatives need `backward='unrolled'`, got {type(mode).__name__}."

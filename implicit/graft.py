@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from solvers.types import State
@@ -19,7 +20,7 @@ def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
     If `pull` is made of differentiable operations, it is differentiated in turn with
     respect to the inputs and v.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         raise NotImplementedError(
             "`exact` and `jacobian_free` do not work under torch.func transforms yet. Use "
             "torch.autograd, or `backward='unrolled'` or 'phantom'."

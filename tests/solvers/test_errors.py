@@ -112,8 +112,8 @@ def test_message(call: Callable[[], Any], error: type[Exception], message: str) 
 
 
 def test_failure_carries_the_solution_and_advice() -> None:
+    x = torch.ones(5, 3)
     with pytest.raises(SolveError) as caught:
-        x = torch.ones(5, 3)
         solvers.solve(lambda y, x: x - y, torch.rand(5, 3), x, solver="picard", max_steps=7)
     assert re.fullmatch(
         r"5 of 5 samples did not converge in 7 steps \(most often: max_steps\), worst residual "
