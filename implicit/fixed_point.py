@@ -81,8 +81,8 @@ def fixed_point(
 
 def _refuse_forward_mode(mode: BackwardMode) -> None:
     """Tangents pass through a solve without gradients, and would be silently wrong."""
-    level = peek_interpreter_stack()
-    transformed = level is not None and level.key() == TransformType.Jvp
+    active = torch._C._are_functorch_transforms_active()
+    transformed = active and peek_interpreter_stack().key() == TransformType.Jvp
     if (transformed or forward_ad._current_level >= 0) and not mode.records_solver:
         raise NotImplementedError(
             f"Forward-mode derivatives need `backward='unrolled'`, got {type(mode).__name__}."

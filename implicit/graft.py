@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from solvers.types import State
@@ -20,7 +19,7 @@ def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
     If `pull` is made of differentiable operations, it is differentiated in turn with
     respect to the inputs and v.
     """
-    if peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             "`exact` and `jacobian_free` do not work under torch.func transforms yet. Use "
             "torch.autograd, or `backward='unrolled'` or 'phantom'."

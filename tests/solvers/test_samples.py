@@ -269,20 +269,6 @@ def test_coupled_samples_report_the_joint_residual_at_any_budget(name: str, max_
         assert (true <= 1.01e-3 * scale + 1e-8)[s.converged].all()
 
 
-def test_a_given_up_token_reports_the_joint_residual() -> None:
-    """The first token converges slowly, and drives the second, which runs away."""
-    x = torch.ones(1, 2, 1, dtype=torch.float64)
-
-    def g(y: Tensor, x: Tensor) -> Tensor:
-        return torch.stack((0.97 * y[:, 0] + x[:, 0], 3 * y[:, 1] + y[:, 0]), 1)
-
-    s = solvers.solve(
-        g, torch.zeros_like(x), x, solver="picard", max_steps=60, batch_dims=2, throw=False
-    )
-    assert s.result.tolist() == [[Result.max_steps, Result.diverged]]
-    assert torch.allclose(s.residual, (g(s.value, x) - s.value).abs()[..., 0], rtol=1e-9)
-
-
 @EACH
 def test_one_unbatched_state(name: str) -> None:
     """torchdeq takes a state of shape (d,) for d scalar problems."""
@@ -302,83 +288,6 @@ def test_one_number_as_a_state(name: str) -> None:
     s = solvers.solve(torch.cos, y0, solver=tight(name), batch_dims=0, max_steps=100)
     assert s.value.shape == ()
     assert s.value.item() == pytest.approx(0.7390851332)
-
-
-@EACH
-def test_rows_without_tokens_keep_their_shape(name: str) -> None:
-    y0 = torch.zeros(3, 0, 4)
-    s = solvers.solve(lambda y: 0.5 * y, y0, solver=name, batch_dims=2)
-    assert s.residual.shape == (3, 0)
-    assert s.value.shape == y0.shape
-
-
-@EACH
-def test_tokens_have_verdicts_of_their_own(name: str) -> None:
-    y0, rate, x = draw(4, batch=12)
-    flat = solvers.solve(f, y0, rate, x, solver=tight(name), max_steps=200, throw=False)
-    tokens = solvers.solve(
-        f, y0.view(3, 4, 4), rate.view(3, 4, 1), x.view(3, 4, 4), solver=tight(name),
-        max_steps=200, batch_dims=2, throw=False,
-    )  # fmt: skip
-    assert tokens.residual.shape == (3, 4)
-    assert torch.equal(tokens.num_steps.flatten(), flat.num_steps)
-    assert torch.allclose(tokens.value.flatten(0, 1), flat.value, atol=1e-12)
-
-
-@EACH
-def test_coupled_tokens_report_the_joint_residual(name: str) -> None:
-    x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def causal(y: Tensor, x: Tensor) -> Tensor:
-        return 0.8 * torch.tanh(y.cumsum(1) / 3) + x
-
-    s = solvers.solve(causal, x, x, solver=tight(name), max_steps=400, batch_dims=2, throw=False)
-    true = (causal(s.value, x) - s.value).square().mean(-1).sqrt()
-    assert torch.allclose(s.residual, true, atol=1e-12)
-
-
-@EACH
-@FEW
-@given(seed=SEEDS, max_steps=st.integers(0, 30))
-def test_coupled_tokens_report_the_joint_residual_at_any_budget(
-    name: str, seed: int, max_steps: int
-) -> None:
-    g = torch.Generator().manual_seed(seed)
-    weight = torch.randn(5, 5, generator=g, dtype=torch.float64).tril()
-    x = torch.randn(3, 5, 2, generator=g, dtype=torch.float64)
-
-    def causal(y: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(weight @ y) + x
-
-    for compact in (True, False):
-        s = solvers.solve(
-            causal, torch.zeros_like(x), x, solver=solvers.get_solver(name, rtol=1e-3),
-            max_steps=max_steps, batch_dims=2, throw=False, compact=compact,
-        )  # fmt: skip
-        fy = causal(s.value, x)
-        true = (fy - s.value).square().mean(-1).sqrt()
-        assert torch.allclose(s.residual, true, atol=1e-12)
-        scale = fy.square().mean(-1).sqrt()
-        assert (true <= 1.001e-3 * scale + 1e-7)[s.converged].all()
-
-
-@EACH
-def test_a_broken_token_harms_neither_other_rows_nor_earlier_tokens(name: str) -> None:
-    x = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def causal(y: Tensor, x: Tensor) -> Tensor:
-        return 0.5 * torch.tanh(y.cumsum(1) / 3) + x
-
-    broken = x.clone()
-    broken[1, 2, 0] = float("nan")
-    a, b = (
-        solvers.solve(causal, given, given, solver=tight(name), batch_dims=2, throw=False)
-        for given in (x, broken)
-    )
-    assert torch.allclose(b.value[::2], a.value[::2], atol=1e-12, rtol=0)
-    assert torch.equal(b.num_steps[::2], a.num_steps[::2])
-    assert torch.allclose(b.value[1, :2], a.value[1, :2], atol=1e-8)
-    assert (b.result[1] == torch.tensor([0, 0, 3, 3, 3])).all()
 
 
 @EACH
