@@ -84,7 +84,7 @@ class FixedPointSolver(ABC):
                     ledger.measure(evaluate(ledger.value))
                 break
             if compact and args and num_running < len(y):
-                kept = ledger.compact(COMPACT_SHARE)
+                kept = ledger.compact(COMPACT_SHARE, evaluate)
                 if kept is not None:
                     # One by one, and the arguments last, so that memory does not peak here.
                     rows, samples = kept

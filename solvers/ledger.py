@@ -1,6 +1,7 @@
 """The books of one solve: every sample's best point, residual, step count and verdict."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -12,11 +13,11 @@ RUNNING = -1
 # A residual that grows this much beyond the first one, and beyond the first f(y), has diverged:
 # transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
-# A sample has stalled once its residual has set no new record for this many steps, and for a
-# third of its life, having come below this share of its first residual or this one of rms(f(y)).
+# A sample has stalled once its residual has set no new record for this many steps, and for
+# half of its life, having come below this share of its first residual or this one of rms(f(y)).
 # Above, or sooner, a method that is not monotone may still be finding its way; far above its
 # best residual, it diverges.
-STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 20, 0.01, 1e-5, 1e3
+STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 50, 0.01, 1e-5, 1e3
 # Outside, the squares in a float32 norm may leave its range.
 SAFE_NORMS = (1e-15, 1e15)
 
@@ -91,7 +92,7 @@ class Ledger:
         self.num_steps += running
         return torch.where(running[:, None], y, self.value)
 
-    def compact(self, share: float) -> tuple[Index, Index] | None:
+    def compact(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
         """Retire finished rows if they make up `share` of the batch.
 
         Returns:
@@ -101,6 +102,8 @@ class Ledger:
         rows = alive.nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
             return None
+        if self.mixes_steps:
+            self.measure(evaluate(self.value))
         gone = self.layout.sample_index((~alive).nonzero().flatten())
         kept = self.layout.sample_index(rows)
         if self.index is None:
@@ -183,7 +186,7 @@ class Ledger:
         self.best = torch.where(gain, norm, self.best)
         self.last_gain = torch.where(gain, step, self.last_gain)
         self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
-        patience = max(STALL_STEPS, step // 3)
+        patience = max(STALL_STEPS, step // 2)
         low = (self.best <= STALL_SHARE * self.first) | (self.best <= STALL_FLOOR * scale)
         flat = low & (norm <= STALL_SPREAD * self.best)
         stalled = flat & (step - self.last_gain >= patience)

@@ -34,7 +34,7 @@ def solve(
         *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`.
         solver: A registered name (see `names()`) or an instance with options.
         max_steps: Budget of updates per sample, at least 0. `f` is called once more than
-            that, since the point that is returned has its residual measured; and once again
+            that, since the point that is returned has its residual measured; and once more
             if samples may be coupled (no `args`, or tokens) and their best points stem from
             different steps.
         throw: Raise if any sample fails; otherwise the verdicts are in the `Solution`.

@@ -201,6 +201,17 @@ def test_no_scale_of_float32_breaks_the_verdict(name: str, scale: float) -> None
     assert torch.allclose(s.value / scale, torch.full((2, 3), 2.0), rtol=1e-3)
 
 
+def test_a_contraction_that_oscillates_late_is_no_stall() -> None:
+    """Radius 0.99 and complex eigenvalues: the residual pauses for dozens of steps."""
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 64, generator=g, dtype=torch.float64)
+    weight *= 0.99 / torch.linalg.eigvals(weight).abs().max()
+    p = affine("random", weight, torch.randn(8, 64, generator=g, dtype=torch.float64), 0.99)
+    solver = solvers.Picard(rtol=1e-6)
+    s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=3000, throw=False)
+    assert s.converged.all(), s.describe()
+
+
 @EACH
 def test_already_solved_costs_one_evaluation(name: str) -> None:
     p = linear(0.9, normal=True)

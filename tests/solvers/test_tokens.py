@@ -116,7 +116,13 @@ def test_a_broken_token_harms_neither_other_rows_nor_earlier_tokens(name: str) -
     assert (b.result[1] == torch.tensor([0, 0, 3, 3, 3])).all()
 
 
-@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize(
+    "compact",
+    [
+        True,
+        False,
+    ],
+)
 def test_rows_that_left_the_batch_report_their_joint_residual(compact: bool) -> None:
     """In row 0 a token runs away before the one that drives it has converged."""
     rate = torch.tensor([0.9, 0.995, 0.995, 0.5], dtype=torch.float64)[:, None]
