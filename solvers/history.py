@@ -42,11 +42,10 @@ class History(NamedTuple):
         if self.filled < capacity or capacity >= limit:
             return self
         extra = min(capacity, limit - capacity)
-        pad = torch.nn.functional.pad
         return self._replace(
-            left=pad(self.left, (0, 0, 0, extra)),
-            image=pad(self.image, (0, 0, 0, extra)),
-            gram=pad(self.gram, (0, extra, 0, extra)),
+            left=_enlarge(self.left, extra),
+            image=_enlarge(self.image, extra),
+            gram=torch.nn.functional.pad(self.gram, (0, extra, 0, extra)),
             slot=capacity,
         )
 
@@ -71,12 +70,11 @@ class History(NamedTuple):
 
     def with_gram(self, row: Tensor, column: Tensor) -> "History":
         """Write the newest pair's row and column, each of shape (samples, filled); move on."""
-        slot, count = self.slot, self.filled
-        column = torch.nn.functional.pad(column, (0, self.gram.shape[1] - count))
-        row = torch.nn.functional.pad(row, (0, self.gram.shape[1] - count))
-        gram = _write(self.gram, slot, row.double())
+        slot, filled = self.slot, self.filled
+        gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
+        gram[:, slot, :filled] = row
         # The column last: where the two differ, the diagonal is the column's.
-        gram = _write(gram.mT, slot, column.double()).mT
+        gram[:, :filled, slot] = column
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
     def coefficients(self, rhs: Tensor, ridge: float = 0.0) -> Tensor:
@@ -93,7 +91,7 @@ class History(NamedTuple):
         scaled = gram * scale[:, :, None] * scale[:, None, :]
         # An all-zero slot (a sample that did not move) must not make the matrix singular.
         lift = torch.where(diagonal > 0, ridge, 1.0)
-        scaled = scaled + torch.diag_embed(lift)
+        scaled.diagonal(dim1=1, dim2=2).add_(lift)
         solved, info = torch.linalg.solve_ex(scaled, (rhs.double() * scale)[:, :, None])
         usable = (info == 0)[:, None] & solved[:, :, 0].isfinite().all(1, keepdim=True)
         return torch.where(usable, solved[:, :, 0] * scale, 0.0).to(self.left.dtype)
@@ -118,6 +116,14 @@ def _keep(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
         rows = samples[start : start + chunk]
         window[start : start + len(rows)] = window[rows]
     return window[: len(samples)]
+
+
+def _enlarge(window: Tensor, extra: int) -> Tensor:
+    """Room for more slots, left unset: they are written before they are read."""
+    samples, capacity, entries = window.shape
+    larger = window.new_empty(samples, capacity + extra, entries)
+    larger[:, :capacity] = window
+    return larger
 
 
 def _write(buffer: Tensor, slot: int, new: Tensor) -> Tensor:
