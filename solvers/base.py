@@ -80,6 +80,7 @@ class FixedPointSolver(ABC):
             fy = evaluate(y)
             num_running = ledger.observe(y, fy, step)
             if num_running == 0 or step == max_steps:
+                del y, fy  # so that memory does not peak at the last call
                 if ledger.mixes_steps:
                     ledger.measure(evaluate(ledger.value))
                 break
@@ -94,6 +95,7 @@ class FixedPointSolver(ABC):
                     evaluate.keep(rows)
             with evaluate.full_precision():
                 y, carry = self.step(y, fy, carry)
+            del fy  # where it is not the next iterate, `f` may need its memory
             y = ledger.advance(layout.round(y))
         return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
 

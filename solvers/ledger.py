@@ -157,9 +157,12 @@ class Ledger:
         norm = torch.linalg.vector_norm(difference, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
         low, high = SAFE_NORMS
-        if norm.dtype == torch.float32 and not bool(((norm > low) & (norm < high)).all()):
-            norm = torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64).float()
-            scale = torch.linalg.vector_norm(fy, dim=1, dtype=torch.float64).float()
+        odd = ~((norm > low) & (norm < high))
+        if norm.dtype == torch.float32 and bool(odd.any()):
+            largest = torch.linalg.vector_norm(difference, math.inf, dim=1)
+            rows = (odd & (largest > 0) & largest.isfinite()).nonzero().flatten()
+            norm[rows] = torch.linalg.vector_norm(difference[rows].double(), dim=1).float()
+            scale[rows] = torch.linalg.vector_norm(fy[rows].double(), dim=1).float()
         converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
         return norm, scale, converged
 
