@@ -84,7 +84,7 @@ class FixedPointSolver(ABC):
                 if ledger.mixes_steps:
                     ledger.measure(evaluate(ledger.value))
                 break
-            if compact and args and num_running < len(y):
+            if compact and args:
                 kept = ledger.compact(COMPACT_SHARE, evaluate)
                 if kept is not None:
                     # One by one, and the arguments last, so that memory does not peak here.

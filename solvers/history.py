@@ -84,17 +84,14 @@ class History(NamedTuple):
         the state and however small the differences have become. A sample whose matrix is
         singular gets w = 0: a step without memory.
         """
-        gram = self.gram[:, : self.filled, : self.filled]
-        diagonal = gram.diagonal(dim1=1, dim2=2).abs()
-        # Safe before the root, not after: autograd would turn 0 * inf into NaN.
-        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-        scaled = gram * scale[:, :, None] * scale[:, None, :]
+        gram = self.gram[:, : self.filled, : self.filled].clone()
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        diagonal.mul_(1 + ridge)
         # An all-zero slot (a sample that did not move) must not make the matrix singular.
-        lift = torch.where(diagonal > 0, ridge, 1.0)
-        scaled.diagonal(dim1=1, dim2=2).add_(lift)
-        solved, info = torch.linalg.solve_ex(scaled, (rhs.double() * scale)[:, :, None])
-        usable = (info == 0)[:, None] & solved[:, :, 0].isfinite().all(1, keepdim=True)
-        return torch.where(usable, solved[:, :, 0] * scale, 0.0).to(self.left.dtype)
+        diagonal.masked_fill_(diagonal == 0, 1.0)
+        solved, info = torch.linalg.solve_ex(gram, rhs.double()[:, :, None])
+        weights = solved[:, :, 0].to(self.left.dtype).masked_fill((info != 0)[:, None], 0.0)
+        return weights.nan_to_num(0.0, 0.0, 0.0)
 
     def combine(self, weights: Tensor, window: Window, onto: Flat) -> Flat:
         """Subtract sum_i weights_i * window_i from `onto`, per sample."""

@@ -39,6 +39,9 @@ class Layout:
         for dtype in self.dtypes:
             self.dtype = torch.promote_types(self.dtype, dtype)
         self.exact = all(dtype == self.dtype for dtype in self.dtypes)
+        # The common case, one tensor in the solvers' own dtype, is only ever viewed.
+        self.plain = self.exact and len(leaves) == 1 and isinstance(y0, Tensor)
+        self.is_matrix = self.plain and batch_dims == 1 and leaves[0].ndim == 2
 
     @property
     def num_samples(self) -> int:
@@ -57,6 +60,8 @@ class Layout:
 
     def pack(self, state: State) -> Flat:
         """Pytree -> matrix of shape (samples, entries)."""
+        if self.is_matrix:
+            return state
         leaves = pytree.tree_leaves(state)
         rows = math.prod(leaves[0].shape[: self.batch_dims])
         flat = [
@@ -67,6 +72,8 @@ class Layout:
 
     def unpack(self, flat: Flat) -> State:
         """Matrix -> pytree, each leaf in its own dtype."""
+        if self.is_matrix:
+            return flat
         batch = self.batch_shape
         if self.batch_dims and self.num_samples:
             batch = (flat.shape[0] // self.samples_per_row, *batch[1:])
@@ -95,6 +102,9 @@ class Layout:
             TypeError: Another structure or dtype came back.
             ValueError: Another shape came back.
         """
+        if self.plain and isinstance(returned, Tensor) and not autocast:
+            if returned.shape == given.shape and returned.dtype == given.dtype:
+                return returned
         leaves, spec = pytree.tree_flatten(returned)
         if spec != self.spec:
             raise TypeError(

@@ -56,41 +56,87 @@ class Ledger:
         self.last_gain = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
-        self.all_running = True
+        self.num_running, self.stopped = count, None
+        self.routine = self.may_compact = False
+        # What holds for all who run is kept as one number until they part.
+        self.pending_steps, self.gained_at = 0, 0
+        self.smallest = SAFE_NORMS[0] if y.dtype == torch.float32 else 0.0
         self.index: Index | None = None
         self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad():
-            norm, scale, converged = self._residual(y, fy)
-            improved = norm < self.best
-            if step == 0:
-                self.first = norm
-                self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
-            all_improved, any_converged = torch.stack((improved.all(), converged.any())).tolist()
-            if all_improved and not any_converged and self.all_running:
-                self.norm, self.best = norm, norm
-                self.last_gain.fill_(step)
-                recorded, num_running = improved, len(y)
-                self.mixes_steps = False
-            else:
-                recorded = self._judge(norm, scale, converged, improved, self._settled(), step)
-                num_running = int((self.result == RUNNING).sum())
-                self.all_running = num_running == len(y)
-                stale = ~recorded & (self.result != Result.converged)
-                self.mixes_steps = self.coupled and bool(stale.any())
+            recorded = None if self._all_improved(y, fy, step) else self._judge_each(y, fy, step)
         self._store(recorded, y)
-        return num_running
+        return self.num_running
 
     def advance(self, y: Flat) -> Flat:
         """Count one update for those who run; keep the others where they are."""
-        if self.all_running:
-            self.num_steps += 1
-            return y
+        self.pending_steps += 1
+        return y if self.stopped is None else torch.where(self.stopped[:, None], self.value, y)
+
+    def _all_improved(self, y: Flat, fy: Flat, step: int) -> bool:
+        """The usual step, in few operations: all who run set a record, or converge.
+
+        Everything else is left to `_judge_each`, with nothing changed.
+        """
+        if not self.routine:
+            return False
+        norm = torch.linalg.vector_norm(fy - y, dim=1)
+        limit = torch.linalg.vector_norm(fy, dim=1).mul_(self.rtol).add_(self.atol)
+        # False for NaN, and for norms that have left the range of the dtype.
+        record = (norm < self.best).logical_and_(norm > self.smallest)
+        converged = norm <= limit
+        if self.stopped is not None:
+            record.logical_or_(self.stopped)
+            converged.logical_and_(~self.stopped)
+            norm = torch.where(self.stopped, self.best, norm)
+        if not bool(record.all()):
+            return False
+        if bool(converged.any()) and not self._close(converged, limit):
+            return False
+        self.norm = self.best = norm
+        self.gained_at = step
+        self.mixes_steps = False
+        return True
+
+    def _close(self, converged: torch.Tensor, limit: PerSample) -> bool:
+        """Give these samples their verdict if it is final and beyond doubt."""
+        if self.coupled or not bool((limit < math.inf).all()):
+            return False
+        self._settle_counts()
+        self.result.masked_fill_(converged, int(Result.converged))
+        self._count_running()
+        return True
+
+    def _judge_each(self, y: Flat, fy: Flat, step: int) -> torch.Tensor:
+        """Judge sample by sample; return whose point is a record."""
+        self._settle_counts()
+        norm, scale, converged = self._residual(y, fy)
+        if step == 0:
+            self.first = norm
+            self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
+        recorded = self._judge(norm, scale, converged, norm < self.best, self._settled(), step)
+        self._count_running()
+        stale = ~recorded & (self.result != Result.converged)
+        self.mixes_steps = self.coupled and bool(stale.any())
+        return recorded
+
+    def _count_running(self) -> None:
         running = self.result == RUNNING
-        self.num_steps += running
-        return torch.where(running[:, None], y, self.value)
+        self.num_running = int(running.sum())
+        self.stopped = None if self.num_running == len(running) else ~running
+        # Verdicts that may be taken back are looked at every time.
+        self.routine = self.stopped is None or not self.coupled
+        self.may_compact = self.num_running < len(running)
+
+    def _settle_counts(self) -> None:
+        """Write to each sample what was counted for all."""
+        running = self.result == RUNNING
+        self.num_steps += running * self.pending_steps
+        self.last_gain = torch.where(running, self.last_gain.clamp(min=self.gained_at), self.last_gain)
+        self.pending_steps = 0
 
     def compact(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
         """Retire finished rows if they make up `share` of the batch.
@@ -98,6 +144,9 @@ class Ledger:
         Returns:
             The rows of the first batch dim, and of the matrix, that stay; None if all do.
         """
+        if not self.may_compact:
+            return None
+        self.may_compact = False
         alive = (self.result == RUNNING).view(-1, self.layout.samples_per_row).any(1)
         rows = alive.nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
@@ -111,11 +160,12 @@ class Ledger:
         self._retire(gone)
         for name in COLUMNS:
             setattr(self, name, getattr(self, name).index_select(0, kept))
-        self.all_running = len(kept) == int((self.result == RUNNING).sum())
+        self._count_running()
         return rows, kept
 
     def solution(self, num_evals: int, rows_evaluated: int) -> Solution:
         """Close the books: whoever still runs has used up the step budget."""
+        self._settle_counts()
         self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
         value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
         if self.index is not None:
@@ -135,11 +185,11 @@ class Ledger:
             rows_evaluated=rows_evaluated,
         )
 
-    def _store(self, recorded: torch.Tensor, y: Flat) -> None:
-        """Take over some points, in place unless autograd records the solver."""
+    def _store(self, recorded: torch.Tensor | None, y: Flat) -> None:
+        """Take over some points (None: all), in place unless autograd records the solver."""
         if torch.is_grad_enabled():
-            self.value = torch.where(recorded[:, None], y, self.value)
-        elif bool(recorded.all()):
+            self.value = y if recorded is None else torch.where(recorded[:, None], y, self.value)
+        elif recorded is None:
             self.value.copy_(y)
         else:
             self.value[recorded] = y[recorded]
