@@ -1,5 +1,6 @@
 """The books of one solve: every sample's best point, residual, step count and verdict."""
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -66,7 +67,7 @@ class Ledger:
 
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             recorded = None if self._all_improved(y, fy, step) else self._judge_each(y, fy, step)
         self._store(recorded, y)
         return self.num_running
@@ -86,24 +87,26 @@ class Ledger:
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         limit = torch.linalg.vector_norm(fy, dim=1).mul_(self.rtol).add_(self.atol)
         # False for NaN, and for norms that have left the range of the dtype.
-        record = (norm < self.best).logical_and_(norm > self.smallest)
-        converged = norm <= limit
+        record = norm < self.best
+        usual = (norm > limit).logical_and_(record)
         if self.stopped is not None:
-            record.logical_or_(self.stopped)
-            converged.logical_and_(~self.stopped)
+            usual.logical_or_(self.stopped)
             norm = torch.where(self.stopped, self.best, norm)
-        if not bool(record.all()):
-            return False
-        if bool(converged.any()) and not self._close(converged, limit):
+        if not bool(usual.all()) and not self._close(norm, limit, record):
             return False
         self.norm = self.best = norm
         self.gained_at = step
         self.mixes_steps = False
         return True
 
-    def _close(self, converged: torch.Tensor, limit: PerSample) -> bool:
-        """Give these samples their verdict if it is final and beyond doubt."""
-        if self.coupled or not bool((limit < math.inf).all()):
+    def _close(self, norm: PerSample, limit: PerSample, record: torch.Tensor) -> bool:
+        """Give their verdict to those who converged, if it is final and beyond doubt."""
+        converged = norm <= limit
+        sound = (norm > self.smallest).logical_and_(limit < math.inf).logical_and_(record)
+        if self.stopped is not None:
+            converged.logical_and_(~self.stopped)
+            sound.logical_or_(self.stopped)
+        if self.coupled or not bool(sound.all()):
             return False
         self._settle_counts()
         self.result.masked_fill_(converged, int(Result.converged))
