@@ -108,9 +108,9 @@ class Ledger:
             sound.logical_or_(self.stopped)
         if self.coupled or not bool(sound.all()):
             return False
-        self._settle_counts()
         self.result.masked_fill_(converged, int(Result.converged))
-        self._count_running()
+        self.num_steps.add_(converged, alpha=self.pending_steps)
+        self._set_stopped(converged if self.stopped is None else self.stopped | converged)
         return True
 
     def _judge_each(self, y: Flat, fy: Flat, step: int) -> torch.Tensor:
@@ -127,12 +127,15 @@ class Ledger:
         return recorded
 
     def _count_running(self) -> None:
-        running = self.result == RUNNING
-        self.num_running = int(running.sum())
-        self.stopped = None if self.num_running == len(running) else ~running
+        self._set_stopped(self.result != RUNNING)
+
+    def _set_stopped(self, stopped: torch.Tensor) -> None:
+        num_stopped = int(stopped.sum())
+        self.num_running = len(stopped) - num_stopped
+        self.stopped = stopped if num_stopped else None
         # Verdicts that may be taken back are looked at every time.
         self.routine = self.stopped is None or not self.coupled
-        self.may_compact = self.num_running < len(running)
+        self.may_compact = num_stopped > 0
 
     def _settle_counts(self) -> None:
         """Write to each sample what was counted for all."""
@@ -147,7 +150,8 @@ class Ledger:
         Returns:
             The rows of the first batch dim, and of the matrix, that stay; None if all do.
         """
-        if not self.may_compact:
+        few = self.num_running > (1 - share) * len(self.result) and not self.joint
+        if few or not self.may_compact:
             return None
         self.may_compact = False
         alive = (self.result == RUNNING).view(-1, self.layout.samples_per_row).any(1)
