@@ -51,7 +51,7 @@ class Anderson(FixedPointSolver):
         (True, True)
     """
 
-    history: int = 5
+    history: int = 8
     damping: float = 0.0
     ridge: float = 1e-8
 
@@ -71,16 +71,13 @@ class Anderson(FixedPointSolver):
 
     def step(self, y: Flat, fy: Flat, carry: History) -> tuple[Flat, History]:
         """Extrapolate; see the class docstring for the update."""
-        g = fy - y
         memory = carry
         y_next = torch.lerp(fy, y, self.damping) if self.damping else fy
-        if carry.y is not None and carry.fy is not None:
-            image = fy - carry.fy
-            left = image - (y - carry.y)
-            memory = carry.push(left, image)
-            column, rhs = products(memory.left, memory.filled, left, g)
-            memory = memory.with_gram(column, column)
-            weights = memory.coefficients(rhs, self.ridge)
+        if carry.y is not None:
+            memory = carry.push(y, fy, on_steps=False)
+            column, rhs = products(memory.left, memory.filled, memory.newest()[0], fy - y)
+            memory = memory.with_gram(column, column, self.ridge)
+            weights = memory.coefficients(rhs)
             y_next = memory.combine(weights, memory.image, y_next)
             if self.damping:
                 y_next = memory.combine(-self.damping * weights, memory.left, y_next)

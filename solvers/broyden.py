@@ -48,7 +48,7 @@ class Broyden(FixedPointSolver):
         (True, True)
     """
 
-    history: int = 20
+    history: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,9 +66,9 @@ class Broyden(FixedPointSolver):
         """One quasi-Newton step; see the class docstring for the update."""
         memory = carry
         y_next = fy
-        if carry.y is not None and carry.fy is not None:
-            image, left = fy - carry.fy, y - carry.y
-            memory = carry.grown(self.history).push(left, image)
+        if carry.y is not None:
+            memory = carry.grown(self.history).push(y, fy, on_steps=True)
+            left, image = memory.newest()
             column, rhs = products(memory.left, memory.filled, image - left, fy - y)
             (row,) = products(memory.image, memory.filled, left)
             memory = memory.with_gram(row, column)

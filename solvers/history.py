@@ -59,36 +59,45 @@ class History(NamedTuple):
             fy=None if self.fy is None else self.fy.index_select(0, samples),
         )
 
-    def push(self, left: Flat, image: Flat) -> "History":
-        """Write one pair of differences; `gram` is the caller's to update."""
-        capacity = self.left.shape[1]
-        return self._replace(
-            left=_write(self.left, self.slot, left),
-            image=_write(self.image, self.slot, image),
-            filled=min(self.filled + 1, capacity),
-        )
+    def push(self, y: Flat, fy: Flat, *, on_steps: bool) -> "History":
+        """Write the newest differences; `left` has those of y, or else of f(y) - y.
 
-    def with_gram(self, row: Tensor, column: Tensor) -> "History":
-        """Write the newest pair's row and column, each of shape (samples, filled); move on."""
+        The caller owes `with_gram` for them.
+        """
+        assert self.y is not None and self.fy is not None
+        image = _write(self.image, self.slot, fy, self.fy)
+        if on_steps:
+            left = _write(self.left, self.slot, y, self.y)
+        else:
+            left = _write(self.left, self.slot, image[:, self.slot], y - self.y)
+        filled = min(self.filled + 1, self.left.shape[1])
+        return self._replace(left=left, image=image, filled=filled)
+
+    def newest(self) -> tuple[Flat, Flat]:
+        """The pair that `push` wrote."""
+        return self.left[:, self.slot], self.image[:, self.slot]
+
+    def with_gram(self, row: Tensor, column: Tensor, ridge: float = 0.0) -> "History":
+        """Write the newest pair's row and column, each of shape (samples, filled); move on.
+
+        The diagonal is the column's, times 1 + ridge: so a ridge weighs the same whatever the
+        units of the state and however small the differences have become. An all-zero pair (a
+        sample that did not move) gets 1, so that it does not make the matrix singular.
+        """
         slot, filled = self.slot, self.filled
+        diagonal = column[:, slot].double() * (1 + ridge)
         gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
         gram[:, slot, :filled] = row
-        # The column last: where the two differ, the diagonal is the column's.
         gram[:, :filled, slot] = column
+        gram[:, slot, slot] = torch.where(diagonal == 0, 1.0, diagonal)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
-    def coefficients(self, rhs: Tensor, ridge: float = 0.0) -> Tensor:
-        """Solve gram @ w = rhs per sample after scaling by the diagonal; shape (samples, filled).
+    def coefficients(self, rhs: Tensor) -> Tensor:
+        """Solve gram @ w = rhs per sample; shape (samples, filled).
 
-        `ridge` is added to the scaled matrix, so it weighs the same whatever the units of
-        the state and however small the differences have become. A sample whose matrix is
-        singular gets w = 0: a step without memory.
+        A sample whose matrix is singular gets w = 0: a step without memory.
         """
-        gram = self.gram[:, : self.filled, : self.filled].clone()
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        diagonal.mul_(1 + ridge)
-        # An all-zero slot (a sample that did not move) must not make the matrix singular.
-        diagonal.masked_fill_(diagonal == 0, 1.0)
+        gram = self.gram[:, : self.filled, : self.filled]
         solved, info = torch.linalg.solve_ex(gram, rhs.double()[:, :, None])
         weights = solved[:, :, 0].to(self.left.dtype).masked_fill((info != 0)[:, None], 0.0)
         return weights.nan_to_num(0.0, 0.0, 0.0)
@@ -123,10 +132,10 @@ def _enlarge(window: Tensor, extra: int) -> Tensor:
     return larger
 
 
-def _write(buffer: Tensor, slot: int, new: Tensor) -> Tensor:
-    """Set buffer[:, slot]: in place, or on a copy where autograd records the solver."""
+def _write(buffer: Tensor, slot: int, new: Tensor, old: Tensor) -> Tensor:
+    """Set buffer[:, slot] = new - old: in place, or on a copy where autograd records."""
     if torch.is_grad_enabled():
         index = torch.tensor([slot], device=buffer.device)
-        return buffer.index_copy(1, index, new[:, None])
-    buffer[:, slot] = new
+        return buffer.index_copy(1, index, (new - old)[:, None])
+    torch.sub(new, old, out=buffer[:, slot])
     return buffer
