@@ -6,24 +6,40 @@
 ([True, True], [2.0, 2.0, 2.0])
 """
 
+from solvers.aitken import Aitken
 from solvers.anderson import Anderson
+from solvers.anderson_safe import AndersonSafe
+from solvers.anderson_type1 import AndersonType1
 from solvers.base import FixedPointSolver
+from solvers.bicgstab import BiCGStab
 from solvers.broyden import Broyden
+from solvers.gmres import Gmres
+from solvers.neumann import Neumann
+from solvers.newton_krylov import NewtonKrylov
 from solvers.picard import Picard
-from solvers.registry import get_solver, names, register
+from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
 
 __all__ = [
+    "Aitken",
     "Anderson",
+    "AndersonSafe",
+    "AndersonType1",
+    "BiCGStab",
     "Broyden",
     "FixedPointSolver",
+    "Gmres",
+    "Neumann",
+    "NewtonKrylov",
     "Picard",
     "Result",
     "Solution",
     "SolveError",
     "get_solver",
+    "linear_names",
     "names",
     "register",
+    "register_linear",
     "solve",
 ]

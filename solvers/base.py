@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
 from solvers.ledger import Ledger
+from solvers.pushforward import pushforward
 from solvers.solution import Solution
 from solvers.types import Flat, Index, Map, State
 
@@ -51,6 +53,10 @@ class FixedPointSolver(ABC):
     def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
         """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
 
+    def move(self, y: Flat, fy: Flat, carry: Any, f: "Evaluation") -> tuple[Flat, Any]:
+        """As `step`, for solvers that call `f` or its derivative once more within a step."""
+        return self.step(y, fy, carry)
+
     def keep(self, carry: Any, samples: Index) -> Any:
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
@@ -64,27 +70,46 @@ class FixedPointSolver(ABC):
         max_steps: int,
         batch_dims: int = 1,
         compact: bool = True,
+        independent: bool | None = None,
+        memory: list[tuple[Index, Any]] | None = None,
     ) -> Solution:
         """Run the loop in the caller's grad mode; `solvers.solve` is the public entry.
 
         Under grad mode every update is recorded, so the result can be differentiated
         through the solver.
+
+        Args:
+            f: See `solve`, as for the other arguments.
+            y0: First guess.
+            args: Per-sample arguments of `f`.
+            max_steps: Budget of updates.
+            batch_dims: Leading dims that index samples.
+            compact: Let stopped samples leave the batch.
+            independent: Whether samples cannot influence each other; by default, whether
+                there are `args`.
+            memory: Where to keep the solver's memory of the samples that stop, as pairs of
+                sample index and memory; then no sample leaves the batch.
         """
         _check_counts(max_steps, batch_dims)
         layout = Layout(y0, batch_dims)
-        evaluate = _Evaluation(f, args, layout)
+        evaluate = Evaluation(f, args, layout)
         y = layout.pack(y0)
-        ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=bool(args))
+        independent = bool(args) if independent is None else independent
+        ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=independent)
         carry = self.init(y)
         for step in range(max_steps + 1 if layout.num_samples else 0):
             fy = evaluate(y)
             num_running = ledger.observe(y, fy, step)
             if num_running == 0 or step == max_steps:
+                if memory is not None:
+                    _remember(memory, ledger, carry, at_end=True)
                 del y, fy  # so that memory does not peak at the last call
                 if ledger.mixes_steps:
                     ledger.measure(evaluate(ledger.value))
                 break
-            if compact and args:
+            if memory is not None:
+                _remember(memory, ledger, carry)
+            elif compact and args:
                 kept = ledger.compact(COMPACT_SHARE, evaluate)
                 if kept is not None:
                     # One by one, and the arguments last, so that memory does not peak here.
@@ -94,7 +119,7 @@ class FixedPointSolver(ABC):
                     carry = self.keep(carry, samples)
                     evaluate.keep(rows)
             with evaluate.full_precision():
-                y, carry = self.step(y, fy, carry)
+                y, carry = self.move(y, fy, carry, evaluate)
             del fy  # where it is not the next iterate, `f` may need its memory
             y = ledger.advance(layout.round(y))
         return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
@@ -107,7 +132,19 @@ def check_at_least_0(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
 
 
-class _Evaluation:
+def _remember(
+    memory: list[tuple[Index, Any]], ledger: Ledger, carry: Any, at_end: bool = False
+) -> None:
+    """Keep the solver's memory of those who have stopped since the last call."""
+    stopped = torch.ones_like(ledger.result, dtype=torch.bool) if at_end else ledger.result >= 0
+    for samples, _ in memory:
+        stopped[samples] = False
+    samples = stopped.nonzero().flatten()
+    if len(samples):
+        memory.append((samples, take_rows(carry, samples)))
+
+
+class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
     def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
@@ -122,8 +159,7 @@ class _Evaluation:
         state = self.layout.unpack(y)
         version = 0 if y.is_inference() else y._version
         try:
-            returned = self.f(state, *self.args)
-            returned = self.layout.accept(state, returned, self.autocast)
+            returned = self._closed(state)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if self.num_rows < self.layout.num_rows:
                 error.add_note(
@@ -140,6 +176,21 @@ class _Evaluation:
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
+
+    def derivative(self, y: Flat) -> Callable[[Flat], Flat]:
+        """The product of df/dy at `y` with a matrix of rows; each counts as one call of `f`."""
+        state = self.layout.unpack(y)
+
+        def product(tangent: Flat) -> Flat:
+            self.num_evals += 1
+            self.rows_evaluated += self.num_rows
+            pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
+            return self.layout.pack(pushed)
+
+        return product
+
+    def _closed(self, state: State) -> State:
+        return self.layout.accept(state, self.f(state, *self.args), self.autocast)
 
     def keep(self, rows: Tensor) -> None:
         """From now on, call `f` on these rows only."""

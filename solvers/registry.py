@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -22,9 +23,15 @@ class Registry(Generic[T]):
         self.kind = kind
         self.base = base
         self.entries: dict[str, type[T]] = {}
+        self.absent: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str, needs: str | None = None) -> Callable[[type[T]], type[T]]:
         """Decorate a class to add it under `name`.
+
+        Args:
+            name: What it is called from now on.
+            needs: A package to be installed by hand. While it is missing, the name is not
+                listed, and asking for it says what to install.
 
         Raises:
             TypeError: The class does not derive from the base, or lacks one of its methods.
@@ -42,7 +49,10 @@ class Registry(Generic[T]):
                 raise ValueError(
                     f"The {self.kind} name {name!r} is taken by {taken}: choose another."
                 )
-            self.entries[name] = cls
+            if needs and importlib.util.find_spec(needs) is None:
+                self.absent[name] = needs
+            else:
+                self.entries[name] = cls
             return cls
 
         return add
@@ -56,7 +66,14 @@ class Registry(Generic[T]):
 
         Raises:
             ValueError: Unknown name or option; the message lists what exists.
+            ImportError: The entry needs a package that is not installed.
         """
+        if name in self.absent:
+            package = self.absent[name]
+            raise ImportError(
+                f"The {self.kind} {name!r} needs {package}, which is not installed. Run `pip "
+                f"install {package}`, or choose from: {', '.join(self.names())}."
+            )
         if name not in self.entries:
             raise ValueError(unknown(self.kind, name, self.names(), "Registered"))
         cls: Any = self.entries[name]
@@ -84,6 +101,10 @@ def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Unknown {kind} {name!r}. {listing}: {', '.join(known)}.{hint}"
 
+
+LINEAR: Registry[FixedPointSolver] = Registry("linear solver", FixedPointSolver)
+register_linear = LINEAR.register
+linear_names = LINEAR.names
 
 SOLVERS: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver)
 register = SOLVERS.register

@@ -1,0 +1,87 @@
+"""Anderson acceleration, type I: the multisecant form that approximates the Jacobian."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from solvers.anderson import check_history
+from solvers.base import FixedPointSolver, check_at_least_0
+from solvers.history import History, products
+from solvers.picard import check_damping
+from solvers.registry import register
+from solvers.types import Flat, Index
+
+
+@final
+@register("anderson_type1")
+@dataclass(frozen=True, kw_only=True)
+class AndersonType1(FixedPointSolver):
+    """Anderson acceleration (type I), with coefficients of its own for every sample.
+
+    With g(y) = f(y) - y, and S, dG, dF the last `history` differences of y, g(y) and f(y):
+
+        (S^T dG) w = S^T g,    y <- f(y) - dF w - damping * (g - dG w)
+
+    It builds an approximate Jacobian from all secant pairs at once, where type II builds an
+    approximate inverse and Broyden adds one pair after the other. It can need fewer steps
+    than type II on mildly nonlinear maps, but the small matrix is not symmetric and may be
+    singular far from convergence: that step is Picard's. Cost per step: one call of `f`,
+    O(history * n) arithmetic, 2 * history states of memory.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+        history: Differences kept, at least 1.
+        damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
+        ridge: Weight added to the diagonal of the small matrix, relative to it, at least 0.
+
+    Raises:
+        ValueError: An option is out of its range.
+
+    References:
+        H. Fang, Y. Saad, Two Classes of Multisecant Methods for Nonlinear Acceleration,
+        Numer. Linear Algebra Appl. 2009, sec. 3. J. Zhang, B. O'Donoghue, S. Boyd, Globally
+        Convergent Type-I Anderson Acceleration, SIAM J. Optim. 2020, eq. 4.
+
+    Example:
+        >>> import solvers
+        >>> s = solvers.solve(torch.cos, torch.zeros(1, 1), solver=AndersonType1(rtol=1e-6))
+        >>> s.converged.all().item(), s.num_evals < 8
+        (True, True)
+    """
+
+    history: int = 8
+    damping: float = 0.0
+    ridge: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_damping(self.damping)
+        check_history(self.history)
+        check_at_least_0("ridge", self.ridge)
+
+    def init(self, y: Flat) -> History:
+        """An empty window."""
+        return History.empty(y, self.history)
+
+    def keep(self, carry: History, samples: Index) -> History:
+        """Drop all but these samples."""
+        return carry.keep(samples)
+
+    def step(self, y: Flat, fy: Flat, carry: History) -> tuple[Flat, History]:
+        """Extrapolate; see the class docstring for the update."""
+        memory = carry
+        y_next = torch.lerp(fy, y, self.damping) if self.damping else fy
+        if carry.y is not None:
+            memory = carry.push(y, fy, on_steps=True)
+            left, image = memory.newest()
+            column, rhs = products(memory.left, memory.filled, image - left, fy - y)
+            (on_steps,) = products(memory.left, memory.filled, left)
+            (on_images,) = products(memory.image, memory.filled, left)
+            memory = memory.with_gram(on_images - on_steps, column, self.ridge)
+            weights = memory.coefficients(rhs)
+            y_next = memory.combine((1 - self.damping) * weights, memory.image, y_next)
+            if self.damping:
+                y_next = memory.combine(self.damping * weights, memory.left, y_next)
+        return y_next, memory._replace(y=y, fy=fy)

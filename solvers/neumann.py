@@ -1,0 +1,43 @@
+"""The Neumann series for affine maps: the plainest linear solver for the adjoint equation."""
+
+from dataclasses import dataclass
+from typing import final
+
+from solvers.base import FixedPointSolver
+from solvers.registry import register_linear
+from solvers.types import Flat
+
+
+@final
+@register_linear("neumann")
+@dataclass(frozen=True, kw_only=True)
+class Neumann(FixedPointSolver):
+    """Sum the Neumann series of y = b + K y, one term a step.
+
+        y_k = b + K b + ... + K^k b,    y <- f(y)
+
+    For linear maps it is Picard's iteration under its other name. Converges if and only if
+    the spectral radius of K is below 1, at that rate; needs no memory. Cost per step: one
+    call of `f`.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+
+    References:
+        J. Lorraine, P. Vicol, D. Duvenaud, Optimizing Millions of Hyperparameters by Implicit
+        Differentiation, AISTATS 2020, arXiv:1911.02590, sec. 3.2.
+
+    Example:
+        >>> import torch
+        >>> s = Neumann().iterate(lambda y: 1 + y / 2, torch.zeros(1, 1), max_steps=30)
+        >>> round(s.value.item(), 3)
+        2.0
+    """
+
+    def init(self, y: Flat) -> None:
+        """The partial sum is all there is."""
+
+    def step(self, y: Flat, fy: Flat, carry: None) -> tuple[Flat, None]:
+        """Add one term."""
+        return fy, None

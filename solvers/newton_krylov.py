@@ -1,0 +1,106 @@
+"""Inexact Newton with a Krylov method inside: few steps, many products with the Jacobian."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+
+from solvers.base import Evaluation, FixedPointSolver
+from solvers.gmres import Gmres
+from solvers.registry import register
+from solvers.types import Flat, PerSample
+
+
+class Descent(NamedTuple):
+    """The best point, its residual, the direction taken from it and the share tried last."""
+
+    y: Flat
+    norm: PerSample
+    direction: Flat
+    share: PerSample
+
+
+@final
+@register("newton_krylov")
+@dataclass(frozen=True, kw_only=True)
+class NewtonKrylov(FixedPointSolver):
+    """Inexact Newton on g(y) = f(y) - y, its linear systems solved by GMRES.
+
+        (I - J(y)) p = g(y) to `forcing` * |g(y)|,    y <- y + t * p
+
+    with J = df/dy applied as a Jacobian-vector product in forward mode, never formed, and t
+    halved (1, 1/2, 1/4 ...) while |g| fails to fall. For maps that are stiff or far from
+    contractive, such as implicit time steps: the number of steps hardly depends on the
+    conditioning, only the number of products does. `f` must support forward-mode
+    differentiation. Cost per step: one call of `f` and up to `inner_steps` + 1 products, each
+    counted as one call; 2 * `inner_steps` states of memory.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+        forcing: Relative residual of the linear systems, in (0, 1).
+        inner_steps: Most GMRES steps per Newton step, at least 1.
+
+    Raises:
+        ValueError: An option is out of its range.
+
+    References:
+        D. A. Knoll, D. E. Keyes, Jacobian-free Newton-Krylov Methods, J. Comput. Phys. 2004,
+        sec. 2. R. S. Dembo, S. C. Eisenstat, T. Steihaug, Inexact Newton Methods, SIAM J.
+        Numer. Anal. 1982.
+
+    Example:
+        >>> import solvers
+        >>> s = solvers.solve(lambda y: y - (y**3 - 8), torch.ones(1, 1), solver=NewtonKrylov())
+        >>> round(s.value.item(), 4)
+        2.0
+    """
+
+    forcing: float = 0.05
+    inner_steps: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.forcing, float) and 0 < self.forcing < 1):
+            raise ValueError(f"`forcing` must lie in (0, 1), got {self.forcing!r}.")
+        steps = self.inner_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"`inner_steps` must be an integer of at least 1, got {steps!r}.")
+
+    def init(self, y: Flat) -> Descent:
+        """Anything is better than nothing: the first point is accepted."""
+        count = y.new_ones(len(y), requires_grad=False)
+        return Descent(y, count * math.inf, torch.zeros_like(y), count)
+
+    def step(self, y: Flat, fy: Flat, carry: Descent) -> tuple[Flat, Descent]:
+        """Not enough for Newton: see `move`."""
+        raise NotImplementedError("newton_krylov needs `f`'s derivative: call `move`.")
+
+    def move(
+        self, y: Flat, fy: Flat, carry: Descent, f: Evaluation
+    ) -> tuple[Flat, Descent]:
+        """A new direction where |g| fell, half the last step where it did not."""
+        g = fy - y
+        norm = torch.linalg.vector_norm(g, dim=1)
+        # After five halvings the direction is not one of descent: take the point as it is.
+        fell = (norm < carry.norm) | (carry.share < 1 / 16)
+        direction = self._direction(y, g, norm, f) if bool(fell.any()) else carry.direction
+        share = torch.where(fell, 1.0, carry.share / 2)
+        fell_rows = fell[:, None]
+        base = torch.where(fell_rows, y, carry.y)
+        direction = torch.where(fell_rows, direction, carry.direction)
+        norm = torch.where(fell, norm, carry.norm)
+        return torch.addcmul(base, share[:, None], direction), Descent(base, norm, direction, share)
+
+    def _direction(self, y: Flat, g: Flat, norm: PerSample, f: Evaluation) -> Flat:
+        """Solve p = g + J p, scaled to a right-hand side of one so that `forcing` is relative."""
+        scale = torch.where((norm > 0) & norm.isfinite(), norm, 1.0)[:, None]
+        scale = scale / math.sqrt(max(y.shape[1], 1))
+        unit = g / scale
+        product = f.derivative(y)
+        inner = Gmres(rtol=0.0, atol=self.forcing, history=self.inner_steps)
+        solution = inner.iterate(
+            lambda p: unit + product(p), unit, max_steps=self.inner_steps, independent=True
+        )
+        return scale * solution.value
