@@ -13,26 +13,33 @@ the backward mode need. Dropout inside `f` draws another mask in every call, and
 training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
 """
 
-from implicit.base import BackwardMode, SolveContext
+from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.exact import Exact
 from implicit.fixed_point import fixed_point
 from implicit.jacobian_free import JacobianFree
 from implicit.layer import FixedPointLayer
+from implicit.neumann import Neumann
 from implicit.phantom import Phantom
 from implicit.registry import backward_modes, get_backward, register
+from implicit.shine import Shine
 from implicit.unrolled import Unrolled
+from implicit.warm_start import WarmStart
 from solvers import Solution, SolveError
 
 __all__ = [
+    "AdjointMode",
     "BackwardMode",
     "Exact",
     "FixedPointLayer",
     "JacobianFree",
+    "Neumann",
     "Phantom",
+    "Shine",
     "Solution",
     "SolveContext",
     "SolveError",
     "Unrolled",
+    "WarmStart",
     "backward_modes",
     "fixed_point",
     "get_backward",

@@ -1,14 +1,21 @@
 """The contract of a backward mode: give a solution its gradient."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from implicit.graft import graft, pull_back
 from solvers import Anderson, FixedPointSolver, Solution
-from solvers.types import State
+from solvers.types import Index, State
 
 ClosedMap = Callable[[State], State]
+# Multiplication with the transpose of df/dy at the solution, on lists of leaves.
+Product = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +27,14 @@ class SolveContext:
         max_steps: The forward budget.
         batch_dims: Leading dims of the state that index samples.
         adjoints: Where solutions of adjoint equations are appended, in order.
+        memory: The forward solver's memory at the end, as pairs of sample index and memory.
     """
 
     solver: FixedPointSolver = field(default_factory=Anderson)
     max_steps: int = 50
     batch_dims: int = 1
     adjoints: list[Solution] = field(default_factory=list)
+    memory: list[tuple[Index, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +43,11 @@ class BackwardMode(ABC):
 
     Attributes:
         records_solver: The solve itself runs under autograd, and `attach` adds nothing.
+        needs_memory: The context must hold the forward solver's memory.
     """
 
     records_solver: ClassVar[bool] = False
+    needs_memory: ClassVar[bool] = False
 
     @abstractmethod
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
@@ -47,3 +58,40 @@ class BackwardMode(ABC):
             y_star: The solution, without gradient.
             context: How it was found; by default, with default options.
         """
+
+
+class AdjointMode(BackwardMode):
+    """Base of the modes that put something in place of u = (I - J^T)^-1 v."""
+
+    @abstractmethod
+    def adjoint(
+        self, product: Product, v: Sequence[Tensor], context: SolveContext
+    ) -> Sequence[Tensor]:
+        """What meets df/dtheta in place of the cotangent v.
+
+        Args:
+            product: u -> J^T u.
+            v: Leaves of the cotangent.
+            context: How the solution was found.
+        """
+
+    def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
+        """Record one call of `f`; the value stays `y_star`."""
+        context = context or SolveContext()
+        leaves, spec = pytree.tree_flatten(y_star)
+        with torch.enable_grad():
+            anchor = [leaf.detach().requires_grad_() for leaf in leaves]
+            path = pytree.tree_leaves(f(pytree.tree_unflatten(anchor, spec)))
+        count = len(leaves)
+
+        def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
+            path, anchor = inputs[:count], inputs[count:]
+
+            def product(u: Sequence[Tensor]) -> list[Tensor]:
+                pulled = pull_back(path, anchor, u)
+                return [torch.zeros_like(a) if p is None else p for p, a in zip(pulled, v)]
+
+            # The solution counts as constant: what `f` sends to it ends there.
+            return [*self.adjoint(product, v, context), *[None] * count]
+
+        return graft(y_star, [*path, *anchor], pull)

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicit.base import BackwardMode, ClosedMap, SolveContext
-from implicit.graft import graft
+from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
+from implicit.graft import graft, pull_back
 from implicit.registry import register
-from solvers import FixedPointSolver, SolveError
-from solvers.registry import SOLVERS
+from implicit.warm_start import WarmStart
+from solvers import FixedPointSolver, Solution, SolveError
+from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.types import State
 
 
 @final
 @register("exact")
 @dataclass(frozen=True, kw_only=True)
-class Exact(BackwardMode):
+class Exact(AdjointMode):
     """Differentiate the equation y = f(y) at its solution.
 
     With J = df/dy at y*, and v the cotangent of the output,
@@ -36,11 +37,14 @@ class Exact(BackwardMode):
     raises an error.
 
     Args:
-        solver: Name or instance for the adjoint equation; by default the forward solver.
-            Unless it is an instance, its tolerance is relative to u alone.
+        solver: Name or instance for the adjoint equation, of `solvers.names()` or
+            `solvers.linear_names()`; by default the forward solver. Unless it is an instance, its tolerance is relative to u alone.
         max_steps: Budget of the adjoint solve; by default the forward budget.
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
-            found, or "raise" a `SolveError` out of the backward pass.
+            found, "raise" a `SolveError` out of the backward pass, or warn and fall back to
+            the "jacobian_free" u = v for that sample.
+        warm_start: Where adjoint solves start and leave their solution; by default they
+            start at v. Worth it when the same batch comes again, as in full-batch training.
 
     Raises:
         ValueError: An unknown solver name or `on_failure`.
@@ -58,10 +62,15 @@ class Exact(BackwardMode):
 
     solver: str | FixedPointSolver | None = None
     max_steps: int | None = None
-    on_failure: Literal["warn", "raise"] = "warn"
+    on_failure: Literal["warn", "raise", "jacobian_free"] = "warn"
+    warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
-        if self.solver is not None:
+        if isinstance(self.solver, str):
+            known = [*SOLVERS.names(), *LINEAR.names()]
+            if self.solver not in known:
+                raise ValueError(unknown("solver", self.solver, known, "Registered"))
+        elif self.solver is not None:
             SOLVERS.resolve(self.solver)
         if self.max_steps is not None and not (
             isinstance(self.max_steps, int) and self.max_steps >= 0
@@ -69,8 +78,10 @@ class Exact(BackwardMode):
             raise ValueError(
                 f"`max_steps` must be an integer of at least 0, got {self.max_steps!r}."
             )
-        if self.on_failure not in ("warn", "raise"):
-            raise ValueError(f"`on_failure` must be 'warn' or 'raise', got {self.on_failure!r}.")
+        if self.on_failure not in ("warn", "raise", "jacobian_free"):
+            raise ValueError(
+                f"`on_failure` must be 'warn', 'raise' or 'jacobian_free', got {self.on_failure!r}."
+            )
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
@@ -86,11 +97,11 @@ class Exact(BackwardMode):
 
         def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
             path, alias = inputs[:count], inputs[count : 2 * count]
-            u = self._solve(_adjoint_map(path, alias, v), v, context)
+            u = self.solve(_adjoint_map(path, alias, v), v, context)
             if torch.is_grad_enabled():
                 u = self._attach_once(_adjoint_map(path, alias, v), u, context)
             # To first order nothing may flow on to y*: cancel what `f` sends there.
-            cancel = [None if g is None else -g for g in _pull_back(path, alias, u)]
+            cancel = [None if g is None else -g for g in pull_back(path, alias, u)]
             return [*u, *[None] * count, *cancel]
 
         return graft(y_star, [*path, *alias, *leaves], pull)
@@ -109,41 +120,69 @@ class Exact(BackwardMode):
             with torch.enable_grad():
                 start = [leaf.detach().requires_grad_() for leaf in leaves]
                 end = pytree.tree_leaves(f(pytree.tree_unflatten(start, spec)))
-            u = self._solve(_adjoint_map(end, start, v), v, context)
+            u = self.solve(_adjoint_map(end, start, v), v, context)
             return [_Final.apply(leaf, v[0]) for leaf in u]
 
         return graft(y_star, path, pull)
 
-    def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
-        if isinstance(self.solver, FixedPointSolver):
-            return self.solver
-        solver = context.solver if self.solver is None else SOLVERS.get(self.solver)
-        # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
-        # divided by a large batch would end the solve at once. Relative tolerance only.
-        return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
+    def adjoint(
+        self, product: Product, v: Sequence[Tensor], context: SolveContext
+    ) -> Sequence[Tensor]:
+        """Solve u = v + J^T u."""
 
-    def _solve(
+        def step(u: list[Tensor]) -> list[Tensor]:
+            return [old + new for old, new in zip(v, product(u), strict=True)]
+
+        return self.solve(step, v, context)
+
+    def solve(
         self,
         adjoint: Callable[[list[Tensor]], list[Tensor]],
         v: Sequence[Tensor],
         context: SolveContext,
     ) -> list[Tensor]:
+        """The fixed point of an affine map with constant part v, and its evidence on file."""
         solver = self._adjoint_solver(context)
         max_steps = context.max_steps if self.max_steps is None else self.max_steps
+        start = list(v) if self.warm_start is None else self.warm_start.start(v)
         with torch.no_grad():
             solution = solver.iterate(
-                adjoint, list(v), max_steps=max_steps, batch_dims=context.batch_dims
+                adjoint, start, max_steps=max_steps, batch_dims=context.batch_dims
             )
         context.adjoints.append(solution)
-        if not bool(solution.converged.all()):
-            if self.on_failure == "raise":
-                raise SolveError(solution)
-            warnings.warn(
-                f"The gradient is approximate: the adjoint equation u = v + J^T u failed. "
-                f"{solution.describe()}",
-                stacklevel=2,
-            )
-        return solution.value
+        if self.warm_start is not None:
+            self.warm_start.keep(solution)
+        if bool(solution.converged.all()):
+            return solution.value
+        return self._failed(solution, v)
+
+    def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
+        if isinstance(self.solver, FixedPointSolver):
+            return self.solver
+        if self.solver in LINEAR.entries:
+            solver = LINEAR.get(self.solver, rtol=context.solver.rtol, atol=context.solver.atol)
+        else:
+            solver = context.solver if self.solver is None else SOLVERS.get(self.solver)
+        # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
+        # divided by a large batch would end the solve at once. Relative tolerance only.
+        return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
+
+    def _failed(self, solution: Solution, v: Sequence[Tensor]) -> list[Tensor]:
+        """Do with unconverged samples what the caller named."""
+        if self.on_failure == "raise":
+            raise SolveError(solution)
+        warnings.warn(
+            f"The gradient is approximate: the adjoint equation u = v + J^T u failed. "
+            f"{solution.describe()}",
+            stacklevel=2,
+        )
+        if self.on_failure == "warn":
+            return solution.value
+        kept = solution.converged
+        return [
+            torch.where(kept.reshape(*kept.shape, *[1] * (u.ndim - kept.ndim)), u, old)
+            for u, old in zip(solution.value, v, strict=True)
+        ]
 
 
 def _adjoint_map(
@@ -152,27 +191,10 @@ def _adjoint_map(
     """Map u to v + J^T u with J = d path / d anchor, itself recorded if grad mode is on."""
 
     def adjoint(u: list[Tensor]) -> list[Tensor]:
-        pulled = _pull_back(path, anchor, u)
+        pulled = pull_back(path, anchor, u)
         return [old if new is None else old + new for old, new in zip(v, pulled, strict=True)]
 
     return adjoint
-
-
-def _pull_back(
-    path: Sequence[Tensor], anchor: Sequence[Tensor], u: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
-    """J^T u with J = d path / d anchor; None where nothing depends on an anchor."""
-    recorded = [i for i, leaf in enumerate(path) if leaf.requires_grad]
-    if not recorded:
-        return [None] * len(anchor)
-    return torch.autograd.grad(
-        [path[i] for i in recorded],
-        list(anchor),
-        [u[i] for i in recorded],
-        retain_graph=True,
-        create_graph=torch.is_grad_enabled(),
-        allow_unused=True,
-    )
 
 
 class _Final(torch.autograd.Function):

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch._C._functorch import TransformType, peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from implicit.base import BackwardMode, SolveContext
 from implicit.registry import MODES
+from implicit.transforms import solve_transformed, transforms_active
+from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.layout import Layout
 from solvers.registry import SOLVERS
@@ -57,33 +57,30 @@ def fixed_point(
         (0.739, 0.442)
     """
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
-    _refuse_forward_mode(mode)
-    record = torch.is_grad_enabled()
-    with torch.set_grad_enabled(record and mode.records_solver):
-        solution = chosen.iterate(
-            f, y0, args, max_steps=max_steps, batch_dims=batch_dims, compact=compact
-        )
-    if throw:
-        raise_if_failed(solution)
-    if not record or mode.records_solver:
-        return solution
     layout = Layout(y0, batch_dims)
     autocast = torch.is_autocast_enabled(layout.device.type)
-    context = SolveContext(
-        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, adjoints=solution.adjoints
-    )
+    context = SolveContext(solver=chosen, max_steps=max_steps, batch_dims=batch_dims)
 
     def closed(y: State) -> State:
         return layout.accept(y, f(y, *args), autocast)
 
-    return dataclasses.replace(solution, value=mode.attach(closed, solution.value, context))
-
-
-def _refuse_forward_mode(mode: BackwardMode) -> None:
-    """Tangents pass through a solve without gradients, and would be silently wrong."""
-    active = torch._C._are_functorch_transforms_active()
-    transformed = active and peek_interpreter_stack().key() == TransformType.Jvp
-    if (transformed or forward_ad._current_level >= 0) and not mode.records_solver:
-        raise NotImplementedError(
-            f"Forward-mode derivatives need `backward='unrolled'`, got {type(mode).__name__}."
+    if transforms_active() and not isinstance(mode, Unrolled):
+        return solve_transformed(closed, y0, mode, context, independent=bool(args), throw=throw)
+    record = torch.is_grad_enabled()
+    recorded = record and isinstance(mode, Unrolled)
+    with torch.set_grad_enabled(recorded):
+        solution = chosen.iterate(
+            mode.recorded(f) if recorded else f,
+            y0,
+            args,
+            max_steps=max_steps,
+            batch_dims=batch_dims,
+            compact=compact,
+            memory=context.memory if record and mode.needs_memory else None,
         )
+    if throw:
+        raise_if_failed(solution)
+    if not record or recorded:
+        return solution
+    value = mode.attach(closed, solution.value, context)
+    return dataclasses.replace(solution, value=value, adjoints=context.adjoints)

@@ -19,14 +19,26 @@ def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
     If `pull` is made of differentiable operations, it is differentiated in turn with
     respect to the inputs and v.
     """
-    if torch._C._are_functorch_transforms_active():
-        raise NotImplementedError(
-            "`exact` and `jacobian_free` do not work under torch.func transforms yet. Use "
-            "torch.autograd, or `backward='unrolled'` or 'phantom'."
-        )
     leaves, spec = pytree.tree_flatten(value)
     grafted = _Graft.apply(pull, len(leaves), *leaves, *inputs)
     return pytree.tree_unflatten(list(grafted), spec)
+
+
+def pull_back(
+    path: Sequence[Tensor], anchor: Sequence[Tensor], u: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    """J^T u with J = d path / d anchor; None where nothing depends on an anchor."""
+    recorded = [i for i, leaf in enumerate(path) if leaf.requires_grad]
+    if not recorded:
+        return [None] * len(anchor)
+    return torch.autograd.grad(
+        [path[i] for i in recorded],
+        list(anchor),
+        [u[i] for i in recorded],
+        retain_graph=True,
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,
+    )
 
 
 class _Graft(torch.autograd.Function):

@@ -1,11 +1,13 @@
 """The Jacobian-free gradient: pretend that the adjoint is the cotangent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from implicit.base import BackwardMode, ClosedMap, SolveContext
+from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.graft import graft
 from implicit.registry import register
 from solvers.types import State
@@ -14,7 +16,7 @@ from solvers.types import State
 @final
 @register("jacobian_free")
 @dataclass(frozen=True, kw_only=True)
-class JacobianFree(BackwardMode):
+class JacobianFree(AdjointMode):
     """Backpropagate through one application of `f` at the solution.
 
         u = v    in place of    u = v + J^T u
@@ -36,7 +38,13 @@ class JacobianFree(BackwardMode):
         1.0
     """
 
+    def adjoint(
+        self, product: Product, v: Sequence[Tensor], context: SolveContext
+    ) -> Sequence[Tensor]:
+        """The cotangent itself."""
+        return v
+
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """Record one call of `f`; the value stays `y_star`."""
+        """Record one call of `f`, without its dependence on the state, which is not needed."""
         path = f(pytree.tree_map(lambda leaf: leaf.detach(), y_star))
         return graft(y_star, pytree.tree_leaves(path), lambda _inputs, v: v)

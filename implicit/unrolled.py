@@ -1,11 +1,13 @@
 """Backpropagation through the solver's own steps: the reference for all other modes."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
+
+import torch.utils.checkpoint
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from implicit.registry import register
-from solvers.types import State
+from solvers.types import Map, State
 
 
 @final
@@ -20,9 +22,28 @@ class Unrolled(BackwardMode):
     mode in which `y0` receives a gradient. Bias against the true solution: as the forward
     error. Cost: memory and time grow with the number of steps; a Picard step records one
     call of `f`, other solvers their window too.
+
+    Args:
+        checkpoint: Keep only the states, and call `f` once more per step in the backward
+            pass: memory for activations of one call instead of all.
+
+    References:
+        T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
     """
 
     records_solver: ClassVar[bool] = True
+
+    checkpoint: bool = False
+
+    def recorded(self, f: Map) -> Map:
+        """The map as the solver is to call it."""
+        if not self.checkpoint:
+            return f
+
+        def rerun(y: State, *args: Any) -> State:
+            return torch.utils.checkpoint.checkpoint(f, y, *args, use_reentrant=False)
+
+        return rerun
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """The solve was recorded: nothing to add."""

@@ -1,7 +1,7 @@
 """Anderson acceleration, type II: extrapolate from the last few steps by least squares."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -50,6 +50,8 @@ class Anderson(FixedPointSolver):
         >>> s.converged.all().item(), s.num_evals < 8
         (True, True)
     """
+
+    estimates_inverse: ClassVar[bool] = True
 
     history: int = 8
     damping: float = 0.0

@@ -132,9 +132,7 @@ class AndersonSafe(FixedPointSolver):
         (column,) = products(window.left, window.filled, window.newest()[0])
         return window.with_gram(column, column, self.ridge), valid
 
-    def _weights(
-        self, window: History, valid: Tensor, best: Guarded
-    ) -> tuple[Tensor, Mask]:
+    def _weights(self, window: History, valid: Tensor, best: Guarded) -> tuple[Tensor, Mask]:
         """Least squares over the valid slots, and whose small matrix is ill-conditioned."""
         count = window.filled
         mask = valid[:, :count]

@@ -1,7 +1,7 @@
 """Anderson acceleration, type I: the multisecant form that approximates the Jacobian."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -50,6 +50,8 @@ class AndersonType1(FixedPointSolver):
         >>> s.converged.all().item(), s.num_evals < 8
         (True, True)
     """
+
+    estimates_inverse: ClassVar[bool] = True
 
     history: int = 8
     damping: float = 0.0

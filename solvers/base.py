@@ -9,7 +9,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,9 +34,15 @@ class FixedPointSolver(ABC):
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
 
+    Attributes:
+        estimates_inverse: The memory can apply `transposed_inverse`, an estimate of
+            (I - J^T)^-1.
+
     Raises:
         ValueError: A tolerance is negative or not finite.
     """
+
+    estimates_inverse: ClassVar[bool] = False
 
     rtol: float = 1e-5
     atol: float = 1e-8

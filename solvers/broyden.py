@@ -1,7 +1,7 @@
 """Broyden's good method with limited memory, in its compact form."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
@@ -47,6 +47,8 @@ class Broyden(FixedPointSolver):
         >>> s.converged.all().item(), s.num_evals < 8
         (True, True)
     """
+
+    estimates_inverse: ClassVar[bool] = True
 
     history: int = 16
 

@@ -107,6 +107,14 @@ class History(NamedTuple):
         weights = weights[:, None, :]
         return torch.baddbmm(onto[:, None, :], weights, window[:, : self.filled], alpha=-1)[:, 0]
 
+    def transposed_inverse(self, v: Flat) -> Flat:
+        """(I - left gram^-1 image^T) v: the transpose of Broyden's estimate of (I - J)^-1."""
+        if self.filled == 0:
+            return v
+        (rhs,) = products(self.image, self.filled, v)
+        weights = self._replace(gram=self.gram.mT).coefficients(rhs)
+        return self.combine(weights, self.left, v)
+
 
 def products(window: Window, count: int, *vectors: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""

@@ -141,7 +141,9 @@ class Ledger:
         """Write to each sample what was counted for all."""
         running = self.result == RUNNING
         self.num_steps += running * self.pending_steps
-        self.last_gain = torch.where(running, self.last_gain.clamp(min=self.gained_at), self.last_gain)
+        self.last_gain = torch.where(
+            running, self.last_gain.clamp(min=self.gained_at), self.last_gain
+        )
         self.pending_steps = 0
 
     def compact(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:

@@ -77,9 +77,7 @@ class NewtonKrylov(FixedPointSolver):
         """Not enough for Newton: see `move`."""
         raise NotImplementedError("newton_krylov needs `f`'s derivative: call `move`.")
 
-    def move(
-        self, y: Flat, fy: Flat, carry: Descent, f: Evaluation
-    ) -> tuple[Flat, Descent]:
+    def move(self, y: Flat, fy: Flat, carry: Descent, f: Evaluation) -> tuple[Flat, Descent]:
         """A new direction where |g| fell, half the last step where it did not."""
         g = fy - y
         norm = torch.linalg.vector_norm(g, dim=1)

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from torch.utils import _pytree as pytree
 
 from solvers.types import State
 
@@ -16,6 +17,8 @@ def pushforward(f: Callable[[State], State], y: State, tangent: State) -> State:
         NotImplementedError: `f` has an operation without a forward-mode derivative.
     """
     load_forward_mode()
+    # Dual numbers need memory of their own for every entry: no expanded tensors.
+    y, tangent = pytree.tree_map(torch.Tensor.contiguous, (y, tangent))
     try:
         return torch.func.jvp(f, (y,), (tangent,))[1]
     except (NotImplementedError, RuntimeError) as error:

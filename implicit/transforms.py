@@ -1,0 +1,341 @@
+"""Fixed points under `torch.func` transforms and forward mode.
+
+A transform cannot look into a loop that reads its own verdicts. So the solve is one operation
+to it, with a derivative rule in each direction; with y* = f(y*, c), J = df/dy and v a cotangent,
+t = df/dc c' a tangent,
+
+    reverse:  u = v + J^T u,  c_bar = (df/dc)^T u        forward:  w = t + J w,  y' = w
+
+and both linear equations are again one operation each, with derivative rules of their own, so
+that transforms nest to any depth. Under `vmap` the mapped dims become part of the batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from implicit.base import AdjointMode, BackwardMode, SolveContext
+from implicit.closure import ClosedOver
+from implicit.exact import Exact
+from solvers import Solution
+from solvers.pushforward import load_forward_mode, pushforward
+from solvers.solve import raise_if_failed
+from solvers.types import State
+
+Leaves = Sequence[Tensor]
+
+
+def transforms_active() -> bool:
+    """Whether a `torch.func` transform or a dual level is in force."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def solve_transformed(
+    f: Callable[[State], State],
+    y0: State,
+    mode: BackwardMode,
+    context: SolveContext,
+    *,
+    independent: bool,
+    throw: bool,
+) -> Solution:
+    """Solve, with derivatives by `mode`, as one operation of the active transforms."""
+    load_forward_mode()
+    leaves, spec = pytree.tree_flatten(y0)
+    start = [leaf.detach() for leaf in leaves]
+    closed = ClosedOver(f, pytree.tree_unflatten(start, spec))
+
+    def flat(y: Leaves, consts: Leaves) -> list[Tensor]:
+        return pytree.tree_leaves(closed(pytree.tree_unflatten(list(y), spec), consts))
+
+    problem = _Problem(
+        f=flat,
+        count=len(leaves),
+        mode=mode,
+        context=context,
+        independent=independent,
+        throw=throw,
+        counts=[],
+    )
+    *value, residual, result, num_steps = _Solve.apply(problem, *start, *closed.consts)
+    num_evals, rows_evaluated = problem.counts[0]
+    solution = Solution(
+        value=pytree.tree_unflatten(value, spec),
+        residual=residual,
+        result=result,
+        num_steps=num_steps,
+        # One more, to see what `f` closes over.
+        num_evals=num_evals + 1,
+        rows_evaluated=rows_evaluated + (leaves[0].shape[0] if context.batch_dims else 1),
+        adjoints=context.adjoints,
+    )
+    if isinstance(mode, AdjointMode):
+        return solution
+    return dataclasses.replace(solution, value=mode.attach(f, solution.value, context))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """What all derivatives of one solve share.
+
+    Attributes:
+        f: The map of the state's leaves and of what it closes over.
+        count: Number of leaves of the state.
+        mode: Which gradient.
+        context: How it is solved.
+        independent: Whether samples cannot influence each other.
+        throw: Whether a failed sample raises.
+        counts: Receives the calls and rows of the solve.
+        lead: Sizes of the mapped dims in front of the state.
+    """
+
+    f: Callable[[Leaves, Leaves], list[Tensor]]
+    count: int
+    mode: BackwardMode
+    context: SolveContext
+    independent: bool
+    throw: bool
+    counts: list[tuple[int, int]]
+    lead: tuple[int, ...] = ()
+
+    def mapped(self, info: Any, const_dims: Sequence[int | None]) -> "_Problem":
+        """The problem with one more mapped dim, at the front of state and constants."""
+        dims = ([0] * self.count, [None if dim is None else 0 for dim in const_dims])
+        mapped = torch.func.vmap(self.f, in_dims=dims, randomness=info.randomness)
+        f = lambda y, consts: mapped(list(y), list(consts))  # noqa: E731
+        return dataclasses.replace(self, f=f, lead=(info.batch_size, *self.lead))
+
+    @property
+    def batch_dims(self) -> int:
+        """Batch dims of the state once the mapped dims are merged into them."""
+        return max(self.context.batch_dims, 1) if self.lead else self.context.batch_dims
+
+    def merged(self, leaves: Leaves) -> list[Tensor]:
+        """Mapped dims and the first batch dim as one."""
+        if not self.lead:
+            return list(leaves)
+        keep = len(self.lead) + (1 if self.context.batch_dims else 0)
+        return [leaf.reshape(-1, *leaf.shape[keep:]) for leaf in leaves]
+
+    def parted(self, leaves: Leaves, like: Leaves) -> list[Tensor]:
+        """The inverse of `merged`."""
+        return [leaf.reshape(old.shape) for leaf, old in zip(leaves, like, strict=True)]
+
+    def merge(self, apply: Callable[[Leaves], Leaves], like: Leaves) -> Callable[..., Any]:
+        """A map of leaves as a map of merged leaves, for the solvers."""
+        return lambda y: self.merged(apply(self.parted(y, like)))
+
+    def product(
+        self, y: Leaves, consts: Leaves, transpose: bool
+    ) -> Callable[[Leaves], list[Tensor]]:
+        """Multiplication with J = df/dy, or with its transpose."""
+        f = lambda y: self.f(y, consts)  # noqa: E731
+        if transpose:
+            _, pull = torch.func.vjp(f, list(y))
+            return lambda u: list(pull(list(u))[0])
+        return lambda t: list(pushforward(f, list(y), list(t)))
+
+    def invert(self, w: Leaves, y: Leaves, consts: Leaves, transpose: bool) -> list[Tensor]:
+        """What the mode has in place of (I - J)^-1 w, or of its transpose."""
+        if isinstance(self.mode, Exact):
+            return list(_Linear.apply(self, transpose, *w, *y, *consts))
+        assert isinstance(self.mode, AdjointMode)
+        return self.mode.adjoint(self.product(y, consts, transpose), list(w), self.context)
+
+
+def _outer_tangents_flow(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn forward mode on in a rule, where it is off, for the transforms around this one."""
+
+    @functools.wraps(rule)
+    def wrapped(*args: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return rule(*args)
+
+    return wrapped
+
+
+class _Solve(torch.autograd.Function):
+    """(y0, consts) -> (y*, residual, result, num_steps)."""
+
+    @staticmethod
+    def forward(problem: _Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        y0, consts = tensors[: problem.count], tensors[problem.count :]
+        context = problem.context
+        with torch.no_grad():
+            solution = context.solver.iterate(
+                problem.merge(lambda y: problem.f(y, consts), y0),
+                problem.merged(y0),
+                max_steps=context.max_steps,
+                batch_dims=problem.batch_dims,
+                independent=problem.independent or (bool(problem.lead) and not context.batch_dims),
+            )
+        if problem.throw:
+            raise_if_failed(solution)
+        problem.counts.append((solution.num_evals, solution.rows_evaluated))
+        shape = y0[0].shape[: len(problem.lead) + context.batch_dims]
+        evidence = (solution.residual, solution.result, solution.num_steps)
+        # Fresh tensors, so that the caller may change the value in place.
+        value = [leaf.clone() for leaf in problem.parted(solution.value, y0)]
+        return (*value, *(part.reshape(shape) for part in evidence))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        problem, *tensors = inputs
+        ctx.problem = problem
+        ctx.mark_non_differentiable(*output[problem.count :])
+        saved = (*output[: problem.count], *tensors[problem.count :])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> Any:
+        problem: _Problem = ctx.problem
+        y, consts = _saved(ctx, ctx.saved_tensors)
+        u = problem.invert(v[: problem.count], y, consts, transpose=True)
+        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
+        _, pull = torch.func.vjp(f, chosen)
+        return (None, *(None,) * problem.count, *_spread(consts, pull(u)[0]))
+
+    @staticmethod
+    @_outer_tangents_flow
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        problem: _Problem = ctx.problem
+        y, consts = _saved(ctx, _primals(ctx.saved_tensors))
+        given = tangents[1 + problem.count :]
+        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
+        t = pushforward(f, chosen, _tangents(consts, given))
+        w = problem.invert(t, y, consts, transpose=False)
+        return (*w, None, None, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, problem: _Problem, *tensors: Tensor) -> Any:
+        moved = _to_front(info, in_dims[1:], tensors, expand=problem.count)
+        out = _Solve.apply(problem.mapped(info, in_dims[1 + problem.count :]), *moved)
+        return out, (0,) * len(out)
+
+
+class _Linear(torch.autograd.Function):
+    """(w, y*, consts) -> x with x = w + A x, where A is J or its transpose."""
+
+    @staticmethod
+    def forward(problem: _Problem, transpose: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        w, y, consts = _three(problem, tensors)
+        product = problem.product(y, consts, transpose)
+
+        def step(x: Leaves) -> list[Tensor]:
+            return [a + b for a, b in zip(w, product(x), strict=True)]
+
+        mode = problem.mode
+        assert isinstance(mode, Exact)
+        context = dataclasses.replace(problem.context, batch_dims=problem.batch_dims)
+        with torch.no_grad():
+            x = mode.solve(problem.merge(step, w), problem.merged(w), context)
+        return tuple(leaf.clone() for leaf in problem.parted(x, w))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.problem, ctx.transpose, *tensors = inputs
+        saved = (*output, *tensors[ctx.problem.count :])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, *a: Tensor) -> Any:
+        problem: _Problem = ctx.problem
+        x, y, consts = _three(problem, ctx.saved_tensors)
+        z = problem.invert(a, y, consts, transpose=not ctx.transpose)
+        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
+        _, pull = torch.func.vjp(f, chosen)
+        return (None, None, *z, *_spread((*y, *consts), pull(z)[0]))
+
+    @staticmethod
+    @_outer_tangents_flow
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        problem: _Problem = ctx.problem
+        x, y, consts = _three(problem, _primals(ctx.saved_tensors))
+        w, *rest = _zeros_for(x, tangents[2 : 2 + problem.count]), *tangents[2 + problem.count :]
+        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
+        moved = pushforward(f, chosen, _tangents((*y, *consts), rest))
+        rhs = [a + b for a, b in zip(w, moved, strict=True)]
+        return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, problem: _Problem, transpose: bool, *tensors: Tensor) -> Any:
+        count = problem.count
+        moved = _to_front(info, in_dims[2:], tensors, expand=2 * count)
+        mapped = problem.mapped(info, in_dims[2 + 2 * count :])
+        out = _Linear.apply(mapped, transpose, *moved)
+        return out, (0,) * len(out)
+
+
+def _bilinear(ctx: Any, x: Leaves) -> Callable[[Leaves], list[Tensor]]:
+    """(y, consts) -> A(y, consts) x, to be differentiated at fixed x."""
+    problem, transpose = ctx.problem, ctx.transpose
+
+    def f(at: Leaves) -> list[Tensor]:
+        return problem.product(at[: problem.count], at[problem.count :], transpose)(x)
+
+    return f
+
+
+def _saved(ctx: Any, saved: Leaves) -> tuple[Leaves, Leaves]:
+    """y* and the constants; under approximate modes y* counts as constant."""
+    y, consts = saved[: ctx.problem.count], saved[ctx.problem.count :]
+    return (y if isinstance(ctx.problem.mode, Exact) else [leaf.detach() for leaf in y]), consts
+
+
+def _primals(tensors: Leaves) -> list[Tensor]:
+    """Without the tangents that the rule at hand is asked to push: it is given those apart."""
+    return [forward_ad.unpack_dual(tensor).primal for tensor in tensors]
+
+
+def _three(problem: _Problem, tensors: Sequence[Tensor]) -> tuple[Leaves, Leaves, Leaves]:
+    n = problem.count
+    return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+
+
+def _in_floats(
+    tensors: Leaves, f: Callable[[Leaves], list[Tensor]]
+) -> tuple[list[Tensor], Callable[[Leaves], list[Tensor]]]:
+    """Those of the tensors that have derivatives, and `f` as a map of them alone."""
+    chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
+
+    def of_floats(given: Leaves) -> list[Tensor]:
+        rest = iter(given)
+        return f([next(rest) if t.is_floating_point() else t for t in tensors])
+
+    return chosen, of_floats
+
+
+def _spread(tensors: Leaves, gradients: Leaves) -> list[Tensor | None]:
+    """Gradients of the floating tensors, and None for the others."""
+    rest = iter(gradients)
+    return [next(rest) if t.is_floating_point() else None for t in tensors]
+
+
+def _tangents(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
+    pairs = zip(tensors, given, strict=True)
+    kept = [(t, g) for t, g in pairs if t.is_floating_point()]
+    return _zeros_for([t for t, _ in kept], [g for _, g in kept])
+
+
+def _zeros_for(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, given, strict=True)]
+
+
+def _to_front(info: Any, dims: Sequence[int | None], tensors: Leaves, expand: int) -> list[Tensor]:
+    """Mapped dims first; the first `expand` tensors get one if they have none."""
+    moved = []
+    for i, (dim, tensor) in enumerate(zip(dims, tensors, strict=True)):
+        if dim is not None:
+            tensor = tensor.movedim(dim, 0)
+        elif i < expand:
+            tensor = tensor.expand(info.batch_size, *tensor.shape)
+        moved.append(tensor)
+    return moved
