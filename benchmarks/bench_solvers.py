@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import solvers
 
 pytestmark = pytest.mark.benchmark
+# Adapters to other libraries are compared in bench_peers.
+NATIVE = [name for name in solvers.names() if "." not in name]
 
 
 def transformer_like(batch: int = 16, tokens: int = 64, width: int = 128) -> tuple[Any, Tensor]:
@@ -43,7 +45,7 @@ def test_overhead_beyond_f(benchmark: Any, batch: int) -> None:
     """Wall time over evaluations x time of f, for an f of at least 2 ms."""
     f, x = transformer_like(batch)
     y0 = torch.zeros_like(x)
-    exact = {name: solvers.get_solver(name, rtol=1e-6) for name in solvers.names()}
+    exact = {name: solvers.get_solver(name, rtol=1e-6) for name in NATIVE}
 
     def solve(name: str) -> solvers.Solution:
         return solvers.solve(f, y0, x, solver=exact[name], max_steps=60, compact=False)
@@ -83,7 +85,7 @@ def test_compaction(benchmark: Any) -> None:
 
     candidates: dict[str, Callable[[], object]] = {}
     steps = {}
-    for name in solvers.names():
+    for name in NATIVE:
         solver = solvers.get_solver(name, rtol=tolerance, atol=0.0)
         for compact in (True, False):
 

@@ -19,9 +19,12 @@ from implicit.fixed_point import fixed_point
 from implicit.jacobian_free import JacobianFree
 from implicit.layer import FixedPointLayer
 from implicit.neumann import Neumann
+from implicit.normalise import cached_weights, spectral_normalise
+from implicit.penalty import jacobian_penalty
 from implicit.phantom import Phantom
 from implicit.registry import backward_modes, get_backward, register
 from implicit.shine import Shine
+from implicit.spectral import SpectralRadius, spectral_radius
 from implicit.unrolled import Unrolled
 from implicit.warm_start import WarmStart
 from solvers import Solution, SolveError
@@ -38,10 +41,15 @@ __all__ = [
     "Solution",
     "SolveContext",
     "SolveError",
+    "SpectralRadius",
     "Unrolled",
     "WarmStart",
     "backward_modes",
+    "cached_weights",
     "fixed_point",
     "get_backward",
+    "jacobian_penalty",
     "register",
+    "spectral_normalise",
+    "spectral_radius",
 ]

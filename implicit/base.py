@@ -26,6 +26,7 @@ class SolveContext:
         solver: The forward solver.
         max_steps: The forward budget.
         batch_dims: Leading dims of the state that index samples.
+        independent: Whether samples cannot influence each other, as those that have `args`.
         adjoints: Where solutions of adjoint equations are appended, in order.
         memory: The forward solver's memory at the end, as pairs of sample index and memory.
     """
@@ -33,6 +34,7 @@ class SolveContext:
     solver: FixedPointSolver = field(default_factory=Anderson)
     max_steps: int = 50
     batch_dims: int = 1
+    independent: bool = False
     adjoints: list[Solution] = field(default_factory=list)
     memory: list[tuple[Index, Any]] = field(default_factory=list)
 
@@ -89,7 +91,9 @@ class AdjointMode(BackwardMode):
 
             def product(u: Sequence[Tensor]) -> list[Tensor]:
                 pulled = pull_back(path, anchor, u)
-                return [torch.zeros_like(a) if p is None else p for p, a in zip(pulled, v)]
+                return [
+                    torch.zeros_like(a) if p is None else p for p, a in zip(pulled, v, strict=True)
+                ]
 
             # The solution counts as constant: what `f` sends to it ends there.
             return [*self.adjoint(product, v, context), *[None] * count]

@@ -147,7 +147,11 @@ class Exact(AdjointMode):
         start = list(v) if self.warm_start is None else self.warm_start.start(v)
         with torch.no_grad():
             solution = solver.iterate(
-                adjoint, start, max_steps=max_steps, batch_dims=context.batch_dims
+                adjoint,
+                start,
+                max_steps=max_steps,
+                batch_dims=context.batch_dims,
+                independent=context.independent,
             )
         context.adjoints.append(solution)
         if self.warm_start is not None:

@@ -59,7 +59,9 @@ def fixed_point(
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
     layout = Layout(y0, batch_dims)
     autocast = torch.is_autocast_enabled(layout.device.type)
-    context = SolveContext(solver=chosen, max_steps=max_steps, batch_dims=batch_dims)
+    context = SolveContext(
+        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args)
+    )
 
     def closed(y: State) -> State:
         return layout.accept(y, f(y, *args), autocast)

@@ -42,7 +42,6 @@ def solve_transformed(
     mode: BackwardMode,
     context: SolveContext,
     *,
-    independent: bool,
     throw: bool,
 ) -> Solution:
     """Solve, with derivatives by `mode`, as one operation of the active transforms."""
@@ -59,7 +58,6 @@ def solve_transformed(
         count=len(leaves),
         mode=mode,
         context=context,
-        independent=independent,
         throw=throw,
         counts=[],
     )
@@ -89,7 +87,6 @@ class _Problem:
         count: Number of leaves of the state.
         mode: Which gradient.
         context: How it is solved.
-        independent: Whether samples cannot influence each other.
         throw: Whether a failed sample raises.
         counts: Receives the calls and rows of the solve.
         lead: Sizes of the mapped dims in front of the state.
@@ -99,7 +96,6 @@ class _Problem:
     count: int
     mode: BackwardMode
     context: SolveContext
-    independent: bool
     throw: bool
     counts: list[tuple[int, int]]
     lead: tuple[int, ...] = ()
@@ -115,6 +111,12 @@ class _Problem:
     def batch_dims(self) -> int:
         """Batch dims of the state once the mapped dims are merged into them."""
         return max(self.context.batch_dims, 1) if self.lead else self.context.batch_dims
+
+    @property
+    def independent(self) -> bool:
+        """Whether no sample of the merged batch can influence another."""
+        alone = bool(self.lead) and not self.context.batch_dims
+        return alone or self.context.independent
 
     def merged(self, leaves: Leaves) -> list[Tensor]:
         """Mapped dims and the first batch dim as one."""
@@ -173,7 +175,7 @@ class _Solve(torch.autograd.Function):
                 problem.merged(y0),
                 max_steps=context.max_steps,
                 batch_dims=problem.batch_dims,
-                independent=problem.independent or (bool(problem.lead) and not context.batch_dims),
+                independent=problem.independent,
             )
         if problem.throw:
             raise_if_failed(solution)
@@ -233,7 +235,9 @@ class _Linear(torch.autograd.Function):
 
         mode = problem.mode
         assert isinstance(mode, Exact)
-        context = dataclasses.replace(problem.context, batch_dims=problem.batch_dims)
+        context = dataclasses.replace(
+            problem.context, batch_dims=problem.batch_dims, independent=problem.independent
+        )
         with torch.no_grad():
             x = mode.solve(problem.merge(step, w), problem.merged(w), context)
         return tuple(leaf.clone() for leaf in problem.parted(x, w))

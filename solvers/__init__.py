@@ -6,6 +6,7 @@
 ([True, True], [2.0, 2.0, 2.0])
 """
 
+from solvers import adapters
 from solvers.aitken import Aitken
 from solvers.anderson import Anderson
 from solvers.anderson_safe import AndersonSafe
@@ -20,6 +21,7 @@ from solvers.picard import Picard
 from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
+from solvers.trace import Trace, contraction_rate, trace
 
 __all__ = [
     "Aitken",
@@ -36,10 +38,14 @@ __all__ = [
     "Result",
     "Solution",
     "SolveError",
+    "Trace",
+    "adapters",
+    "contraction_rate",
     "get_solver",
     "linear_names",
     "names",
     "register",
     "register_linear",
     "solve",
+    "trace",
 ]

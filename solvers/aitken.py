@@ -11,9 +11,10 @@ from solvers.types import Flat, PerSample
 
 
 class AitkenMemory(NamedTuple):
-    """The residual at the point before, and the factor of the step from there."""
+    """The residual at the point before, its norm, and the factor of the step from there."""
 
     g: Flat | None
+    norm: PerSample
     factor: PerSample
 
 
@@ -27,9 +28,10 @@ class Aitken(FixedPointSolver):
 
         t <- -t * (g_previous . dg) / |dg|^2,    y <- y + t * g(y)
 
+    and t = 1, Picard's step, where a longer one has just made |g| grow or t would change sign.
     For huge states, where a window of vectors does not fit: memory is one state beyond
     Picard's. Effective where J = df/dy has real eigenvalues (the factor is the spectral step
-    of Barzilai and Borwein), also where some are below -1; a rotation defeats it, and its
+    of Barzilai and Borwein), also where some are below -1; less so for others, and its
     residual is not monotone. Cost per step: one call of `f` and two inner products.
 
     Args:
@@ -42,7 +44,7 @@ class Aitken(FixedPointSolver):
 
     References:
         B. M. Irons, R. C. Tuck, A Version of the Aitken Accelerator for Computer Iteration,
-        Int. J. Numer. Methods Eng. 1969. J. Barzilai, J. M. Borwein, Two-Point Step Size
+        Int. J. Numer. Methods Eng. 1969 (the return to Picard's step is ours). J. Barzilai, J. M. Borwein, Two-Point Step Size
         Gradient Methods, IMA J. Numer. Anal. 1988, eq. 5 (the same factor).
 
     Example:
@@ -63,17 +65,21 @@ class Aitken(FixedPointSolver):
 
     def init(self, y: Flat) -> AitkenMemory:
         """The first step is Picard's."""
-        return AitkenMemory(None, y.new_ones(len(y), requires_grad=False))
+        ones = y.new_ones(len(y), requires_grad=False)
+        return AitkenMemory(None, ones * torch.inf, ones)
 
     def step(self, y: Flat, fy: Flat, carry: AitkenMemory) -> tuple[Flat, AitkenMemory]:
         """Set the factor from the last two residuals and go that far."""
         g, factor = fy - y, carry.factor
+        norm = torch.linalg.vector_norm(g, dim=1)
         if carry.g is not None:
             dg = g - carry.g
             moved = torch.linalg.vecdot(dg, dg)
             ratio = torch.linalg.vecdot(carry.g, dg) / torch.where(moved > 0, moved, 1.0)
-            factor = -factor * ratio
+            found = (-factor * ratio).clamp(-self.largest, self.largest)
+            # After a bad step a plain one, unless that was it: the map may be expansive.
+            plain = ((norm > carry.norm) | (found < 0)) & (factor != 1)
             # Nothing learned (no motion, or overflow): a plain step. Never a standstill.
-            usable = (moved > 0) & factor.isfinite() & (factor != 0)
-            factor = torch.where(usable, factor.clamp(-self.largest, self.largest), 1.0)
-        return torch.addcmul(y, factor[:, None], g), AitkenMemory(g, factor)
+            plain |= (moved == 0) | (found == 0) | ~found.isfinite()
+            factor = torch.where(plain, 1.0, found)
+        return torch.addcmul(y, factor[:, None], g), AitkenMemory(g, norm, factor)

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from solvers.anderson import check_history
-from solvers.base import FixedPointSolver, check_at_least_0
+from solvers.base import FixedPointSolver
 from solvers.history import History, products
 from solvers.picard import check_damping
 from solvers.registry import register
@@ -34,7 +34,6 @@ class AndersonType1(FixedPointSolver):
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         history: Differences kept, at least 1.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
-        ridge: Weight added to the diagonal of the small matrix, relative to it, at least 0.
 
     Raises:
         ValueError: An option is out of its range.
@@ -55,13 +54,11 @@ class AndersonType1(FixedPointSolver):
 
     history: int = 8
     damping: float = 0.0
-    ridge: float = 1e-8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
         check_history(self.history)
-        check_at_least_0("ridge", self.ridge)
 
     def init(self, y: Flat) -> History:
         """An empty window."""
@@ -78,10 +75,14 @@ class AndersonType1(FixedPointSolver):
         if carry.y is not None:
             memory = carry.push(y, fy, on_steps=True)
             left, image = memory.newest()
-            column, rhs = products(memory.left, memory.filled, image - left, fy - y)
+            g = fy - y
+            column, rhs = products(memory.left, memory.filled, image - left, g)
             (on_steps,) = products(memory.left, memory.filled, left)
             (on_images,) = products(memory.image, memory.filled, left)
-            memory = memory.with_gram(on_images - on_steps, column, self.ridge)
+            # A change of g that is rounding says nothing about J, and would be divided by.
+            size = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(g, dim=1)
+            noise = 8 * torch.finfo(y.dtype).eps * size
+            memory = memory.with_gram(on_images - on_steps, column, noise=noise)
             weights = memory.coefficients(rhs)
             y_next = memory.combine((1 - self.damping) * weights, memory.image, y_next)
             if self.damping:

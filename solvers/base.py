@@ -37,12 +37,14 @@ class FixedPointSolver(ABC):
     Attributes:
         estimates_inverse: The memory can apply `transposed_inverse`, an estimate of
             (I - J^T)^-1.
+        recordable: The steps can be differentiated through.
 
     Raises:
         ValueError: A tolerance is negative or not finite.
     """
 
     estimates_inverse: ClassVar[bool] = False
+    recordable: ClassVar[bool] = True
 
     rtol: float = 1e-5
     atol: float = 1e-8
@@ -96,7 +98,7 @@ class FixedPointSolver(ABC):
             memory: Where to keep the solver's memory of the samples that stop, as pairs of
                 sample index and memory; then no sample leaves the batch.
         """
-        _check_counts(max_steps, batch_dims)
+        check_counts(max_steps, batch_dims)
         layout = Layout(y0, batch_dims)
         evaluate = Evaluation(f, args, layout)
         y = layout.pack(y0)
@@ -125,9 +127,10 @@ class FixedPointSolver(ABC):
                     carry = self.keep(carry, samples)
                     evaluate.keep(rows)
             with evaluate.full_precision():
-                y, carry = self.move(y, fy, carry, evaluate)
+                y_next, carry = self.move(y, fy, carry, evaluate)
             del fy  # where it is not the next iterate, `f` may need its memory
-            y = ledger.advance(layout.round(y))
+            y = ledger.advance(y, layout.round(y_next))
+            del y_next
         return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
 
 
@@ -160,6 +163,7 @@ class Evaluation:
         self.num_evals = 0
         self.rows_evaluated = 0
         self.autocast = torch.is_autocast_enabled(layout.device.type)
+        self.autocast_dtype = torch.get_autocast_dtype(layout.device.type)
 
     def __call__(self, y: Flat) -> Flat:
         state = self.layout.unpack(y)
@@ -190,7 +194,11 @@ class Evaluation:
         def product(tangent: Flat) -> Flat:
             self.num_evals += 1
             self.rows_evaluated += self.num_rows
-            pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
+            # The solver's arithmetic around this is in full precision; `f` is as elsewhere.
+            with torch.autocast(
+                self.layout.device.type, self.autocast_dtype, enabled=self.autocast
+            ):
+                pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
             return self.layout.pack(pushed)
 
         return product
@@ -210,7 +218,7 @@ class Evaluation:
         return torch.autocast(self.layout.device.type, enabled=False)
 
 
-def _check_counts(max_steps: int, batch_dims: int) -> None:
+def check_counts(max_steps: int, batch_dims: int) -> None:
     for name, value in (("max_steps", max_steps), ("batch_dims", batch_dims)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from solvers.types import Flat, Index, PerSample, Small, Window
 
+# A diagonal beside which all else vanishes.
+NO_WEIGHT = 1e150
+
 
 class History(NamedTuple):
     """Window memory; `filled` slots are in use and `slot` is the next to be written."""
@@ -77,19 +80,21 @@ class History(NamedTuple):
         """The pair that `push` wrote."""
         return self.left[:, self.slot], self.image[:, self.slot]
 
-    def with_gram(self, row: Tensor, column: Tensor, ridge: float = 0.0) -> "History":
+    def with_gram(
+        self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | float = 0.0
+    ) -> "History":
         """Write the newest pair's row and column, each of shape (samples, filled); move on.
 
         The diagonal is the column's, times 1 + ridge: so a ridge weighs the same whatever the
-        units of the state and however small the differences have become. An all-zero pair (a
-        sample that did not move) gets 1, so that it does not make the matrix singular.
+        units of the state and however small the differences have become. A pair whose diagonal
+        is at most `noise`, such as the zeros of a sample that did not move, gets no weight.
         """
         slot, filled = self.slot, self.filled
         diagonal = column[:, slot].double() * (1 + ridge)
         gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
         gram[:, slot, :filled] = row
         gram[:, :filled, slot] = column
-        gram[:, slot, slot] = torch.where(diagonal == 0, 1.0, diagonal)
+        gram[:, slot, slot] = torch.where(diagonal.abs() <= noise, NO_WEIGHT, diagonal)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
     def coefficients(self, rhs: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ class Ledger:
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.num_running, self.stopped = count, None
+        # Whether someone failed to improve at the last evaluation.
+        self.suspicious = False
         self.routine = self.may_compact = False
         # What holds for all who run is kept as one number until they part.
         self.pending_steps, self.gained_at = 0, 0
@@ -68,14 +70,32 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            recorded = None if self._all_improved(y, fy, step) else self._judge_each(y, fy, step)
+            self.suspicious = not self._all_improved(y, fy, step)
+            recorded = self._judge_each(y, fy, step) if self.suspicious else None
         self._store(recorded, y)
         return self.num_running
 
-    def advance(self, y: Flat) -> Flat:
+    def advance(self, y: Flat, y_next: Flat) -> Flat:
         """Count one update for those who run; keep the others where they are."""
         self.pending_steps += 1
-        return y if self.stopped is None else torch.where(self.stopped[:, None], self.value, y)
+        if self.suspicious and not self.coupled:
+            self._stop_those_who_stand(y, y_next)
+        if self.stopped is None:
+            return y_next
+        return torch.where(self.stopped[:, None], self.value, y_next)
+
+    def _stop_those_who_stand(self, y: Flat, y_next: Flat) -> None:
+        """A sample that is alone and is not moved by one digit has reached its end."""
+        with torch.no_grad():
+            self.stop((y_next == y).all(1), Result.stalled)
+
+    def stop(self, samples: torch.Tensor, result: Result) -> None:
+        """End those of the samples (a mask) that still run."""
+        samples = samples & (self.result == RUNNING)
+        if bool(samples.any()):
+            self._settle_counts()
+            self.result.masked_fill_(samples, int(result))
+            self._count_running()
 
     def _all_improved(self, y: Flat, fy: Flat, step: int) -> bool:
         """The usual step, in few operations: all who run set a record, or converge.

@@ -11,6 +11,9 @@ from solvers.gmres import Gmres
 from solvers.registry import register
 from solvers.types import Flat, PerSample
 
+# Halving ends here.
+SMALLEST_SHARE = 2.0**-10
+
 
 class Descent(NamedTuple):
     """The best point, its residual, the direction taken from it and the share tried last."""
@@ -30,7 +33,7 @@ class NewtonKrylov(FixedPointSolver):
         (I - J(y)) p = g(y) to `forcing` * |g(y)|,    y <- y + t * p
 
     with J = df/dy applied as a Jacobian-vector product in forward mode, never formed, and t
-    halved (1, 1/2, 1/4 ...) while |g| fails to fall. For maps that are stiff or far from
+    halved (1, 1/2, 1/4 ...) while |g| fails to fall; it stays where no t will do. For maps that are stiff or far from
     contractive, such as implicit time steps: the number of steps hardly depends on the
     conditioning, only the number of products does. `f` must support forward-mode
     differentiation. Cost per step: one call of `f` and up to `inner_steps` + 1 products, each
@@ -80,25 +83,31 @@ class NewtonKrylov(FixedPointSolver):
     def move(self, y: Flat, fy: Flat, carry: Descent, f: Evaluation) -> tuple[Flat, Descent]:
         """A new direction where |g| fell, half the last step where it did not."""
         g = fy - y
-        norm = torch.linalg.vector_norm(g, dim=1)
-        # After five halvings the direction is not one of descent: take the point as it is.
-        fell = (norm < carry.norm) | (carry.share < 1 / 16)
-        direction = self._direction(y, g, norm, f) if bool(fell.any()) else carry.direction
-        share = torch.where(fell, 1.0, carry.share / 2)
-        fell_rows = fell[:, None]
-        base = torch.where(fell_rows, y, carry.y)
-        direction = torch.where(fell_rows, direction, carry.direction)
+        # Scaled before it is squared, so that no scale of the state leaves the dtype's range.
+        largest = g.abs().amax(1) if g.shape[1] else g.new_zeros(len(g))
+        unit = g / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)[:, None]
+        norm = torch.linalg.vector_norm(unit, dim=1) * largest
+        # Where it stays, only its neighbours, if it has any, can have changed the residual.
+        fell = (norm < carry.norm) | ((carry.share == 0) & (norm != carry.norm))
+        direction = carry.direction
+        if bool(fell.any()):
+            fresh = self._direction(y, unit, f) * largest[:, None]
+            direction = torch.where(fell[:, None], fresh, direction)
+        # After so many halvings the direction is not one of descent: stay at the best point.
+        halved = torch.where(carry.share <= SMALLEST_SHARE, 0.0, carry.share / 2)
+        share = torch.where(fell, 1.0, halved)
+        base = torch.where(fell[:, None], y, carry.y)
         norm = torch.where(fell, norm, carry.norm)
         return torch.addcmul(base, share[:, None], direction), Descent(base, norm, direction, share)
 
-    def _direction(self, y: Flat, g: Flat, norm: PerSample, f: Evaluation) -> Flat:
-        """Solve p = g + J p, scaled to a right-hand side of one so that `forcing` is relative."""
-        scale = torch.where((norm > 0) & norm.isfinite(), norm, 1.0)[:, None]
-        scale = scale / math.sqrt(max(y.shape[1], 1))
-        unit = g / scale
+    def _direction(self, y: Flat, unit: Flat, f: Evaluation) -> Flat:
+        """Solve p = g + J p for a residual g of size one, so that `forcing` is relative."""
         product = f.derivative(y)
+        root = math.sqrt(max(y.shape[1], 1))
+        size = torch.linalg.vector_norm(unit, dim=1, keepdim=True) / root
+        rhs = unit / torch.where(size > 0, size, 1.0)
         inner = Gmres(rtol=0.0, atol=self.forcing, history=self.inner_steps)
         solution = inner.iterate(
-            lambda p: unit + product(p), unit, max_steps=self.inner_steps, independent=True
+            lambda p: rhs + product(p), rhs, max_steps=self.inner_steps, independent=True
         )
-        return scale * solution.value
+        return size * solution.value

@@ -44,8 +44,8 @@ class Registry(Generic[T]):
             missing = sorted(getattr(cls, "__abstractmethods__", ()))
             if missing:
                 raise TypeError(f"{cls.__name__} must define {', '.join(missing)}.")
-            if name in self.entries:
-                taken = self.entries[name].__qualname__
+            if name in self.entries or name in self.absent:
+                taken = self.absent.get(name) or self.entries[name].__qualname__
                 raise ValueError(
                     f"The {self.kind} name {name!r} is taken by {taken}: choose another."
                 )

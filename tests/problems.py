@@ -7,7 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import implicit
+import solvers
+from solvers.registry import SOLVERS
 from solvers.types import State
+
+# Of the others, a step also costs products with the Jacobian.
+ONE_CALL_A_STEP = [n for n in solvers.names() if n not in ("newton_krylov", "scipy.krylov")]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Solvers and backward modes that go together.
+
+    `shine` needs an inverse estimate, and `unrolled` steps that autograd can record.
+    """
+    able = {name for name in solvers.names() if SOLVERS.entries[name].estimates_inverse}
+    return [
+        (name, mode)
+        for name in solvers.names()
+        for mode in implicit.backward_modes()
+        if (mode != "shine" or name in able)
+        and (mode != "unrolled" or SOLVERS.entries[name].recordable)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

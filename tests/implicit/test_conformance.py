@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracles import dense_gradient, relative_error, solve_densely, state_gradient
-from problems import PROBLEMS, Problem, leaves
+from problems import PROBLEMS, Problem, leaves, pairs
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -13,6 +13,7 @@ from implicit import JacobianFree, Phantom, fixed_point
 
 SOLVERS = pytest.mark.parametrize("solver", solvers.names())
 MODES = pytest.mark.parametrize("mode", implicit.backward_modes())
+PAIRS = pytest.mark.parametrize(("solver", "mode"), pairs())
 
 
 class Example:
@@ -56,6 +57,8 @@ def test_gradient_equals_the_dense_one(
     solver: str, mode: str | implicit.BackwardMode, tolerance: float
 ) -> None:
     """To explicit args, to closed-over leaves and to what lies behind computed tensors."""
+    if mode == "unrolled" and (solver, mode) not in pairs():
+        pytest.skip("this solver's steps cannot be recorded")
     example = Example()
     assert relative_error(example.gradients(solver, mode), example.dense()) < tolerance
 
@@ -68,7 +71,7 @@ def test_exact_gradient_on_the_zoo(problem: Problem, solver: str) -> None:
     tight = solvers.get_solver(solver, rtol=1e-11, atol=1e-13)
     s = fixed_point(problem.f, problem.y0, *args, solver=tight, max_steps=4000, throw=False)
     if not s.converged.all():
-        assert solver == "picard"
+        assert solver.endswith("picard")
         assert not problem.contracts
         return
     v = pytree.tree_map(lambda leaf: torch.cos(3 * leaf), problem.y_star)
@@ -78,14 +81,21 @@ def test_exact_gradient_on_the_zoo(problem: Problem, solver: str) -> None:
     assert relative_error(list(found), true) < 1e-7
 
 
-@SOLVERS
-@MODES
+@PAIRS
 def test_gradient_agrees_with_the_unrolled_one_within_the_bias_of_the_mode(
     solver: str, mode: str
 ) -> None:
     example = Example()
-    error = relative_error(example.gradients(solver, mode), example.gradients(solver, "unrolled"))
-    low, high = {"phantom": (1e-4, 0.2), "jacobian_free": (0.01, 0.7)}.get(mode, (0.0, 1e-6))
+    reference = solver if (solver, "unrolled") in pairs() else "anderson"
+    true = example.gradients(reference, "unrolled")
+    error = relative_error(example.gradients(solver, mode), true)
+    biased = {
+        "phantom": (1e-4, 0.2),
+        "jacobian_free": (0.01, 0.7),
+        "neumann": (1e-9, 0.05),
+        "shine": (1e-4, 0.7),
+    }
+    low, high = biased.get(mode, (0.0, 1e-6))
     assert low <= error <= high
 
 
@@ -139,15 +149,12 @@ def test_phantom_meets_its_formula(solver: str, damping: float) -> None:
 @MODES
 def test_start_gets_no_gradient_except_unrolled(mode: str) -> None:
     example = Example()
-    s = fixed_point(
-        example.f, example.y0, example.x, backward=mode, solver="picard", max_steps=5, throw=False
-    )
+    s = fixed_point(example.f, example.y0, example.x, backward=mode, max_steps=5, throw=False)
     (gradient,) = torch.autograd.grad(s.value.sum(), example.y0, allow_unused=True)
     assert (gradient is not None) == (mode == "unrolled")
 
 
-@MODES
-@SOLVERS
+@PAIRS
 def test_value_is_the_solvers_and_where_the_residual_was_measured(solver: str, mode: str) -> None:
     example = Example()
     plain = solvers.solve(example.f, example.y0, example.x, solver=solver)
@@ -172,7 +179,7 @@ def test_trees_and_tokens(mode: str) -> None:
         both = joined(torch.cat((y["a"], y["b"]), -1), x)
         return {"a": both[..., :1], "b": both[..., 1:]}
 
-    tight = solvers.Picard(rtol=1e-12, atol=1e-13)
+    tight = solvers.Broyden(rtol=1e-12, atol=1e-13)
     options = {"solver": tight, "backward": mode, "max_steps": 200, "batch_dims": 2}
     a = fixed_point(joined, torch.zeros_like(x), x, **options)  # type: ignore[arg-type]
     start = {"a": torch.zeros_like(x[..., :1]), "b": torch.zeros_like(x[..., 1:])}
@@ -205,8 +212,7 @@ def test_exact_gradient_for_every_number_of_batch_dims(solver: str, batch_dims: 
     assert relative_error(list(found), dense_gradient(f, y_star, (x,), v, [x, mix])) < 1e-8
 
 
-@SOLVERS
-@MODES
+@PAIRS
 def test_nested_state_gives_the_gradient_of_each_leaf(mode: str, solver: str) -> None:
     """Leaves of different shapes, coupled; each alone as the output."""
     w = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
@@ -222,8 +228,11 @@ def test_nested_state_gives_the_gradient_of_each_leaf(mode: str, solver: str) ->
     zero = torch.zeros_like(x).detach()
     y0 = (torch.cat((zero, zero), 1), [zero, zero.view(3, 1, 1)])
     tight = solvers.get_solver(solver, rtol=1e-12, atol=1e-14)
-    backward = Phantom(steps=60) if mode == "phantom" else mode
-    s = fixed_point(f, y0, x, solver=tight, backward=backward, max_steps=300)
+    long: dict[str, implicit.BackwardMode] = {
+        "phantom": Phantom(steps=60),
+        "neumann": implicit.Neumann(terms=60),
+    }
+    s = fixed_point(f, y0, x, solver=tight, backward=long.get(mode, mode), max_steps=300)
     found_leaves, spec = pytree.tree_flatten(s.value)
     y_star = pytree.tree_map(lambda leaf: leaf.detach(), s.value)
     for chosen in range(3):
@@ -232,9 +241,11 @@ def test_nested_state_gives_the_gradient_of_each_leaf(mode: str, solver: str) ->
             found_leaves[chosen].sum(), [w, x], retain_graph=True, materialize_grads=True
         )
         true = state_gradient(f, y_star, (x,), pytree.tree_unflatten(v, spec), [w, x])
-        if mode != "jacobian_free":
+        if mode not in ("jacobian_free", "shine"):
             assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, true, strict=True))
-        elif chosen == 1:  # Its own equation does not mention w, and one application is all.
+        elif (
+            chosen == 1 and mode == "jacobian_free"
+        ):  # Its own equation does not mention w, and one application is all.
             assert not found[0].any()
             assert true[0].any()
 
@@ -247,7 +258,10 @@ def test_unbatched_state(mode: str) -> None:
         batch_dims=0,
     )  # fmt: skip
     s.value.sum().backward()
-    expected = {"jacobian_free": 1.0, "phantom": 1.875}.get(mode, 2.0)
+    terms = sum(0.5**i for i in range(9))
+    expected = {"jacobian_free": 1.0, "phantom": 1.875, "neumann": terms}.get(mode, 2.0)
+    if mode == "shine":  # Anderson's estimate gives |u| = 2 |v|, beyond the default trust of 1.3
+        expected = 1.0
     assert torch.allclose(b.grad, torch.full_like(b, expected), atol=1e-3)
 
 

@@ -73,8 +73,9 @@ def test_phantom_damping_out_of_range(damping: float) -> None:
 
 
 @pytest.mark.parametrize("given", ["ignore", "", None, 1])
-def test_exact_on_failure_is_one_of_two(given: Any) -> None:
-    with pytest.raises(ValueError, match="`on_failure` must be 'warn' or 'raise', got") as caught:
+def test_exact_on_failure_is_one_of_three(given: Any) -> None:
+    wanted = "`on_failure` must be 'warn', 'raise' or 'jacobian_free', got"
+    with pytest.raises(ValueError, match=wanted) as caught:
         Exact(on_failure=given)
     assert repr(given) in str(caught.value)
 
@@ -149,10 +150,18 @@ def test_solve_error_carries_the_solution(mode: str) -> None:
 @pytest.mark.parametrize("max_steps", [0, 1, 2])
 def test_budget_of_a_few_steps_gives_the_iterate_of_that_many(mode: str, max_steps: int) -> None:
     w = weight()
-    s = fixed_point(
-        lambda y: 0.5 * y + w, start(), solver="picard", backward=mode, max_steps=max_steps,
-        throw=False,
-    )  # fmt: skip
+
+    def solve() -> solvers.Solution:
+        return fixed_point(
+            lambda y: 0.5 * y + w, start(), solver="picard", backward=mode, max_steps=max_steps,
+            throw=False,
+        )  # fmt: skip
+
+    if mode == "shine":
+        with pytest.raises(ValueError, match=r"got Picard, which has none.*anderson.*broyden"):
+            solve()
+        return
+    s = solve()
     moved = max_steps + (4 if mode == "phantom" else 0)
     assert torch.allclose(s.value, torch.full_like(start(), 2 - 2 * 0.5**moved))
     assert s.num_steps.tolist() == [max_steps] * 2

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from memory import peak_of
+from problems import pairs
 from torch import Tensor, nn
 
 import implicit
@@ -41,8 +42,7 @@ def test_layer_may_raise_and_a_call_may_have_its_own_budget() -> None:
     assert torch.equal(layer(start, x, max_steps=0).value, start)
 
 
-@pytest.mark.parametrize("mode", implicit.backward_modes())
-@pytest.mark.parametrize("solver", solvers.names())
+@pytest.mark.parametrize(("solver", "mode"), pairs())
 def test_training_reduces_the_loss(mode: str, solver: str) -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(Pull(), solver=solver, backward=mode)
@@ -128,8 +128,7 @@ def test_no_grad_and_inference_mode_record_nothing(mode: str) -> None:
         assert torch.allclose(s.value, layer(torch.zeros(3, 4), x).value, atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", solvers.names())
-@pytest.mark.parametrize("mode", implicit.backward_modes())
+@pytest.mark.parametrize(("solver", "mode"), pairs())
 def test_saved_tensors_grow_with_steps_in_unrolled_mode_only(mode: str, solver: str) -> None:
     torch.manual_seed(0)
     layer, x = Pull(), torch.randn(3, 4)
@@ -150,7 +149,7 @@ def test_saved_tensors_grow_with_steps_in_unrolled_mode_only(mode: str, solver: 
         return len(sizes), sum(sizes)
 
     if mode == "unrolled":
-        assert all(many > 2 * few for many, few in zip(saved(12), saved(4), strict=True))
+        assert all(many > 2 * few for many, few in zip(saved(4), saved(1), strict=True))
     else:
         assert saved(64) == saved(4)
 
@@ -163,11 +162,14 @@ def test_peak_memory_of_a_training_step_is_flat_except_unrolled(mode: str) -> No
     weight = (0.97 * turn).requires_grad_()
     x = 0.1 * torch.randn(256, 128, generator=torch.Generator().manual_seed(1))
 
+    # `shine` needs an estimate of the inverse, of which Picard has none.
+    kind = "anderson" if mode == "shine" else "picard"
+    forward = solvers.get_solver(kind, rtol=0.0, atol=0.0)
+
     def step(max_steps: int) -> None:
         s = fixed_point(
             lambda y, x: torch.tanh(y @ weight + x), torch.zeros_like(x), x,
-            solver=solvers.Picard(rtol=0.0, atol=0.0), backward=mode, max_steps=max_steps,
-            throw=False,
+            solver=forward, backward=mode, max_steps=max_steps, throw=False,
         )  # fmt: skip
         torch.autograd.grad(s.value.square().sum(), weight)
 

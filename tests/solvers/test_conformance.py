@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, affine, distance, leaves, linear, residual, rms
+from problems import (
+    ONE_CALL_A_STEP,
+    PROBLEMS,
+    Problem,
+    affine,
+    distance,
+    leaves,
+    linear,
+    residual,
+    rms,
+)
 from torch import Tensor
 
 import solvers
@@ -95,7 +105,9 @@ def test_residual_is_that_of_the_rounded_state(
 def test_the_slowest_sample_sets_the_number_of_evaluations(name: str) -> None:
     p = linear(0.9, normal=True)
     s = solvers.solve(p.f, p.y0, *p.args, solver=name, max_steps=500)
-    assert s.num_evals == int(s.num_steps.max()) + 1
+    once = name in ONE_CALL_A_STEP
+    most = int(s.num_steps.max()) + 1
+    assert s.num_evals == most if once else s.num_evals >= most
 
 
 @EACH
@@ -111,7 +123,8 @@ def test_every_small_budget_makes_progress_and_tells_the_truth(name: str) -> Non
         assert torch.allclose(s.residual, residual(p.f, s.value, *p.args))
         assert (s.residual <= start * (1 + 1e-12)).all()
         assert int(s.num_steps.max()) <= max_steps
-        assert s.num_evals == len(seen) <= max_steps + 1
+        assert s.num_evals == len(seen)
+        assert s.num_evals <= max_steps + 1 or name not in ONE_CALL_A_STEP
 
 
 @EACH
@@ -166,16 +179,20 @@ def test_infinite_values_never_count_as_converged(name: str) -> None:
 @EACH
 def test_noise_floor_is_recognised_long_before_the_budget(name: str) -> None:
     """Of a map that is only accurate to bfloat16, as under autocast."""
+    options = {"rtol": 1e-7, "atol": 0.0}
+    if name == "scipy.krylov":  # its differences must be larger than the noise
+        options["difference"] = 0.06
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 
     def f(y: Tensor, x: Tensor) -> Tensor:
         return (0.5 * torch.tanh(y * 3) + x).bfloat16().float()
 
     s = solvers.solve(
-        f, torch.zeros_like(x), x, solver=solvers.get_solver(name, rtol=1e-7, atol=0.0),
+        f, torch.zeros_like(x), x, solver=solvers.get_solver(name, **options),
         max_steps=2000, throw=False,
     )  # fmt: skip
-    assert s.num_evals < 200
+    assert int(s.num_steps.max()) < 200
+    assert s.num_evals < (200 if name in ONE_CALL_A_STEP else 2000)
     assert s.residual.max() < 1e-1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import residual
+from problems import ONE_CALL_A_STEP, residual
 from torch import Tensor
 
 import solvers
@@ -182,7 +182,10 @@ def test_work_follows_need(name: str) -> None:
     assert torch.equal(kinds[True].num_steps, kinds[False].num_steps)
     assert kinds[False].rows_evaluated == 100 * kinds[False].num_evals
     needed = int((kinds[True].num_steps + 1).sum())
-    assert kinds[True].rows_evaluated <= 1.35 * needed
+    if name in ONE_CALL_A_STEP:
+        assert kinds[True].rows_evaluated <= 1.35 * needed
+    else:
+        assert kinds[True].rows_evaluated < 0.8 * kinds[False].rows_evaluated
 
 
 @EACH
@@ -199,7 +202,8 @@ def test_leaving_the_batch_changes_no_answer(name: str, seed: int) -> None:
         )
         for compact in (True, False)
     ]
-    for field in ("result", "num_steps", "num_evals"):
+    fields = ["result", "num_steps"] + (["num_evals"] if name in ONE_CALL_A_STEP else [])
+    for field in fields:
         a, b = (getattr(kind, field) for kind in kinds)
         assert bool((torch.as_tensor(a) == torch.as_tensor(b)).all()), field
     done = kinds[0].converged
@@ -219,7 +223,7 @@ def test_a_stopped_sample_is_frozen(name: str) -> None:
     s = solvers.solve(watched, y0, rate, x, solver=tight(name), max_steps=200, compact=False)
     assert s.num_steps.min() < s.num_steps.max()
     for i, steps in enumerate(s.num_steps.tolist()):
-        for y in seen[steps:]:
+        for y in seen[steps:] if name in ONE_CALL_A_STEP else seen[-1:]:
             assert torch.equal(y[i], s.value[i])
 
 

@@ -1,0 +1,202 @@
+"""Forward and backward through problem (a): time, and distance from a dense float64 gradient."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import report
+import torch
+from peers import Observed, native_names
+from shared_problems import Arrays, parameters_of_a
+from timing import interleaved, show
+from torch import Tensor
+from torchdeq import get_deq
+
+import implicit
+import solvers
+from solvers.registry import LINEAR
+
+pytestmark = pytest.mark.benchmark
+
+# forward(f, y0, injection) -> the solution, and a count of adjoint evaluations after backward.
+Forward = Callable[..., tuple[Tensor, Callable[[], int | None]]]
+BUDGET = 300
+COLUMNS: report.Columns = {
+    "mode": lambda row: row["mode"],
+    "forward ms": report.number("forward_ms", ".1f"),
+    "forward + backward ms": report.number("wall_ms", ".1f"),
+    "evaluations": report.number("evaluations", "d"),
+    "adjoint evaluations": report.number("adjoint_evaluations", "d"),
+    "gradient error": report.number("error", ".1e"),
+}
+NOTES = [
+    "Problem (a), loss = sum(c * y) + sum(y^2) / 2. `gradient error`: the largest relative error, "
+    "in norm, of the gradients of W, U, b and x, against the implicit function theorem by dense "
+    "algebra in float64. `exact: p, q`: forward solver p, adjoint solver q.",
+    "`adjoint evaluations`: as the library reports them (torchdeq does not). Medians of "
+    "interleaved rounds. `defaults`: what a user gets who sets no option; ours has rtol 1e-5, "
+    "torchdeq one phantom step.",
+]
+
+
+@dataclasses.dataclass
+class Trial:
+    """One way to a gradient, on parameters of its own."""
+
+    forward: Forward
+    parameters: dict[str, Tensor]
+    cotangent: Tensor
+
+    def solve(self) -> tuple[Tensor, Callable[[], int | None], Observed]:
+        """The solution, with gradient."""
+        p = self.parameters
+        injection = torch.addmm(p["b"], p["x"], p["U"].T)
+        f = Observed(lambda y, injection: torch.tanh(torch.addmm(injection, y, p["W"].T)))
+        y, count = self.forward(f, torch.zeros_like(injection), injection)
+        return y, count, f
+
+    def step(self) -> tuple[int, int | None]:
+        """Forward and backward; returns the evaluations of `f` in each."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        y, count, f = self.solve()
+        evaluations = f.evaluations
+        ((self.cotangent * y).sum() + 0.5 * y.square().sum()).backward()
+        return evaluations, count()
+
+    def error(self, truth: Arrays) -> float:
+        """Of the gradients that the last step left."""
+        return max(
+            float(np.linalg.norm(_grad(parameter) - truth[key]) / np.linalg.norm(truth[key]))
+            for key, parameter in self.parameters.items()
+        )
+
+
+def _grad(parameter: Tensor) -> np.ndarray:
+    assert parameter.grad is not None
+    return parameter.grad.double().numpy()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_gradients(benchmark: Any, dtype: torch.dtype, tolerance: float) -> None:
+    data, cotangent, truth = dense_gradient()
+    trials = {}
+    for name, forward in (our_modes(tolerance) | torchdeq_modes(tolerance)).items():
+        leaves = {key: torch.tensor(v, dtype=dtype).requires_grad_() for key, v in data.items()}
+        trials[name] = Trial(forward, leaves, torch.tensor(cotangent, dtype=dtype))
+    rows = measure(trials, truth, report.rounds(5))
+    title = f"{str(dtype).removeprefix('torch.')}, tolerance {tolerance:g}"
+    content = report.save(
+        "gradients", title, rows, title=title, tolerance=tolerance, rounds=report.rounds(5)
+    )
+    report.write_markdown("gradients", "Gradients", content, COLUMNS, NOTES)
+    show(title, list(COLUMNS), [[form(row) for form in COLUMNS.values()] for row in rows])
+    benchmark.extra_info.update({row["mode"]: row["wall_ms"] for row in rows})
+    benchmark.pedantic(lambda: None, rounds=1)
+    best = min(row["error"] for row in rows if row["mode"].startswith("exact"))
+    assert best < 100 * tolerance
+
+
+def measure(trials: dict[str, Trial], truth: Arrays, rounds: int) -> list[report.Row]:
+    rows = {}
+    for name, trial in trials.items():
+        evaluations, adjoint = trial.step()
+        rows[name] = {
+            "mode": name, "error": trial.error(truth), "evaluations": evaluations,
+            "adjoint_evaluations": adjoint,
+        }  # fmt: skip
+    calls: dict[str, Callable[[], object]] = {}
+    for name, trial in trials.items():
+        calls[name] = trial.step
+        calls[f"{name} forward"] = trial.solve
+    seconds = interleaved(calls, rounds)
+    for name, row in rows.items():
+        row["wall_ms"] = 1e3 * seconds[name]
+        row["forward_ms"] = 1e3 * seconds[f"{name} forward"]
+    return list(rows.values())
+
+
+def our_modes(tolerance: float) -> dict[str, Forward]:
+    """`exact` with every solver on either side, then the other modes, then plain defaults."""
+
+    def solver(name: str, tighter: float = 1.0) -> solvers.FixedPointSolver:
+        registry = LINEAR.get if name in solvers.linear_names() else solvers.get_solver
+        return registry(name, rtol=tolerance / tighter, atol=0.0)
+
+    pairs = [(name, name) for name in native_names()]
+    pairs += [("anderson", name) for name in (*native_names(), *solvers.linear_names())]
+    pairs += [("picard", name) for name in solvers.linear_names()]
+    found = {
+        f"exact: {first}, {second}": ours(
+            solver=solver(first), backward=implicit.Exact(solver=solver(second)), max_steps=BUDGET
+        )
+        for first, second in dict.fromkeys(pairs)
+    }
+    # Samples stop one by one at the tolerance, torchdeq's batch when the slowest meets it: a
+    # tolerance at which the errors match.
+    for first, second in (("picard", "picard"), ("anderson", "picard"), ("anderson", "gmres")):
+        found[f"exact: {first}, {second}, tolerance / 4"] = ours(
+            solver=solver(first, 4),
+            backward=implicit.Exact(solver=solver(second, 4)),
+            max_steps=BUDGET,
+        )
+    for mode in implicit.backward_modes():
+        if mode != "exact":
+            found[mode] = ours(solver=solver("anderson"), backward=mode, max_steps=BUDGET)
+    return found | {"ours, defaults": ours()}
+
+
+def ours(**options: Any) -> Forward:
+    def forward(f: Any, y0: Tensor, injection: Tensor) -> tuple[Tensor, Callable[[], int | None]]:
+        s = implicit.fixed_point(f, y0, injection, **{"throw": False, **options})
+        return s.value, lambda: sum(adjoint.num_evals for adjoint in s.adjoints) or None
+
+    return forward
+
+
+def torchdeq_modes(tolerance: float) -> dict[str, Forward]:
+    """Both ways of torchdeq to the implicit gradient, and its defaults."""
+    settings = {
+        "f_max_iter": BUDGET, "f_tol": tolerance, "f_stop_mode": "rel",
+        "b_max_iter": BUDGET, "b_tol": tolerance, "b_stop_mode": "rel",
+    }  # fmt: skip
+    found = {}
+    for label, name in (("picard", "fixed_point_iter"), ("anderson", "anderson"), ("broyden",) * 2):
+        for kind in ("ift", "hook_ift"):
+            options = {kind: True, "f_solver": name, "b_solver": name, **settings}
+            found[f"torchdeq {kind}: {label}"] = theirs(**options)
+    return found | {
+        "torchdeq, defaults": theirs(),
+        "torchdeq ift, defaults": theirs(ift=True),
+    }
+
+
+def theirs(**options: Any) -> Forward:
+    def forward(f: Any, y0: Tensor, injection: Tensor) -> tuple[Tensor, Callable[[], int | None]]:
+        out, _ = get_deq(**options)(lambda y: f(y, injection), y0)
+        return out[-1], lambda: None
+
+    return forward
+
+
+@functools.cache
+def dense_gradient() -> tuple[Arrays, np.ndarray, Arrays]:
+    """Parameters, cotangent, and the gradient by the implicit function theorem in float64."""
+    data = parameters_of_a()
+    weight, injection = data["W"], data["x"] @ data["U"].T + data["b"]
+    cotangent = np.random.default_rng(9).normal(size=injection.shape)
+    y, moved = np.zeros_like(injection), math.inf
+    while moved > 1e-15:
+        moved_to = np.tanh(y @ weight.T + injection)
+        y, moved = moved_to, float(np.abs(moved_to - y).max())
+    slope = 1 - y**2
+    jacobians = slope[:, :, None] * weight
+    u = np.linalg.solve(np.eye(256) - jacobians.swapaxes(1, 2), (cotangent + y)[:, :, None])
+    pulled = slope * u[:, :, 0]
+    gradient = {"W": pulled.T @ y, "U": pulled.T @ data["x"], "b": pulled.sum(0)}
+    return data, cotangent, gradient | {"x": pulled @ data["U"]}

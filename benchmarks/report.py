@@ -1,0 +1,125 @@
+"""Results for people and for programs: JSON, a Markdown table, and plots."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+Row = dict[str, Any]
+# Heading of a column, and how to print a row in it.
+Columns = dict[str, Callable[[Row], str]]
+
+COLOURS = {
+    "ours": "#1b6ca8",
+    "torchdeq": "#d97706",
+    "scipy": "#9aa0a6",
+    "jaxopt": "#2e8b57",
+    "optimistix": "#8fbc8f",
+}
+
+
+def folder() -> Path:
+    """Where results go; BENCH_RESULTS names another place, for trials."""
+    default = Path(__file__).resolve().parents[1] / "results"
+    path = Path(os.environ.get("BENCH_RESULTS", default))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def rounds(default: int) -> int:
+    """How often to measure; BENCH_ROUNDS sets another number, for trials."""
+    return int(os.environ.get("BENCH_ROUNDS", default))
+
+
+def save(name: str, section: str, rows: list[Row], **about: Any) -> dict[str, Any]:
+    """Put one section into `name`.json beside those measured before, and return them all."""
+    path = folder() / f"{name}.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content[section] = {**about, **setting(), "rows": rows}
+    content = dict(sorted(content.items()))
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def setting() -> Row:
+    """What a timing depends on beside the code."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def write_markdown(
+    name: str, title: str, content: dict[str, Any], columns: Columns, notes: Sequence[str] = ()
+) -> None:
+    """One table per section."""
+    parts = [f"# {title}", *notes]
+    for key, section in content.items():
+        stamp = f"torch {section['torch']}, {section['threads']} thread(s), {section['machine']}"
+        parts += [f"## {section.get('title', key)}", stamp, table(section["rows"], columns)]
+    (folder() / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+
+
+def table(rows: list[Row], columns: Columns) -> str:
+    """A Markdown table: text to the left, numbers to the right."""
+    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def number(key: str, form: str) -> Callable[[Row], str]:
+    """Print a number, or a dash where there is none."""
+    return lambda row: "-" if row.get(key) is None else format(row[key], form)
+
+
+def bars(name: str, content: dict[str, Any]) -> None:
+    """Wall time per solver, a panel per section; who did not converge is hatched and pale."""
+    panels = {key: part for key, part in content.items() if part["rows"]}
+    tallest = max(len(part["rows"]) for part in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.8 * len(panels), 0.26 * tallest + 1.6), squeeze=False
+    )
+    for axis, part in zip(axes[0], panels.values(), strict=True):
+        rows = [row for row in part["rows"] if row["wall_ms"] is not None][::-1]
+        drawn = axis.barh(
+            [row["solver"] for row in rows],
+            [row["wall_ms"] for row in rows],
+            color=[COLOURS[row["library"]] for row in rows],
+        )
+        for bar, row in zip(drawn, rows, strict=True):
+            if not row["converged"]:
+                bar.set(alpha=0.4, hatch="///")
+        axis.set(xscale="log", xlabel="ms (hatched: did not converge)")
+        axis.set_title(part["title"], fontsize=8)
+        axis.tick_params(labelsize=7)
+    _finish(figure, name)
+
+
+def curves(
+    name: str, panels: dict[str, dict[str, tuple[list[float], list[float]]]], across: str
+) -> None:
+    """Log-log lines: a panel per quantity, a line per label."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
+    for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
+        for label, (across_values, up_values) in series.items():
+            axis.loglog(across_values, up_values, marker="o", markersize=3, label=label)
+        axis.set(xlabel=across, ylabel=title)
+        axis.grid(True, which="major", alpha=0.3)
+        axis.legend(fontsize=7)
+    _finish(figure, name)
+
+
+def _finish(figure: Any, name: str) -> None:
+    figure.tight_layout()
+    figure.savefig(folder() / f"{name}.png", dpi=130)
+    plt.close(figure)

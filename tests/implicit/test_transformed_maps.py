@@ -1,0 +1,289 @@
+"""What `f` may be under transforms: states and maps of all kinds; and the evidence."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, jacfwd, jvp, vmap
+from transformations import (
+    EVERYTHING,
+    XS,
+    Solve,
+    V,
+    W,
+    X,
+    agree,
+    cell,
+    draw,
+    loss,
+    right_or_refused,
+)
+
+import solvers
+from implicit import SolveError, fixed_point
+from solvers import Result
+
+# torch's own forward-mode formulas warn when they are first loaded.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+TIGHT = solvers.Anderson(rtol=1e-13, atol=1e-14)
+
+
+def missing(reason: str, *values: Any) -> list[Any]:
+    """Parameters that fail today."""
+    mark = pytest.mark.xfail(strict=True, reason=reason)
+    return [pytest.param(value, marks=mark) for value in values]
+
+
+# What `f` may be: each builds a Solve from a way to solve, here and for the reference.
+
+
+def from_a_start(run: Any) -> Solve:
+    return lambda x, w: run(lambda y, x: cell(y, x, w), 0.3 * x @ w, x)
+
+
+def over_tokens(run: Any) -> Solve:
+    return lambda x, w: run(
+        lambda y, x: cell(0.4 * y.cumsum(1), x, w), torch.zeros_like(x)[None], x[None], batch_dims=2
+    )[0]
+
+
+def unbatched(run: Any) -> Solve:
+    return lambda x, w: run(lambda y: cell(y, x, w), torch.zeros_like(x), batch_dims=0)
+
+
+def of_a_tree(run: Any) -> Solve:
+    def f(y: Any, x: Any, w: Tensor) -> Any:
+        a, (b,) = y["a"], y["b"]
+        return {"a": cell(b[:, 0], x["x"][0], w), "b": (0.3 * torch.stack((a, a.sin()), 1),)}
+
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        y0 = {"a": 0 * x, "b": (0 * torch.stack((x, x), 1),)}
+        y = run(lambda y, x: f(y, x, w), y0, {"x": [x]})
+        return torch.cat((y["a"], y["b"][0].flatten(1)), 1)
+
+    return solve
+
+
+def of_a_solve(run: Any) -> Solve:
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        def f(y: Tensor, x: Tensor) -> Tensor:
+            return 0.3 * run(lambda z, y: 0.3 * cell(z, y, w), torch.zeros_like(y), y) + x
+
+        return run(f, torch.zeros_like(x), x)
+
+    return solve
+
+
+def of_a_gradient(run: Any) -> Solve:
+    """A gradient step on an energy, as in bilevel optimization."""
+
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        def energy(y: Tensor, x: Tensor) -> Tensor:
+            return 0.5 * y.square().sum() + 0.2 * torch.cos(y @ w.mT + x).sum()
+
+        return run(lambda y, x: y - 0.5 * grad(energy)(y, x), torch.zeros_like(x), x)
+
+    return solve
+
+
+def of_a_jacobian(run: Any) -> Solve:
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        jacobian = vmap(jacfwd(lambda y: torch.sin(y @ w.mT)))
+        return run(lambda y, x: 0.3 * jacobian(y).sum(1) + 0.2 * x, torch.zeros_like(x), x)
+
+    return solve
+
+
+def iterate(f: Any, y: Any, *args: Any, batch_dims: int = 1) -> Any:
+    for _ in range(60):
+        y = f(y, *args)
+    return y
+
+
+def run_tight(f: Any, y0: Any, *args: Any, batch_dims: int = 1) -> Any:
+    return fixed_point(f, y0, *args, solver=TIGHT, max_steps=200, batch_dims=batch_dims).value
+
+
+SHORT = ["grad", "jvp", "hessian", "closure", "vmap grad", "grad vmap", "vmap jvp", "vmap hessian"]
+MAPS = [from_a_start, over_tokens, unbatched, of_a_tree, of_a_solve]
+DIFFERENTIATING = [of_a_gradient, of_a_jacobian]
+
+
+@pytest.mark.parametrize("transform", SHORT)
+@pytest.mark.parametrize("build", MAPS)
+def test_states_starts_and_maps_of_all_kinds(build: Any, transform: str) -> None:
+    apply = EVERYTHING[transform]
+    agree(apply(build(run_tight)), apply(build(iterate)), 1e-8)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    ["closure"] + missing("torch fails inside", *[name for name in SHORT if name != "closure"]),
+)
+@pytest.mark.parametrize("build", DIFFERENTIATING)
+def test_maps_that_differentiate_with_torch_func(build: Any, transform: str) -> None:
+    apply = EVERYTHING[transform]
+    agree(apply(build(run_tight)), apply(build(iterate)), 1e-7)
+
+
+@pytest.mark.parametrize("build", MAPS + missing("torch fails inside", *DIFFERENTIATING))
+def test_ordinary_backward_through_a_vmapped_call(build: Any) -> None:
+    def gradients(solve: Solve) -> tuple[Tensor, ...]:
+        x, w = XS.clone().requires_grad_(), W.clone().requires_grad_()
+        first = torch.autograd.grad(
+            vmap(solve, (0, None))(x, w).pow(3).sum(), (x, w), create_graph=True
+        )
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, w))
+
+    agree(gradients(build(run_tight)), gradients(build(iterate)), 1e-7)
+
+
+# Tensors that the first look at `f`, at the start, does not show.
+
+
+def late(run: Any) -> Solve:
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        def f(y: Tensor, x: Tensor) -> Tensor:
+            if float(y.detach().abs().max()) < 1e-9:
+                return 0.3 + 0 * x
+            return cell(y, x, w)
+
+        return run(f, torch.zeros_like(x), x)
+
+    return solve
+
+
+def routed(run: Any) -> Solve:
+    """Two experts; one gets rows only after the first step."""
+
+    def solve(x: Tensor, w: Tensor) -> Tensor:
+        experts = [w, -0.5 * w]
+
+        def f(y: Tensor, x: Tensor) -> Tensor:
+            out = torch.zeros_like(y)
+            for i, expert in enumerate(experts):
+                rows = ((y[:, 0] > 0.05) == bool(i)).nonzero().flatten()
+                if len(rows):
+                    out = out.index_add(0, rows, cell(y[rows], x[rows], expert))
+            return out
+
+        return run(f, torch.zeros_like(x), x.abs() + 0.2)
+
+    return solve
+
+
+@pytest.mark.parametrize("transform", ["grad", "grad of a closure", "jvp", "jvp, one input", "vjp"])
+@pytest.mark.parametrize("build", [late, routed])
+@pytest.mark.xfail(strict=True, reason="a zero gradient without a word, or endless recursion")
+def test_tensor_read_only_away_from_the_start(build: Any, transform: str) -> None:
+    """A zero gradient would be silent."""
+    apply = EVERYTHING[transform]
+    true = apply(build(iterate))
+    right_or_refused(lambda: apply(build(run_tight)), true, "`f` read")
+
+
+def test_error_inside_the_map_reaches_the_caller_and_leaves_no_mode_on() -> None:
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        grad(lambda x: fixed_point(f, torch.zeros_like(x), x).value.sum())(X)
+    agree(grad(loss(from_a_start(run_tight)))(X, W), grad(loss(from_a_start(iterate)))(X, W))
+
+
+# The evidence.
+
+
+def evidence(x: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    s = fixed_point(lambda y, x: cell(y, x, W), torch.zeros_like(x), x, **options)
+    return s.value, s.residual, s.converged, s.result, s.num_steps
+
+
+@pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom", "neumann"])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_evidence_is_that_of_separate_solves(solver: str, mode: str) -> None:
+    rates = torch.tensor([0.1, 1.0, 3.0, 0.5], dtype=torch.float64)[:, None, None]
+    options = {"solver": solver, "backward": mode}
+    found = vmap(lambda x: evidence(x, **options))(rates * XS)
+    assert [tuple(part.shape) for part in found] == [(4, 2, 3)] + [(4, 2)] * 4
+    true = [torch.stack(parts) for parts in zip(*[evidence(x, **options) for x in rates * XS])]
+    for a, b in zip(found[:2], true[:2], strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(found[2:], true[2:], strict=True))
+    assert found[4].unique().numel() > 1
+
+
+def test_evidence_of_two_mapped_dims_and_of_unbatched_states() -> None:
+    found = vmap(vmap(lambda x: evidence(x)))(XS[None].expand(5, -1, -1, -1))
+    assert [tuple(part.shape) for part in found[1:]] == [(5, 4, 2)] * 4
+    found = vmap(lambda x: evidence(x, batch_dims=0))(XS[:, 0])
+    assert [tuple(part.shape) for part in found[1:]] == [(4,)] * 4
+    found = vmap(lambda x: evidence(x, batch_dims=2))(draw(4, 2, 5, 3))
+    assert [tuple(part.shape) for part in found[1:]] == [(4, 2, 5)] * 4
+
+
+def test_evidence_under_reverse_and_forward_mode() -> None:
+    def value(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, *rest = evidence(x)
+        return y.pow(3).sum(), tuple(rest)
+
+    plain = evidence(X)[1:]
+    for found in (grad(value, has_aux=True)(X)[1], jvp(value, (X,), (V,), has_aux=True)[2]):
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The gradient is approximate")
+@pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom", "neumann"])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_a_bad_sample_harms_no_other(solver: str, mode: str) -> None:
+    """Neither its value nor its gradient, in another mapped call or in the same one."""
+    bad = XS.clone()
+    bad[1, 0] = torch.nan
+
+    def solve(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, *rest = evidence(x, solver=solver, backward=mode, throw=False)
+        return y.pow(3).sum(), tuple(rest)
+
+    (found, (_, converged, result, steps)), (true, (*_, true_steps)) = (
+        vmap(grad(solve, has_aux=True))(xs) for xs in (bad, XS)
+    )
+    sound = torch.ones(4, 2, dtype=torch.bool)
+    sound[1, 0] = False
+    assert torch.equal(converged, sound)
+    assert int(result[1, 0]) == Result.nonfinite
+    assert torch.equal(steps[sound], true_steps[sound])
+    assert torch.allclose(found[sound], true[sound], rtol=1e-6, atol=1e-9)
+
+
+def test_slow_sample_is_reported_and_the_others_stay() -> None:
+    rates = torch.tensor([0.2, 0.999, 0.2, 0.2], dtype=torch.float64)
+
+    def solve(rate: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        s = fixed_point(
+            lambda y, x: rate * y + x, torch.zeros_like(x), x, solver="picard", throw=False
+        )
+        return s.value, s.converged, s.num_steps
+
+    value, converged, steps = vmap(solve)(rates, XS)
+    assert converged.all(1).tolist() == [True, False, True, True]
+    assert steps[1].tolist() == [50, 50]
+    assert int(steps[[0, 2, 3]].max()) < 12
+    keep = torch.tensor([0, 2, 3])
+    agree(value[keep], XS[keep] / 0.8, 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom", "neumann"])
+@pytest.mark.parametrize(
+    "transform", [vmap, grad, lambda f: vmap(grad(f)), lambda f: lambda x: jvp(f, (x,), (x,))]
+)
+def test_failure_raises_through_every_transform(transform: Any, mode: str) -> None:
+    def solve(x: Tensor) -> Tensor:
+        f = lambda y, x: 0.99 * y + x  # noqa: E731
+        return fixed_point(
+            f, torch.zeros_like(x), x, solver="picard", backward=mode, max_steps=3
+        ).value.sum()
+
+    with pytest.raises(SolveError, match=r"samples did not converge in 3 steps") as caught:
+        transform(solve)(XS)
+    assert not caught.value.solution.converged.any()
