@@ -67,7 +67,7 @@ def fixed_point(
         return layout.accept(y, f(y, *args), autocast)
 
     if transforms_active() and not isinstance(mode, Unrolled):
-        return solve_transformed(closed, y0, mode, context, independent=bool(args), throw=throw)
+        return solve_transformed(closed, y0, mode, context, throw=throw)
     record = torch.is_grad_enabled()
     recorded = record and isinstance(mode, Unrolled)
     with torch.set_grad_enabled(recorded):

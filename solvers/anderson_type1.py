@@ -32,7 +32,7 @@ class AndersonType1(FixedPointSolver):
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
-        history: Differences kept, at least 1.
+        history: Differences kept, at least 1, and never more than entries of a sample.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
 
     Raises:
@@ -61,8 +61,8 @@ class AndersonType1(FixedPointSolver):
         check_history(self.history)
 
     def init(self, y: Flat) -> History:
-        """An empty window."""
-        return History.empty(y, self.history)
+        """An empty window, of no more pairs than can be independent."""
+        return History.empty(y, max(1, min(self.history, y.shape[1])))
 
     def keep(self, carry: History, samples: Index) -> History:
         """Drop all but these samples."""

@@ -106,6 +106,7 @@ class Ledger:
             return False
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         limit = torch.linalg.vector_norm(fy, dim=1).mul_(self.rtol).add_(self.atol)
+        limit.clamp_(min=self.smallest)
         # False for NaN, and for norms that have left the range of the dtype.
         record = norm < self.best
         usual = (norm > limit).logical_and_(record)

@@ -11,17 +11,27 @@ from solvers.gmres import Gmres
 from solvers.registry import register
 from solvers.types import Flat, PerSample
 
-# Halving ends here.
-SMALLEST_SHARE = 2.0**-10
+# Halving ends here. The smallest step is then taken although |g| rose: it may lead out of a local
+# minimum. That often, and no more: at the noise floor of `f` nothing leads on.
+SMALLEST_SHARE, MOST_ESCAPES = 2.0**-8, 4
 
 
 class Descent(NamedTuple):
-    """The best point, its residual, the direction taken from it and the share tried last."""
+    """Where the search stands: the point it goes from, its residual, and what it tries.
+
+    Attributes:
+        y: The point.
+        norm: Its |g|.
+        direction: Newton's, from there.
+        share: How much of it was tried last.
+        escapes: How often no share would do.
+    """
 
     y: Flat
     norm: PerSample
     direction: Flat
     share: PerSample
+    escapes: PerSample
 
 
 @final
@@ -33,7 +43,7 @@ class NewtonKrylov(FixedPointSolver):
         (I - J(y)) p = g(y) to `forcing` * |g(y)|,    y <- y + t * p
 
     with J = df/dy applied as a Jacobian-vector product in forward mode, never formed, and t
-    halved (1, 1/2, 1/4 ...) while |g| fails to fall; it stays where no t will do. For maps that are stiff or far from
+    halved (1, 1/2, 1/4 ...) while |g| fails to fall. For maps that are stiff or far from
     contractive, such as implicit time steps: the number of steps hardly depends on the
     conditioning, only the number of products does. `f` must support forward-mode
     differentiation. Cost per step: one call of `f` and up to `inner_steps` + 1 products, each
@@ -74,7 +84,7 @@ class NewtonKrylov(FixedPointSolver):
     def init(self, y: Flat) -> Descent:
         """Anything is better than nothing: the first point is accepted."""
         count = y.new_ones(len(y), requires_grad=False)
-        return Descent(y, count * math.inf, torch.zeros_like(y), count)
+        return Descent(y, count * math.inf, torch.zeros_like(y), count, 0 * count)
 
     def step(self, y: Flat, fy: Flat, carry: Descent) -> tuple[Flat, Descent]:
         """Not enough for Newton: see `move`."""
@@ -87,18 +97,21 @@ class NewtonKrylov(FixedPointSolver):
         largest = g.abs().amax(1) if g.shape[1] else g.new_zeros(len(g))
         unit = g / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)[:, None]
         norm = torch.linalg.vector_norm(unit, dim=1) * largest
+        exhausted = (norm >= carry.norm) & (carry.share <= SMALLEST_SHARE)
+        escapes = carry.escapes + (exhausted & (carry.share > 0)).to(norm.dtype)
         # Where it stays, only its neighbours, if it has any, can have changed the residual.
-        fell = (norm < carry.norm) | ((carry.share == 0) & (norm != carry.norm))
+        moved_on = (carry.share == 0) & (norm != carry.norm)
+        accepted = (norm < carry.norm) | (exhausted & (escapes <= MOST_ESCAPES)) | moved_on
         direction = carry.direction
-        if bool(fell.any()):
+        if bool(accepted.any()):
             fresh = self._direction(y, unit, f) * largest[:, None]
-            direction = torch.where(fell[:, None], fresh, direction)
-        # After so many halvings the direction is not one of descent: stay at the best point.
-        halved = torch.where(carry.share <= SMALLEST_SHARE, 0.0, carry.share / 2)
-        share = torch.where(fell, 1.0, halved)
-        base = torch.where(fell[:, None], y, carry.y)
-        norm = torch.where(fell, norm, carry.norm)
-        return torch.addcmul(base, share[:, None], direction), Descent(base, norm, direction, share)
+            direction = torch.where(accepted[:, None], fresh, direction)
+        halved = torch.where(exhausted, 0.0, carry.share / 2)
+        share = torch.where(accepted, 1.0, halved)
+        base = torch.where(accepted[:, None], y, carry.y)
+        norm = torch.where(accepted, norm, carry.norm)
+        y_next = torch.addcmul(base, share[:, None], direction)
+        return y_next, Descent(base, norm, direction, share, escapes)
 
     def _direction(self, y: Flat, unit: Flat, f: Evaluation) -> Flat:
         """Solve p = g + J p for a residual g of size one, so that `forcing` is relative."""

@@ -119,7 +119,7 @@ def test_states_starts_and_maps_of_all_kinds(build: Any, transform: str) -> None
 
 @pytest.mark.parametrize(
     "transform",
-    ["closure"] + missing("torch fails inside", *[name for name in SHORT if name != "closure"]),
+    ["closure", *missing("torch fails inside", *[name for name in SHORT if name != "closure"])],
 )
 @pytest.mark.parametrize("build", DIFFERENTIATING)
 def test_maps_that_differentiate_with_torch_func(build: Any, transform: str) -> None:
@@ -134,7 +134,7 @@ def test_ordinary_backward_through_a_vmapped_call(build: Any) -> None:
         first = torch.autograd.grad(
             vmap(solve, (0, None))(x, w).pow(3).sum(), (x, w), create_graph=True
         )
-        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, w))
+        return *first, *torch.autograd.grad([g.square().sum() for g in first], (x, w))
 
     agree(gradients(build(run_tight)), gradients(build(iterate)), 1e-7)
 
@@ -207,7 +207,8 @@ def test_evidence_is_that_of_separate_solves(solver: str, mode: str) -> None:
     options = {"solver": solver, "backward": mode}
     found = vmap(lambda x: evidence(x, **options))(rates * XS)
     assert [tuple(part.shape) for part in found] == [(4, 2, 3)] + [(4, 2)] * 4
-    true = [torch.stack(parts) for parts in zip(*[evidence(x, **options) for x in rates * XS])]
+    separate = [evidence(x, **options) for x in rates * XS]
+    true = [torch.stack(parts) for parts in zip(*separate, strict=True)]
     for a, b in zip(found[:2], true[:2], strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(found[2:], true[2:], strict=True))
@@ -229,7 +230,8 @@ def test_evidence_under_reverse_and_forward_mode() -> None:
         return y.pow(3).sum(), tuple(rest)
 
     plain = evidence(X)[1:]
-    for found in (grad(value, has_aux=True)(X)[1], jvp(value, (X,), (V,), has_aux=True)[2]):
+    forward: Any = jvp(value, (X,), (V,), has_aux=True)
+    for found in (grad(value, has_aux=True)(X)[1], forward[2]):
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
 

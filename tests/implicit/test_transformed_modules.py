@@ -35,7 +35,7 @@ class Cell(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(contraction())
-        self.register_buffer("shift", 0.1 * draw(3, seed=8))
+        self.shift = nn.Buffer(0.1 * draw(3, seed=8))
         self.plain = 0.2 * draw(3, seed=9)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ WAYS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "table": by(lambda outer: lambda y, x, table={"c": [outer.cell]}: table["c"][0](y, x)),
     "callable object": by(lambda outer: Held(outer.cell)),
-    "object": by(lambda outer: lambda y, x, held=Held(outer.cell): held.module(y, x)),
+    "object": by(lambda outer: (lambda held: lambda y, x: held.module(y, x))(Held(outer.cell))),
     "global": by_global,
     "layer": lambda outer, x: FixedPointLayer(outer.cell, TIGHT, max_steps=200)(0 * x, x).value,
 }
@@ -214,7 +214,7 @@ def test_stacked_layers_as_an_ensemble() -> None:
     layers = [FixedPointLayer(Cell(), TIGHT, max_steps=200) for _ in "abc"]
     for i, layer in enumerate(layers):
         with torch.no_grad():
-            layer.module.weight.mul_(0.3 * i)
+            next(layer.parameters()).mul_(0.3 * i)
     parameters, buffers = stack_module_state(layers)
 
     def value(p: Parameters, b: Parameters) -> Tensor:

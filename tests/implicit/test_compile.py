@@ -1,0 +1,294 @@
+"""torch.compile of the map, of a layer, and of a model's training step: results and breaks."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import implicit
+import solvers
+from implicit import FixedPointLayer, fixed_point
+from models import Attractor
+
+# A break before the solve, one after it, and some for what is not traced around them.
+MOST_BREAKS = 6
+TIGHT = solvers.Anderson(rtol=1e-12, atol=1e-14)
+BREAKS = pytest.mark.xfail(strict=True, reason="the solver's loop is traced, break by break")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*[Pp]rofiler function.*will be ignored"),
+]
+
+
+class Pull(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.5 * self.inner(y) + x)
+
+
+class Graphs:
+    """A backend that counts: graphs compiled, and graphs run."""
+
+    def __init__(self) -> None:
+        self.compiled = self.run = 0
+
+    def __call__(self, module: torch.fx.GraphModule, example: Any) -> Callable[..., Any]:
+        self.compiled += 1
+
+        def run(*args: Any) -> Any:
+            self.run += 1
+            return module.forward(*args)
+
+        return run
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def make(seed: int = 0) -> tuple[Pull, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    return Pull(), torch.zeros_like(x), x.requires_grad_()
+
+
+def same(a: Any, b: Any, tolerance: float = 1e-10) -> None:
+    pairs = zip(a, b, strict=True)
+    assert all(float((x - y).detach().abs().max()) <= tolerance for x, y in pairs)
+
+
+def gradients(value: Tensor, *wanted: Any) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value.pow(3).sum(), wanted)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("mode", [m for m in implicit.backward_modes() if m != "shine"])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_compiled_map(solver: str, mode: str, backend: str) -> None:
+    model, y0, x = make()
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    tight = solvers.get_solver(solver, rtol=1e-12, atol=1e-14)
+    found, true = (
+        fixed_point(f, y0, x, solver=tight, backward=mode, max_steps=200) for f in (compiled, model)
+    )
+    assert torch.equal(found.num_steps, true.num_steps)
+    same([found.value], [true.value])
+    wanted = [x, *model.parameters()]
+    same(gradients(found.value, *wanted), gradients(true.value, *wanted))
+
+
+def test_compiled_map_is_compiled_a_bounded_number_of_times() -> None:
+    """Once per grad mode and for sizes that vary: not once per step, batch size or solve."""
+    model, _, x = make()
+    graphs = Graphs()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+
+    def solve(rows: int, max_steps: int) -> None:
+        chosen = x[:rows].detach().requires_grad_()
+        s = fixed_point(
+            compiled, torch.zeros_like(chosen), chosen, solver=solvers.Picard(rtol=0.0, atol=0.0),
+            backward="jacobian_free", max_steps=max_steps, throw=False,
+        )  # fmt: skip
+        s.value.sum().backward()
+
+    for rows in (5, 4, 3):
+        solve(rows, 3)
+    settled, run = graphs.compiled, graphs.run
+    assert settled <= 6
+    solve(2, 40)
+    assert graphs.compiled == settled
+    assert graphs.run - run > 40
+
+
+def test_compiled_map_survives_compaction() -> None:
+    """`f` meets fewer and fewer rows: no compilation per size."""
+    graphs = Graphs()
+
+    def f(y: Tensor, rate: Tensor) -> Tensor:
+        return rate * torch.sin(y) + 1
+
+    rate = torch.linspace(0.05, 0.97, 40, dtype=torch.float64)[:, None]
+    compiled = torch.compile(f, backend=graphs, fullgraph=True)
+    s = solvers.solve(compiled, torch.zeros(40, 3).double(), rate, solver="picard", max_steps=500)
+    true = solvers.solve(f, torch.zeros(40, 3).double(), rate, solver="picard", max_steps=500)
+    assert s.rows_evaluated == true.rows_evaluated < 0.5 * 40 * s.num_evals
+    same([s.value], [true.value])
+    assert graphs.compiled <= 4
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_compiled_map_under_transforms_and_twice_differentiated(order: int) -> None:
+    model, y0, x = make()
+    compiled = torch.compile(model, backend="eager")
+
+    def derivative(f: Any) -> Tensor:
+        value = fixed_point(f, y0, x, solver=TIGHT, max_steps=200).value
+        (first,) = torch.autograd.grad(value.pow(3).sum(), x, create_graph=True)
+        return first if order == 1 else torch.autograd.grad(first.square().sum(), x)[0]
+
+    def mapped(f: Any) -> Tensor:
+        def value(x: Tensor) -> Tensor:
+            return fixed_point(f, y0[0], x, solver=TIGHT, max_steps=200, batch_dims=0).value
+
+        return torch.func.vmap(torch.func.jacrev(value))(x.detach())
+
+    same([derivative(compiled)], [derivative(model)])
+    same([mapped(compiled)], [mapped(model)])
+
+
+def test_compiled_map_in_newton_krylov() -> None:
+    """A solver that takes derivatives of the map."""
+    model, y0, x = make()
+    compiled = torch.compile(model, backend="eager")
+    options = {"solver": solvers.NewtonKrylov(rtol=1e-12), "max_steps": 200}
+    found, true = (solvers.solve(f, y0, x, **options) for f in (compiled, model))  # type: ignore[arg-type]
+    same([found.value], [true.value])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("mode", [m for m in implicit.backward_modes() if m != "shine"])
+def test_compiled_layer(mode: str, backend: str) -> None:
+    """All of its evidence, and its gradients."""
+    model, y0, x = make()
+    layer = FixedPointLayer(model, TIGHT, mode, max_steps=200)
+    compiled = torch.compile(layer, backend=backend)
+    found, true = compiled(y0, x), layer(y0, x)
+    assert torch.equal(found.num_steps, true.num_steps)
+    assert torch.equal(found.converged, true.converged)
+    assert found.num_evals == true.num_evals
+    same([found.value, found.residual], [true.value, true.residual])
+    wanted = [x, *model.parameters()]
+    same(gradients(found.value, *wanted), gradients(true.value, *wanted))
+    if mode == "exact":
+        assert found.adjoints[0].converged.all()
+
+
+def pieces(mode: str, max_steps: int, solver: str = "anderson") -> tuple[int, int]:
+    """Graphs and breaks of a layer between two maps."""
+    model, y0, x = make()
+    endless = solvers.get_solver(solver, rtol=0.0, atol=0.0)
+    layer = FixedPointLayer(model, endless, mode, max_steps=max_steps)
+
+    def step(x: Tensor) -> Tensor:
+        return layer(torch.zeros_like(x), torch.sin(x)).value.cos().sum()
+
+    torch._dynamo.reset()
+    seen = torch._dynamo.explain(step)(x)
+    return seen.graph_count, seen.graph_break_count
+
+
+@BREAKS
+@pytest.mark.parametrize("mode", implicit.backward_modes())
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
+def test_breaks_are_few_whatever_the_number_of_steps(solver: str, mode: str) -> None:
+    """torchdeq has 15, and compiles anew until the limit."""
+    if mode == "shine":
+        solver = "broyden"
+    few, many = pieces(mode, 2, solver), pieces(mode, 30, solver)
+    assert few == many
+    assert few[1] <= MOST_BREAKS
+
+
+@BREAKS
+def test_layer_is_not_compiled_anew_per_step_or_solve() -> None:
+    model, y0, x = make()
+    graphs = Graphs()
+    layer = FixedPointLayer(model, solvers.Picard(rtol=0.0, atol=0.0), "jacobian_free")
+    compiled = torch.compile(layer, backend=graphs)
+    for max_steps in (3, 4):
+        compiled(y0, x, max_steps=max_steps).value.sum().backward()
+    settled = graphs.compiled
+    assert settled <= MOST_BREAKS
+    for max_steps in (5, 17, 40):
+        compiled(y0, x, max_steps=max_steps).value.sum().backward()
+    assert graphs.compiled == settled
+
+
+def attractor(mode: str) -> Attractor:
+    torch.manual_seed(1)
+    backbone = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+    return Attractor(backbone, Pull(), TIGHT, mode, max_steps=200)
+
+
+def train(model: Any, parameters: list[nn.Parameter], steps: int = 3) -> list[float]:
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    losses = []
+    for seed in range(steps):
+        optimizer.zero_grad()
+        loss = (model(make(seed)[2].detach()).value - 0.2).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom"])
+def test_training_steps_of_a_compiled_attractor(mode: str, backend: str) -> None:
+    model = attractor(mode)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, backend=backend)
+    losses = train(model, list(model.parameters()))
+    assert train(compiled, list(twin.parameters())) == pytest.approx(losses, rel=1e-10)
+    same(twin.parameters(), model.parameters())
+    assert losses[-1] < losses[0]
+
+
+@BREAKS
+def test_breaks_of_an_attractor_are_few() -> None:
+    seen = torch._dynamo.explain(attractor("exact"))(make()[2].detach())
+    assert seen.graph_break_count <= MOST_BREAKS
+
+
+@BREAKS
+def test_backbone_and_decoder_are_compiled() -> None:
+    """What surrounds the solve runs as graphs, in every call."""
+    graphs = Graphs()
+    model = attractor("jacobian_free")
+
+    def step(x: Tensor) -> Tensor:
+        return model(x).value.cos().sum()
+
+    compiled = torch.compile(step, backend=graphs)
+    for seed in range(3):
+        compiled(make(seed)[2].detach()).backward()
+    assert graphs.run >= 3 * 2
+    assert graphs.compiled <= MOST_BREAKS
+
+
+def test_fullgraph_is_refused() -> None:
+    """The number of steps is data: it cannot be one graph."""
+    model, y0, x = make()
+    compiled = torch.compile(FixedPointLayer(model), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(y0, x)
+
+
+def test_export_is_refused_or_right() -> None:
+    model, y0, x = make()
+    layer = FixedPointLayer(model, TIGHT)
+    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported)):
+        torch.export.export(layer, (y0, x.detach()))
+
+
+@pytest.mark.slow
+def test_inductor() -> None:
+    model, y0, x = make()
+    layer = FixedPointLayer(model, TIGHT, max_steps=200)
+    whole, inside = torch.compile(layer), FixedPointLayer(torch.compile(model), TIGHT)
+    wanted = [x, *model.parameters()]
+    true = layer(y0, x).value
+    for compiled in (whole, inside):
+        found = compiled(y0, x).value
+        same([found], [true])
+        same(gradients(found, *wanted), gradients(layer(y0, x).value, *wanted))
