@@ -10,12 +10,14 @@ from implicit.registry import MODES
 from implicit.transforms import solve_transformed, transforms_active
 from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
+from solvers.compiler import opaque
 from solvers.layout import Layout
 from solvers.registry import SOLVERS
 from solvers.solve import raise_if_failed
 from solvers.types import Map, State
 
 
+@opaque
 def fixed_point(
     f: Map,
     y0: State,

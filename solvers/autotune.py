@@ -1,24 +1,20 @@
 """Choose a solver by measurement: race the candidates on the caller's own problem."""
 
-import contextlib
 import dataclasses
 import math
 import random
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils import _pytree as pytree
 
 from solvers.base import FixedPointSolver
 from solvers.layout import Layout
 from solvers.registry import SOLVERS, get_solver, names
-from solvers.solution import Result, Solution
-from solvers.solve import solve
+from solvers.stage import Entry, Stage, kept_random_state
+from solvers.tuning import Tuning
 from solvers.types import Map, State
 
 # What is tried of each native solver beside its defaults; of one that is not listed, the defaults.
@@ -33,71 +29,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
 # little, since a first solve of microseconds says nothing); a warm one within a round has to
 # stay below this multiple to be in the next; and times this close are equal.
 HOPELESS, GRACE_SECONDS, BEHIND, TIE = 3.0, 2e-3, 2.0, 1.05
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What was measured of one candidate.
-
-    Attributes:
-        solver: Registered name and what differs from its defaults, tolerances aside.
-        converged: Share of the samples that converged; None if it was broken off.
-        worst_residual: Largest rms(f(y) - y) / rms(f(y)) over the samples, measured anew at
-            the point returned; inf if not finite, None if the candidate was broken off.
-        num_evals: Calls of `f` in one solve, exactly; or until it was broken off.
-        rows_evaluated: Rows of the batch that `f` saw in these.
-        seconds: Median over the rounds; of the one solve, if it took part in none; a lower
-            bound if it was broken off.
-        reason: Why it won or lost.
-    """
-
-    solver: str
-    converged: float | None
-    worst_residual: float | None
-    num_evals: int
-    rows_evaluated: int
-    seconds: float
-    reason: str
-
-    def cells(self) -> tuple[str, ...]:
-        """The row for a printed table."""
-        if self.converged is None or self.worst_residual is None:
-            share, worst = "-", "-"
-        else:
-            share, worst = f"{math.floor(1000 * self.converged) / 10:g} %", (
-                f"{self.worst_residual:.1e}"
-            )
-        bound = "> " if self.converged is None else ""
-        counts = f"{self.num_evals}", f"{self.rows_evaluated}"
-        return (self.solver, share, worst, *counts, f"{bound}{1e3 * self.seconds:.3g}", self.reason)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """The solver that won, and the evidence.
-
-    Attributes:
-        solver: Ready for `solve(solver=...)`, at the tolerances asked for.
-        name: Its registered name: `get_solver(name, **options)` builds it again.
-        options: All of its options.
-        table: A row per candidate, the winner first.
-        num_evals: Calls of `f` that the whole choice took, exactly.
-        advice: What went wrong and what to do, if not all samples converged; else empty.
-        verdict: One sentence that says why the winner won.
-    """
-
-    solver: FixedPointSolver
-    name: str
-    options: dict[str, Any]
-    table: tuple[Trial, ...]
-    num_evals: int
-    advice: str
-    verdict: str
-
-    def __str__(self) -> str:
-        header = ("solver", "converged", "worst", "evals", "rows", "ms", "why")
-        rows = [header, *(trial.cells() for trial in self.table)]
-        return "\n".join([*aligned(rows), *filter(None, (self.advice, self.verdict))])
 
 
 @torch.no_grad()
@@ -151,10 +82,10 @@ def autotune(
 
     Example:
         >>> x = torch.linspace(-1, 1, 8).view(4, 2)
-        >>> f = lambda y, x: torch.cos(y) + x
+        >>> f = lambda y, x: 0.99 * y + x
         >>> tuning = autotune(f, torch.zeros_like(x), x, candidates=["anderson", "picard"])
-        >>> solve(f, torch.zeros_like(x), x, solver=tuning.solver).converged.all().item()
-        True
+        >>> tuning.name, tuning.table[1].reason
+        ('anderson', '4 of 4 samples failed, most often: max_steps')
     """
     for label, value in (("max_steps", max_steps), ("rounds", rounds)):
         _check_at_least_1(label, value)
@@ -162,7 +93,7 @@ def autotune(
     if not layout.num_samples:
         raise ValueError(f"`y0` has no samples to measure: batch shape {(*layout.batch_shape,)}.")
     field = _enter(default_candidates() if candidates is None else candidates, rtol, atol)
-    stage = _Stage(f, y0, args, layout, max_steps, clock)
+    stage = Stage(f, y0, args, layout, max_steps, clock)
     with kept_random_state(layout.device):
         _screen(stage, field)
         rivals = _race(stage, _worth_a_race(field), rounds)
@@ -186,187 +117,20 @@ def default_candidates() -> list[FixedPointSolver]:
     """Every solver of this library with its defaults, then the variants."""
     native = [name for name in names() if "." not in name]
     variants = [(name, options) for name in native for options in VARIANTS.get(name, ())]
-    return [get_solver(name, **options) for name, options in [*((n, {}) for n in native), *variants]]
+    return [
+        get_solver(name, **options) for name, options in [*((n, {}) for n in native), *variants]
+    ]
 
 
-@contextlib.contextmanager
-def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Restore Python's and torch's random state, on the CPU and this device, at the end."""
-    python = random.getstate()
-    forked = [device] if device.type not in ("cpu", "mps") else []
-    kind = device.type if forked else "cuda"
-    with torch.random.fork_rng(forked, device_type=kind):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-
-
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table: the first and last column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *numbers, last in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells, last]))
-    return lines
-
-
-@dataclasses.dataclass(eq=False)
-class _Entry:
-    """A candidate and what is known of it so far; `num_converged` is -1 if it was broken off."""
-
-    solver: FixedPointSolver
-    label: str
-    num_converged: int = -1
-    worst_residual: float = math.inf
-    failure: Result = Result.converged
-    num_evals: int = 0
-    rows_evaluated: int = 0
-    first_seconds: float = 0.0
-    times: list[float] = dataclasses.field(default_factory=list)
-    refused: Exception | None = None
-    reason: str = ""
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(self.times) if self.times else self.first_seconds
-
-    def rank(self, winner: "_Entry") -> tuple[bool, int, bool, float]:
-        """Sort key of the table: the winner, then by success, then by time."""
-        return self is not winner, -self.num_converged, not self.times, self.seconds
-
-    def trial(self, num_samples: int) -> Trial:
-        over = self.num_converged < 0
-        return Trial(
-            solver=self.label,
-            converged=None if over else self.num_converged / num_samples,
-            worst_residual=None if over else self.worst_residual,
-            num_evals=self.num_evals,
-            rows_evaluated=self.rows_evaluated,
-            seconds=self.seconds,
-            reason=self.reason,
-        )
-
-
-class _OutOfTime(BaseException):
-    """Unwinds a solve; no `except Exception` of anybody else can swallow it."""
-
-
-class _Stage:
-    """The problem, solved as often as asked, and every call of `f` counted."""
-
-    def __init__(
-        self,
-        f: Map,
-        y0: State,
-        args: tuple[Any, ...],
-        layout: Layout,
-        max_steps: int,
-        clock: Callable[[], float],
-    ):
-        self.f, self.y0, self.args, self.layout = f, y0, args, layout
-        self.max_steps, self.clock = max_steps, clock
-        self.num_evals = 0
-        self.rows_evaluated = 0
-        self.deadline = math.inf
-        self.deriving = False
-
-    def call(self, y: State, *args: Any) -> State:
-        """`f`, unless the time is up."""
-        if self.clock() > self.deadline:
-            raise _OutOfTime
-        leaves = pytree.tree_leaves(y)
-        self.num_evals += 1
-        self.rows_evaluated += leaves[0].shape[0] if self.layout.batch_dims else 1
-        self.deriving = any(map(is_functorch_wrapped_tensor, leaves))
-        return self.f(y, *args)
-
-    def now(self) -> float:
-        """The clock, once the device has done its work."""
-        if self.layout.device.type != "cpu":
-            torch.accelerator.synchronize(self.layout.device)
-        return self.clock()
-
-    def solve(self, solver: FixedPointSolver, f: Map) -> tuple[Solution, float]:
-        """One solve from the caller's random state, and its seconds."""
-        with kept_random_state(self.layout.device):
-            began = self.now()
-            solution = solve(
-                f, self.y0, *self.args, solver=solver, max_steps=self.max_steps, throw=False,
-                batch_dims=self.layout.batch_dims,
-            )  # fmt: skip
-            return solution, self.now() - began
-
-    def screen(self, entry: _Entry, limit: float) -> None:
-        """Solve once with a time limit and note everything."""
-        calls, rows, began = self.num_evals, self.rows_evaluated, self.now()
-        self.deadline = began + limit
-        solution = None
-        try:
-            solution, entry.first_seconds = self.solve(entry.solver, self.call)
-        except _OutOfTime:
-            entry.first_seconds = self.now() - began
-            entry.reason = f"broken off at {HOPELESS:g} times the best time so far"
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if not self.deriving:
-                error.add_note(f"Raised while trying {entry.label}.")
-                raise
-            entry.refused = error
-            entry.reason = f"needs derivatives of `f`, which raised {type(error).__name__}"
-        entry.num_evals = self.num_evals - calls
-        entry.rows_evaluated = self.rows_evaluated - rows
-        self.deadline = math.inf
-        if solution is not None:
-            self._judge(entry, solution)
-
-    def time(self, entry: _Entry) -> None:
-        """Solve once more, with the bare `f`."""
-        solution, seconds = self.solve(entry.solver, self.f)
-        self.num_evals += solution.num_evals
-        entry.times.append(seconds)
-
-    def memory(self, entry: _Entry) -> float:
-        """Bytes that a solver remembers when the samples stop; inf if it does not tell."""
-        kept: list[tuple[Any, Any]] = []
-        with kept_random_state(self.layout.device):
-            entry.solver.iterate(
-                self.call, self.y0, self.args, max_steps=self.max_steps,
-                batch_dims=self.layout.batch_dims, memory=kept,
-            )  # fmt: skip
-        leaves = pytree.tree_leaves([carry for _, carry in kept])
-        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
-        return size if kept else math.inf
-
-    def _judge(self, entry: _Entry, solution: Solution) -> None:
-        layout, failed = self.layout, ~solution.converged
-        entry.num_converged = int(solution.converged.sum())
-        if bool(failed.any()):
-            entry.failure = Result(int(solution.result[failed].mode().values))
-            share = f"{int(failed.sum())} of {failed.numel()}"
-            entry.reason = f"{share} samples failed, most often: {entry.failure.name}"
-        with kept_random_state(layout.device):
-            fy = self.call(solution.value, *self.args)
-        fy = layout.accept(solution.value, fy, torch.is_autocast_enabled(layout.device.type))
-        image, point = layout.pack(fy).double(), layout.pack(solution.value).double()
-        norm = torch.linalg.vector_norm(image - point, dim=1)
-        relative = norm / torch.linalg.vector_norm(image, dim=1)
-        # 0 / 0 is a solution at zero; inf / inf is none.
-        relative = torch.where(norm == 0, 0.0, relative).nan_to_num(math.inf, posinf=math.inf)
-        entry.worst_residual = float(relative.max())
-
-
-def _enter(
-    candidates: Iterable[str | FixedPointSolver], rtol: float, atol: float
-) -> list[_Entry]:
+def _enter(candidates: Iterable[str | FixedPointSolver], rtol: float, atol: float) -> list[Entry]:
     """An entry for each different candidate, all at the same tolerances."""
     listed = [candidates] if isinstance(candidates, str | FixedPointSolver) else candidates
     resolved = [SOLVERS.resolve(candidate) for candidate in listed]
-    field: list[_Entry] = []
+    field: list[Entry] = []
     for solver in resolved:
         solver = dataclasses.replace(solver, rtol=rtol, atol=atol)
         if all(solver != entry.solver for entry in field):
-            field.append(_Entry(solver, describe(solver)))
+            field.append(Entry(solver, _label(solver)))
     if not field:
         raise ValueError(
             "`candidates` is empty. Pass names or solvers, or leave it out to try all of: "
@@ -375,20 +139,27 @@ def _enter(
     return field
 
 
-def _screen(stage: _Stage, field: list[_Entry]) -> None:
+def _screen(stage: Stage, field: list[Entry]) -> None:
     """One solve each; the limit counts from the first that solves everything."""
-    stage.call(stage.y0, *stage.args)  # warm up, and let `f` raise what it raises
-    best = math.inf
+    stage.warm_up()
+    best: Entry | None = None
     for entry in field:
-        stage.screen(entry, HOPELESS * best + GRACE_SECONDS)
-        if entry.num_converged == stage.layout.num_samples:
-            best = min(best, entry.first_seconds)
-    if all(entry.refused for entry in field):
-        assert field[0].refused is not None
-        raise field[0].refused
+        limit = math.inf if best is None else HOPELESS * best.first_seconds + GRACE_SECONDS
+        stage.screen(entry, limit)
+        if entry.broken_off and best and entry.num_evals < best.num_evals:
+            # So few calls in so much time: what a solver runs for the first time, such as forward
+            # mode, may have been loaded meanwhile. A second chance tells.
+            stage.screen(entry, limit)
+        if entry.broken_off:
+            entry.reason = f"broken off at {HOPELESS:g} times the best time so far"
+        elif entry.num_converged == stage.layout.num_samples:
+            best = min(best or entry, entry, key=lambda entry: entry.first_seconds)
+    errors = [entry.refused for entry in field if entry.refused]
+    if len(errors) == len(field):
+        raise errors[0]
 
 
-def _worth_a_race(field: list[_Entry]) -> list[_Entry]:
+def _worth_a_race(field: list[Entry]) -> list[Entry]:
     """Those with the most samples converged, if any, that are not hopelessly slow."""
     most = max(entry.num_converged for entry in field)
     best = [entry for entry in field if entry.num_converged == most]
@@ -398,7 +169,7 @@ def _worth_a_race(field: list[_Entry]) -> list[_Entry]:
     return [entry for entry in best if entry.first_seconds <= limit]
 
 
-def _race(stage: _Stage, rivals: list[_Entry], rounds: int) -> list[_Entry]:
+def _race(stage: Stage, rivals: list[Entry], rounds: int) -> list[Entry]:
     """Time the rivals side by side; return those who stayed to the end."""
     for number in range(rounds if len(rivals) > 1 else 1):
         order = list(rivals)
@@ -410,18 +181,96 @@ def _race(stage: _Stage, rivals: list[_Entry], rounds: int) -> list[_Entry]:
     return rivals
 
 
-def _decide(stage: _Stage, rivals: list[_Entry], field: list[_Entry]) -> tuple[_Entry, str]:
+def _decide(stage: Stage, rivals: list[Entry], field: list[Entry]) -> tuple[Entry, str]:
     """The winner and the sentence for it; the others get their reasons."""
     fastest = min(entry.seconds for entry in rivals)
     tied = [entry for entry in rivals if entry.seconds <= TIE * fastest]
     fewest = min(entry.num_evals for entry in tied)
     frugal = [entry for entry in tied if entry.num_evals == fewest]
-    memory = {e.label: stage.memory(e) for e in frugal} if len(frugal) > 1 else {}
-    winner = min(frugal, key=lambda entry: memory.get(entry.label, 0.0))
+    memory = {entry: stage.memory(entry) if len(frugal) > 1 else 0.0 for entry in frugal}
+    winner = min(frugal, key=lambda entry: memory[entry])
     for entry in field:
-        if entry in tied and entry is not winner:
+        if entry in tied:
             entry.reason = _tie(entry, winner, memory)
         elif not entry.reason:
-            entry.reason = f"{entry.seconds / winner.seconds:.2f} times the winner's time"
-    winner.reason = "won" + (f"; {winner.reason}" if winner.failure else "")
-    return winner, _verdict(stage, winner, tied, rivals, memory)
+            entry.reason = f"{_ratio(entry.seconds, winner.seconds):.2f} times the winner's time"
+    winner.reason = "won"
+    peers = [e for e in field if e is not winner and e.num_converged == winner.num_converged]
+    if winner.num_converged == 0:
+        return winner, (
+            f"{winner.label} wins by default: no candidate converged on any sample, and its worst "
+            f"residual, {winner.worst_residual:.1e}, is the smallest."
+        )
+    total = stage.layout.num_samples
+    most = f"all {total}" if winner.num_converged == total else f"{winner.num_converged} of {total}"
+    why = _why(winner, tied, peers, memory)
+    return winner, f"{winner.label} wins: it converged on {most} samples, {why}."
+
+
+def _tie(entry: Entry, winner: Entry, memory: dict[Entry, float]) -> str:
+    """How a candidate lost that was as fast as the winner."""
+    if entry.num_evals > winner.num_evals:
+        return f"as fast, but more evaluations ({entry.num_evals} against {winner.num_evals})"
+    if memory[entry] > memory[winner]:
+        return "as fast with as few evaluations, but more memory"
+    return "equal in all, but later in the list"
+
+
+def _why(winner: Entry, tied: list[Entry], peers: list[Entry], memory: dict[Entry, float]) -> str:
+    """The last clause of the verdict: what set the winner apart."""
+    if not peers:
+        return "as no other candidate did in time"
+    took = f"{1e3 * winner.seconds:.3g} ms"
+    if len(tied) == 1:
+        second = min(peers, key=lambda entry: entry.seconds)
+        ratio = _ratio(second.seconds, winner.seconds)
+        return (
+            f"and its {took} are the least: {second.label}, the next, took {ratio:.2f} times that"
+        )
+    close = f"its {took} are the least or within {TIE - 1:.0%} of that"
+    if len(memory) == 1:
+        return f"{close}, and among the equally fast it needs the fewest evaluations"
+    if sum(size == memory[winner] for size in memory.values()) == 1:
+        return f"{close}, and none as fast with as few evaluations needs as little memory"
+    return f"{close}, and among its equals it is the first in the list"
+
+
+def _advice(winner: Entry, num_samples: int) -> str:
+    """What went wrong and what to do; empty if all samples converged."""
+    if winner.num_converged == num_samples:
+        return ""
+    return (
+        f"NO CANDIDATE CONVERGED ON ALL SAMPLES. The best, {winner.label}, did on "
+        f"{winner.num_converged} of {num_samples} and left a worst relative residual of "
+        f"{winner.worst_residual:.1e}. {winner.failure.message}"
+    )
+
+
+def _ratio(seconds: float, winner_seconds: float) -> float:
+    return seconds / winner_seconds if winner_seconds else math.inf
+
+
+def _check_at_least_1(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+def _name(solver: FixedPointSolver) -> str:
+    """The registered name, or the class's own."""
+    registered = {cls: name for name, cls in SOLVERS.entries.items()}
+    return registered.get(type(solver), type(solver).__name__)
+
+
+def _options(solver: FixedPointSolver) -> dict[str, Any]:
+    return {item.name: getattr(solver, item.name) for item in dataclasses.fields(solver)}
+
+
+def _label(solver: FixedPointSolver) -> str:
+    """Name, and what differs from the defaults, tolerances aside."""
+    fields = {item.name: item.default for item in dataclasses.fields(solver)}
+    told = [
+        f"{key}={value!r}"
+        for key, value in _options(solver).items()
+        if key not in ("rtol", "atol") and value != fields[key]
+    ]
+    return f"{_name(solver)}({', '.join(told)})" if told else _name(solver)

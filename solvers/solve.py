@@ -5,11 +5,13 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.compiler import opaque
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, SolveError
 from solvers.types import Map, State
 
 
+@opaque
 @torch.no_grad()
 def solve(
     f: Map,

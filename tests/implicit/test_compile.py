@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
 
 import implicit
 import solvers
@@ -20,7 +21,8 @@ BREAKS = pytest.mark.xfail(strict=True, reason="the solver's loop is traced, bre
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*[Pp]rofiler function.*will be ignored"),
+    # Dynamo looks at `.grad` of every tensor that it meets.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
 
@@ -175,7 +177,7 @@ def test_compiled_layer(mode: str, backend: str) -> None:
 
 def pieces(mode: str, max_steps: int, solver: str = "anderson") -> tuple[int, int]:
     """Graphs and breaks of a layer between two maps."""
-    model, y0, x = make()
+    model, _, x = make()
     endless = solvers.get_solver(solver, rtol=0.0, atol=0.0)
     layer = FixedPointLayer(model, endless, mode, max_steps=max_steps)
 
@@ -270,14 +272,14 @@ def test_fullgraph_is_refused() -> None:
     """The number of steps is data: it cannot be one graph."""
     model, y0, x = make()
     compiled = torch.compile(FixedPointLayer(model), backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Unsupported):
         compiled(y0, x)
 
 
 def test_export_is_refused_or_right() -> None:
     model, y0, x = make()
     layer = FixedPointLayer(model, TIGHT)
-    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported)):
+    with pytest.raises((RuntimeError, Unsupported)):
         torch.export.export(layer, (y0, x.detach()))
 
 
@@ -285,7 +287,8 @@ def test_export_is_refused_or_right() -> None:
 def test_inductor() -> None:
     model, y0, x = make()
     layer = FixedPointLayer(model, TIGHT, max_steps=200)
-    whole, inside = torch.compile(layer), FixedPointLayer(torch.compile(model), TIGHT)
+    inner: Any = torch.compile(model)
+    whole, inside = torch.compile(layer), FixedPointLayer(inner, TIGHT)
     wanted = [x, *model.parameters()]
     true = layer(y0, x).value
     for compiled in (whole, inside):

@@ -62,8 +62,8 @@ MODELS = {
     f"{build.__name__}-{name}": (build, mode)
     for build in (Classifier, Decoder)
     for name, mode in {
-        "exact": "exact", "jacobian_free": "jacobian_free", "phantom": get_backward("phantom", steps=3),
-        "neumann": "neumann", "unrolled": "unrolled",
+        "exact": "exact", "jacobian_free": "jacobian_free", "neumann": "neumann",
+        "phantom": get_backward("phantom", steps=3), "unrolled": "unrolled",
     }.items()
 }  # fmt: skip
 

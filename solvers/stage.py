@@ -1,0 +1,188 @@
+"""Where candidates perform: one problem, solved, counted, timed, and broken off if need be."""
+
+import contextlib
+import dataclasses
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils import _pytree as pytree
+
+from solvers.base import FixedPointSolver
+from solvers.layout import Layout
+from solvers.solution import Result, Solution
+from solvers.solve import solve
+from solvers.tuning import Trial
+from solvers.types import Map, State
+
+
+@contextlib.contextmanager
+def kept_random_state(device: torch.device) -> Iterator[None]:
+    """Restore Python's and torch's random state, on the CPU and this device, at the end."""
+    python = random.getstate()
+    forked = [device] if device.type not in ("cpu", "mps") else []
+    kind = device.type if forked else "cuda"
+    with torch.random.fork_rng(forked, device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+
+
+@dataclasses.dataclass(eq=False)
+class Entry:
+    """A candidate and what is known of it so far; `num_converged` is -1 if it did not end."""
+
+    solver: FixedPointSolver
+    label: str
+    num_converged: int = -1
+    worst_residual: float = math.inf
+    failure: Result = Result.converged
+    num_evals: int = 0
+    rows_evaluated: int = 0
+    first_seconds: float = 0.0
+    times: list[float] = dataclasses.field(default_factory=list)
+    refused: Exception | None = None
+    reason: str = ""
+
+    @property
+    def broken_off(self) -> bool:
+        """Its time was up before it ended."""
+        return self.num_converged < 0 and self.refused is None
+
+    @property
+    def seconds(self) -> float:
+        """Median of the timed solves, or else the first one's."""
+        return statistics.median(self.times) if self.times else self.first_seconds
+
+    def rank(self, winner: "Entry") -> tuple[bool, int, bool, float]:
+        """Sort key of the table: the winner, then by success, then by time."""
+        return self is not winner, -self.num_converged, not self.times, self.seconds
+
+    def trial(self, num_samples: int) -> Trial:
+        """The row of the caller's table."""
+        over = self.num_converged < 0
+        return Trial(
+            solver=self.label,
+            converged=None if over else self.num_converged / num_samples,
+            worst_residual=None if over else self.worst_residual,
+            num_evals=self.num_evals,
+            rows_evaluated=self.rows_evaluated,
+            seconds=self.seconds,
+            reason=self.reason,
+        )
+
+
+class OutOfTime(BaseException):
+    """Unwinds a solve; no `except Exception` of anybody else can swallow it."""
+
+
+class Stage:
+    """The problem, solved as often as asked, and every call of `f` counted."""
+
+    def __init__(
+        self,
+        f: Map,
+        y0: State,
+        args: tuple[Any, ...],
+        layout: Layout,
+        max_steps: int,
+        clock: Callable[[], float],
+    ):
+        self.f, self.y0, self.args, self.layout = f, y0, args, layout
+        self.max_steps, self.clock = max_steps, clock
+        self.num_evals = 0
+        self.rows_evaluated = 0
+        self.deadline = math.inf
+        self.deriving = False
+
+    def warm_up(self) -> None:
+        """Call `f` once, and let it raise what it raises."""
+        with kept_random_state(self.layout.device):
+            self.call(self.y0, *self.args)
+
+    def call(self, y: State, *args: Any) -> State:
+        """`f`, unless the time is up."""
+        if self.clock() > self.deadline:
+            raise OutOfTime
+        leaves = pytree.tree_leaves(y)
+        self.num_evals += 1
+        self.rows_evaluated += leaves[0].shape[0] if self.layout.batch_dims else 1
+        self.deriving = any(map(is_functorch_wrapped_tensor, leaves))
+        return self.f(y, *args)
+
+    def now(self) -> float:
+        """The clock, once the device has done its work."""
+        if self.layout.device.type != "cpu":
+            torch.accelerator.synchronize(self.layout.device)
+        return self.clock()
+
+    def solve(self, solver: FixedPointSolver, f: Map) -> tuple[Solution, float]:
+        """One solve from the caller's random state, and its seconds."""
+        with kept_random_state(self.layout.device):
+            began = self.now()
+            solution = solve(
+                f, self.y0, *self.args, solver=solver, max_steps=self.max_steps, throw=False,
+                batch_dims=self.layout.batch_dims,
+            )  # fmt: skip
+            return solution, self.now() - began
+
+    def screen(self, entry: Entry, limit: float) -> None:
+        """Solve once with a time limit and note everything."""
+        calls, rows, began = self.num_evals, self.rows_evaluated, self.now()
+        self.deadline = began + limit
+        solution = None
+        try:
+            solution, entry.first_seconds = self.solve(entry.solver, self.call)
+        except OutOfTime:
+            entry.first_seconds = self.now() - began
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if not self.deriving:
+                error.add_note(f"Raised while trying {entry.label}.")
+                raise
+            entry.refused, entry.first_seconds = error, math.inf
+            entry.reason = f"needs derivatives of `f`, which raised {type(error).__name__}"
+        entry.num_evals = self.num_evals - calls
+        entry.rows_evaluated = self.rows_evaluated - rows
+        self.deadline = math.inf
+        if solution is not None:
+            self._judge(entry, solution)
+
+    def time(self, entry: Entry) -> None:
+        """Solve once more, with the bare `f`."""
+        solution, seconds = self.solve(entry.solver, self.f)
+        self.num_evals += solution.num_evals
+        entry.times.append(seconds)
+
+    def memory(self, entry: Entry) -> float:
+        """Bytes that a solver remembers when the samples stop; inf if it does not tell."""
+        kept: list[tuple[Any, Any]] = []
+        with kept_random_state(self.layout.device):
+            entry.solver.iterate(
+                self.call, self.y0, self.args, max_steps=self.max_steps,
+                batch_dims=self.layout.batch_dims, memory=kept,
+            )  # fmt: skip
+        leaves = pytree.tree_leaves([carry for _, carry in kept])
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return size if kept else math.inf
+
+    def _judge(self, entry: Entry, solution: Solution) -> None:
+        layout, failed = self.layout, ~solution.converged
+        entry.num_converged = int(solution.converged.sum())
+        if bool(failed.any()):
+            entry.failure = Result(int(solution.result[failed].mode().values))
+            share = f"{int(failed.sum())} of {failed.numel()}"
+            entry.reason = f"{share} samples failed, most often: {entry.failure.name}"
+        with kept_random_state(layout.device):
+            fy = self.call(solution.value, *self.args)
+        fy = layout.accept(solution.value, fy, torch.is_autocast_enabled(layout.device.type))
+        image, point = layout.pack(fy).double(), layout.pack(solution.value).double()
+        norm = torch.linalg.vector_norm(image - point, dim=1)
+        relative = norm / torch.linalg.vector_norm(image, dim=1)
+        # 0 / 0 is a solution at zero; inf / inf is none.
+        relative = torch.where(norm == 0, 0.0, relative).nan_to_num(math.inf, posinf=math.inf)
+        entry.worst_residual = float(relative.max())
