@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from timing import interleaved, show
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import solvers
 from implicit import FixedPointLayer

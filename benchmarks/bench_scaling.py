@@ -83,9 +83,7 @@ def cheap(y: Tensor, x: Tensor) -> Tensor:
 def solve(name: str, x: Tensor) -> solvers.Solution:
     # No residual is small enough, so that all take the same number of steps.
     solver = solvers.get_solver(name, rtol=0.0, atol=0.0)
-    return solvers.solve(
-        cheap, torch.zeros_like(x), x, solver=solver, max_steps=STEPS, throw=False
-    )
+    return solvers.solve(cheap, torch.zeros_like(x), x, solver=solver, max_steps=STEPS, throw=False)
 
 
 def fit(rows: list[report.Row], name: str) -> dict[str, float]:

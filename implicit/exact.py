@@ -34,11 +34,12 @@ class Exact(AdjointMode):
     divided by 1 - |J|. Cost: two recorded calls of `f` in the forward pass (the second one
     makes second derivatives right), and one vector-Jacobian product per adjoint evaluation.
     Memory does not depend on the number of steps. Second derivatives are exact; a third one
-    raises an error.
+    raises an error, except under `torch.func`, where all orders and both directions work.
 
     Args:
         solver: Name or instance for the adjoint equation, of `solvers.names()` or
-            `solvers.linear_names()`; by default the forward solver. Unless it is an instance, its tolerance is relative to u alone.
+            `solvers.linear_names()`; by default the forward solver. Unless it is an
+            instance, its tolerance is relative to u alone.
         max_steps: Budget of the adjoint solve; by default the forward budget.
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
             found, "raise" a `SolveError` out of the backward pass, or warn and fall back to

@@ -7,13 +7,16 @@ import torch
 
 from implicit.base import BackwardMode, SolveContext
 from implicit.registry import MODES
-from implicit.transforms import solve_transformed, transforms_active
+from implicit.transforms import (
+    solve_transformed,
+    transforms_active,
+)
 from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout
 from solvers.registry import SOLVERS
-from solvers.solve import raise_if_failed
+from solvers.solve import no_loop_under_vmap, raise_if_failed
 from solvers.types import Map, State
 
 
@@ -71,10 +74,10 @@ def fixed_point(
     if transforms_active() and not isinstance(mode, Unrolled):
         return solve_transformed(closed, y0, mode, context, throw=throw)
     record = torch.is_grad_enabled()
-    recorded = record and isinstance(mode, Unrolled)
-    with torch.set_grad_enabled(recorded):
+    unrolled = mode if record and isinstance(mode, Unrolled) else None
+    with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
         solution = chosen.iterate(
-            mode.recorded(f) if recorded else f,
+            f if unrolled is None else unrolled.recorded(f),
             y0,
             args,
             max_steps=max_steps,
@@ -84,7 +87,7 @@ def fixed_point(
         )
     if throw:
         raise_if_failed(solution)
-    if not record or recorded:
+    if not record or unrolled is not None:
         return solution
     value = mode.attach(closed, solution.value, context)
     return dataclasses.replace(solution, value=value, adjoints=context.adjoints)

@@ -45,6 +45,11 @@ def solve_transformed(
     throw: bool,
 ) -> Solution:
     """Solve, with derivatives by `mode`, as one operation of the active transforms."""
+    if mode.needs_memory:
+        raise NotImplementedError(
+            f"`{type(mode).__name__.lower()}` has no rule for torch.func and forward mode, where "
+            "the solver's memory is out of reach. Use backward='exact', or plain autograd."
+        )
     load_forward_mode()
     leaves, spec = pytree.tree_flatten(y0)
     start = [leaf.detach() for leaf in leaves]
@@ -61,7 +66,10 @@ def solve_transformed(
         throw=throw,
         counts=[],
     )
-    *value, residual, result, num_steps = _Solve.apply(problem, *start, *closed.consts)
+    consts = closed.consts
+    if not isinstance(mode, AdjointMode):  # its gradient comes from what it adds to the value
+        consts = [const.detach() for const in consts]
+    *value, residual, result, num_steps = _Solve.apply(problem, *start, *consts)
     num_evals, rows_evaluated = problem.counts[0]
     solution = Solution(
         value=pytree.tree_unflatten(value, spec),
@@ -139,7 +147,7 @@ class _Problem:
         """Multiplication with J = df/dy, or with its transpose."""
         f = lambda y: self.f(y, consts)  # noqa: E731
         if transpose:
-            _, pull = torch.func.vjp(f, list(y))
+            pull: Any = torch.func.vjp(f, list(y))[1]
             return lambda u: list(pull(list(u))[0])
         return lambda t: list(pushforward(f, list(y), list(t)))
 
@@ -148,7 +156,7 @@ class _Problem:
         if isinstance(self.mode, Exact):
             return list(_Linear.apply(self, transpose, *w, *y, *consts))
         assert isinstance(self.mode, AdjointMode)
-        return self.mode.adjoint(self.product(y, consts, transpose), list(w), self.context)
+        return list(self.mode.adjoint(self.product(y, consts, transpose), list(w), self.context))
 
 
 def _outer_tangents_flow(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,7 +209,7 @@ class _Solve(torch.autograd.Function):
         y, consts = _saved(ctx, ctx.saved_tensors)
         u = problem.invert(v[: problem.count], y, consts, transpose=True)
         chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
-        _, pull = torch.func.vjp(f, chosen)
+        pull: Any = torch.func.vjp(f, chosen)[1]
         return (None, *(None,) * problem.count, *_spread(consts, pull(u)[0]))
 
     @staticmethod
@@ -216,7 +224,8 @@ class _Solve(torch.autograd.Function):
         return (*w, None, None, None)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, problem: _Problem, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        problem, *tensors = inputs
         moved = _to_front(info, in_dims[1:], tensors, expand=problem.count)
         out = _Solve.apply(problem.mapped(info, in_dims[1 + problem.count :]), *moved)
         return out, (0,) * len(out)
@@ -233,13 +242,12 @@ class _Linear(torch.autograd.Function):
         def step(x: Leaves) -> list[Tensor]:
             return [a + b for a, b in zip(w, product(x), strict=True)]
 
-        mode = problem.mode
-        assert isinstance(mode, Exact)
         context = dataclasses.replace(
             problem.context, batch_dims=problem.batch_dims, independent=problem.independent
         )
+        assert isinstance(problem.mode, Exact)
         with torch.no_grad():
-            x = mode.solve(problem.merge(step, w), problem.merged(w), context)
+            x = problem.mode.solve(problem.merge(step, w), problem.merged(w), context)
         return tuple(leaf.clone() for leaf in problem.parted(x, w))
 
     @staticmethod
@@ -255,7 +263,7 @@ class _Linear(torch.autograd.Function):
         x, y, consts = _three(problem, ctx.saved_tensors)
         z = problem.invert(a, y, consts, transpose=not ctx.transpose)
         chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
-        _, pull = torch.func.vjp(f, chosen)
+        pull: Any = torch.func.vjp(f, chosen)[1]
         return (None, None, *z, *_spread((*y, *consts), pull(z)[0]))
 
     @staticmethod
@@ -270,7 +278,8 @@ class _Linear(torch.autograd.Function):
         return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, problem: _Problem, transpose: bool, *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        problem, transpose, *tensors = inputs
         count = problem.count
         moved = _to_front(info, in_dims[2:], tensors, expand=2 * count)
         mapped = problem.mapped(info, in_dims[2 + 2 * count :])

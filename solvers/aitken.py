@@ -44,8 +44,9 @@ class Aitken(FixedPointSolver):
 
     References:
         B. M. Irons, R. C. Tuck, A Version of the Aitken Accelerator for Computer Iteration,
-        Int. J. Numer. Methods Eng. 1969 (the return to Picard's step is ours). J. Barzilai, J. M. Borwein, Two-Point Step Size
-        Gradient Methods, IMA J. Numer. Anal. 1988, eq. 5 (the same factor).
+        Int. J. Numer. Methods Eng. 1969 (the return to Picard's step is ours). J. Barzilai,
+        J. M. Borwein, Two-Point Step Size Gradient Methods, IMA J. Numer. Anal. 1988, eq. 5
+        (the same factor).
 
     Example:
         >>> import solvers

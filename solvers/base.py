@@ -166,6 +166,7 @@ class Evaluation:
         self.autocast_dtype = torch.get_autocast_dtype(layout.device.type)
 
     def __call__(self, y: Flat) -> Flat:
+        """f(y), checked and counted."""
         state = self.layout.unpack(y)
         version = 0 if y.is_inference() else y._version
         try:
@@ -219,6 +220,7 @@ class Evaluation:
 
 
 def check_counts(max_steps: int, batch_dims: int) -> None:
+    """Raise a ValueError unless both are integers of at least 0."""
     for name, value in (("max_steps", max_steps), ("batch_dims", batch_dims)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")

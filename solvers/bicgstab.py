@@ -73,7 +73,8 @@ class BiCGStab(FixedPointSolver):
     def _close(self, carry: BiConjugate, t: Flat) -> tuple[Flat, BiConjugate]:
         """Second half of an iteration, with t = A s."""
         s, v, alpha = carry.g, carry.v, carry.alpha
-        assert v is not None and alpha is not None
+        assert v is not None
+        assert alpha is not None
         omega = _ratio(_dot(t, s), _dot(t, t))
         y = torch.addcmul(carry.y, omega[:, None], s)
         g = torch.addcmul(s, -omega[:, None], t)

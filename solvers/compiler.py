@@ -24,7 +24,7 @@ def opaque(solve: Callable[..., T]) -> Callable[..., T]:
     """Decorate a function f, ... -> T whose loop is not to be compiled, but whose `f` is."""
 
     @functools.wraps(solve)
-    def wrapper(f: Callable[..., Any], *args: Any, **kwargs: Any) -> T:
+    def loop(f: Callable[..., Any], *args: Any, **kwargs: Any) -> T:
         compiler = set_eval_frame(None)
         if not callable(compiler):
             set_eval_frame(compiler)
@@ -47,7 +47,7 @@ def opaque(solve: Callable[..., T]) -> Callable[..., T]:
             set_eval_frame(compiler)
 
     skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
-    set_code_exec_strategy(wrapper.__code__, skip)
-    wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
-    wrapper._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
-    return wrapper
+    set_code_exec_strategy(loop.__code__, skip)  # type: ignore[attr-defined]
+    loop._torchdynamo_disable = True  # type: ignore[attr-defined]
+    loop._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
+    return loop

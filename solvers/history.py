@@ -67,7 +67,8 @@ class History(NamedTuple):
 
         The caller owes `with_gram` for them.
         """
-        assert self.y is not None and self.fy is not None
+        assert self.y is not None
+        assert self.fy is not None
         image = _write(self.image, self.slot, fy, self.fy)
         if on_steps:
             left = _write(self.left, self.slot, y, self.y)

@@ -102,9 +102,14 @@ class Layout:
             TypeError: Another structure or dtype came back.
             ValueError: Another shape came back.
         """
-        if self.plain and isinstance(returned, Tensor) and not autocast:
-            if returned.shape == given.shape and returned.dtype == given.dtype:
-                return returned
+        if (
+            self.plain
+            and not autocast
+            and isinstance(returned, Tensor)
+            and returned.shape == given.shape
+            and returned.dtype == given.dtype
+        ):
+            return returned
         leaves, spec = pytree.tree_flatten(returned)
         if spec != self.spec:
             raise TypeError(

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from solvers.base import FixedPointSolver
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
@@ -25,7 +26,7 @@ class Registry(Generic[T]):
         self.entries: dict[str, type[T]] = {}
         self.absent: dict[str, str] = {}
 
-    def register(self, name: str, needs: str | None = None) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str, needs: str | None = None) -> Callable[[C], C]:
         """Decorate a class to add it under `name`.
 
         Args:
@@ -38,7 +39,8 @@ class Registry(Generic[T]):
             ValueError: The name is taken.
         """
 
-        def add(cls: type[T]) -> type[T]:
+        def add(given: C) -> C:
+            cls: Any = given
             if not (isinstance(cls, type) and issubclass(cls, self.base)):
                 raise TypeError(f"A {self.kind} must derive from {self.base.__name__}: got {cls}.")
             missing = sorted(getattr(cls, "__abstractmethods__", ()))
@@ -53,7 +55,7 @@ class Registry(Generic[T]):
                 self.absent[name] = needs
             else:
                 self.entries[name] = cls
-            return cls
+            return given
 
         return add
 

@@ -1,5 +1,7 @@
 """`solve`, the public entry: resolve the solver, run it without gradients, judge the outcome."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,10 +55,26 @@ def solve(
         TypeError: `y0` is not floating point, or `f` changed dtype or structure.
     """
     chosen = SOLVERS.resolve(solver)
-    solution = chosen.iterate(
-        f, y0, args, max_steps=max_steps, batch_dims=batch_dims, compact=compact
-    )
+    with no_loop_under_vmap("solvers.solve"):
+        solution = chosen.iterate(
+            f, y0, args, max_steps=max_steps, batch_dims=batch_dims, compact=compact
+        )
     return raise_if_failed(solution) if throw else solution
+
+
+@contextlib.contextmanager
+def no_loop_under_vmap(name: str) -> Iterator[None]:
+    """Say what to do where `vmap` hides the verdicts that a loop has to read."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "vmap: It looks like you're" in str(error):
+            raise NotImplementedError(
+                f"{name} does not work under torch.vmap, whose samples have no visible verdicts. "
+                "Call `implicit.fixed_point` with another backward mode, such as 'exact', or make "
+                "the mapped dim part of the batch."
+            ) from error
+        raise
 
 
 def raise_if_failed(solution: Solution) -> Solution:
