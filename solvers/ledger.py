@@ -63,6 +63,9 @@ class Ledger:
         self.routine = self.may_compact = False
         # What holds for all who run is kept as one number until they part.
         self.pending_steps, self.gained_at = 0, 0
+        # No sample has waited for a record longer than since this step.
+        self.patient_since = 0
+        self.improved: torch.Tensor | None = None
         self.smallest = SAFE_NORMS[0] if y.dtype == torch.float32 else 0.0
         self.index: Index | None = None
         self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
@@ -70,8 +73,9 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            self.suspicious = not self._all_improved(y, fy, step)
-            recorded = self._judge_each(y, fy, step) if self.suspicious else None
+            routine = self.routine and self._routine(y, fy, step)
+            self.suspicious = not routine
+            recorded = self.improved if routine else self._judge_each(y, fy, step)
         self._store(recorded, y)
         return self.num_running
 
@@ -97,13 +101,11 @@ class Ledger:
             self.result.masked_fill_(samples, int(result))
             self._count_running()
 
-    def _all_improved(self, y: Flat, fy: Flat, step: int) -> bool:
-        """The usual step, in few operations: all who run set a record, or converge.
+    def _routine(self, y: Flat, fy: Flat, step: int) -> bool:
+        """The usual steps, in few operations: samples set a record or not, and some converge.
 
         Everything else is left to `_judge_each`, with nothing changed.
         """
-        if not self.routine:
-            return False
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         limit = torch.linalg.vector_norm(fy, dim=1).mul_(self.rtol).add_(self.atol)
         limit.clamp_(min=self.smallest)
@@ -113,11 +115,27 @@ class Ledger:
         if self.stopped is not None:
             usual.logical_or_(self.stopped)
             norm = torch.where(self.stopped, self.best, norm)
-        if not bool(usual.all()) and not self._close(norm, limit, record):
+        if bool(usual.all()) or self._close(norm, limit, record):
+            self.norm = self.best = norm
+            self.gained_at = self.patient_since = step
+            self.mixes_steps = False
+            self.improved = None
+            return True
+        return self._wait(norm, limit, record, step)
+
+    def _wait(self, norm: PerSample, limit: PerSample, record: torch.Tensor, step: int) -> bool:
+        """Some did not improve, but nobody can have stalled, diverged or converged."""
+        if self.coupled or step - self.patient_since >= STALL_STEPS:
             return False
-        self.norm = self.best = norm
-        self.gained_at = step
-        self.mixes_steps = False
+        calm = (norm > limit).logical_and_(norm <= self.limit)
+        if self.stopped is not None:
+            calm.logical_or_(self.stopped)
+            record = record & ~self.stopped
+        if not bool(calm.all()):
+            return False
+        self.norm = self.best = torch.where(record, norm, self.best)
+        self.last_gain = torch.where(record, step, self.last_gain.clamp(min=self.gained_at))
+        self.improved = record
         return True
 
     def _close(self, norm: PerSample, limit: PerSample, record: torch.Tensor) -> bool:
@@ -143,6 +161,8 @@ class Ledger:
             self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
         recorded = self._judge(norm, scale, converged, norm < self.best, self._settled(), step)
         self._count_running()
+        latest = torch.where(self.result == RUNNING, self.last_gain, step)
+        self.patient_since = int(latest.min()) if len(latest) else step
         stale = ~recorded & (self.result != Result.converged)
         self.mixes_steps = self.coupled and bool(stale.any())
         return recorded
@@ -222,7 +242,7 @@ class Ledger:
         elif recorded is None:
             self.value.copy_(y)
         else:
-            self.value[recorded] = y[recorded]
+            torch.where(recorded[:, None], y, self.value, out=self.value)
 
     def measure(self, fy: Flat) -> None:
         """Take the residuals, and with them the verdicts, from `fy` = f(value)."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from solvers.types import State
@@ -24,7 +25,8 @@ def pushforward(f: Callable[[State], State], y: State, tangent: State) -> State:
     # Dual numbers need memory of their own for every entry: no expanded tensors.
     y, tangent = pytree.tree_map(torch.Tensor.contiguous, (y, tangent))
     try:
-        with _within_dual_level():
+        # Fused attention has no forward-mode derivative; the plain formula has.
+        with _within_dual_level(), sdpa_kernel(SDPBackend.MATH):
             return torch.func.jvp(f, (y,), (tangent,))[1]
     except (NotImplementedError, RuntimeError) as error:
         if "forward AD" in str(error):

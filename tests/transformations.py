@@ -83,15 +83,21 @@ THIRD: dict[str, Callable[[Solve], Any]] = {
 DUAL: dict[str, Callable[[Solve], Any]] = {
     "dual_level": lambda s: dual(s),
     "dual_level around backward": lambda s: dual_of_gradient(s),
-    "jacobian": lambda s: functional.jacobian(s, (X, W), strategy="forward-mode", vectorize=True),
-    "hessian": lambda s: functional.hessian(
-        loss(s), (X, W), outer_jacobian_strategy="forward-mode", vectorize=True
-    ),
 }
 # What need not work, with the words that a refusal must use.
 REFUSABLE: dict[str, tuple[Callable[[Solve], Any], str]] = {
     "linearize": (lambda s: linearize(s, X, W)[1](V, WS[0]), "linearize"),
     "vectorize": (lambda s: functional.jacobian(s, (X, W), vectorize=True), "vectorize"),
+    "forward jacobian": (
+        lambda s: functional.jacobian(s, (X, W), strategy="forward-mode", vectorize=True),
+        "vectorize",
+    ),
+    "forward hessian": (
+        lambda s: functional.hessian(
+            loss(s), (X, W), outer_jacobian_strategy="forward-mode", vectorize=True
+        ),
+        "vectorize",
+    ),
     "is_grads_batched": (lambda s: batched_cotangents(s), "is_grads_batched"),
 }
 MAPPED: dict[str, Callable[[Solve], Any]] = {

@@ -17,7 +17,6 @@ from models import Attractor
 # A break before the solve, one after it, and some for what is not traced around them.
 MOST_BREAKS = 6
 TIGHT = solvers.Anderson(rtol=1e-12, atol=1e-14)
-BREAKS = pytest.mark.xfail(strict=True, reason="the solver's loop is traced, break by break")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
@@ -141,8 +140,18 @@ def test_compiled_map_twice_differentiated() -> None:
     same([second(compiled)], [second(model)])
 
 
-@pytest.mark.xfail(strict=True, reason="Dynamo meets the function mode that replaces tensors")
-@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.vmap])
+REPLACED = pytest.mark.xfail(strict=True, reason="Dynamo meets the mode that replaces tensors")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        pytest.param(torch.func.jacrev, marks=REPLACED),
+        torch.func.jacfwd,
+        torch.func.vmap,
+        lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+    ],
+)
 def test_compiled_map_under_transforms(transform: Any) -> None:
     model, y0, x = make()
     compiled = torch.compile(model, backend="eager")
@@ -194,7 +203,7 @@ def pieces(mode: str, max_steps: int, solver: str = "anderson") -> tuple[int, in
     """Graphs and breaks of a layer between two maps."""
     model, _, x = make()
     endless = solvers.get_solver(solver, rtol=0.0, atol=0.0)
-    layer = FixedPointLayer(model, endless, mode, max_steps=max_steps)
+    layer = FixedPointLayer(model, endless, mode, max_steps=max_steps, compact=False)
 
     def step(x: Tensor) -> Tensor:
         return layer(torch.zeros_like(x), torch.sin(x)).value.cos().sum()
@@ -204,7 +213,6 @@ def pieces(mode: str, max_steps: int, solver: str = "anderson") -> tuple[int, in
     return seen.graph_count, seen.graph_break_count
 
 
-@BREAKS
 @pytest.mark.parametrize(
     ("solver", "mode"),
     [
@@ -222,11 +230,11 @@ def test_breaks_are_few_whatever_the_number_of_steps(solver: str, mode: str) -> 
     assert few[1] <= MOST_BREAKS
 
 
-@BREAKS
 def test_layer_is_not_compiled_anew_per_step_or_solve() -> None:
     model, y0, x = make()
     graphs = Graphs()
-    layer = FixedPointLayer(model, solvers.Picard(rtol=0.0, atol=0.0), "jacobian_free")
+    endless = solvers.Picard(rtol=0.0, atol=0.0)
+    layer = FixedPointLayer(model, endless, "jacobian_free", compact=False)
     compiled = torch.compile(layer, backend=graphs)
     for max_steps in (3, 4):
         compiled(y0, x, max_steps=max_steps).value.sum().backward()
@@ -268,13 +276,11 @@ def test_training_steps_of_a_compiled_attractor(mode: str, backend: str) -> None
     assert losses[-1] < losses[0]
 
 
-@BREAKS
 def test_breaks_of_an_attractor_are_few() -> None:
     seen = torch._dynamo.explain(attractor("exact"))(make()[2].detach())
     assert seen.graph_break_count <= MOST_BREAKS
 
 
-@BREAKS
 def test_backbone_and_decoder_are_compiled() -> None:
     """What surrounds the solve runs as graphs, in every call."""
     graphs = Graphs()
