@@ -113,8 +113,8 @@ class Ledger:
         record = norm < self.best
         usual = (norm > limit).logical_and_(record)
         if self.stopped is not None:
-            usual.logical_or_(self.stopped)
-            norm = torch.where(self.stopped, self.best, norm)
+            usual = self._with_stopped(usual, norm, limit)
+            norm = torch.where(self.stopped, self.best, norm) if self.independent else norm
         if bool(usual.all()) or self._close(norm, limit, record):
             self.norm = self.best = norm
             self.gained_at = self.patient_since = step
@@ -125,14 +125,16 @@ class Ledger:
 
     def _wait(self, norm: PerSample, limit: PerSample, record: torch.Tensor, step: int) -> bool:
         """Some did not improve, but nobody can have stalled, diverged or converged."""
-        if self.coupled or step - self.patient_since >= STALL_STEPS:
+        if step - self.patient_since >= STALL_STEPS:
             return False
         calm = (norm > limit).logical_and_(norm <= self.limit)
         if self.stopped is not None:
-            calm.logical_or_(self.stopped)
-            record = record & ~self.stopped
+            calm = self._with_stopped(calm, norm, limit)
+            # Who may be judged anew is also recorded anew.
+            record = record & ~self.stopped if self.independent else record | self.stopped
         if not bool(calm.all()):
             return False
+        self.mixes_steps = self.coupled
         self.norm = self.best = torch.where(record, norm, self.best)
         self.last_gain = torch.where(record, step, self.last_gain.clamp(min=self.gained_at))
         self.improved = record
@@ -143,14 +145,21 @@ class Ledger:
         converged = norm <= limit
         sound = (norm > self.smallest).logical_and_(limit < math.inf).logical_and_(record)
         if self.stopped is not None:
+            sound = self._with_stopped(sound, norm, limit)
             converged.logical_and_(~self.stopped)
-            sound.logical_or_(self.stopped)
-        if self.coupled or not bool(sound.all()):
+        if self.joint or not bool(sound.all()):
             return False
         self.result.masked_fill_(converged, int(Result.converged))
         self.num_steps.add_(converged, alpha=self.pending_steps)
         self._set_stopped(converged if self.stopped is None else self.stopped | converged)
         return True
+
+    def _with_stopped(self, fine: torch.Tensor, norm: PerSample, limit: PerSample) -> torch.Tensor:
+        """`fine` of those who run; of the others, whether nobody has moved them out of tolerance."""
+        assert self.stopped is not None
+        if self.independent:
+            return fine.logical_or_(self.stopped)
+        return torch.where(self.stopped, norm <= limit, fine)
 
     def _judge_each(self, y: Flat, fy: Flat, step: int) -> torch.Tensor:
         """Judge sample by sample; return whose point is a record."""
@@ -174,8 +183,9 @@ class Ledger:
         num_stopped = int(stopped.sum())
         self.num_running = len(stopped) - num_stopped
         self.stopped = stopped if num_stopped else None
-        # Verdicts that may be taken back are looked at every time.
-        self.routine = self.stopped is None or not self.coupled
+        # Tokens that share a row are looked at together, and failures among coupled samples.
+        alone = self.independent or not bool((self.result > 0).any())
+        self.routine = self.stopped is None or (alone and not self.joint)
         self.may_compact = num_stopped > 0
 
     def _settle_counts(self) -> None:
