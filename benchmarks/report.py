@@ -37,7 +37,12 @@ def folder() -> Path:
 
 def rounds(default: int) -> int:
     """How often to measure; BENCH_ROUNDS sets another number, for trials."""
-    return int(os.environ.get("BENCH_ROUNDS", default))
+    return setting_or("BENCH_ROUNDS", default)
+
+
+def setting_or(variable: str, default: int) -> int:
+    """A number from the environment."""
+    return int(os.environ.get(variable, default))
 
 
 def save(name: str, section: str, rows: list[Row], **about: Any) -> dict[str, Any]:

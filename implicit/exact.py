@@ -146,20 +146,23 @@ class Exact(AdjointMode):
         solver = self._adjoint_solver(context)
         max_steps = context.max_steps if self.max_steps is None else self.max_steps
         start = list(v) if self.warm_start is None else self.warm_start.start(v)
+        # One tensor goes without its list, which the solvers pack faster.
+        single = len(v) == 1
         with torch.no_grad():
             solution = solver.iterate(
-                adjoint,
-                start,
+                (lambda u: adjoint([u])[0]) if single else adjoint,
+                start[0] if single else start,
                 max_steps=max_steps,
                 batch_dims=context.batch_dims,
                 independent=context.independent,
             )
         context.adjoints.append(solution)
+        u = [solution.value] if single else solution.value
         if self.warm_start is not None:
-            self.warm_start.keep(solution)
+            self.warm_start.keep(u)
         if bool(solution.converged.all()):
-            return solution.value
-        return self._failed(solution, v)
+            return u
+        return self._failed(solution, u, v)
 
     def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
         if isinstance(self.solver, FixedPointSolver):
@@ -172,7 +175,7 @@ class Exact(AdjointMode):
         # divided by a large batch would end the solve at once. Relative tolerance only.
         return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
 
-    def _failed(self, solution: Solution, v: Sequence[Tensor]) -> list[Tensor]:
+    def _failed(self, solution: Solution, u: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
         """Do with unconverged samples what the caller named."""
         if self.on_failure == "raise":
             raise SolveError(solution)
@@ -182,11 +185,11 @@ class Exact(AdjointMode):
             stacklevel=2,
         )
         if self.on_failure == "warn":
-            return solution.value
+            return list(u)
         kept = solution.converged
         return [
-            torch.where(kept.reshape(*kept.shape, *[1] * (u.ndim - kept.ndim)), u, old)
-            for u, old in zip(solution.value, v, strict=True)
+            torch.where(kept.reshape(*kept.shape, *[1] * (new.ndim - kept.ndim)), new, old)
+            for new, old in zip(u, v, strict=True)
         ]
 
 

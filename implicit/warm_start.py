@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from solvers import Solution
-
 
 class WarmStart:
     """Carries adjoint solutions from one backward pass to the next.
@@ -32,6 +30,6 @@ class WarmStart:
             return list(v)
         return [u.to(leaf) for u, leaf in zip(last, v, strict=True)]
 
-    def keep(self, solution: Solution) -> None:
-        """Take over a solution, converged or not."""
-        self.last = [leaf.detach() for leaf in solution.value]
+    def keep(self, u: Sequence[Tensor]) -> None:
+        """Take over the leaves of a solution, converged or not."""
+        self.last = [leaf.detach() for leaf in u]

@@ -11,6 +11,7 @@ from solvers.aitken import Aitken
 from solvers.anderson import Anderson
 from solvers.anderson_safe import AndersonSafe
 from solvers.anderson_type1 import AndersonType1
+from solvers.autotune import autotune
 from solvers.base import FixedPointSolver
 from solvers.bicgstab import BiCGStab
 from solvers.broyden import Broyden
@@ -22,6 +23,7 @@ from solvers.registry import get_solver, linear_names, names, register, register
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
 from solvers.trace import Trace, contraction_rate, trace
+from solvers.tuning import Tuning
 
 __all__ = [
     "Aitken",
@@ -39,7 +41,9 @@ __all__ = [
     "Solution",
     "SolveError",
     "Trace",
+    "Tuning",
     "adapters",
+    "autotune",
     "contraction_rate",
     "get_solver",
     "linear_names",

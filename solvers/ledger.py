@@ -155,7 +155,7 @@ class Ledger:
         return True
 
     def _with_stopped(self, fine: torch.Tensor, norm: PerSample, limit: PerSample) -> torch.Tensor:
-        """`fine` of those who run; of the others, whether nobody has moved them out of tolerance."""
+        """`fine` of those who run; of the others, whether they are still within tolerance."""
         assert self.stopped is not None
         if self.independent:
             return fine.logical_or_(self.stopped)

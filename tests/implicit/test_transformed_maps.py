@@ -127,16 +127,22 @@ def test_maps_that_differentiate_with_torch_func(build: Any, transform: str) -> 
     agree(apply(build(run_tight)), apply(build(iterate)), 1e-7)
 
 
+def gradients(solve: Solve, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """First and second derivatives by ordinary autograd."""
+    leaves = [leaf.clone().requires_grad_() for leaf in inputs]
+    first = torch.autograd.grad(solve(*leaves).pow(3).sum(), leaves, create_graph=True)
+    return *first, *torch.autograd.grad([g.square().sum() for g in first], leaves)
+
+
+@pytest.mark.parametrize("build", MAPS + DIFFERENTIATING)
+def test_ordinary_backward(build: Any) -> None:
+    agree(gradients(build(run_tight), X, W), gradients(build(iterate), X, W), 1e-7)
+
+
 @pytest.mark.parametrize("build", MAPS + missing("torch fails inside", *DIFFERENTIATING))
 def test_ordinary_backward_through_a_vmapped_call(build: Any) -> None:
-    def gradients(solve: Solve) -> tuple[Tensor, ...]:
-        x, w = XS.clone().requires_grad_(), W.clone().requires_grad_()
-        first = torch.autograd.grad(
-            vmap(solve, (0, None))(x, w).pow(3).sum(), (x, w), create_graph=True
-        )
-        return *first, *torch.autograd.grad([g.square().sum() for g in first], (x, w))
-
-    agree(gradients(build(run_tight)), gradients(build(iterate)), 1e-7)
+    found, true = (gradients(vmap(build(run), (0, None)), XS, W) for run in (run_tight, iterate))
+    agree(found, true, 1e-7)
 
 
 # Tensors that the first look at `f`, at the start, does not show.
