@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku test lint bench clean
+.PHONY: help sudoku test lint bench docs clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
 	@echo "make test     run all tests"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
+	@echo "make docs     build the documentation site"
 	@echo "make clean    remove .venv"
 	@echo "ARGS=... is passed on, as in: make sudoku ARGS='--preset tiny'"
 
@@ -28,6 +29,11 @@ lint: .venv/dev
 
 bench: .venv/dev
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider benchmarks $(ARGS)
+
+# Warnings are errors; the pages land in site/.
+docs: .venv/torch pyproject.toml
+	$(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import solve_densely
+from torch import Tensor
 
 import solvers
 from solvers.adapters import (
@@ -20,6 +21,15 @@ from solvers.adapters import (
 
 NAMES = [name for name in solvers.names() if "." in name]
 EACH = pytest.mark.parametrize("name", NAMES)
+
+
+def f(y: Tensor, x: Tensor) -> Tensor:
+    return torch.tanh(0.7 * y.roll(1, -1) + x)
+
+
+def draw() -> tuple[Tensor, Tensor]:
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.zeros_like(x), x
 
 
 @pytest.mark.parametrize(
