@@ -55,7 +55,7 @@ class Anderson(FixedPointSolver):
 
     history: int = 8
     damping: float = 0.0
-    ridge: float = 1e-8
+    ridge: float = 1e-6
 
     def __post_init__(self) -> None:
         super().__post_init__()

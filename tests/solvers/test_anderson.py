@@ -79,3 +79,12 @@ def test_a_heavier_ridge_still_converges(ridge: float) -> None:
     p = linear(0.9, normal=True)
     solver = Anderson(ridge=ridge, rtol=1e-8)
     assert solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=500).converged.all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_window_larger_than_the_state_does_not_break_float32(size: int) -> None:
+    """A ridge below the dtype's rounding left dependent differences to chance."""
+    s = solvers.solve(
+        lambda y, x: 0.9 * y.sin() + x, torch.zeros(1, size), torch.ones(1, size), throw=False
+    )
+    assert s.converged.all(), s.describe()
