@@ -1,12 +1,15 @@
 """What the pages cannot hold themselves: measured results, which may not be there yet."""
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+EXAMPLES = "<!-- examples -->"
 # A line `<!-- results: peers -->` stands for results/peers.md.
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
 PICTURE = re.compile(r"(!\[[^\]]*\]\()(?:results/)?([^)/:]+\.(?:png|gif|svg)\))")
@@ -14,7 +17,8 @@ PICTURE = re.compile(r"(!\[[^\]]*\]\()(?:results/)?([^)/:]+\.(?:png|gif|svg)\))"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put measured tables where a page asks for them."""
-    return MARK.sub(lambda match: included(match[1], RESULTS), markdown)
+    markdown = MARK.sub(lambda match: included(match[1], RESULTS), markdown)
+    return markdown.replace(EXAMPLES, listed(ROOT / "examples"))
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -26,9 +30,21 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def included(name: str, folder: Path) -> str:
-    """The file's text, its headings two levels down; or how to make the file."""
+    """The file's text, its headings two levels down, and its picture; or how to make the file."""
     path = folder / f"{name}.md"
     if not path.exists():
         return f"Not measured in this copy: `make bench` writes `results/{name}.md`."
     text = re.sub(r"^(#+) ", r"##\1 ", path.read_text(), flags=re.MULTILINE)
+    picture = folder / f"{name}.png"
+    if picture.exists() and picture.name not in text:
+        text += f"\n![The tables above as a picture]({picture.name})\n"
     return PICTURE.sub(r"\1results/\2", text)
+
+
+def listed(folder: Path) -> str:
+    """A line per program: its path, and the first line of its docstring."""
+    lines = []
+    for path in sorted(folder.glob("*.py")):
+        summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        lines.append(f"- `{folder.name}/{path.name}`: {summary}")
+    return "\n".join(lines)

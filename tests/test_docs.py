@@ -1,0 +1,172 @@
+"""What the documentation promises: its code runs, its tables are complete, its site builds."""
+
+import importlib
+import importlib.util
+import math
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import implicit
+import models
+import solvers
+from implicit import plots
+from implicit.registry import MODES
+from solvers import Result, adapters
+from solvers.registry import LINEAR, SOLVERS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+# A Python block; a text block right after it is what it prints.
+BLOCK = re.compile(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*[A-Za-z_])")
+EXTERNAL = re.compile(r"<(?:script|img|iframe)[^>]+src=\"?https?:|<link[^>]+stylesheet[^>]+https?:")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+def table(page: str, heading: str) -> list[str]:
+    """First column of the table under a heading."""
+    text = (DOCS / f"{page}.md").read_text()
+    section = re.split(r"\n#+ ", text.split(f"# {heading}\n")[1])[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def agree(printed: str, shown: str) -> bool:
+    """The same words, and the same numbers within a tenth: machines round differently."""
+    numbers = [[float(n) for n in NUMBER.findall(text)] for text in (printed, shown)]
+    words = [NUMBER.sub("#", text).split() for text in (printed, shown)]
+    near = (math.isclose(a, b, rel_tol=0.1) for a, b in zip(*numbers, strict=False))
+    return words[0] == words[1] and all(near)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that a page registers are gone afterwards."""
+    for registry in (SOLVERS, LINEAR, MODES):
+        monkeypatch.setattr(registry, "entries", dict(registry.entries))
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.usefixtures("registries")
+# Dynamo looks at `.grad` of every tensor that it meets.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_code_runs_and_prints_what_is_shown(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    text = page.read_text()
+    for block in BLOCK.finditer(text):
+        # Line numbers as in the page.
+        code = "\n" * (text[: block.start()].count("\n") + 1) + block[1]
+        out = StringIO()
+        with redirect_stdout(out):
+            exec(compile(code, str(page), "exec"), space)
+        if block[2] is not None:
+            assert agree(out.getvalue(), block[2]), out.getvalue()
+
+
+def test_numbers_may_differ_by_a_tenth_and_words_not_at_all() -> None:
+    assert agree("picard 105 1.0e-06", "picard  100 1.1e-06")
+    assert not agree("picard 120", "picard 100")
+    assert not agree("picard 100", "anderson 100")
+    assert not agree("1 2", "1")
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "names"),
+    [
+        ("solvers", "All solvers", solvers.names()),
+        ("solvers", "Linear solvers", solvers.linear_names()),
+        ("gradients", "All modes", implicit.backward_modes()),
+        ("gradients", "Which mode under which transform", implicit.backward_modes()),
+        ("solution", "Result codes", [code.name for code in Result]),
+    ],
+)
+def test_tables_equal_the_registries(page: str, heading: str, names: list[str]) -> None:
+    assert table(page, heading) == names
+
+
+def public_names() -> list[str]:
+    modules: list[ModuleType] = [solvers, adapters, implicit]
+    names = [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
+    drawings = [n for n in vars(plots) if n.startswith("plot_") or n.endswith("_figure")]
+    names += [f"implicit.plots.{name}" for name in drawings]
+    return [*names, *(f"models.{name}" for name in models.__all__ if name.startswith("Attractor"))]
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_reference_has_every_public_name(name: str) -> None:
+    package, _, last = name.partition(".")
+    text = (DOCS / f"reference/{package}.md").read_text()
+    directives = re.findall(
+        rf"^::: {package}\.(?:\w+\.)*{last.split('.')[-1]}$", text, re.MULTILINE
+    )
+    assert directives or re.search(rf"`@?{re.escape(name)}\W", text)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"([\w/]+)\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == [name_of(page) for page in PAGES]
+
+
+def test_measured_tables_may_be_absent(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site is built by make docs, with its own extra")
+    hooks = load(DOCS / "hooks.py")
+    assert "make bench" in hooks.included("peers", tmp_path)
+    (tmp_path / "peers.md").write_text("# Peers\n")
+    assert hooks.included("peers", tmp_path) == "### Peers\n"
+    (tmp_path / "peers.png").touch()
+    assert "](results/peers.png)" in hooks.included("peers", tmp_path)
+    (tmp_path / "peers.md").write_text("# Peers\n\n![Time](peers.png)\n")
+    assert hooks.included("peers", tmp_path) == "### Peers\n\n![Time](results/peers.png)\n"
+
+
+def test_examples_are_listed_with_their_first_line(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site is built by make docs, with its own extra")
+    hooks = load(DOCS / "hooks.py")
+    folder = tmp_path / "examples"
+    assert hooks.listed(folder) == ""
+    folder.mkdir()
+    (folder / "euler.py").write_text('"""An implicit step.\n\nMore.\n"""\n')
+    assert hooks.listed(folder) == "- `examples/euler.py`: An implicit step."
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_site_builds_without_a_warning_and_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "the site is built by make docs, with its own extra"
+    pytest.importorskip("mkdocstrings_handlers.python", reason=reason)
+    pytest.importorskip("material", reason=reason)
+    build = pytest.importorskip("mkdocs.commands.build", reason=reason)
+    config = importlib.import_module("mkdocs.config")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    built = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    built.plugins.on_startup(command="build", dirty=False)
+    build.build(built)
+    for page in PAGES:
+        text = (tmp_path / f"{name_of(page)}.html").read_text()
+        assert not EXTERNAL.search(text)
+        # An asterisk in y* that Markdown took for emphasis.
+        assert not re.search(r"<em>[ ,)]", text)
+    assert "Anderson acceleration" in (tmp_path / "reference/solvers.html").read_text()
