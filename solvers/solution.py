@@ -1,6 +1,7 @@
 """What a solve returns: the point, the evidence for it, and one verdict per sample."""
 
 import enum
+import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -82,7 +83,7 @@ class Solution:
         if count == 0:
             return f"All {total} samples converged, the slowest in {_most(self.num_steps)} steps."
         code = Result(int(self.result[failed].mode().values))
-        worst = float(self.residual[failed].nan_to_num(float("inf")).max())
+        worst = float(self.residual[failed].nan_to_num(math.inf, posinf=math.inf).max())
         return (
             f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
             f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}"
