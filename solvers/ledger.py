@@ -21,10 +21,9 @@ DIVERGED_GROWTH = 1e6
 STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 50, 0.01, 1e-5, 1e3
 # Outside, the squares in a float32 norm may leave its range.
 SAFE_NORMS = (1e-15, 1e15)
-# A batch keeps so many rows, finished ones too, unless they hold more numbers than these: to
-# leave would save no time, and a matrix product of one or two rows is rounded worse, which a slow
-# sample near that limit pays for in steps.
-FEW_ROWS, FEW_NUMBERS = 4, 1024
+# A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
+# slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
+FEW_ROWS, ENTRIES = 4, range(64, 1025)
 
 
 # What the ledger holds for each sample.
@@ -216,7 +215,7 @@ class Ledger:
             return None
         self.may_compact = False
         alive = (self.result == RUNNING).view(-1, self.layout.samples_per_row).any(1)
-        fewest = min(FEW_ROWS, FEW_NUMBERS * len(alive) // self.value.numel())
+        fewest = FEW_ROWS if self.value.numel() // len(alive) in ENTRIES else 0
         padding = (~alive).nonzero().flatten()[: max(fewest - int(alive.sum()), 0)]
         rows = alive.index_fill_(0, padding, True).nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
