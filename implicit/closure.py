@@ -6,69 +6,110 @@ calls get others in their place, operation by operation. Control flow, modules a
 managers in `f` work as ever, since it is `f` itself that runs.
 """
 
+import contextlib
 import functools
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._C._functorch import (
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    maybe_current_level,
+    maybe_get_level,
+)
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils.weak import WeakIdKeyDictionary
 
 from solvers.types import State
 
+HANDED_OVER = (
+    "`f` hands a tensor that it closes over to a torch.func transform of its own, under another "
+    "transform. Pass that tensor in `args`, or let the function that `f` transforms close over it."
+)
+
 
 class ClosedOver:
-    """`f` as a map of its state and of every tensor that it reads besides.
+    """`f(., args)` as a map of its state and of every tensor that it reads besides.
 
     Args:
-        f: The map y -> y.
+        f: The map (y, args) -> y.
         y: Where it is called once, to see what it reads.
+        args: Whose tensors count as read.
 
     Attributes:
-        consts: The tensors that `f` read, in the order of first use.
-        value: What that call returned.
+        consts: The tensors of `args`, then others that `f` read, in the order of first use.
     """
 
-    def __init__(self, f: Callable[[State], State], y: State):
+    def __init__(self, f: Callable[[State, Any], State], y: State, args: Any):
         self.f = f
-        with _Watch(y) as watch:
-            self.value = f(y)
-        self.consts: list[Tensor] = list(watch.found.values())
+        leaves, self.spec = pytree.tree_flatten(args)
+        self.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        called: dict[int, nn.Module] = {}
+        hook = register_module_forward_pre_hook(
+            lambda module, _: called.update({id(module): module})
+        )
+        try:
+            with _Watch([y, given]) as watch, _eager(), warnings.catch_warnings():
+                # The hook may see a compiled module twice, which does no harm.
+                warnings.filterwarnings("ignore", ".*there are global hooks on modules")
+                f(y, args)
+        finally:
+            hook.remove()
+        self.consts: list[Tensor] = [*given, *watch.found.values()]
         # A parameter may be swapped for the length of a call (functional_call); then later
         # calls find another tensor under its name.
         index = {id(const): i for i, const in enumerate(self.consts)}
         self.slots = [
             (owner, name, index[id(tensor)])
-            for owner, name, tensor in _parameters_of(f)
+            for owner, name, tensor in _parameters_of([f, *called.values()])
             if id(tensor) in index
         ]
 
     def __call__(self, y: State, consts: Sequence[Tensor]) -> State:
-        """Run f(y), reading `consts` instead of the tensors found."""
+        """Run f(y, args), reading `consts` instead of the tensors found."""
         pairs = zip(self.consts, consts, strict=True)
         substitutes = {id(old): (old, new) for old, new in pairs}
         for owner, name, i in self.slots:
             current = owner[name]
             if current is not None:
                 substitutes.setdefault(id(current), (current, consts[i]))
-        with _Substitute(substitutes):
-            return self.f(y)
+        rest = iter(consts)
+        leaves = [next(rest) if leaf is None else leaf for leaf in self.rest]
+        args = pytree.tree_unflatten(leaves, self.spec)
+        try:
+            with _Substitute(substitutes, y), _eager():
+                return self.f(y, args)
+        except RuntimeError as error:
+            if "INTERNAL ASSERT FAILED" in str(error) and "functorch" in str(error):
+                raise NotImplementedError(HANDED_OVER) from error
+            raise
 
 
 class _Watch(TorchFunctionMode):
     """Collect the tensors that operations read and that no operation made."""
 
-    def __init__(self, y: State):
+    def __init__(self, known: Any):
         super().__init__()
+        self.level = maybe_current_level() or 0
         # Kept alive, so that no other tensor can take over their identities.
-        self.known = {id(leaf): leaf for leaf in pytree.tree_leaves(y)}
+        self.known = {id(leaf): leaf for leaf in pytree.tree_leaves(known)}
         self.found: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and id(leaf) not in self.known:
-                self.found[id(leaf)] = self.known[id(leaf)] = leaf
+                if _is_inside(leaf, self.level):
+                    leaf = _unwrapped(leaf, self.level)
+                if id(leaf) not in self.known:
+                    self.found[id(leaf)] = self.known[id(leaf)] = leaf
         out = func(*args, **kwargs)
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -79,17 +120,66 @@ class _Watch(TorchFunctionMode):
 class _Substitute(TorchFunctionMode):
     """Replace tensors by others in the arguments of every operation."""
 
-    def __init__(self, substitutes: dict[int, tuple[Tensor, Tensor]]):
+    def __init__(self, substitutes: dict[int, tuple[Tensor, Tensor]], y: State):
         super().__init__()
+        self.level = maybe_current_level() or 0
         self.substitutes = substitutes
+        self.made = WeakIdKeyDictionary({leaf: None for leaf in pytree.tree_leaves(y)})
+        self.made.update({new: None for _, new in substitutes.values()})
+        # Whether `f` applies transforms of its own: what these return, no operation made.
+        self.transforms = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = pytree.tree_map_only(Tensor, self._replace, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.made.update({leaf: None for leaf in leaves})
+        return out
 
     def _replace(self, tensor: Tensor) -> Tensor:
         found = self.substitutes.get(id(tensor))
-        return tensor if found is None else found[1]
+        if found is not None:
+            return found[1]
+        if tensor in self.made:
+            return tensor
+        if _is_inside(tensor, self.level):
+            self.transforms = True
+            self._refuse_handing_over(tensor)
+            return tensor
+        live = tensor.requires_grad or is_functorch_wrapped_tensor(tensor)
+        if live and not self.transforms:
+            raise RuntimeError(
+                f"`f` read a tensor of shape {tuple(tensor.shape)} here that it did not read when "
+                "it was first called, at `y0`, so that its derivative would be lost. Under "
+                "torch.func let `f` read all that it closes over in every call, or pass it in "
+                "`args`."
+            )
+        return tensor
+
+    def _refuse_handing_over(self, tensor: Tensor) -> None:
+        """What a transform inside `f` has wrapped cannot be replaced any more."""
+        base = _unwrapped(tensor, self.level)
+        if id(base) in self.substitutes and base not in self.made:
+            raise NotImplementedError(HANDED_OVER)
+
+
+def _is_inside(tensor: Tensor, level: int) -> bool:
+    """Whether an active transform deeper than `level` has wrapped the tensor."""
+    return level < maybe_get_level(tensor) <= (maybe_current_level() or 0)
+
+
+def _unwrapped(tensor: Tensor, level: int) -> Tensor:
+    """What transforms deeper than `level` have wrapped."""
+    while maybe_get_level(tensor) > level:
+        tensor = get_unwrapped(tensor)
+    return tensor
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Keep Dynamo, where it is loaded, from tracing the modes of this file."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:

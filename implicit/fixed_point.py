@@ -64,15 +64,19 @@ def fixed_point(
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
     layout = Layout(y0, batch_dims)
     autocast = torch.is_autocast_enabled(layout.device.type)
+    autocast_dtype = torch.get_autocast_dtype(layout.device.type)
     context = SolveContext(
         solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args)
     )
 
-    def closed(y: State) -> State:
-        return layout.accept(y, f(y, *args), autocast)
+    def checked(y: State, args: Any) -> State:
+        # A backward pass may call when autocast is off, or on.
+        with torch.autocast(layout.device.type, dtype=autocast_dtype, enabled=autocast):
+            fy = f(y, *args)
+        return layout.accept(y, fy, autocast)
 
     if transforms_active() and not isinstance(mode, Unrolled):
-        return solve_transformed(closed, y0, mode, context, throw=throw)
+        return solve_transformed(checked, y0, args, mode, context, throw=throw)
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
     with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
@@ -89,5 +93,5 @@ def fixed_point(
         raise_if_failed(solution)
     if not record or unrolled is not None:
         return solution
-    value = mode.attach(closed, solution.value, context)
+    value = mode.attach(lambda y: checked(y, args), solution.value, context)
     return dataclasses.replace(solution, value=value, adjoints=context.adjoints)

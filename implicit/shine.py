@@ -76,9 +76,10 @@ class Shine(AdjointMode):
         layout = Layout(list(v), context.batch_dims)
         flat = layout.pack(list(v))
         u = flat
-        for samples, memory in context.memory:
-            found = memory.transposed_inverse(flat.index_select(0, samples))
-            u = u.index_copy(0, samples, found)
+        with torch.autocast(flat.device.type, enabled=False):
+            for samples, memory in context.memory:
+                found = memory.transposed_inverse(flat.index_select(0, samples))
+                u = u.index_copy(0, samples, found)
         norm, bound = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (u, flat))
         trusted = norm <= self.fallback * bound
         return layout.unpack(torch.where(trusted, u, flat))

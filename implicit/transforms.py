@@ -37,14 +37,15 @@ def transforms_active() -> bool:
 
 
 def solve_transformed(
-    f: Callable[[State], State],
+    f: Callable[[State, Any], State],
     y0: State,
+    args: Any,
     mode: BackwardMode,
     context: SolveContext,
     *,
     throw: bool,
 ) -> Solution:
-    """Solve, with derivatives by `mode`, as one operation of the active transforms."""
+    """Solve y = f(y, args) as one operation of the transforms, with derivatives by `mode`."""
     if mode.needs_memory:
         raise NotImplementedError(
             f"`{type(mode).__name__.lower()}` has no rule for torch.func and forward mode, where "
@@ -53,7 +54,7 @@ def solve_transformed(
     load_forward_mode()
     leaves, spec = pytree.tree_flatten(y0)
     start = [leaf.detach() for leaf in leaves]
-    closed = ClosedOver(f, pytree.tree_unflatten(start, spec))
+    closed = ClosedOver(f, pytree.tree_unflatten(start, spec), args)
 
     def flat(y: Leaves, consts: Leaves) -> list[Tensor]:
         return pytree.tree_leaves(closed(pytree.tree_unflatten(list(y), spec), consts))
@@ -83,7 +84,9 @@ def solve_transformed(
     )
     if isinstance(mode, AdjointMode):
         return solution
-    return dataclasses.replace(solution, value=mode.attach(f, solution.value, context))
+    return dataclasses.replace(
+        solution, value=mode.attach(lambda y: f(y, args), solution.value, context)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
@@ -102,6 +103,7 @@ class FixedPointSolver(ABC):
         layout = Layout(y0, batch_dims)
         evaluate = Evaluation(f, args, layout)
         y = layout.pack(y0)
+        check_readable(y)
         independent = bool(args) if independent is None else independent
         ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=independent)
         carry = self.init(y)
@@ -217,6 +219,20 @@ class Evaluation:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.layout.device.type, enabled=False)
+
+
+def check_readable(y: Flat) -> None:
+    """Refuse tensors whose values no loop can read, where torch would fail inside."""
+    if is_legacy_batchedtensor(y):
+        raise NotImplementedError(
+            "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals that "
+            "the solver must read. Leave them off, or use torch.func.jacrev, jacfwd or hessian."
+        )
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        raise NotImplementedError(
+            "torch.func.linearize and make_fx record operations without values, and the solver must "
+            "read its residuals. Use torch.func.jvp, or vmap over it for several tangents."
+        )
 
 
 def check_counts(max_steps: int, batch_dims: int) -> None:

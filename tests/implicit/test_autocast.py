@@ -142,16 +142,7 @@ def backward_of(mode: str, solver: solvers.FixedPointSolver) -> implicit.Backwar
     return implicit.get_backward("exact", solver=linear)
 
 
-BF16_INVERSE = pytest.mark.xfail(strict=True, reason="the inverse estimate is cast to bfloat16")
-
-
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        pytest.param(name, mode, marks=BF16_INVERSE) if mode == "shine" else (name, mode)
-        for name, mode in pairs()
-    ],
-)
+@pytest.mark.parametrize(("name", "mode"), pairs())
 def test_gradient_is_float32_and_the_same_inside_and_outside(name: str, mode: str) -> None:
     loose = solvers.get_solver(name, rtol=LOOSE)
     layer = FixedPointLayer(Pull(), loose, backward_of(mode, loose))
@@ -189,7 +180,6 @@ def test_adjoint_evidence_is_float32() -> None:
     assert s.adjoints[0].converged.all()
 
 
-@pytest.mark.xfail(strict=True, reason="`f` runs again in backward, there without autocast")
 def test_second_derivatives_inside_and_outside() -> None:
     loose, (y0, x) = solvers.Anderson(rtol=LOOSE), inputs()
     x.requires_grad_()

@@ -140,13 +140,10 @@ def test_compiled_map_twice_differentiated() -> None:
     same([second(compiled)], [second(model)])
 
 
-REPLACED = pytest.mark.xfail(strict=True, reason="Dynamo meets the mode that replaces tensors")
-
-
 @pytest.mark.parametrize(
     "transform",
     [
-        pytest.param(torch.func.jacrev, marks=REPLACED),
+        torch.func.jacrev,
         torch.func.jacfwd,
         torch.func.vmap,
         lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],

@@ -145,15 +145,7 @@ def test_functional_call_of_an_outer_model(way: str, call: str) -> None:
     agree(CALLS[call](model, p), CALLS[call](plain, p), 1e-7)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        pytest.param(call, marks=pytest.mark.xfail(strict=True, reason="silently wrong"))
-        if call not in ("jvp", "vmap over parameters")
-        else call
-        for call in CALLS
-    ],
-)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("way", HIDDEN)
 def test_functional_call_of_a_model_that_hides_its_cell(way: str, call: str) -> None:
     model, plain = Outer(WAYS[way]), Outer(lambda o, x: iterate(o.cell, torch.zeros_like(x), x))

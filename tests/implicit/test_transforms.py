@@ -70,12 +70,6 @@ def reference(mode: str = "exact") -> Solve:
     return solve
 
 
-def missing(reason: str, *names: str) -> list[Any]:
-    """Parameters that fail today."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(name, marks=mark) for name in names]
-
-
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 @pytest.mark.parametrize("transform", [t for t in EVERYTHING if t != HVP])
 def test_exact(transform: str, solver: str) -> None:
@@ -110,7 +104,7 @@ def test_forward_mode_of_autograd(transform: str, mode: str) -> None:
     agree(DUAL[transform](solved(mode, solver)), DUAL[transform](reference()), 1e-8)
 
 
-@pytest.mark.parametrize("transform", missing("torch's message", *REFUSABLE))
+@pytest.mark.parametrize("transform", REFUSABLE)
 def test_what_torch_traces_is_right_or_refused(transform: str) -> None:
     apply, words = REFUSABLE[transform]
     right_or_refused(lambda: apply(solved()), apply(reference()), words)
@@ -148,14 +142,7 @@ def test_unrolled(transform: str) -> None:
     agree(apply(solved("unrolled", "picard")), apply(reference()), 1e-8)
 
 
-# Only the derivative is mapped here, not the solve.
-NOT_IN_VMAP = ["vmap of cotangents", "vmap of tangents"]
-
-
-@pytest.mark.parametrize(
-    "transform",
-    [*NOT_IN_VMAP, *missing("torch's message", *[t for t in ALL_MAPPED if t not in NOT_IN_VMAP])],
-)
+@pytest.mark.parametrize("transform", ALL_MAPPED)
 def test_unrolled_under_vmap_is_right_or_refused(transform: str) -> None:
     apply = EVERYTHING[transform]
     true = apply(reference())
