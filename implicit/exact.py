@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -87,7 +87,8 @@ class Exact(AdjointMode):
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
         context = context or SolveContext()
-        attached = self._attach_once(f, y_star, context)
+        cancelling: list[Any] = []
+        attached = self._attach_once(f, y_star, context, cancelling)
         leaves, spec = pytree.tree_flatten(attached)
         if not any(leaf.requires_grad for leaf in leaves):
             return y_star
@@ -103,12 +104,22 @@ class Exact(AdjointMode):
                 u = self._attach_once(_adjoint_map(path, alias, v), u, context)
             # To first order nothing may flow on to y*: cancel what `f` sends there.
             cancel = [None if g is None else -g for g in pull_back(path, alias, u)]
+            cancelling[:] = [None if g is None else g.grad_fn for g in cancel]
             return [*u, *[None] * count, *cancel]
 
         return graft(y_star, [*path, *alias, *leaves], pull)
 
-    def _attach_once(self, f: ClosedMap, y_star: State, context: SolveContext) -> State:
-        """Attach a gradient that can be taken once, from one recorded call of `f`."""
+    def _attach_once(
+        self,
+        f: ClosedMap,
+        y_star: State,
+        context: SolveContext,
+        cancelling: Sequence[Any] = (),
+    ) -> State:
+        """Attach a gradient that can be taken once, from one recorded call of `f`.
+
+        `cancelling` has the nodes of terms that cancel the cotangent, if nothing else comes.
+        """
         leaves, spec = pytree.tree_flatten(y_star)
         leaves = [leaf.detach() for leaf in leaves]
         path = pytree.tree_leaves(f(pytree.tree_unflatten(leaves, spec)))
@@ -116,15 +127,40 @@ class Exact(AdjointMode):
             return y_star
 
         def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
-            if not any(bool(leaf.any()) for leaf in v):
+            zero = not any(bool(leaf.any()) for leaf in v)
+            if zero and all(_vanishes(leaf, cancelling) for leaf in v):
                 return [None] * len(v)
             with torch.enable_grad():
                 start = [leaf.detach().requires_grad_() for leaf in leaves]
                 end = pytree.tree_leaves(f(pytree.tree_unflatten(start, spec)))
             u = self.solve(_adjoint_map(end, start, v), v, context)
-            return [_Final.apply(leaf, v[0]) for leaf in u]
+            if not torch.is_grad_enabled():
+                return u
+            # Linear in v, which torch.autograd.functional.hvp relies on. The derivative with
+            # respect to `inputs` is refused, unless v, to which it is proportional, is zero.
+            rest = [] if zero else [_Final.apply(leaf) for leaf in inputs]
+
+            def forward(_: Sequence[Tensor], a: Sequence[Tensor]) -> list[Tensor | None]:
+                return [*self._solve_forward(end, start, a, context), *[None] * len(rest)]
+
+            return list(graft(u, [*v, *rest], forward))
 
         return graft(y_star, path, pull)
+
+    def _solve_forward(
+        self,
+        end: Sequence[Tensor],
+        start: Sequence[Tensor],
+        a: Sequence[Tensor],
+        context: SolveContext,
+    ) -> list[Tensor]:
+        """Solve z = a + J z with J = d end / d start, by reverse mode applied twice."""
+        with torch.enable_grad():
+            w = [torch.zeros_like(leaf, requires_grad=True) for leaf in end]
+            pulled = pull_back(end, start, w)
+        back = [leaf if g is None else g for g, leaf in zip(pulled, a, strict=True)]
+        z = self.solve(_adjoint_map(back, w, a), a, context)
+        return [_Final.apply(leaf) for leaf in z]
 
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
@@ -205,11 +241,19 @@ def _adjoint_map(
     return adjoint
 
 
+def _vanishes(v: Tensor, cancelling: Sequence[Any]) -> bool:
+    """Whether a cotangent that is zero is so identically, and not only here."""
+    if v.grad_fn is None:
+        return not v.requires_grad
+    terms = [node for node, _ in v.grad_fn.next_functions]
+    return len(terms) == 2 and any(node in cancelling for node in terms if node is not None)
+
+
 class _Final(torch.autograd.Function):
     """Identity that refuses to be differentiated, where a derivative would be wrong."""
 
     @staticmethod
-    def forward(ctx: object, value: Tensor, cause: Tensor) -> Tensor:
+    def forward(ctx: object, value: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod

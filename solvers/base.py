@@ -225,13 +225,13 @@ def check_readable(y: Flat) -> None:
     """Refuse tensors whose values no loop can read, where torch would fail inside."""
     if is_legacy_batchedtensor(y):
         raise NotImplementedError(
-            "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals that "
-            "the solver must read. Leave them off, or use torch.func.jacrev, jacfwd or hessian."
+            "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals, "
+            "which the solver must read. Leave them off, or use torch.func.jacrev, jacfwd, hessian."
         )
     if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
         raise NotImplementedError(
-            "torch.func.linearize and make_fx record operations without values, and the solver must "
-            "read its residuals. Use torch.func.jvp, or vmap over it for several tangents."
+            "torch.func.linearize and make_fx record operations without values, but the solver "
+            "must read its residuals. Use torch.func.jvp, and vmap over it for several tangents."
         )
 
 

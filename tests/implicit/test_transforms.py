@@ -104,6 +104,7 @@ def test_forward_mode_of_autograd(transform: str, mode: str) -> None:
     agree(DUAL[transform](solved(mode, solver)), DUAL[transform](reference()), 1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
 @pytest.mark.parametrize("transform", REFUSABLE)
 def test_what_torch_traces_is_right_or_refused(transform: str) -> None:
     apply, words = REFUSABLE[transform]
