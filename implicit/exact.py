@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -87,8 +87,7 @@ class Exact(AdjointMode):
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
         context = context or SolveContext()
-        cancelling: list[Any] = []
-        attached = self._attach_once(f, y_star, context, cancelling)
+        attached = self._attach_once(f, y_star, context)
         leaves, spec = pytree.tree_flatten(attached)
         if not any(leaf.requires_grad for leaf in leaves):
             return y_star
@@ -104,22 +103,12 @@ class Exact(AdjointMode):
                 u = self._attach_once(_adjoint_map(path, alias, v), u, context)
             # To first order nothing may flow on to y*: cancel what `f` sends there.
             cancel = [None if g is None else -g for g in pull_back(path, alias, u)]
-            cancelling[:] = [None if g is None else g.grad_fn for g in cancel]
             return [*u, *[None] * count, *cancel]
 
         return graft(y_star, [*path, *alias, *leaves], pull)
 
-    def _attach_once(
-        self,
-        f: ClosedMap,
-        y_star: State,
-        context: SolveContext,
-        cancelling: Sequence[Any] = (),
-    ) -> State:
-        """Attach a gradient that can be taken once, from one recorded call of `f`.
-
-        `cancelling` has the nodes of terms that cancel the cotangent, if nothing else comes.
-        """
+    def _attach_once(self, f: ClosedMap, y_star: State, context: SolveContext) -> State:
+        """Attach a gradient that can be taken once, from one recorded call of `f`."""
         leaves, spec = pytree.tree_flatten(y_star)
         leaves = [leaf.detach() for leaf in leaves]
         path = pytree.tree_leaves(f(pytree.tree_unflatten(leaves, spec)))
@@ -128,14 +117,14 @@ class Exact(AdjointMode):
 
         def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
             zero = not any(bool(leaf.any()) for leaf in v)
-            if zero and all(_vanishes(leaf, cancelling) for leaf in v):
+            if zero and not any(leaf.requires_grad for leaf in v):
                 return [None] * len(v)
             with torch.enable_grad():
                 start = [leaf.detach().requires_grad_() for leaf in leaves]
                 end = pytree.tree_leaves(f(pytree.tree_unflatten(start, spec)))
-            u = self.solve(_adjoint_map(end, start, v), v, context)
+            u = list(v) if zero else self.solve(_adjoint_map(end, start, v), v, context)
             if not torch.is_grad_enabled():
-                return u
+                return [*u]
             # Linear in v, which torch.autograd.functional.hvp relies on. The derivative with
             # respect to `inputs` is refused, unless v, to which it is proportional, is zero.
             rest = [] if zero else [_Final.apply(leaf) for leaf in inputs]
@@ -239,14 +228,6 @@ def _adjoint_map(
         return [old if new is None else old + new for old, new in zip(v, pulled, strict=True)]
 
     return adjoint
-
-
-def _vanishes(v: Tensor, cancelling: Sequence[Any]) -> bool:
-    """Whether a cotangent that is zero is so identically, and not only here."""
-    if v.grad_fn is None:
-        return not v.requires_grad
-    terms = [node for node, _ in v.grad_fn.next_functions]
-    return len(terms) == 2 and any(node in cancelling for node in terms if node is not None)
 
 
 class _Final(torch.autograd.Function):
