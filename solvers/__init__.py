@@ -22,6 +22,7 @@ from solvers.picard import Picard
 from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
+from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
 
@@ -40,10 +41,12 @@ __all__ = [
     "Result",
     "Solution",
     "SolveError",
+    "ToleranceAdvice",
     "Trace",
     "Tuning",
     "adapters",
     "autotune",
+    "cheapest_tolerance",
     "contraction_rate",
     "get_solver",
     "linear_names",
