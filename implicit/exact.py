@@ -39,7 +39,7 @@ class Exact(AdjointMode):
     Args:
         solver: Name or instance for the adjoint equation, of `solvers.names()` or
             `solvers.linear_names()`; by default the forward solver. Unless it is an
-            instance, its tolerance is relative to u alone.
+            instance, its tolerance is the forward one, relative to u alone.
         max_steps: Budget of the adjoint solve; by default the forward budget.
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
             found, "raise" a `SolveError` out of the backward pass, or warn and fall back to
@@ -192,10 +192,11 @@ class Exact(AdjointMode):
     def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
         if isinstance(self.solver, FixedPointSolver):
             return self.solver
-        if self.solver in LINEAR.entries:
-            solver = LINEAR.get(self.solver, rtol=context.solver.rtol, atol=context.solver.atol)
+        if self.solver is None:
+            solver = context.solver
         else:
-            solver = context.solver if self.solver is None else SOLVERS.get(self.solver)
+            registry = LINEAR if self.solver in LINEAR.entries else SOLVERS
+            solver = registry.get(self.solver, rtol=context.solver.rtol, atol=context.solver.atol)
         # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
         # divided by a large batch would end the solve at once. Relative tolerance only.
         return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)

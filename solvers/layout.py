@@ -42,6 +42,7 @@ class Layout:
         # The common case, one tensor in the solvers' own dtype, is only ever viewed.
         self.plain = self.exact and len(leaves) == 1 and isinstance(y0, Tensor)
         self.is_matrix = self.plain and batch_dims == 1 and leaves[0].ndim == 2
+        self.is_view = self.plain and leaves[0].numel() > 0
 
     @property
     def num_samples(self) -> int:
@@ -62,6 +63,8 @@ class Layout:
         """Pytree -> matrix of shape (samples, entries)."""
         if self.is_matrix:
             return state
+        if self.is_view:
+            return state.reshape(-1, self.sizes[0])
         leaves = pytree.tree_leaves(state)
         rows = math.prod(leaves[0].shape[: self.batch_dims])
         flat = [
@@ -74,6 +77,9 @@ class Layout:
         """Matrix -> pytree, each leaf in its own dtype."""
         if self.is_matrix:
             return flat
+        if self.is_view:
+            lead = (-1, *self.batch_shape[1:]) if self.batch_dims else ()
+            return flat.reshape(*lead, *self.shapes[0])
         batch = self.batch_shape
         if self.batch_dims and self.num_samples:
             batch = (flat.shape[0] // self.samples_per_row, *batch[1:])

@@ -44,6 +44,7 @@ class Ledger:
         self.layout, self.rtol = layout, rtol
         self.root = math.sqrt(max(y.shape[1], 1))
         self.atol = atol * self.root
+        self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
         self.independent = independent
         self.joint = layout.batch_dims > 1
         self.coupled = self.joint or not independent
@@ -112,8 +113,8 @@ class Ledger:
         Everything else is left to `_judge_each`, with nothing changed.
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
-        limit = torch.linalg.vector_norm(fy, dim=1).mul_(self.rtol).add_(self.atol)
-        limit.clamp_(min=self.smallest)
+        scale = torch.linalg.vector_norm(fy, dim=1)
+        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol).clamp_(min=self.smallest)
         # False for NaN, and for norms that have left the range of the dtype.
         record = norm < self.best
         usual = (norm > limit).logical_and_(record)
