@@ -137,7 +137,9 @@ class _Flat:
 def our_contenders() -> dict[str, Contender]:
     """Every solver of ours with default options, and variants worth knowing."""
     found = {name: Contender("ours", name, ours(name)) for name in native_names()}
-    found["anderson, history 5"] = Contender("ours", "anderson", ours("anderson", history=5))
+    for history in (5, 16):
+        solve = ours("anderson", history=history)
+        found[f"anderson, history {history}"] = Contender("ours", "anderson", solve)
     return found
 
 

@@ -1,8 +1,10 @@
 """Results for people and for programs: JSON, a Markdown table, and plots."""
 
 import json
+import math
 import os
 import platform
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import torch
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 Row = dict[str, Any]
 # Heading of a column, and how to print a row in it.
 Columns = dict[str, Callable[[Row], str]]
 
+# Panels beside each other.
+ACROSS = 3
 COLOURS = {
     "ours": "#1b6ca8",
     "torchdeq": "#d97706",
@@ -91,10 +96,13 @@ def bars(name: str, content: dict[str, Any]) -> None:
     """Wall time per solver, a panel per section; who did not converge is hatched and pale."""
     panels = {key: part for key, part in content.items() if part["rows"]}
     tallest = max(len(part["rows"]) for part in panels.values())
+    lines = math.ceil(len(panels) / ACROSS)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.8 * len(panels), 0.26 * tallest + 1.6), squeeze=False
+        lines, ACROSS, figsize=(4.8 * ACROSS, (0.2 * tallest + 1.2) * lines), squeeze=False
     )
-    for axis, part in zip(axes[0], panels.values(), strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, part in zip(axes.flat, panels.values(), strict=False):
         rows = [row for row in part["rows"] if row["wall_ms"] is not None][::-1]
         drawn = axis.barh(
             [row["solver"] for row in rows],
@@ -105,7 +113,8 @@ def bars(name: str, content: dict[str, Any]) -> None:
             if not row["converged"]:
                 bar.set(alpha=0.4, hatch="///")
         axis.set(xscale="log", xlabel="ms (hatched: did not converge)")
-        axis.set_title(part["title"], fontsize=8)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(textwrap.fill(part["title"], 48), fontsize=8)
         axis.tick_params(labelsize=7)
     _finish(figure, name)
 
