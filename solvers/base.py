@@ -66,6 +66,16 @@ class FixedPointSolver(ABC):
         """As `step`, for solvers that call `f` or its derivative once more within a step."""
         return self.step(y, fy, carry)
 
+    def begin(
+        self, y: Flat, f: "Evaluation", ledger: Ledger
+    ) -> contextlib.AbstractContextManager[Any]:
+        """As `init`, for solvers that must see more than the first point, or tidy up."""
+        return contextlib.nullcontext(self.init(y))
+
+    def advance(self, y: Flat, y_next: Flat, carry: Any, ledger: Ledger) -> Flat:
+        """The points to evaluate next: those of a step, but stopped samples stay."""
+        return ledger.advance(y, y_next)
+
     def keep(self, carry: Any, samples: Index) -> Any:
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
@@ -106,33 +116,35 @@ class FixedPointSolver(ABC):
         check_readable(y)
         independent = bool(args) if independent is None else independent
         ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=independent)
-        carry = self.init(y)
-        for step in range(max_steps + 1 if layout.num_samples else 0):
-            fy = evaluate(y)
-            num_running = ledger.observe(y, fy, step)
-            if num_running == 0 or step == max_steps:
+        with self.begin(y, evaluate, ledger) as carry:
+            for step in range(max_steps + 1 if layout.num_samples else 0):
+                fy = evaluate(y)
+                if ledger.observe(y, fy, step) == 0 or step == max_steps:
+                    break
                 if memory is not None:
-                    _remember(memory, ledger, carry, at_end=True)
-                del y, fy  # so that memory does not peak at the last call
-                if ledger.mixes_steps:
-                    ledger.measure(evaluate(ledger.value))
-                break
-            if memory is not None:
-                _remember(memory, ledger, carry)
-            elif compact and args:
-                kept = ledger.compact(COMPACT_SHARE, evaluate)
-                if kept is not None:
-                    # One by one, and the arguments last, so that memory does not peak here.
-                    rows, samples = kept
-                    y = y.index_select(0, samples)
-                    fy = fy.index_select(0, samples)
-                    carry = self.keep(carry, samples)
-                    evaluate.keep(rows)
-            with evaluate.full_precision():
-                y_next, carry = self.move(y, fy, carry, evaluate)
-            del fy  # where it is not the next iterate, `f` may need its memory
-            y = ledger.advance(y, layout.round(y_next))
-            del y_next
+                    _remember(memory, ledger, carry)
+                elif compact and args:
+                    kept = ledger.compact(COMPACT_SHARE, evaluate)
+                    if kept is not None:
+                        # One by one, and the arguments last, so that memory does not peak here.
+                        rows, samples = kept
+                        y = y.index_select(0, samples)
+                        fy = fy.index_select(0, samples)
+                        carry = self.keep(carry, samples)
+                        evaluate.keep(rows)
+                with evaluate.full_precision():
+                    y_next, carry = self.move(y, fy, carry, evaluate)
+                del fy  # where it is not the next iterate, `f` may need its memory
+                y = self.advance(y, layout.round(y_next), carry, ledger)
+                del y_next
+                if ledger.num_running == 0:
+                    break
+        if memory is not None:
+            _remember(memory, ledger, carry, at_end=True)
+        fy = None
+        del y, fy  # so that memory does not peak at the last call
+        if ledger.mixes_steps:
+            ledger.measure(evaluate(ledger.value))
         return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
 
 
@@ -197,17 +209,17 @@ class Evaluation:
         def product(tangent: Flat) -> Flat:
             self.num_evals += 1
             self.rows_evaluated += self.num_rows
-            # The solver's arithmetic around this is in full precision; `f` is as elsewhere.
-            with torch.autocast(
-                self.layout.device.type, self.autocast_dtype, enabled=self.autocast
-            ):
-                pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
+            pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
             return self.layout.pack(pushed)
 
         return product
 
     def _closed(self, state: State) -> State:
-        return self.layout.accept(state, self.f(state, *self.args), self.autocast)
+        if not self.autocast:
+            return self.layout.accept(state, self.f(state, *self.args), False)
+        # A solver that calls `f` within a step does so amid arithmetic in full precision.
+        with torch.autocast(self.layout.device.type, self.autocast_dtype):
+            return self.layout.accept(state, self.f(state, *self.args), True)
 
     def keep(self, rows: Tensor) -> None:
         """From now on, call `f` on these rows only."""

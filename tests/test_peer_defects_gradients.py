@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from defects import SOLVERS, draw, matrix, tanh, tight
 from oracles import dense_gradient, relative_error, solve_densely, state_gradient
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
@@ -17,27 +18,8 @@ import implicit
 import solvers
 from implicit import Exact, FixedPointLayer, SolveError, fixed_point
 
-SOLVERS = ["anderson", "broyden", "picard"]
 # torch's own forward-mode formulas warn when they are first loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def matrix(radius: float, size: int, seed: int = 1) -> Tensor:
-    """A full matrix of that spectral radius, not normal."""
-    full = draw(size, size, seed=seed)
-    return radius * full / torch.linalg.eigvals(full).abs().max()
-
-
-def tanh(weight: Tensor) -> Callable[..., Tensor]:
-    return lambda y, x: torch.tanh(y @ weight.T) + x
-
-
-def tight(name: str = "anderson") -> solvers.FixedPointSolver:
-    return solvers.get_solver(name, rtol=1e-13, atol=1e-14)
 
 
 def solved(x: Tensor, weight: Tensor, **options: Any) -> Tensor:

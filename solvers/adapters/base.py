@@ -14,11 +14,9 @@ from torch import Tensor
 
 from solvers.adapters.conversation import PeerMap
 from solvers.adapters.panel import Panel
-from solvers.base import COMPACT_SHARE, Evaluation, FixedPointSolver, check_counts
-from solvers.layout import Layout
+from solvers.base import Evaluation, FixedPointSolver
 from solvers.ledger import Ledger
-from solvers.solution import Solution
-from solvers.types import Flat, Index, Map, State
+from solvers.types import Flat, Index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,55 +70,28 @@ class PeerSolver(FixedPointSolver):
         """Refused: a peer takes its own steps."""
         raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")
 
-    def iterate(
-        self,
-        f: Map,
-        y0: State,
-        args: tuple[Any, ...] = (),
-        *,
-        max_steps: int,
-        batch_dims: int = 1,
-        compact: bool = True,
-        independent: bool | None = None,
-        memory: list[tuple[Index, Any]] | None = None,
-    ) -> Solution:
-        """Run the peer, without recording it; `solvers.solve` is the public entry.
+    def begin(self, y: Flat, f: Evaluation, ledger: Ledger) -> contextlib.closing[Panel]:
+        """The runs of the peer, which are its memory."""
+        return contextlib.closing(Panel(self, f, ledger))
 
-        `memory` stays empty, as a peer keeps its own: `estimates_inverse` is False.
+    def move(self, y: Flat, fy: Flat, carry: Panel, f: Evaluation) -> tuple[Flat, Panel]:
+        """The points that the peer tries next.
 
         Raises:
             NotImplementedError: Autograd would have to record the steps.
         """
-        check_counts(max_steps, batch_dims)
-        layout = Layout(y0, batch_dims)
-        evaluate = Evaluation(f, args, layout)
-        y = layout.pack(y0)
-        independent = bool(args) if independent is None else independent
-        ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=independent)
-        with contextlib.closing(Panel(self, evaluate, ledger)) as panel:
-            for step in range(max_steps + 1 if layout.num_samples else 0):
-                fy = evaluate(y)
-                if ledger.observe(y, fy, step) == 0 or step == max_steps:
-                    break
-                self._refuse_recording(fy)
-                if compact and args:
-                    kept = ledger.compact(COMPACT_SHARE, evaluate)
-                    if kept is not None:
-                        rows, samples = kept
-                        fy = fy.index_select(0, samples)
-                        y = y.index_select(0, samples)
-                        panel.keep(samples)
-                        evaluate.keep(rows)
-                y = panel.advance(y, fy)
-                if ledger.num_running == 0:
-                    break
-        if ledger.mixes_steps:
-            ledger.measure(evaluate(ledger.value))
-        return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
-
-    def _refuse_recording(self, fy: Flat) -> None:
         if torch.is_grad_enabled() and fy.requires_grad:
             raise NotImplementedError(
                 f"The steps of {type(self).__name__} cannot be recorded by autograd. Use "
                 "`backward='exact'` or another implicit mode, or a solver of this library."
             )
+        return carry.next_points(y, fy), carry
+
+    def advance(self, y: Flat, y_next: Flat, carry: Panel, ledger: Ledger) -> Flat:
+        """Samples that have converged go on if their run does."""
+        return carry.advance(y, y_next)
+
+    def keep(self, carry: Panel, samples: Index) -> Panel:
+        """Drop all but these samples."""
+        carry.keep(samples)
+        return carry

@@ -33,7 +33,7 @@ class Panel:
         self.runs: list[tuple[slice, Conversation]] = []
         self.begun = False
 
-    def advance(self, y: Flat, fy: Flat) -> Flat:
+    def next_points(self, y: Flat, fy: Flat) -> Flat:
         """Pass the values of f on to the peers; return the points that they try next."""
         if not self.begun:
             self._begin(y, fy)
@@ -48,6 +48,10 @@ class Panel:
             fy = self.evaluate(torch.where((probing & self._moving())[:, None], points, y))
             self._give_up(waiting & ~fy.isfinite().all(1), Result.nonfinite)
         self._give_up(~points.isfinite().all(1), Result.nonfinite)
+        return points
+
+    def advance(self, y: Flat, points: Flat) -> Flat:
+        """Count the update; samples that rest within a run move on with it."""
         carried = self._moving() & ~self._running()
         self.ledger.num_steps += carried
         return torch.where(carried[:, None], points, self.ledger.advance(y, points))
