@@ -21,6 +21,8 @@ from peers import Contender, Observed, our_contenders, their_contenders
 from shared_problems import PROBLEMS, Posed, SharedProblem, relative_residuals
 from timing import interleaved, show
 
+from solvers.pushforward import load_forward_mode
+
 pytestmark = pytest.mark.benchmark
 
 # A solver that takes longer is interrupted; one that takes longer than SLOW is timed once.
@@ -87,6 +89,7 @@ def measure(
 ) -> list[report.Row]:
     """Evidence from one observed run of each, then time in interleaved rounds."""
     posed = problem.to(dtype)
+    load_forward_mode()  # takes a second when first needed, which is no solver's time
     rows = {
         name: observe(name, contender, posed, tolerance, problem.max_steps)
         for name, contender in contenders.items()

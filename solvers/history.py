@@ -95,7 +95,7 @@ class History(NamedTuple):
         gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
         gram[:, slot, :filled] = row
         gram[:, :filled, slot] = column
-        gram[:, slot, slot] = torch.where(diagonal.abs() <= noise, NO_WEIGHT, diagonal)
+        gram[:, slot, slot] = diagonal.masked_fill(diagonal.abs() <= noise, NO_WEIGHT)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
     def coefficients(self, rhs: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class History(NamedTuple):
         """
         gram = self.gram[:, : self.filled, : self.filled]
         solved, info = torch.linalg.solve_ex(gram, rhs.double()[:, :, None])
-        weights = solved[:, :, 0].to(self.left.dtype).masked_fill((info != 0)[:, None], 0.0)
-        return weights.nan_to_num(0.0, 0.0, 0.0)
+        weights = solved[:, :, 0].to(self.left.dtype).nan_to_num(0.0, 0.0, 0.0)
+        return weights.masked_fill((info != 0)[:, None], 0.0) if bool(info.any()) else weights
 
     def combine(self, weights: Tensor, window: Window, onto: Flat) -> Flat:
         """Subtract sum_i weights_i * window_i from `onto`, per sample."""
@@ -125,7 +125,8 @@ class History(NamedTuple):
 def products(window: Window, count: int, *vectors: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""
     # Vectors as rows, not columns: both operands are then read along memory, ten times faster.
-    return torch.bmm(torch.stack(vectors, 1), window[:, :count].mT).unbind(1)
+    rows = torch.stack(vectors, 1) if len(vectors) > 1 else vectors[0][:, None]
+    return torch.bmm(rows, window[:, :count].mT).unbind(1)
 
 
 def _keep(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:

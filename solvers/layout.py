@@ -79,7 +79,7 @@ class Layout:
             return flat
         if self.is_view:
             lead = (-1, *self.batch_shape[1:]) if self.batch_dims else ()
-            return flat.reshape(*lead, *self.shapes[0])
+            return flat.reshape((*lead, *self.shapes[0]))
         batch = self.batch_shape
         if self.batch_dims and self.num_samples:
             batch = (flat.shape[0] // self.samples_per_row, *batch[1:])

@@ -19,8 +19,8 @@ DIVERGED_GROWTH = 1e6
 # Above, or sooner, a method that is not monotone may still be finding its way; far above its
 # best residual, it diverges.
 STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 50, 0.01, 1e-5, 1e3
-# Outside, the squares in a float32 norm may leave its range.
-SAFE_NORMS = (1e-15, 1e15)
+# Outside, the squares in a norm may leave the dtype's range.
+SAFE_NORMS = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
 # A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
 # slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
 FEW_ROWS, ENTRIES = 4, range(64, 1025)
@@ -70,7 +70,7 @@ class Ledger:
         # No sample has waited for a record longer than since this step.
         self.patient_since = 0
         self.improved: torch.Tensor | None = None
-        self.smallest = SAFE_NORMS[0] if y.dtype == torch.float32 else 0.0
+        self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.index: Index | None = None
         self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
@@ -276,13 +276,11 @@ class Ledger:
         difference = fy - y
         norm = torch.linalg.vector_norm(difference, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
-        low, high = SAFE_NORMS
-        odd = ~((norm > low) & (norm < high))
-        if norm.dtype == torch.float32 and bool(odd.any()):
-            largest = torch.linalg.vector_norm(difference, math.inf, dim=1)
-            rows = (odd & (largest > 0) & largest.isfinite()).nonzero().flatten()
-            norm[rows] = torch.linalg.vector_norm(difference[rows].double(), dim=1).float()
-            scale[rows] = torch.linalg.vector_norm(fy[rows].double(), dim=1).float()
+        odd = ~((norm > self.smallest) & (norm < self.largest))
+        if bool(odd.any()):
+            rows = odd.nonzero().flatten()
+            norm[rows] = _scaled_norm(difference[rows])
+            scale[rows] = _scaled_norm(fy[rows])
         converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
         return norm, scale, converged
 
@@ -330,3 +328,10 @@ class Ledger:
         assert self.index is not None
         columns = (self.index, self.value, self.norm, self.result, self.num_steps)
         self.retired.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
+
+
+def _scaled_norm(rows: Flat) -> PerSample:
+    """Norms whose squares stay within range; NaN and inf where an entry is."""
+    largest = torch.linalg.vector_norm(rows, math.inf, dim=1)
+    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return torch.linalg.vector_norm(rows / unit[:, None], dim=1) * unit
