@@ -209,15 +209,21 @@ def test_a_long_spiral_into_the_answer_is_no_stall(decay: float, angle: float) -
     assert s.converged.all(), s.describe()
 
 
+F32, F64 = torch.float32, torch.float64
+
+
 @EACH
-@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e20, 1e30])
-def test_no_scale_of_float32_breaks_the_verdict(name: str, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(1e-30, F32), (1e-25, F32), (1e20, F32), (1e30, F32), (1e-165, F64), (1e160, F64)],
+)
+def test_no_scale_breaks_the_verdict(name: str, scale: float, dtype: torch.dtype) -> None:
     """Tiny residuals become 0 and count as converged; large values count as infinite."""
-    x = torch.full((2, 3), scale)
+    x = torch.full((2, 3), scale, dtype=dtype)
     solver = solvers.get_solver(name, atol=0.0)
     s = solvers.solve(lambda y, x: 0.5 * y + x, 0 * x, x, solver=solver, throw=False)
     assert s.converged.all()
-    assert torch.allclose(s.value / scale, torch.full((2, 3), 2.0), rtol=1e-3)
+    assert torch.allclose(s.value / scale, torch.full_like(x, 2.0), rtol=1e-3)
 
 
 def test_a_contraction_that_oscillates_late_is_no_stall() -> None:
