@@ -77,7 +77,7 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            routine = self.routine and self._routine(y, fy, step)
+            routine = (self.routine or step == 0) and self._routine(y, fy, step)
             self.suspicious = not routine
             recorded = self.improved if routine else self._judge_each(y, fy, step)
         self._store(recorded, y)
@@ -122,9 +122,16 @@ class Ledger:
             usual = self._with_stopped(usual, norm, limit)
             norm = torch.where(self.stopped, self.best, norm) if self.independent else norm
         if bool(usual.all()):
+            if step == 0:
+                self._begin(norm, scale)
+                self.routine = True
             self._all_gain(norm, step)
             return True
-        return self._uneven(norm, limit, record, step)
+        return step > 0 and self._uneven(norm, limit, record, step)
+
+    def _begin(self, norm: PerSample, scale: PerSample) -> None:
+        self.first = norm
+        self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
 
     def _all_gain(self, norm: PerSample, step: int) -> None:
         self.norm = self.best = norm
@@ -173,8 +180,7 @@ class Ledger:
         self._settle_counts()
         norm, scale, converged = self._residual(y, fy)
         if step == 0:
-            self.first = norm
-            self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
+            self._begin(norm, scale)
         recorded = self._judge(norm, scale, converged, norm < self.best, self._settled(), step)
         self._count_running()
         latest = torch.where(self.result == RUNNING, self.last_gain, step)
