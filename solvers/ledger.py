@@ -24,6 +24,8 @@ SAFE_NORMS = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
 # A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
 # slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
 FEW_ROWS, ENTRIES = 4, range(64, 1025)
+# Up to so many numbers, a copy costs no memory worth saving.
+MANY_NUMBERS = 2**14
 
 
 # What the ledger holds for each sample.
@@ -88,9 +90,11 @@ class Ledger:
         self.pending_steps += 1
         if self.suspicious and not self.coupled:
             self._stop_those_who_stand(y, y_next)
-        if self.stopped_rows is None:
+        if self.stopped is None or self.stopped_rows is None:
             return y_next
-        # Several times faster than `where` with a mask that is broadcast.
+        if len(self.stopped_rows) * y.shape[1] > MANY_NUMBERS:
+            return torch.where(self.stopped[:, None], self.value, y_next)
+        # Several times faster for a few, whose copy does not count in the peak of memory.
         kept = self.value.index_select(0, self.stopped_rows)
         return y_next.index_copy(0, self.stopped_rows, kept)
 
