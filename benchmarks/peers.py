@@ -140,6 +140,7 @@ def our_contenders() -> dict[str, Contender]:
     for history in (5, 16):
         solve = ours("anderson", history=history)
         found[f"anderson, history {history}"] = Contender("ours", "anderson", solve)
+    found["broyden, history 64"] = Contender("ours", "broyden", ours("broyden", history=64))
     return found
 
 

@@ -1,6 +1,5 @@
 """What the pages cannot hold themselves: measured results, which may not be there yet."""
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-EXAMPLES = "<!-- examples -->"
 # A line `<!-- results: peers -->` stands for results/peers.md.
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
 PICTURE = re.compile(r"(!\[[^\]]*\]\()(?:results/)?([^)/:]+\.(?:png|gif|svg)\))")
@@ -17,8 +15,7 @@ PICTURE = re.compile(r"(!\[[^\]]*\]\()(?:results/)?([^)/:]+\.(?:png|gif|svg)\))"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put measured tables where a page asks for them."""
-    markdown = MARK.sub(lambda match: included(match[1], RESULTS), markdown)
-    return markdown.replace(EXAMPLES, listed(ROOT / "examples"))
+    return MARK.sub(lambda match: included(match[1], RESULTS), markdown)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -39,12 +36,3 @@ def included(name: str, folder: Path) -> str:
     if picture.exists() and picture.name not in text:
         text += f"\n![The tables above as a picture]({picture.name})\n"
     return PICTURE.sub(r"\1results/\2", text)
-
-
-def listed(folder: Path) -> str:
-    """A line per program: its path, and the first line of its docstring."""
-    lines = []
-    for path in sorted(folder.glob("*.py")):
-        summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-        lines.append(f"- `{folder.name}/{path.name}`: {summary}")
-    return "\n".join(lines)
