@@ -122,10 +122,10 @@ class History(NamedTuple):
         return self.combine(weights, self.left, v)
 
 
-def products(window: Window, count: int, *vectors: Flat) -> tuple[PerSample, ...]:
+def products(window: Window, count: int, first: Flat, *more: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""
     # Vectors as rows, not columns: both operands are then read along memory, ten times faster.
-    rows = torch.stack(vectors, 1) if len(vectors) > 1 else vectors[0][:, None]
+    rows = torch.stack((first, *more), 1) if more else first[:, None]
     return torch.bmm(rows, window[:, :count].mT).unbind(1)
 
 
