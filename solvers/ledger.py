@@ -118,7 +118,7 @@ class Ledger:
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
-        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol).clamp_(min=self.smallest)
+        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol).clamp(min=self.smallest)
         # False for NaN, and for norms that have left the range of the dtype.
         record = norm < self.best
         usual = (norm > limit).logical_and_(record)

@@ -15,7 +15,7 @@ its paper (arXiv:2605.12466); the rule is ours.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from solvers.layout import Layout
 from solvers.registry import SOLVERS
 from solvers.solution import Solution
 from solvers.solve import raise_if_failed, solve
+from solvers.stage import kept_random_state
 from solvers.tuning import aligned
 from solvers.types import Map, State
 
@@ -68,7 +69,8 @@ class ToleranceAdvice:
 
     Attributes:
         solver: At the tolerance found; ready for `solve` and `implicit.fixed_point`.
-        max_steps: The budget found, for the same.
+        max_steps: The budget found, for the same; the whole one if no power of two below what
+            the tolerance takes would do.
         chosen: The setting as it was measured.
         reference: The tightest tolerance with the whole budget.
         loss: The permitted loss of quality.
@@ -117,8 +119,9 @@ def cheapest_tolerance(
 ) -> ToleranceAdvice:
     """Find the loosest tolerance and smallest budget that lose at most `loss` of quality.
 
-    Cost: one solve per tolerance, and one per power of two up to the budget. Measure on samples
-    that you do not report on: the advice is fitted to them.
+    Cost: one solve per tolerance, and one per power of two up to the updates needed. Measure on
+    samples that you do not report on: the advice is fitted to them. Every solve starts from the
+    caller's random state, which is restored, so that settings differ in nothing else.
 
     Args:
         f: See `solve`.
@@ -140,7 +143,7 @@ def cheapest_tolerance(
         SolveError: A sample of the reference failed and `throw` is True.
         ValueError: A bad loss, tolerance or name, no samples, or a quality of another shape or
             that is not finite.
-        TypeError: As `solve`.
+        TypeError: `rtols` or what `quality` returned are no real numbers; or as `solve`.
 
     Example:
         >>> # The solution is 1; the sign of it is right at any tolerance.
@@ -159,9 +162,10 @@ def cheapest_tolerance(
 
     def measure(rtol: float, budget: int, floor: float) -> Setting:
         at = dataclasses.replace(chosen, rtol=rtol)
-        s = solve(f, y0, *args, solver=at, max_steps=budget, batch_dims=batch_dims, throw=False)
+        with kept_random_state(layout.device):
+            s = solve(f, y0, *args, solver=at, max_steps=budget, batch_dims=batch_dims, throw=False)
+            mean = _mean(quality(s.value), layout)
         solutions.append(s)
-        mean = _mean(quality(s.value), layout)
         return Setting(
             rtol=rtol,
             max_steps=budget,
@@ -206,7 +210,11 @@ def _checked(loss: float, rtols: Iterable[float]) -> list[float]:
     """The tolerances, loosest first."""
     if not (isinstance(loss, int | float) and math.isfinite(loss) and loss >= 0):
         raise ValueError(f"`loss` must be finite and at least 0, got {loss!r}.")
-    tolerances = sorted(set(rtols), reverse=True)
+    try:
+        tolerances = sorted({float(rtol) for rtol in rtols}, reverse=True)
+    except (TypeError, ValueError):
+        advice = "Give several numbers, such as (1e-1, 1e-2, 1e-3)."
+        raise TypeError(f"`rtols` must be numbers, got {rtols!r}. {advice}") from None
     if not tolerances or not all(math.isfinite(rtol) and rtol > 0 for rtol in tolerances):
         raise ValueError(f"`rtols` must be positive and at least one, got {tolerances!r}.")
     return tolerances
@@ -214,6 +222,9 @@ def _checked(loss: float, rtols: Iterable[float]) -> list[float]:
 
 def _mean(quality: Tensor | float, layout: Layout) -> float:
     """Mean over the samples, checked."""
+    real = isinstance(quality, Tensor | SupportsFloat)
+    if not real or torch.as_tensor(quality).is_complex():
+        raise TypeError(f"`quality` must return a real number or a tensor, got {quality!r}.")
     measured = torch.as_tensor(quality, dtype=torch.float64)
     if measured.shape not in (torch.Size(), layout.batch_shape):
         raise ValueError(

@@ -1,5 +1,8 @@
 """Choosing a solver by measurement: who wins, why, with what evidence; bad input."""
 
+import dataclasses
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import autotune
+from solvers import Tuning, autotune
 
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 # torch's own forward-mode formulas warn when they are first loaded.
@@ -38,6 +41,58 @@ class Ticking:
         return self.now
 
 
+class Script:
+    """A clock that the candidates move, and a record of who solved when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    @property
+    def solves(self) -> Counter[str]:
+        return Counter(self.order)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Actor(solvers.FixedPointSolver):
+    """Damped Picard whose solves take the seconds of the script, the last of them for ever."""
+
+    script: Script
+    name: str
+    seconds: tuple[float, ...]
+    damping: float = 0.0
+    remembers: int = 0
+
+    def init(self, y: Tensor) -> Tensor:
+        number = min(self.script.solves[self.name], len(self.seconds) - 1)
+        self.script.now += self.seconds[number]
+        self.script.order.append(self.name)
+        return y.new_zeros(len(y), self.remembers)
+
+    def step(self, y: Tensor, fy: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.lerp(fy, y, self.damping), carry
+
+
+def played(roles: dict[str, dict[str, Any]], **options: Any) -> tuple[Tuning, Script]:
+    """Autotune among actors; the options of each by its name."""
+    script = Script()
+    cast = [Actor(script=script, name=name, **role) for name, role in roles.items()]
+    arguments = {"candidates": cast, "clock": script.clock, "rtol": 1e-6} | options
+    return autotune(easy, torch.zeros_like(X), X, **arguments), script
+
+
+def reason_of(name: str, tuning: Tuning) -> str:
+    return next(trial.reason for trial in tuning.table if f"name={name!r}" in trial.solver)
+
+
+def winner_of(tuning: Tuning) -> str:
+    assert isinstance(tuning.solver, Actor)
+    return tuning.solver.name
+
+
 def tuned(f: Callable[..., Tensor], **options: Any) -> solvers.Tuning:
     """Autotune where time is evaluations: the same on every machine."""
     ticking = Ticking(f)
@@ -60,12 +115,76 @@ def test_fewest_evaluations_win_when_only_they_cost() -> None:
     assert tuning.advice == ""
 
 
-def test_cheap_map_prefers_the_cheap_step() -> None:
-    """By the wall clock, three solvers whose work per step is far apart."""
-    tuning = autotune(
-        easy, torch.zeros_like(X), X, candidates=["newton_krylov", "picard"], rtol=1e-3
+def test_cheap_contraction_needs_no_derivatives() -> None:
+    assert tuned(easy, candidates=["newton_krylov", "picard"], rtol=1e-3).name == "picard"
+
+
+@pytest.mark.parametrize(("seconds", "winner"), [(0.97, "few"), (0.9, "fast")])
+def test_fewer_evaluations_decide_within_five_percent(seconds: float, winner: str) -> None:
+    tuning, _ = played(
+        {"fast": {"seconds": (seconds,), "damping": 0.3}, "few": {"seconds": (1.0,)}}
     )
-    assert tuning.name == "picard"
+    assert winner_of(tuning) == winner
+    if winner == "few":
+        assert "as fast, but more evaluations" in reason_of("fast", tuning)
+        assert "needs the fewest evaluations" in tuning.verdict
+    else:
+        assert reason_of("few", tuning) == "1.11 times the winner's time"
+        assert "the next, took 1.11 times that" in tuning.verdict
+
+
+def test_then_memory_decides_and_then_the_order() -> None:
+    roles: dict[str, Any] = {
+        "heavy": {"seconds": (1.0,), "remembers": 9},
+        "light": {"seconds": (1.0,), "remembers": 1},
+        "later": {"seconds": (1.0,), "remembers": 1},
+    }
+    tuning, _ = played(roles)
+    assert winner_of(tuning) == "light"
+    assert reason_of("heavy", tuning) == "as fast with as few evaluations, but more memory"
+    assert reason_of("later", tuning) == "equal in all, but later in the list"
+    assert "it is the first in the list" in tuning.verdict
+    del roles["later"]
+    assert "as little memory" in played(roles)[0].verdict
+
+
+def test_race_counts_medians_and_drops_who_falls_behind() -> None:
+    """The first solve of each is its screening; one slow round does not cost the race."""
+    tuning, script = played(
+        {
+            "even": {"seconds": (1.2,)},
+            "once_slow": {"seconds": (1.0, 1.0, 1.9, 1.0)},
+            "behind": {"seconds": (2.9, 2.6)},
+        }
+    )
+    assert winner_of(tuning) == "once_slow"
+    assert script.solves == {"even": 4, "once_slow": 4, "behind": 2}
+    assert reason_of("behind", tuning) == "2.60 times the winner's time"
+
+
+def test_order_of_the_race_changes() -> None:
+    names = list("abcdef")
+    _, script = played({n: {"seconds": (1 + i / 9,)} for i, n in enumerate(names)}, rounds=3)
+    rounds = [tuple(script.order[start : start + 6]) for start in (6, 12, 18)]
+    assert all(sorted(order) == names for order in rounds)
+    assert len(set(rounds)) == 3
+
+
+def test_slow_first_candidate_takes_no_part_in_the_race() -> None:
+    """Nobody was there to break it off."""
+    tuning, script = played({"slow": {"seconds": (100.0, 1.0)}, "fast": {"seconds": (2.0,)}})
+    assert winner_of(tuning) == "fast"
+    assert script.solves["slow"] == 1
+    assert reason_of("slow", tuning) == "50.00 times the winner's time"
+
+
+def test_second_chance_for_what_was_loading() -> None:
+    """Out of time before its first evaluations, and fast ever after."""
+    tuning, _ = played({"warm": {"seconds": (1.0,)}, "cold": {"seconds": (100.0, 0.5)}})
+    assert winner_of(tuning) == "cold"
+    tuning, script = played({"warm": {"seconds": (1.0,)}, "cold": {"seconds": (100.0,)}})
+    assert winner_of(tuning) == "warm"
+    assert script.solves["cold"] == 2
 
 
 def test_winner_can_be_rebuilt_and_does_what_the_table_says() -> None:
@@ -97,6 +216,7 @@ def test_hopeless_candidates_are_broken_off() -> None:
     assert tuning.table[-1].converged is None
     assert "broken off at 3 times" in tuning.table[-1].reason
     assert tuning.table[-1].num_evals < 50
+    assert tuning.table[-1].cells()[-2].startswith("> ")
 
 
 def test_candidate_that_cannot_run_is_reported() -> None:
@@ -119,6 +239,19 @@ def test_error_of_the_map_is_the_callers() -> None:
         tuned(f, candidates=["picard", "anderson"])
 
 
+def test_error_met_on_the_way_names_the_candidate() -> None:
+    """Not a derivative's: it is not the candidate that is out."""
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        if y.abs().max() > 1e6:
+            raise ValueError("out of my domain")
+        return stiff(y, x)
+
+    with pytest.raises(ValueError, match="out of my domain") as caught:
+        tuned(f, candidates=["newton_krylov", "picard"])
+    assert caught.value.__notes__ == ["Raised while trying picard."]
+
+
 def test_nothing_converges() -> None:
     with pytest.warns(UserWarning, match="NO CANDIDATE CONVERGED ON ALL SAMPLES"):
         tuning = tuned(
@@ -126,6 +259,26 @@ def test_nothing_converges() -> None:
         )
     assert "NO CANDIDATE CONVERGED" in str(tuning)
     assert "wins by default" in tuning.verdict
+
+
+def test_nearest_wins_if_nothing_converges() -> None:
+    slow = lambda y, x: 0.9 * y + x  # noqa: E731
+    with pytest.warns(UserWarning, match="NO CANDIDATE CONVERGED"):
+        tuning = tuned(slow, candidates=[solvers.Picard(damping=0.6), "picard"], max_steps=5)
+    assert tuning.options["damping"] == 0.0
+    assert tuning.table[0].worst_residual == pytest.approx(0.9**6 * 0.1 / (1 - 0.9**7), rel=1e-9)
+
+
+def test_reason_is_the_most_frequent_failure() -> None:
+    """Two samples run out of steps and one explodes, or the other way round."""
+    rate = torch.tensor([[0.5], [0.5], [0.5], [0.99], [0.99], [-1e3]], dtype=torch.float64)
+    mapped = lambda y, x, rate: rate * y + x  # noqa: E731
+    for rates, most in ((rate, "max_steps"), (rate.where(rate != 0.99, -1e3), "diverged")):
+        tuning = autotune(
+            mapped, torch.zeros_like(X), X, rates, candidates=["newton_krylov", "picard"]
+        )
+        assert tuning.name == "newton_krylov"
+        assert tuning.table[1].reason == f"3 of 6 samples failed, most often: {most}"
 
 
 def test_most_samples_win() -> None:
@@ -151,6 +304,40 @@ def test_evaluations_are_counted_exactly() -> None:
     assert tuning.num_evals == calls
 
 
+def test_rows_are_counted_as_solve_counts_them() -> None:
+    for batch_dims in (0, 1, 2):
+        y0 = torch.ones(6, 8, 2, dtype=torch.float64)
+        options: dict[str, Any] = {"batch_dims": batch_dims, "max_steps": 200}
+        tuning = autotune(torch.cos, y0, candidates=["picard"], rtol=1e-6, **options)
+        s = solvers.solve(torch.cos, y0, solver=tuning.solver, **options)
+        assert tuning.table[0].rows_evaluated == s.rows_evaluated
+
+
+def test_residual_of_a_solution_at_zero_and_of_none() -> None:
+    zero = autotune(lambda y: 0.5 * y, torch.zeros(2, 3), candidates=["picard"])
+    assert zero.table[0].worst_residual == 0.0
+    with pytest.warns(UserWarning, match="worst relative residual of inf"):
+        none = autotune(lambda y: y / 0, torch.ones(2, 3), candidates=["picard"])
+    assert none.table[0].worst_residual == float("inf")
+
+
+def test_adapters_are_no_default() -> None:
+    raced = {trial.solver.split("(")[0] for trial in tuned(easy).table}
+    assert raced == {name for name in solvers.names() if "." not in name}
+
+
+def test_same_noise_for_all_and_pythons_state_kept() -> None:
+    def noisy(y: Tensor, x: Tensor) -> Tensor:
+        return easy(y, x) + random.random() + torch.rand(())  # noqa: S311
+
+    before = random.getstate()
+    with pytest.warns(UserWarning, match="NO CANDIDATE"):
+        tuning = tuned(noisy, candidates=["picard", solvers.Picard(damping=1e-12)], max_steps=3)
+    assert random.getstate() == before
+    first, second = (trial.worst_residual for trial in tuning.table)
+    assert first == pytest.approx(second, rel=1e-6)
+
+
 def test_same_choice_every_time_and_random_state_kept() -> None:
     before = torch.get_rng_state()
     assert str(tuned(easy)) == str(tuned(easy))
@@ -164,6 +351,15 @@ def test_table_has_a_row_per_candidate() -> None:
     assert lines[0].split()[:2] == ["solver", "converged"]
     assert any(line.startswith("picard(damping=0.3)") for line in lines)
     assert lines[-1] == tuning.verdict
+    evals = lines[0].index("evals") + len("evals")
+    ends = [line[evals - 1 : evals + 1] for line in lines[1:3]]
+    assert all(end[0].isdigit() and end[1] == " " for end in ends)
+
+
+def test_all_converged_is_said_of_all_only() -> None:
+    trial = tuned(easy, candidates=["picard"]).table[0]
+    assert trial.cells()[1] == "100 %"
+    assert dataclasses.replace(trial, converged=1999 / 2000).cells()[1] == "99.9 %"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The tolerance helper: known answers, its rule, its evidence, bad input."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -104,6 +105,10 @@ def test_quality_per_sample_or_one_number(quality: Any) -> None:
     assert by_picard(quality=quality).chosen.rtol == by_picard().chosen.rtol
 
 
+def test_a_number_keeps_its_digits() -> None:
+    assert by_picard(quality=lambda y: 1 / 3).chosen.quality == 1 / 3
+
+
 def test_states_of_all_kinds() -> None:
     tree = {"a": start(), "b": [torch.zeros(3, 2, 2, dtype=torch.float64)]}
     f = lambda y: {"a": halving(y["a"]), "b": [0.5 * y["b"][0]]}  # noqa: E731
@@ -116,6 +121,62 @@ def test_states_of_all_kinds() -> None:
         halving, tokens, quality=lambda y: -(y - 1).abs().mean(-1), loss=0.1, batch_dims=2
     )
     assert found.chosen.quality >= -0.1
+
+
+def test_every_token_has_its_own_verdict() -> None:
+    """Of 2 x 2 tokens one is slow: what a batch of two samples would count differs."""
+    rate = torch.tensor([[0.1, 0.1], [0.1, 0.9]], dtype=torch.float64)[..., None]
+    f = lambda y, rate: rate * y + 1 - rate  # noqa: E731
+    y0 = torch.zeros(2, 2, 1, dtype=torch.float64)
+    advice = cheapest_tolerance(
+        f, y0, rate, quality=lambda y: -(y[..., 0] - 1).abs(), loss=1e-3, solver="picard",
+        rtols=(1e-1, 1e-6), max_steps=30, batch_dims=2, throw=False,
+    )  # fmt: skip
+    assert advice.reference.converged == 3 / 4
+    assert advice.reference.num_steps == 30
+    s = solvers.solve(
+        f, y0, rate, solver=solvers.Picard(rtol=1e-6), max_steps=30, batch_dims=2, throw=False
+    )
+    assert advice.reference.rows_evaluated == s.rows_evaluated
+
+
+def test_budget_is_looked_for_up_to_the_slowest_sample() -> None:
+    """One of three samples needs 2^-k <= 0.03, the others start at the solution."""
+    y0 = torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
+    advice = cheapest_tolerance(
+        halving, y0, quality=closeness, loss=0.01, solver="picard", rtols=(1e-6,)
+    )
+    assert advice.reference.num_steps == 19
+    budgets = [s.max_steps for s in advice.table]
+    assert budgets == [200, 0, 1, 2, 4, 8, 16]
+    # The mean error is 2^-k / 3.
+    assert [s.fits for s in advice.table] == [True, False, False, False, False, True, True]
+    assert advice.max_steps == 8
+
+
+def test_a_budget_that_the_tolerance_just_needs_is_not_measured_twice() -> None:
+    """At 0.1 Picard takes 3 updates, at 0.15 it takes 2: budgets of 0 and 1 are left."""
+    advice = by_picard(rtols=(0.15,), loss=0.0)
+    assert [s.max_steps for s in advice.table] == [200, 0, 1]
+
+
+def test_noise_is_the_same_for_all_settings() -> None:
+    def noisy(y: Tensor) -> Tensor:
+        return halving(y) + 0.01 * torch.randn_like(y)
+
+    def first_draw(y: Tensor) -> Tensor:
+        draws.append(torch.rand(()).item())
+        return torch.zeros(3)
+
+    draws: list[float] = []
+    before = torch.get_rng_state()
+    options: dict[str, Any] = {"loss": 0.1, "solver": "picard", "rtols": (1e-1, 1e-2)}
+    advice = cheapest_tolerance(noisy, start(), quality=closeness, throw=False, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = cheapest_tolerance(noisy, start(), quality=closeness, throw=False, **options)
+    assert advice.table == again.table
+    cheapest_tolerance(lambda y: y, start(), quality=first_draw, **options)
+    assert len(set(draws)) == 1
 
 
 def test_per_sample_arguments_and_tolerances_in_any_order() -> None:
@@ -148,12 +209,19 @@ def test_table_prints() -> None:
     assert lines[-1].startswith("rtol=0.001 with max_steps=8 loses 0.0039 of quality")
 
 
+def test_all_converged_is_said_of_all_only() -> None:
+    setting = by_picard().chosen
+    almost = dataclasses.replace(setting, converged=1999 / 2000)
+    assert almost.cells()[3] == "99.9 %"
+    assert dataclasses.replace(setting, converged=1.0).cells()[3] == "100 %"
+
+
 def test_gradients_are_not_recorded() -> None:
     w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     seen = []
 
     def quality(y: Tensor) -> Tensor:
-        seen.append(y.requires_grad)
+        seen.append(y.requires_grad or torch.is_grad_enabled())
         return closeness(y)
 
     cheapest_tolerance(lambda y: w * y + 0.5, start(), quality=quality, loss=0.1)
@@ -177,6 +245,20 @@ def test_gradients_are_not_recorded() -> None:
 )
 def test_bad_input(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        by_picard(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtols": 1e-3}, "`rtols` must be numbers, got 0.001. Give several"),
+        ({"rtols": ("1 %",)}, "`rtols` must be numbers"),
+        ({"quality": lambda y: None}, "a real number or a tensor, got None"),
+        ({"quality": lambda y: y[:, 0] * 1j}, "a real number or a tensor, got tensor"),
+    ],
+)
+def test_no_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         by_picard(**options)
 
 
