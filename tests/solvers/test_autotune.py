@@ -243,7 +243,7 @@ def test_error_met_on_the_way_names_the_candidate() -> None:
     """Not a derivative's: it is not the candidate that is out."""
 
     def f(y: Tensor, x: Tensor) -> Tensor:
-        if y.abs().max() > 1e6:
+        if y.abs().max() > 1e3:
             raise ValueError("out of my domain")
         return stiff(y, x)
 
@@ -266,7 +266,7 @@ def test_nearest_wins_if_nothing_converges() -> None:
     with pytest.warns(UserWarning, match="NO CANDIDATE CONVERGED"):
         tuning = tuned(slow, candidates=[solvers.Picard(damping=0.6), "picard"], max_steps=5)
     assert tuning.options["damping"] == 0.0
-    assert tuning.table[0].worst_residual == pytest.approx(0.9**6 * 0.1 / (1 - 0.9**7), rel=1e-9)
+    assert tuning.table[0].worst_residual == pytest.approx(0.9**5 * 0.1 / (1 - 0.9**6))
 
 
 def test_reason_is_the_most_frequent_failure() -> None:
@@ -328,7 +328,7 @@ def test_adapters_are_no_default() -> None:
 
 def test_same_noise_for_all_and_pythons_state_kept() -> None:
     def noisy(y: Tensor, x: Tensor) -> Tensor:
-        return easy(y, x) + random.random() + torch.rand(())  # noqa: S311
+        return easy(y, x) + random.random() + torch.rand(())
 
     before = random.getstate()
     with pytest.warns(UserWarning, match="NO CANDIDATE"):
