@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from implicit import BackwardMode, FixedPointLayer, Solution
@@ -43,6 +43,8 @@ class Attractor(nn.Module):
             and "phantom" for puzzles.
         max_steps: Budget of updates; a single call may override it.
         batch_dims: Leading dims of `y0` that index samples.
+        start_noise: In training, a solve that starts at the proposal starts beside it: normal
+            noise of this standard deviation is added (to the start alone, not to y0).
 
     Raises:
         ValueError: Unknown solver or backward mode.
@@ -70,15 +72,21 @@ class Attractor(nn.Module):
         backward: str | BackwardMode = "jacobian_free",
         max_steps: int = 50,
         batch_dims: int = 1,
+        start_noise: float = 0.0,
     ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.start_noise = backbone, start_noise
         self.refiner = FixedPointLayer(
             refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
         )
 
     def forward(
-        self, x: Any, *, max_steps: int | None = None, start: State | None = None
+        self,
+        x: Any,
+        *,
+        max_steps: int | None = None,
+        start: State | None = None,
+        fresh: Tensor | None = None,
     ) -> AttractorOutput:
         """Propose and refine.
 
@@ -87,6 +95,7 @@ class Attractor(nn.Module):
             max_steps: Budget of this call. 0 removes the solver: the refiner is not called,
                 `value` is the proposal, and no residual is measured (NaN).
             start: Where the solve starts; the proposal by default. It gets no gradient.
+            fresh: Shape (*batch,), bool: samples that start at the proposal all the same.
 
         Returns:
             Value, proposal and evidence.
@@ -94,9 +103,22 @@ class Attractor(nn.Module):
         proposal = self.backbone(x)
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
-        first = proposal if start is None else start
+        first = self._near(proposal)
+        if start is not None and fresh is not None:
+            first = pytree.tree_map(lambda new, old: _choose(fresh, new, old), first, start)
+        elif start is not None:
+            first = start
         solution = self.refiner(first, proposal, max_steps=max_steps)
         return AttractorOutput(solution.value, proposal, solution)
+
+    def _near(self, proposal: State) -> State:
+        if not (self.training and self.start_noise):
+            return proposal
+        return pytree.tree_map(lambda y: y + self.start_noise * torch.randn_like(y), proposal)
+
+
+def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.view(*rows.shape, *[1] * (new.ndim - rows.ndim)), new, old)
 
 
 def _unsolved(proposal: State, batch_dims: int) -> Solution:

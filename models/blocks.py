@@ -108,6 +108,48 @@ def rotate(x_BHTK: Tensor, base: float = 10_000.0) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
+class Convolution(nn.Module):
+    """A 3 x 3 convolution over the square that the tokens form, with zeros around it.
+
+    Args:
+        width: D.
+        side: T is side * side.
+    """
+
+    def __init__(self, width: int, side: int):
+        super().__init__()
+        self.side = side
+        self.weight = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Exchange messages with the eight neighbours."""
+        # Tokens with their channels last are an image in the channels-last format already.
+        image = h_BTD.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        return self.weight(image).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+class TokenMixer(nn.Module):
+    """An MLP across tokens, the same for every channel, in place of attention.
+
+    Args:
+        num_tokens: T, fixed once for all.
+        expansion: Hidden width over T.
+
+    References:
+        I. Tolstikhin et al., MLP-Mixer, NeurIPS 2021, arXiv:2105.01601; with SwiGLU as in
+        A. Jolicoeur-Martineau, Less is More: Recursive Reasoning with Tiny Networks,
+        arXiv:2510.04871, sec. 4.5.
+    """
+
+    def __init__(self, num_tokens: int, expansion: float = 8 / 3):
+        super().__init__()
+        self.mlp = SwiGLU(num_tokens, round(expansion * num_tokens))
+
+    def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Mix along T."""
+        return self.mlp(h_BTD.transpose(1, 2)).transpose(1, 2)
+
+
 class UnitAttention(nn.Module):
     """Attention within units (rows, columns, boxes) by one learned weight per key and channel.
 

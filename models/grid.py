@@ -4,54 +4,93 @@ Legend: B batch, T cells, S symbols, D width. Symbols are 1..S, and 0 is a blank
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from implicit import BackwardMode, Solution
+from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attractor import Attractor
-from models.blocks import Block, SelfAttention, UnitAttention
+from models.blocks import Block, Convolution, SelfAttention, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
+from solvers.types import State
+
+Layout = Literal["candidates", "cells", "image", "attention", "mixer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSpec:
-    """The shape of a grid model.
+    """The shape of a grid model: what a cell may hold, and how tokens exchange information.
 
     Attributes:
+        num_symbols: S, the symbols an answer may have.
+        side: Cells are the `side` x `side` squares of a board, row by row.
         units: One tuple per kind of unit (row, column, box, ...): the unit of each cell.
-        num_symbols: S.
+            "candidates" and "cells" need them.
+        num_inputs: Symbols a question may have; by default S and a blank.
         layout: "candidates": a token per pair of cell and symbol, equivariant to renaming
-            symbols and to permuting cells within their units. "cells": a token per cell,
-            with learned row, column and box embeddings, and heads that see one kind of unit
-            each.
+            symbols and to permuting cells within their units. All others have a token per
+            cell. "cells": learned row, column and box embeddings, and heads that see one
+            kind of unit each. "image": 3 x 3 convolutions. "attention": full attention with
+            rotary positions, as in TRM and HRM. "mixer": MLPs across cells, as in TRM-MLP.
         width: D.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
-        num_heads: Heads of the "cells" layout.
+        num_heads: Heads, where there is attention.
+        expansion: Hidden width of the MLPs over D; by default 2 for "candidates" and "image",
+            8/3 for the others.
+
+    Raises:
+        ValueError: Unknown layout, or one whose units are missing.
     """
 
-    units: tuple[tuple[int, ...], ...]
     num_symbols: int
-    layout: Literal["candidates", "cells"] = "candidates"
+    side: int
+    units: tuple[tuple[int, ...], ...] = ()
+    num_inputs: int | None = None
+    layout: Layout = "candidates"
     width: int = 32
     backbone_blocks: int = 1
     refiner_blocks: int = 2
     num_heads: int = 4
+    expansion: float | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in ("candidates", "cells"):
-            raise ValueError(f"`layout` must be 'candidates' or 'cells', got {self.layout!r}.")
+        if self.layout not in get_args(Layout):
+            known = ", ".join(repr(name) for name in get_args(Layout))
+            raise ValueError(f"`layout` must be one of {known}, got {self.layout!r}.")
+        if self.layout in ("candidates", "cells") and not self.units:
+            raise ValueError(
+                f"The layout {self.layout!r} needs `units`, which this puzzle does not have. Use "
+                "'image', 'attention' or 'mixer'."
+            )
+
+    @property
+    def num_cells(self) -> int:
+        """T."""
+        return self.side**2
+
+    def mixer(self) -> nn.Module:
+        """What lets tokens exchange information in one block."""
+        units = torch.tensor(self.units)
+        match self.layout:
+            case "candidates":
+                return UnitAttention(self.width, units)
+            case "cells":
+                masks = _peer_masks(units, self.num_heads)
+                return SelfAttention(self.width, self.num_heads, masks)
+            case "image":
+                return Convolution(self.width, self.side)
+            case "attention":
+                return SelfAttention(self.width, self.num_heads, rotary=True)
+            case "mixer":
+                return TokenMixer(self.num_cells)
 
     def block(self) -> Block:
         """One block of the layout's kind."""
-        units = torch.tensor(self.units)
-        if self.layout == "candidates":
-            return Block(UnitAttention(self.width, units), self.width)
-        mixer = SelfAttention(self.width, self.num_heads, _peer_masks(units, self.num_heads))
-        return Block(mixer, self.width, expansion=8 / 3)
+        usual = 2.0 if self.layout in ("candidates", "image") else 8 / 3
+        return Block(self.mixer(), self.width, self.expansion or usual)
 
     def blocks(self, count: int) -> nn.Sequential:
         """Several."""
@@ -76,11 +115,13 @@ class GridOutput:
         logits: Shape (B, T, S).
         state: The state they were read from; the next segment's `start`.
         solution: The evidence; None for a model without a solve.
+        halt: Shape (B,): logit of "the answer is right"; None without a halting head.
     """
 
     logits: Float[Tensor, "B T S"]
-    state: Tensor
+    state: State
     solution: Solution | None
+    halt: Tensor | None = None
 
 
 class GridAttractor(nn.Module):
@@ -94,6 +135,8 @@ class GridAttractor(nn.Module):
         solver: See `implicit.fixed_point`.
         backward: See `implicit.fixed_point`.
         max_steps: Budget of updates; a single call may override it.
+        start_noise: In training, a fresh grid starts at the proposal plus normal noise of
+            this standard deviation.
 
     References:
         Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466.
@@ -105,11 +148,14 @@ class GridAttractor(nn.Module):
         solver: str | FixedPointSolver = "picard",
         backward: str | BackwardMode = "phantom",
         max_steps: int = 64,
+        start_noise: float = 0.0,
     ):
         super().__init__()
         backbone = nn.Sequential(spec.encoder(), spec.blocks(spec.backbone_blocks))
         refiner = AdditiveInjection(spec.blocks(spec.refiner_blocks))
-        self.attractor = Attractor(backbone, refiner, solver, backward, max_steps=max_steps)
+        self.attractor = Attractor(
+            backbone, refiner, solver, backward, max_steps=max_steps, start_noise=start_noise
+        )
         self.head = spec.head()
 
     def forward(
@@ -117,18 +163,35 @@ class GridAttractor(nn.Module):
         x_BT: Int[Tensor, "B T"],
         *,
         start: Tensor | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
         max_steps: int | None = None,
     ) -> GridOutput:
-        """Solve a batch of grids, from the proposal or from an earlier state."""
-        out = self.attractor(x_BT, start=start, max_steps=max_steps)
+        """Solve a batch of grids, from the proposal or from an earlier state.
+
+        Args:
+            x_BT: Symbols.
+            start: The state to start from; by default the proposal.
+            fresh: Grids that start at the proposal all the same.
+            max_steps: Budget of this call.
+        """
+        out = self.attractor(x_BT, start=start, fresh=fresh, max_steps=max_steps)
         return GridOutput(self.head(out.value), out.value, out.solution)
+
+    @property
+    def solving(self) -> FixedPointLayer:
+        """The layer that solves: its solver may be replaced after training."""
+        return self.attractor.refiner
+
+    def first_state(self, x_BT: Int[Tensor, "B T"]) -> Tensor:
+        """Where a solve starts."""
+        return self.attractor.backbone(x_BT)
 
 
 class GridTransformer(nn.Module):
     """The baseline: as many blocks of the same kind and width, each with its own weights.
 
-    Takes and ignores the attractor's `start` and `max_steps`, so that both train through one
-    loop.
+    Takes and ignores the attractor's `start`, `fresh` and `max_steps`, so that both train
+    through one loop.
     """
 
     def __init__(self, spec: GridSpec):
@@ -142,6 +205,7 @@ class GridTransformer(nn.Module):
         x_BT: Int[Tensor, "B T"],
         *,
         start: Tensor | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
         max_steps: int | None = None,
     ) -> GridOutput:
         """One pass."""
@@ -180,13 +244,13 @@ class CandidateEncoder(nn.Module):
 
 
 class CellEncoder(nn.Module):
-    """A token per cell: its symbol, plus one learned embedding per unit it belongs to."""
+    """A token per cell: its symbol, plus one learned embedding per unit it belongs to, if any."""
 
     units: Tensor
 
     def __init__(self, spec: GridSpec):
         super().__init__()
-        self.symbol = nn.Embedding(spec.num_symbols + 1, spec.width)
+        self.symbol = nn.Embedding(spec.num_inputs or spec.num_symbols + 1, spec.width)
         self.places = nn.ModuleList(nn.Embedding(max(k) + 1, spec.width) for k in spec.units)
         for embedding in (self.symbol, *self.places):
             nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
@@ -203,6 +267,3 @@ def _peer_masks(units: Int[Tensor, "kinds T"], num_heads: int) -> Tensor:
     same = units[:, :, None] == units[:, None, :]
     kinds = [*same, same.any(0)]
     return torch.stack([kinds[head % len(kinds)] for head in range(num_heads)])
-
-
-GridModel = GridAttractor | GridTransformer

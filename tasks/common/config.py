@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +18,18 @@ class TrainConfig:
         threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
         out: Folder for checkpoint, log, pictures and result; by default a new one in `runs/`.
         batch_size: Puzzles per batch.
-        segments: Supervised segments per batch: each ends in a loss and an optimiser step,
+        segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
+        refill: A solved sample leaves the batch at once, and a new one takes its place.
         learning_rate: Peak; reached after `warmup` steps, then cosine to 1 % of it.
         warmup: Optimiser steps of linear warm-up.
         weight_decay: AdamW's.
         clip: Largest gradient norm.
         averaging: Decay of the averaged weights, which evaluation uses.
+        loss: "softmax" or "stablemax" cross-entropy.
+        halting: Also learn to tell right answers from wrong ones. With `refill`, that verdict
+            decides which samples leave, as published for TRM and HRM.
+        autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
     """
 
     minutes: float = 8.0
@@ -34,11 +40,15 @@ class TrainConfig:
     out: Path | None = None
     batch_size: int = 64
     segments: int = 4
+    refill: bool = False
     learning_rate: float = 2e-3
     warmup: int = 50
     weight_decay: float = 0.05
     clip: float = 1.0
     averaging: float = 0.99
+    loss: Literal["softmax", "stablemax"] = "softmax"
+    halting: bool = False
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         for name in ("minutes", "batch_size", "segments", "learning_rate", "clip"):

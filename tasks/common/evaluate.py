@@ -1,4 +1,8 @@
-"""How good a grid model is, and whether it really is at a fixed point."""
+"""How good a grid model is, and whether it really is at a fixed point.
+
+A set is worked through batch by batch and only small figures of a puzzle are kept, so that a
+set may have any size. Inside a batch, puzzles leave the solve as they converge.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -6,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from models import GridAttractor, GridTransformer
+from models import GridModel, GridTransformer
+from solvers.types import State
 
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
 PERTURBATION = 0.5
@@ -16,43 +22,70 @@ BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """One pass over a set, all on the CPU.
+    """What a model says about some puzzles, on the CPU.
 
     Attributes:
         classes: Shape (puzzles, cells): the most likely symbol, counted from 0.
         residual: Shape (puzzles,): rms(f(y) - y) / rms(y); NaN for a model without a solve.
-        num_steps: Shape (puzzles,): solver updates.
-        state: Where the solve ended; the start of the next.
+        converged: Shape (puzzles,): the solver's verdict; False without a solve.
+        num_steps: Shape (puzzles,): solver updates; 0 without a solve.
     """
 
     classes: Tensor
     residual: Tensor
+    converged: Tensor
     num_steps: Tensor
-    state: Tensor
+
+    @classmethod
+    def join(cls, parts: list["Predictions"]) -> "Predictions":
+        """One after the other."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+
+    def at(self, rows: Tensor) -> "Predictions":
+        """Some of them."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Predictions(**{name: getattr(self, name)[rows] for name in names})
+
+
+def rms(state: State) -> Tensor:
+    """Root mean square of each sample's entries, over all leaves; shape (samples,)."""
+    leaves = [leaf.flatten(1).float() for leaf in pytree.tree_leaves(state)]
+    return torch.cat(leaves, 1).square().mean(1).sqrt()
+
+
+def perturbed(state: State, strength: float, generator: torch.Generator) -> State:
+    """Normal noise on every leaf, `strength` times the sample's root mean square."""
+    scale = strength * rms(state)
+
+    def shake(leaf: Tensor) -> Tensor:
+        noise = torch.randn(leaf.shape, generator=generator).to(leaf)
+        return leaf + scale.view(-1, *[1] * (leaf.ndim - 1)).to(leaf) * noise
+
+    return pytree.tree_map(shake, state)
 
 
 @torch.no_grad()
-def predict(
-    model: GridAttractor | GridTransformer,
-    x: Tensor,
-    *,
-    max_steps: int | None = None,
-    start: Tensor | None = None,
-) -> Predictions:
-    """Solve a set in batches, from the proposal or from `start`."""
+def solve_batch(
+    model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None
+) -> tuple[Predictions, State]:
+    """One batch, from the model's start or from `start`; and where the solve ended."""
     device = next(model.parameters()).device
-    parts = []
-    for rows in torch.arange(len(x)).split(BATCH):
-        first = None if start is None else start[rows].to(device)
-        out = model(x[rows].to(device), start=first, max_steps=max_steps)
-        blank = torch.full((len(rows),), float("nan"))
-        residual, num_steps = blank, blank
-        if out.solution is not None:
-            scale = out.state.flatten(1).square().mean(1).sqrt()
-            residual, num_steps = out.solution.residual / scale, out.solution.num_steps
-        columns = (out.logits.argmax(-1), residual, num_steps, out.state)
-        parts.append(tuple(column.cpu() for column in columns))
-    return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    out = model(x.to(device), start=start, max_steps=max_steps)  # type: ignore[arg-type]
+    classes = out.logits.argmax(-1).cpu()
+    if out.solution is None:
+        none = torch.zeros(len(x), dtype=torch.int64)
+        return Predictions(classes, none / 0, none.bool(), none), out.state
+    residual = (out.solution.residual / rms(out.state)).cpu()
+    found = out.solution
+    return Predictions(classes, residual, found.converged.cpu(), found.num_steps.cpu()), out.state
+
+
+def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
+    """A whole set."""
+    return Predictions.join(
+        [solve_batch(model, rows, max_steps=max_steps)[0] for rows in x.split(BATCH)]
+    )
 
 
 def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
@@ -64,10 +97,24 @@ def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
     }
 
 
+def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
+    """What every evaluation reports of a solve."""
+    residual = predictions.residual
+    return {
+        "max_steps": max_steps,
+        "converged": predictions.converged.float().mean().item(),
+        "mean_steps": predictions.num_steps.float().mean().item(),
+        "median_residual": residual.median().item(),
+        "residual_90th_percentile": residual.quantile(0.9).item()
+        if len(residual) < 10**6
+        else None,
+    }
+
+
 def evaluate(
-    model: GridAttractor | GridTransformer, x: Tensor, target: Tensor, max_steps: int, seed: int = 0
+    model: GridModel, x: Tensor, target: Tensor, max_steps: int, seed: int = 0
 ) -> tuple[dict[str, Any], Predictions]:
-    """Scores at a budget and, for an attractor, the three marks of a fixed point.
+    """Scores at a budget and, for a model that solves, the three marks of a fixed point.
 
     Args:
         model: In evaluation mode.
@@ -77,63 +124,72 @@ def evaluate(
         seed: Of the perturbation.
 
     Returns:
-        Figures for the result file: `median_residual`; `exact_accuracy_4x` at four times the
-        budget; `restart_agreement`, the share of puzzles that get the same answer from a
-        perturbed equilibrium. And the predictions at the budget.
+        Figures for the result file: share converged and residuals; `exact_accuracy_4x` at
+        four times the budget; `restart_agreement`, the share of puzzles that get the same
+        answer from a perturbed equilibrium. And the predictions at the budget.
     """
-    at_budget = predict(model, x, max_steps=max_steps)
-    figures: dict[str, Any] = {"puzzles": len(x), **scores(at_budget.classes, target)}
     if isinstance(model, GridTransformer):
-        return figures, at_budget
-    longer = predict(model, x, max_steps=3 * max_steps, start=at_budget.state)
+        at_budget = predict(model, x)
+        return {"puzzles": len(x), **scores(at_budget.classes, target)}, at_budget
     generator = torch.Generator().manual_seed(seed)
-    state = at_budget.state
-    noise = torch.randn(state.shape, generator=generator, dtype=state.dtype)
-    scale = state.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (state.ndim - 1))
-    again = predict(model, x, max_steps=max_steps, start=state + PERTURBATION * scale * noise)
+    passes: list[tuple[Predictions, Predictions, Predictions]] = []
+    for rows in x.split(BATCH):
+        first, state = solve_batch(model, rows, max_steps=max_steps)
+        longer, _ = solve_batch(model, rows, max_steps=3 * max_steps, start=state)
+        start = perturbed(state, PERTURBATION, generator)
+        passes.append(
+            (first, longer, solve_batch(model, rows, max_steps=max_steps, start=start)[0])
+        )
+    at_budget, longer, again = (Predictions.join(list(p)) for p in zip(*passes, strict=True))
     same = (again.classes == at_budget.classes).all(1).float().mean().item()
-    figures |= {
-        "max_steps": max_steps,
-        "mean_steps": at_budget.num_steps.float().mean().item(),
-        "median_residual": at_budget.residual.median().item(),
-        "residual_90th_percentile": at_budget.residual.quantile(0.9).item(),
+    return {
+        "puzzles": len(x),
+        **scores(at_budget.classes, target),
+        **evidence(at_budget, max_steps),
         "exact_accuracy_4x": scores(longer.classes, target)["exact_accuracy"],
+        "converged_4x": longer.converged.float().mean().item(),
         "median_residual_4x": longer.residual.median().item(),
         "restart_agreement": same,
-    }
-    return figures, at_budget
+    }, at_budget
 
 
 def step_curve(
-    model: GridAttractor, x: Tensor, target: Tensor, max_steps: int
-) -> Iterator[tuple[int, float, float]]:
-    """(steps, exact accuracy, median relative residual) at 0 and each power of two.
+    model: GridModel, x: Tensor, target: Tensor, max_steps: int
+) -> list[tuple[int, float, float]]:
+    """(steps, exact accuracy, median relative residual) at each power of two up to the budget.
 
     The solve is continued from one count to the next, so a solver with memory restarts it
     there.
     """
-    steps, state = 0, None
-    while steps <= max_steps:
-        target_steps = max(1, 2 * steps)
-        part = predict(model, x, max_steps=target_steps - steps, start=state)
-        steps, state = target_steps, part.state
-        if steps > max_steps:
-            return
-        yield steps, scores(part.classes, target)["exact_accuracy"], part.residual.median().item()
+    counts = [2**k for k in range(max_steps.bit_length()) if 2**k <= max_steps]
+    found: dict[int, list[Predictions]] = {count: [] for count in counts}
+    for rows in x.split(BATCH):
+        done, state = 0, None
+        for count in counts:
+            part, state = solve_batch(model, rows, max_steps=count - done, start=state)
+            found[count].append(part)
+            done = count
+    curve = []
+    for count, parts in found.items():
+        joined = Predictions.join(parts)
+        exact = scores(joined.classes, target)["exact_accuracy"]
+        curve.append((count, exact, joined.residual.median().item()))
+    return curve
 
 
 @torch.no_grad()
 def trajectory(
-    model: GridAttractor, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
-) -> list[tuple[int, float, Tensor]]:
-    """One grid's solve, update by update: (step, relative residual, read(logits))."""
+    model: GridModel, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, float, Tensor]]:
+    """One grid's solve, update by update: (step, relative residual, read(logits)).
+
+    Step 0 is the start, whose residual is not measured (NaN).
+    """
     device = next(model.parameters()).device
-    frames, state = [], None
+    x, state = x[None].to(device), None
     for step in range(steps + 1):
-        out = model(x[None].to(device), start=state, max_steps=1 if step else 0)
+        out = model(x, start=state, max_steps=1 if step else 0)
         state = out.state
-        scale = state.square().mean().sqrt()
         assert out.solution is not None
-        residual = (out.solution.residual[0] / scale).item()
-        frames.append((step, residual, read(out.logits[0]).cpu()))
-    return frames
+        residual = (out.solution.residual / rms(state))[0].item()
+        yield step, residual, read(out.logits[0]).cpu()

@@ -1,7 +1,7 @@
 """Pictures of training and of solver steps; knows no task. Every file is written atomically."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,45 @@ def plot_steps(
     right.tick_params(axis="y", which="both", labelcolor=ORANGE)
     _tidy(left)
     right.spines["top"].set_visible(False)
+    return _save_png(figure, path)
+
+
+def plot_curves(
+    x: Sequence[float],
+    shares: Mapping[str, Sequence[float]],
+    path: Path,
+    label: str,
+    title: str,
+) -> Path:
+    """Accuracies, one curve each, against something that doubles or grows by decades.
+
+    Args:
+        x: Positions, above 0; drawn on a logarithmic axis.
+        shares: Name of a curve to its shares in [0, 1]; drawn in %.
+        path: The PNG, in a folder that exists.
+        label: Below the axis.
+        title: Above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: A curve is not as long as `x`.
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
+    for (name, values), color in zip(shares.items(), colors, strict=False):
+        if len(values) != len(x):
+            raise ValueError(
+                f"The curve {name!r} has {len(values)} values for {len(x)} positions: give as many."
+            )
+        axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
+    axes.set_xscale("log", base=2 if min(x, default=1) >= 1 else 10)
+    axes.set(xlabel=label, ylabel="exact accuracy (%)", ylim=(-3, 103), title=title)
+    axes.legend(frameon=False, fontsize=9)
+    _tidy(axes)
     return _save_png(figure, path)
 
 

@@ -1,7 +1,9 @@
 """The one training loop: supervised segments, a schedule over the budget, averaged weights.
 
-Each batch is trained on in segments. A segment solves from the state that the last one left,
-detached, takes a loss and an optimiser step; the first one starts at the model's proposal.
+A batch is a set of slots. A segment solves each slot's sample from the state that the last
+segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
+where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
+sample takes its slot.
 """
 
 import dataclasses
@@ -14,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils import _pytree as pytree
 
 from tasks.common.checkpoint import (
     Checkpoint,
@@ -24,6 +26,7 @@ from tasks.common.checkpoint import (
     restore_optimizer,
 )
 from tasks.common.config import TrainConfig
+from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.report import Reporter
 
 # Fractions of the budget between looks at held-out data, seconds between checkpoints, and
@@ -34,8 +37,6 @@ FINAL_RATE = 0.01
 
 class Task(Protocol):
     """What the loop needs to know of a task."""
-
-    name: str
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Inputs, and target classes of the same leading dims."""
@@ -78,12 +79,44 @@ class Interrupted(Exception):
 
 
 @dataclasses.dataclass
+class Slots:
+    """The samples in training, one a slot.
+
+    Attributes:
+        x: Inputs, shape (slots, ...).
+        target: Classes, shape (slots, ...).
+        age: Segments that each sample has had, shape (slots,).
+        state: Where its last segment ended; None before the first.
+    """
+
+    x: Tensor
+    target: Tensor
+    age: Tensor
+    state: Any = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        named = {"x": self.x, "target": self.target, "age": self.age}
+        if isinstance(self.state, Tensor):
+            return {**named, "state": self.state}
+        return {**named, **{f"state.{i}": leaf for i, leaf in enumerate(self.state or ())}}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Slots":
+        """Undo `tensors`."""
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]
+        state = moved.get("state", tuple(parts) or None)
+        return cls(moved["x"], moved["target"], moved["age"], state)
+
+
+@dataclasses.dataclass
 class Trainer:
     """A run: its model, its data, and all that a checkpoint holds.
 
     Args:
         task: Source of batches.
-        model: Called as model(x, start=, max_steps=); see `models.GridAttractor`.
+        model: Called as model(x, start=, fresh=, max_steps=); see `models.GridAttractor`.
         config: The dials.
         folder: Where checkpoint and logs go.
         max_steps: Solver updates per segment in training, before the recorded ones.
@@ -112,6 +145,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self.slots: Slots | None = None
         self.path = self.folder / "checkpoint.safetensors"
 
     @property
@@ -130,6 +164,8 @@ class Trainer:
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        if slots := checkpoint.tensors.get("slots"):
+            self.slots = Slots.from_tensors(slots, self.device)
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""
@@ -139,6 +175,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
             "random": random,
+            "slots": self.slots.tensors() if self.slots else {},
         }
         state = {"step": self.step, "seconds": self.seconds, "history": self.history}
         Checkpoint(tensors, {**self.meta, **state}).save(self.path)
@@ -153,7 +190,7 @@ class Trainer:
         with _StopSignal() as stop, Reporter(self.folder, self.step) as reporter:
             while self.progress < 1 and not stop.requested:
                 began = time.monotonic()
-                figures = self._train_batch()
+                figures = self._train_segment()
                 if self.progress >= next_look:
                     next_look = self.progress + LOOK_EVERY
                     figures["test_exact"] = self.task.look(self.average.module)
@@ -166,20 +203,39 @@ class Trainer:
             raise Interrupted(self.path)
         return self.average.module
 
-    def _train_batch(self) -> dict[str, float]:
-        x, target = (
-            t.to(self.device) for t in self.task.batch(self.config.batch_size, self.generator)
-        )
-        state, figures = None, {}
-        for _ in range(self.config.segments):
-            out = self.model(x, start=state, max_steps=self.max_steps)
-            loss = F.cross_entropy(out.logits.flatten(0, 1), target.flatten())
-            self._update(loss)
-            figures = _figures(out, target, loss)
-            if out.solution is None or self.progress >= 1:
-                break
-            state = out.state.detach()
-        return figures
+    def _train_segment(self) -> dict[str, float]:
+        slots = self._filled()
+        fresh = slots.age == 0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
+            out = self.model(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
+        right = out.logits.detach().argmax(-1) == slots.target
+        solved = right.flatten(1).all(1)
+        loss = answer_loss(out.logits, slots.target, self.config.loss)
+        self._update(loss if out.halt is None else loss + halt_loss(out.halt, solved))
+        slots.age += 1
+        done = slots.age >= self.config.segments
+        if self.config.refill:
+            done |= solved if out.halt is None else out.halt > 0
+        if out.solution is None:  # nothing to go on from
+            done[:] = True
+        slots.age[done] = 0
+        slots.state = pytree.tree_map(torch.detach, out.state)
+        return _figures(out, right, loss)
+
+    def _filled(self) -> Slots:
+        """The slots, with a new sample in each that the last segment left empty."""
+        if self.slots is None:
+            x, target = self._draw(self.config.batch_size)
+            self.slots = Slots(x, target, torch.zeros(len(x), dtype=torch.long, device=x.device))
+            return self.slots
+        empty = (self.slots.age == 0).nonzero()[:, 0]
+        if len(empty):
+            self.slots.x[empty], self.slots.target[empty] = self._draw(len(empty))
+        return self.slots
+
+    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        x, target = self.task.batch(count, self.generator)
+        return x.to(self.device), target.to(self.device)
 
     def _update(self, loss: Tensor) -> None:
         config = self.config
@@ -209,15 +265,13 @@ class Trainer:
         return {"test_exact": looks[-1]} if looks else {}
 
 
-def _figures(out: Any, target: Tensor, loss: Tensor) -> dict[str, float]:
-    with torch.no_grad():
-        right = out.logits.argmax(-1) == target
-        figures = {
-            "loss": loss.item(),
-            "cell_accuracy": right.float().mean().item(),
-            "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
-        }
-        if out.solution is not None:
-            figures["residual"] = out.solution.residual.median().item()
-            figures["solver_steps"] = out.solution.num_steps.float().mean().item()
+def _figures(out: Any, right: Tensor, loss: Tensor) -> dict[str, float]:
+    figures = {
+        "loss": loss.item(),
+        "cell_accuracy": right.float().mean().item(),
+        "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
+    }
+    if out.solution is not None:
+        figures["residual"] = out.solution.residual.median().item()
+        figures["solver_steps"] = out.solution.num_steps.float().mean().item()
     return figures

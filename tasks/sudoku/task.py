@@ -1,69 +1,86 @@
-"""Sudoku as the training loop sees it: puzzles made or read, and batches of symmetric copies."""
+"""Sudoku as the shared commands see it."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import GridAttractor, GridTransformer
-from tasks.common.evaluate import predict, scores
+from tasks.common.grid_task import Frames, GridTask, Sampler
 from tasks.sudoku.augment import augment, to_tensors
-from tasks.sudoku.board import Board, Puzzle
+from tasks.sudoku.board import Board, Puzzle, format_grid, is_valid_solution, parse
 from tasks.sudoku.cache import cached
-from tasks.sudoku.config import SudokuConfig
-
-# How many held-out puzzles the curve during training looks at.
-LOOK_PUZZLES = 100
-
-
-def make_puzzles(config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
-    """Training and test puzzles of a configuration, from the cache where they are there."""
-    return cached(
-        config.train_puzzles,
-        config.test_puzzles,
-        config.board,
-        (config.min_clues, config.max_clues),
-        minimal=config.minimal,
-        seed=config.seed,
-    )
+from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
+from tasks.sudoku.files import read_puzzles
+from tasks.sudoku.generate import symmetry_invariant
+from tasks.sudoku.pictures import animate_convergence, draw_convergence
+from tasks.sudoku.solver import complete
 
 
-def as_classes(puzzles: Sequence[Puzzle], board: Board) -> tuple[Tensor, Tensor]:
-    """Questions as symbols (0 blank), answers as classes (digit - 1)."""
-    questions, answers = to_tensors(puzzles, board)
-    return questions, answers - 1
-
-
-class SudokuTask:
-    """Batches for the loop.
-
-    Args:
-        board: The geometry.
-        train: Puzzles to draw from.
-        test: Held-out puzzles.
-        eval_steps: Solver budget of a look at held-out puzzles.
-    """
+class SudokuTask(GridTask[Puzzle, SudokuConfig]):
+    """Symbols are digits, 0 a blank; class c stands for the digit c + 1."""
 
     name = "sudoku"
+    config_type = SudokuConfig
+    presets = PRESETS
+    default_preset = DEFAULT_PRESET
+    bands = (0, 3, 10, 30, 100)
 
-    def __init__(
-        self, board: Board, train: Sequence[Puzzle], test: Sequence[Puzzle], eval_steps: int
-    ):
-        self.board, self.eval_steps = board, eval_steps
-        self.questions, self.answers = to_tensors(train, board)
-        self.held_out = as_classes(test[:LOOK_PUZZLES], board)
+    def make(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
+        """Made by our generator; see `generate.train_and_test`."""
+        return cached(
+            config.train_puzzles,
+            config.test_puzzles,
+            config.board,
+            (config.min_clues, config.max_clues),
+            minimal=config.minimal,
+            seed=config.seed,
+        )
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random training puzzles, each as a random symmetric copy of itself."""
-        rows = torch.randint(len(self.questions), (size,), generator=generator)
-        x, y = augment(self.questions[rows], self.answers[rows], self.board, generator)
-        return x, y - 1
+    def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
+        """See `files.read_puzzles`."""
+        return read_puzzles(path, config.board, skip_bad=skip_bad)
 
-    def look(self, model: GridAttractor | GridTransformer) -> float:
-        """Exact accuracy on the first held-out puzzles."""
-        x, target = self.held_out
-        if len(x) == 0:
-            return float("nan")
-        return scores(predict(model, x, max_steps=self.eval_steps).classes, target)[
-            "exact_accuracy"
+    def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
+        """See `generate.symmetry_invariant`: rarely equal for others too."""
+        return symmetry_invariant(puzzle.question)
+
+    def encode(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> tuple[Tensor, Tensor]:
+        """Digits, and digits - 1."""
+        questions, answers = to_tensors(puzzles, config.board)
+        return questions, answers - 1
+
+    def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
+        """Symmetric copies, drawn anew each time."""
+        questions, answers = to_tensors(puzzles, config.board)
+
+        def sample(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            x, y = augment(questions[rows], answers[rows], config.board, generator)
+            return x, y - 1
+
+        return sample
+
+    def is_valid(self, x: Tensor, classes: Tensor, config: SudokuConfig) -> Tensor:
+        """Every unit holds every digit once, and the clues stay."""
+        return is_valid_solution(x, classes + 1)
+
+    def parse(self, text: str) -> Puzzle:
+        """Digits with `.` or 0 for blanks; exactly one solution."""
+        digits = parse(text)
+        return complete("typed", digits, Board.for_length(len(digits)))
+
+    def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
+        """The filled board."""
+        return format_grid([c + 1 for c in classes], given=list(x))
+
+    def draw(
+        self, puzzle: Puzzle, frames: Frames, config: SudokuConfig, folder: Path
+    ) -> list[Path]:
+        """A sheet and a moving picture."""
+        board = config.board
+        asked, answer = parse(puzzle.question, board), parse(puzzle.answer, board)
+        return [
+            draw_convergence(board, asked, frames, answer, folder / "convergence.png"),
+            animate_convergence(board, asked, frames, answer, folder / "convergence.gif"),
         ]

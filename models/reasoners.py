@@ -1,0 +1,201 @@
+"""Reasoners with two latents: the Attractor of the paper's puzzles, TRM, HRM and EqR.
+
+All carry an answer y and a reasoning state z from one supervised segment to the next, and
+differ in the map that a segment applies, in how often, and in what is recorded. So one class,
+`Reasoner`, takes the map, and a solver and a backward mode say the rest:
+
+    Attractor   (y, z) solved to its fixed point, phantom gradient
+    TRM         two applications of its cycle, then one recorded
+    HRM         its cycles with the last two module calls recorded
+    EqR         TRM's cycle with path noise, from random starts
+
+Legend: B batch, T cells, S symbols, D width.
+"""
+
+from collections.abc import Callable
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from implicit import BackwardMode, FixedPointLayer
+from models.grid import GridOutput, GridSpec
+from solvers import FixedPointSolver
+
+Latents = tuple[Tensor, Tensor]
+"""(y, z), both of the shape of the embedded question."""
+
+
+class Cycle(nn.Module):
+    """One network in two roles: reason `inner` times, then answer once.
+
+        z <- net(x + y + z)   (`inner` times),    y <- net(y + z)
+
+    With `inner` = 1 it is the joint update whose fixed point the Attractor solves for.
+
+    Args:
+        net: Shape-preserving network.
+        inner: n of the paper.
+
+    References:
+        A. Jolicoeur-Martineau, Less is More: Recursive Reasoning with Tiny Networks,
+        arXiv:2510.04871, sec. 4 and fig. 3 (`latent_recursion`).
+    """
+
+    def __init__(self, net: nn.Module, inner: int = 6):
+        super().__init__()
+        self.net, self.inner = net, inner
+
+    def forward(self, state: Latents, x: Tensor) -> Latents:
+        """One application."""
+        y, z = state
+        for _ in range(self.inner):
+            z = self.net(x + y + z)
+        return self.net(y + z), z
+
+
+class TwoModuleCycle(nn.Module):
+    """A low module that runs `inner` times for each call of a high one.
+
+        z <- low(z + y + x)   (`inner` times),    y <- high(y + z)
+
+    Only the last call of either is recorded: the paper's one-step gradient.
+
+    Args:
+        low: L-module.
+        high: H-module.
+        inner: T of the paper.
+
+    References:
+        G. Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, sec. 2.
+    """
+
+    def __init__(self, low: nn.Module, high: nn.Module, inner: int = 2):
+        super().__init__()
+        self.low, self.high, self.inner = low, high, inner
+
+    def forward(self, state: Latents, x: Tensor) -> Latents:
+        """One application."""
+        y, z = state
+        with torch.no_grad():
+            for _ in range(self.inner - 1):
+                z = self.low(z + y + x)
+        z = self.low(z + y + x)
+        return self.high(y + z), z
+
+
+class PathNoise(nn.Module):
+    """Damp a map, and disturb it in training, so that it finds its way back.
+
+        s <- s + (1 - damping) (f(s) - s) + noise * eps,    eps ~ N(0, I)
+
+    Args:
+        f: The map.
+        damping: lambda of the paper, the weight kept on the old state.
+        noise: beta of the paper; none in evaluation.
+
+    References:
+        Equilibrium Reasoners, arXiv:2605.21488, sec. 3 (lambda = 0.05, beta = 0.01).
+    """
+
+    def __init__(self, f: nn.Module, damping: float = 0.05, noise: float = 0.01):
+        super().__init__()
+        self.f, self.damping, self.noise = f, damping, noise
+
+    def forward(self, state: Latents, x: Tensor) -> Latents:
+        """One application."""
+        new = [torch.lerp(b, a, self.damping) for a, b in zip(state, self.f(state, x), strict=True)]
+        if self.training:
+            new = [s + self.noise * torch.randn_like(s) for s in new]
+        return cast(Latents, tuple(new))
+
+
+class Reasoner(nn.Module):
+    """Answer a grid by iterating on two latents.
+
+    Args:
+        spec: The shape.
+        update: The map ((y, z), x) -> (y, z).
+        solver: See `implicit.fixed_point`.
+        backward: See `implicit.fixed_point`. A gradient to the learned start exists in
+            "unrolled" alone; elsewhere it keeps the value it was drawn with.
+        max_steps: Applications of `update` before the recorded ones; a call may override it.
+        start: "learned": one vector for y and one for z, shared by all cells. "random":
+            independent standard normal entries, in training and evaluation.
+        halting: Also predict whether the answer is right.
+
+    References:
+        Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 5;
+        and those of the updates.
+    """
+
+    def __init__(
+        self,
+        spec: GridSpec,
+        update: nn.Module,
+        solver: str | FixedPointSolver = "picard",
+        backward: str | BackwardMode = "phantom",
+        max_steps: int = 64,
+        start: Literal["learned", "random"] = "learned",
+        halting: bool = False,
+    ):
+        super().__init__()
+        self.encoder, self.head = spec.encoder(), spec.head()
+        self.solving = FixedPointLayer(update, solver, backward, max_steps=max_steps)
+        self.start = nn.Parameter(torch.randn(2, spec.width)) if start == "learned" else None
+        self.halt = nn.Linear(spec.width, 1) if halting else None
+        if self.halt is not None:
+            # Begin by betting against: a halt at once would end all learning.
+            nn.init.zeros_(self.halt.weight)
+            nn.init.constant_(self.halt.bias, -5.0)
+
+    def forward(
+        self,
+        x_BT: Int[Tensor, "B T"],
+        *,
+        start: Latents | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
+        max_steps: int | None = None,
+    ) -> GridOutput:
+        """Solve a batch of grids, from the model's start or from an earlier state.
+
+        Args:
+            x_BT: Symbols.
+            start: The state to start from; by default the model's.
+            fresh: Grids that start at the model's start all the same.
+            max_steps: Budget of this call.
+        """
+        x = self.encoder(x_BT)
+        first = self._start_of(x)
+        if start is not None:
+            first = start if fresh is None else _choose(fresh, first, start)
+        solution = self.solving(first, x, max_steps=max_steps)
+        y = solution.value[0]
+        halt = None if self.halt is None else self.halt(y.flatten(1, -2).mean(1))[:, 0]
+        return GridOutput(self.head(y), solution.value, solution, halt)
+
+    def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
+        """Where a solve starts."""
+        return self._start_of(self.encoder(x_BT))
+
+    def _start_of(self, x: Tensor) -> Latents:
+        if self.start is None:
+            return torch.randn_like(x), torch.randn_like(x)
+        return self.start[0].expand_as(x), self.start[1].expand_as(x)
+
+
+def _choose(rows: Tensor, new: Latents, old: Latents) -> Latents:
+    mask = rows.view(-1, *[1] * (new[0].ndim - 1))
+    return torch.where(mask, new[0], old[0]), torch.where(mask, new[1], old[1])
+
+
+UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {
+    "reasoner": lambda spec: Cycle(spec.blocks(spec.refiner_blocks), inner=1),
+    "trm": lambda spec: Cycle(spec.blocks(spec.refiner_blocks)),
+    "hrm": lambda spec: TwoModuleCycle(
+        spec.blocks(spec.refiner_blocks), spec.blocks(spec.refiner_blocks)
+    ),
+    "eqr": lambda spec: PathNoise(Cycle(spec.blocks(spec.refiner_blocks))),
+}
+"""The map of each reasoner by name."""

@@ -1,0 +1,348 @@
+"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve] ...`."""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from models import GridTransformer
+from solvers.registry import unknown
+from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.common.device import choose_device
+from tasks.common.evaluate import solve_batch, trajectory
+from tasks.common.grid_config import GridConfig
+from tasks.common.grid_task import Batches, GridTask
+from tasks.common.measure import draw_run, measure, print_figures, scale
+from tasks.common.plots import plot_learning
+from tasks.common.runs import export, load_model, new_folder, newest_checkpoint, read_config
+from tasks.common.scaling import Choice
+from tasks.common.train import Interrupted, Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluate a trained model.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        data: A file of puzzles; by default the test puzzles of the run.
+        skip_bad: Skip malformed lines of the file instead of stopping at the first.
+        limit: Only so many puzzles, from the top.
+        depth: Budget of solver updates; by default the run's.
+        breadth: Starts per puzzle: the model's own and perturbed ones.
+        choose: How one answer is chosen from several starts: the smallest residual, the most
+            frequent answer, or one that keeps the rules.
+        noise: Distance of the perturbed starts, relative to the size of the model's own.
+        quick: Only the scores at the budget: no perturbed restart, no curves.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: Also write the result here.
+        draw: A folder for the plots of depth, breadth and calibration.
+    """
+
+    checkpoint: Path | None = None
+    data: Path | None = None
+    skip_bad: bool = False
+    limit: int | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    breadth: int = 1
+    choose: Choice = "residual"
+    noise: float = 1.0
+    quick: bool = False
+    solver: str | None = None
+    device: str = "auto"
+    json: Path | None = None
+    draw: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("breadth", "depth", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """Solve puzzles with a trained model.
+
+    Attributes:
+        puzzles: Puzzles, or files with one per line.
+        checkpoint: The model; by default the newest one under `runs/` for the puzzle's size.
+        depth: Budget of solver updates; by default the run's.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        draw: A folder for pictures of the last puzzle's solve.
+    """
+
+    puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
+    device: str = "auto"
+    draw: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a training command begins with."""
+
+    preset: str
+    config: GridConfig
+    folder: Path
+    checkpoint: Checkpoint | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Commands:
+    """The command line of one task.
+
+    Args:
+        task: Its puzzles.
+    """
+
+    task: GridTask[Any, Any]
+
+    @property
+    def program(self) -> str:
+        """How the command is called."""
+        return f"python -m tasks.{self.task.name}"
+
+    @property
+    def usage(self) -> str:
+        """The overview."""
+        presets = ", ".join(self.task.presets)
+        return (
+            f"Train, evaluate and use models that solve a {self.task.name}.\n\n"
+            f"  {self.program}                      train ({self.task.default_preset}), evaluate\n"
+            f"  {self.program} train --preset NAME  {presets}\n"
+            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
+            f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
+            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n\n"
+            "Each command's --help lists its flags.\n"
+        )
+
+    def run(self, arguments: list[str]) -> int:
+        """Run a command; errors of the caller become one line and exit status 2."""
+        commands: dict[str, Callable[[list[str]], int]] = {
+            "train": self.train,
+            "eval": self.evaluate,
+            "solve": self.solve,
+        }
+        if arguments[:1] in (["-h"], ["--help"], ["help"]):
+            print(self.usage)
+            return 0
+        named = bool(arguments) and not arguments[0].startswith("-")
+        command = arguments[0] if named else "train"
+        try:
+            if command not in commands:
+                raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
+            return commands[command](arguments[1:] if named else arguments)
+        except Interrupted as stop:
+            print("\nStopped; nothing is lost. Go on with:")
+            print(f"  {self.program} train --resume {stop.path}")
+            return 130
+        except KeyboardInterrupt:
+            print("\nStopped before there was anything to keep.")
+            return 130
+        except (ValueError, CheckpointError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    def train(self, arguments: list[str]) -> int:
+        """Train, evaluate, draw, and print the result."""
+        began = time.monotonic()
+        start = self._start(arguments)
+        config, folder, task = start.config, start.folder, self.task
+        torch.manual_seed(config.seed)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        print(f"Getting {task.noun}s ...", flush=True)
+        train_set, test_set = task.load(config)
+        overlap = self._overlap(train_set, test_set, config)
+        trainer = Trainer(
+            task=Batches(
+                task.sampler(train_set, config),
+                len(train_set),
+                task.encode(test_set, config),
+                config.eval_steps,
+            ),
+            model=config.build().to(choose_device(config.device)),
+            config=config,
+            folder=folder,
+            max_steps=config.train_steps,
+            meta={"task": task.name, "preset": start.preset, "config": config.to_json()},
+        )
+        if start.checkpoint is not None:
+            trainer.restore(start.checkpoint)
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
+        trainer.run()
+        result = {
+            "task": task.name,
+            "preset": start.preset,
+            "parameters": parameters,
+            "train_steps": trainer.step,
+            "train_minutes": round(trainer.seconds / 60, 2),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "test_puzzles_in_training": overlap,
+            "eval": self._evaluate_run(trainer, start.preset, test_set),
+            "wall_seconds": round(time.monotonic() - began, 1),
+            "config": config.to_json(),
+        }
+        export(trainer.path, folder / "model.safetensors")
+        _finish(result, folder / "result.json")
+        print(f"Checkpoint, log and pictures are in {folder}")
+        return 0
+
+    def _start(self, arguments: list[str]) -> _Start:
+        """A new run from a preset and flags, or an old one from its checkpoint."""
+        arguments, resume = _take(arguments, "--resume")
+        arguments, name = _take(arguments, "--preset")
+        if resume is not None:
+            if arguments or name:
+                raise ValueError("`--resume` takes its options from the checkpoint: drop others.")
+            path = Path(resume)
+            checkpoint = Checkpoint.load(path)
+            config = read_config(self.task, checkpoint, path)
+            return _Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
+        name = name or self.task.default_preset
+        presets = self.task.presets
+        if name not in presets:
+            raise ValueError(unknown("preset", name, list(presets), "Presets"))
+        program = f"{self.program} train"
+        config = tyro.cli(
+            self.task.config_type, args=arguments, default=presets[name], prog=program
+        )
+        choose_device(config.device)
+        label = name if config.model == presets[name].model else f"{name}-{config.model}"
+        return _Start(name, config, new_folder(config.out, self.task.name, label), None)
+
+    def _overlap(self, train: list[Any], test: list[Any], config: GridConfig) -> int:
+        """Count test puzzles that are training puzzles; made sets were split with care."""
+        if config.train_data is None and config.test_data is None:
+            return 0
+        count = self.task.overlap(train, test, config)
+        if count:
+            warnings.warn(
+                f"{count} of {len(test)} test {self.task.noun}s are training {self.task.noun}s, "
+                "perhaps in disguise: the accuracy will be too high. Use other files.",
+                stacklevel=2,
+            )
+        return count
+
+    def _evaluate_run(self, trainer: Trainer, name: str, puzzles: list[Any]) -> dict[str, Any]:
+        """Measure and draw a finished run; an interruption loses nothing here either."""
+        config: Any = trainer.config
+        print("Evaluating ...", flush=True)
+        try:
+            model, _ = load_model(self.task, trainer.path, device=config.device)
+            figures = measure(self.task, model, puzzles, config)
+            plot_learning(trainer.history, trainer.folder / "learning.png")
+            if not isinstance(model, GridTransformer) and puzzles:
+                draw_run(self.task, model, puzzles[0], figures, config, trainer.folder)
+        except KeyboardInterrupt:
+            raise Interrupted(trainer.path) from None
+        title = f"{config.model} on {len(puzzles)} held-out {self.task.noun}s ({name})"
+        print_figures(title, figures, self.task)
+        return figures
+
+    def evaluate(self, arguments: list[str]) -> int:
+        """Evaluate a checkpoint on its own test puzzles or on a file."""
+        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
+        default_side = self.task.presets[self.task.default_preset].spec().side
+        path = options.checkpoint or newest_checkpoint(self.task, default_side)
+        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if options.depth is not None:
+            config = dataclasses.replace(config, eval_steps=options.depth)
+        if options.data is None:
+            puzzles = self.task.load(config)[1]
+        else:
+            puzzles = self.task.read(options.data, config, skip_bad=options.skip_bad)
+        puzzles = puzzles[: options.limit]
+        if not puzzles:
+            where = options.data or "the test set"
+            raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
+        source = str(options.data) if options.data else f"held-out {self.task.noun}s"
+        figures = measure(self.task, model, puzzles, config, quick=options.quick)
+        if options.breadth > 1 or options.draw is not None:
+            figures |= scale(self.task, model, puzzles, config, options)
+        print_figures(f"{path} on {len(puzzles)} of {source}", figures, self.task)
+        result = {
+            "task": self.task.name,
+            "data": source,
+            "eval": figures,
+            "config": config.to_json(),
+        }
+        _finish(result, options.json)
+        return 0
+
+    def solve(self, arguments: list[str]) -> int:
+        """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
+        options = tyro.cli(SolveOptions, args=arguments, prog=f"{self.program} solve")
+        texts = [line for text in options.puzzles for line in _lines(text)]
+        if not texts:
+            raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
+        puzzles = [self.task.parse(text) for text in texts]
+        sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
+        if len(sides) > 1:
+            raise ValueError(f"All {self.task.noun}s of one call must be of one size.")
+        side = sides.pop()
+        path = options.checkpoint or newest_checkpoint(self.task, side)
+        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if config.spec().side != side:
+            trained = config.spec().side
+            raise ValueError(
+                f"{path} solves {trained}x{trained} boards, but the {self.task.noun} is "
+                f"{side}x{side}. Name another with `--checkpoint`."
+            )
+        print(f"Solving with {path}")
+        x, _ = self.task.encode(puzzles, config)
+        found, _ = solve_batch(model, x, max_steps=options.depth or config.eval_steps)
+        valid = self.task.is_valid(x, found.classes, config).tolist()
+        for row, ok in enumerate(valid):
+            print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
+            effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
+            if isinstance(model, GridTransformer):
+                effort = "one pass without a solver"
+            print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
+        if options.draw is not None and not isinstance(model, GridTransformer):
+            options.draw.mkdir(parents=True, exist_ok=True)
+            frames = list(trajectory(model, x[-1], 32, lambda logits: logits.softmax(-1)))
+            for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
+                print(f"Drawn: {picture}")
+        return 0 if all(valid) else 1
+
+
+def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise ValueError(f"`{flag}` needs a value.")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def _lines(text: str) -> list[str]:
+    path = Path(text)
+    if len(text) < 200 and path.is_file():
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    return [text]
+
+
+def _finish(result: dict[str, Any], path: Path | None) -> None:
+    line = json.dumps(result)
+    if path is not None:
+        path.write_text(line + "\n")
+    print(line)

@@ -1,0 +1,145 @@
+"""The dials of a run on any grid puzzle: the model, how it is solved, the puzzles."""
+
+import dataclasses
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from implicit import Phantom, get_backward
+from implicit.base import BackwardMode
+from models import GridAttractor, GridModel, GridSpec, GridTransformer, Layout, Reasoner
+from models.reasoners import UPDATES
+from solvers import FixedPointSolver, Picard, get_solver
+from tasks.common.config import TrainConfig
+
+ModelName = Literal["attractor", "reasoner", "trm", "hrm", "eqr", "unrolled", "transformer"]
+
+# (free, recorded) applications of a segment, as published; other models take the options.
+PUBLISHED_STEPS = {"trm": (2, 1), "hrm": (1, 1), "eqr": (2, 1)}
+PATHS = ("out", "train_data", "test_data")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig(TrainConfig):
+    """Train on grid puzzles of one kind, then evaluate on others of that kind.
+
+    Attributes:
+        train_puzzles: Puzzles to train on, each seen in many symmetric copies.
+        test_puzzles: Held-out puzzles.
+        train_data: A file of puzzles to train on instead of made ones; see `eval --data`.
+        test_data: Likewise for held-out ones.
+        model: "attractor": a backbone proposes, a refiner is solved. "reasoner": the same
+            without a backbone, with two latents. Baselines: "trm", "hrm" and "eqr", with the
+            steps they were published with; "unrolled", the attractor's network through a
+            fixed number of steps with ordinary backpropagation; "transformer", as many
+            blocks, each used once.
+        layout: Tokens of the network; see `models.GridSpec`.
+        width: Numbers per token.
+        backbone_blocks: Blocks that make the proposal.
+        refiner_blocks: Blocks of the map that is solved; of each network of a baseline.
+        num_heads: Heads, where the layout has attention.
+        expansion: Hidden width of the MLPs over `width`; by default the layout's.
+        solver: Registered solver name.
+        backward: Registered backward mode.
+        free_steps: Solver updates per training segment.
+        recorded_steps: Recorded updates after them (phantom gradient).
+        rtol: Relative residual at which a puzzle counts as solved for.
+        start_noise: Standard deviation of noise on the start of fresh samples in training.
+        eval_steps: Budget of solver updates in evaluation.
+    """
+
+    train_puzzles: int = 1000
+    test_puzzles: int = 1000
+    train_data: Path | None = None
+    test_data: Path | None = None
+    model: ModelName = "attractor"
+    layout: Layout = "candidates"
+    width: int = 32
+    backbone_blocks: int = 1
+    refiner_blocks: int = 2
+    num_heads: int = 4
+    expansion: float | None = None
+    solver: str = "picard"
+    backward: str = "phantom"
+    free_steps: int = 3
+    recorded_steps: int = 2
+    rtol: float = 1e-5
+    start_noise: float = 0.0
+    eval_steps: int = 64
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        get_solver(self.solver)
+        get_backward(self.backward)
+        for name in ("free_steps", "train_puzzles", "test_puzzles", "start_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)!r}.")
+        for name in ("width", "recorded_steps", "refiner_blocks", "eval_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+
+    @abstractmethod
+    def spec(self) -> GridSpec:
+        """The shape of the model."""
+
+    def shape(self) -> dict[str, Any]:
+        """The options of `spec` that are the same for all puzzles."""
+        names = ("layout", "width", "backbone_blocks", "refiner_blocks", "num_heads", "expansion")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def steps_of_segment(self) -> tuple[int, int]:
+        """Free and recorded updates of a training segment."""
+        return PUBLISHED_STEPS.get(self.model, (self.free_steps, self.recorded_steps))
+
+    @property
+    def train_steps(self) -> int:
+        """Updates of a training segment that the solver makes."""
+        free, recorded = self.steps_of_segment
+        return free + recorded if self.model == "unrolled" else free
+
+    def build(self) -> GridModel:
+        """The model, with fresh weights."""
+        spec = self.spec()
+        if self.model == "transformer":
+            return GridTransformer(spec)
+        solver, backward, steps = self.build_solver(), self.build_backward(), self.eval_steps
+        if self.model in UPDATES:
+            start = "random" if self.model == "eqr" else "learned"
+            update = UPDATES[self.model](spec)
+            return Reasoner(spec, update, solver, backward, steps, start, self.halting)
+        return GridAttractor(spec, solver, backward, steps, self.start_noise)
+
+    def build_solver(self) -> FixedPointSolver:
+        """The solver in training; a baseline's fixed number of steps never stops early."""
+        if self.model in PUBLISHED_STEPS or self.model == "unrolled":
+            return Picard(rtol=0.0, atol=0.0)
+        return get_solver(self.solver, rtol=self.rtol)
+
+    def build_backward(self) -> BackwardMode:
+        """The backward mode."""
+        if self.model == "unrolled":
+            return get_backward("unrolled")
+        mode = Phantom() if self.model in PUBLISHED_STEPS else get_backward(self.backward)
+        if isinstance(mode, Phantom):
+            return dataclasses.replace(mode, steps=self.steps_of_segment[1])
+        return mode
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = dataclasses.asdict(self)
+        return values | {name: str(values[name]) for name in PATHS if values[name]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Undo `to_json`; options that are missing take their defaults.
+
+        Raises:
+            ValueError: An option that this version does not have.
+        """
+        unknown_names = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown_names:
+            raise ValueError(f"it has the options {', '.join(sorted(unknown_names))}")
+        paths: dict[str, Any] = {name: Path(values[name]) for name in PATHS if values.get(name)}
+        return cls(**values | paths)

@@ -1,0 +1,117 @@
+"""Run folders and the models in them."""
+
+from pathlib import Path
+from typing import Any
+
+from models import GridModel, GridTransformer
+from solvers import Picard, get_solver
+from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
+from tasks.common.device import choose_device
+from tasks.common.grid_config import GridConfig
+from tasks.common.grid_task import GridTask
+
+RUNS = Path("runs")
+NAME = "checkpoint.safetensors"
+
+
+def new_folder(wanted: Path | None, task: str, name: str) -> Path:
+    """Create the folder of a run; never one that holds a checkpoint already.
+
+    Raises:
+        ValueError: The named folder holds a run, or cannot be written.
+    """
+    folder = wanted or RUNS / task / name
+    number = 1
+    while (folder / NAME).exists():
+        if wanted is not None:
+            raise ValueError(
+                f"{folder} already holds a run. Go on with it by `--resume {folder / NAME}`, or "
+                "name another folder with `--out`."
+            )
+        number += 1
+        folder = RUNS / task / f"{name}-{number}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written ({error.strerror}). Name another "
+            "with `--out`."
+        ) from error
+    return folder
+
+
+def newest_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
+    """The last trained checkpoint in `runs/` for grids of this size.
+
+    Baselines without a solve, and checkpoints of other versions, must be named to be used.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = RUNS / task.name
+    found = sorted(folder.glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        try:
+            config = read_config(task, Checkpoint.load(path), path)
+        except CheckpointError:
+            continue
+        if config.spec().side == side and config.model != "transformer":
+            return path
+    raise CheckpointError(
+        f"No checkpoint for boards of {side * side} cells under {folder}. Train one with `python "
+        f"-m tasks.{task.name}`, or name one with `--checkpoint`."
+    )
+
+
+def read_config(task: GridTask[Any, Any], checkpoint: Checkpoint, path: Path) -> GridConfig:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        CheckpointError: It belongs to another task, or to another version.
+    """
+    if checkpoint.meta.get("task") != task.name:
+        raise CheckpointError(
+            f"{path} was trained on {checkpoint.meta.get('task')!r}, not on {task.name!r}. Name a "
+            "checkpoint of this task with `--checkpoint`."
+        )
+    try:
+        return task.config_type.from_json(checkpoint.meta["config"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} comes from another version: {error}. Train again."
+        ) from error
+
+
+def load_model(
+    task: GridTask[Any, Any], path: Path, *, device: str = "auto", solver: str | None = None
+) -> tuple[GridModel, GridConfig]:
+    """The averaged model of a checkpoint, ready for evaluation.
+
+    Raises:
+        CheckpointError: The file is not a checkpoint of this task and version.
+        ValueError: Unknown device or solver.
+    """
+    checkpoint = Checkpoint.load(path)
+    config = read_config(task, checkpoint, path)
+    model = config.build()
+    average = checkpoint.tensors.get("average", {})
+    prefix = "module."
+    weights = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+    load_weights(model, weights, path)
+    if not isinstance(model, GridTransformer):
+        # Evaluation may stop early whatever the training did.
+        fixed = isinstance(config.build_solver(), Picard)
+        name = solver or ("picard" if fixed else config.solver)
+        model.solving.solver = get_solver(name, rtol=config.rtol)
+    return model.to(choose_device(device)).eval(), config
+
+
+def export(checkpoint: Path, path: Path) -> Path:
+    """Write the averaged weights alone: enough for `eval` and `solve`, a tenth of the size."""
+    whole = Checkpoint.load(checkpoint)
+    average = {k: v for k, v in whole.tensors["average"].items() if k.startswith("module.")}
+    Checkpoint({"average": average}, whole.meta | {"history": []}).save(path)
+    return path

@@ -1,0 +1,126 @@
+"""The reasoners' updates against hand-computed cases, and the models built from them."""
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import Phantom
+from models import Cycle, GridSpec, PathNoise, Reasoner, TwoModuleCycle
+from solvers import Picard
+
+
+class Times(nn.Module):
+    """h -> weight * h, simple enough to follow by hand."""
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.weight * h
+
+
+def numbers(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor([[[value]]], dtype=torch.float64) for value in values]
+
+
+def test_trm_cycle_by_hand() -> None:
+    y, z, x = numbers(1, 2, 3)
+    # z: 0.5 (3 + 1 + 2) = 3, then 0.5 (3 + 1 + 3) = 3.5; y: 0.5 (1 + 3.5) = 2.25.
+    new_y, new_z = Cycle(Times(0.5), inner=2)((y, z), x)
+    assert (new_y.item(), new_z.item()) == (2.25, 3.5)
+
+
+def test_joint_update_of_the_attractor_by_hand() -> None:
+    y, z, x = numbers(1, 2, 3)
+    # z: 0.5 (3 + 1 + 2) = 3; y: 0.5 (1 + 3) = 2.
+    new_y, new_z = Cycle(Times(0.5), inner=1)((y, z), x)
+    assert (new_y.item(), new_z.item()) == (2.0, 3.0)
+
+
+def test_hrm_cycle_and_its_one_step_gradient_by_hand() -> None:
+    y, z, x = numbers(1, 2, 3)
+    low, high = Times(0.5), Times(0.25)
+    # z: 0.5 (2 + 1 + 3) = 3, then 0.5 (3 + 1 + 3) = 3.5; y: 0.25 (1 + 3.5) = 1.125.
+    new_y, new_z = TwoModuleCycle(low, high, inner=2)((y, z), x)
+    assert (new_y.item(), new_z.item()) == (1.125, 3.5)
+    new_y.sum().backward()
+    # The last low call saw 3 + 1 + 3 = 7; through the earlier one nothing flows.
+    assert low.weight.grad is not None
+    assert low.weight.grad.item() == 0.25 * 7
+    assert high.weight.grad is not None
+    assert high.weight.grad.item() == 4.5
+
+
+def test_path_noise_damps_always_and_disturbs_in_training_alone() -> None:
+    y, z, x = numbers(1, 2, 3)
+    f = PathNoise(Cycle(Times(0.5), inner=1), damping=0.25, noise=0.5)
+    # f gives (2, 3): y: 0.25 * 1 + 0.75 * 2 = 1.75, z: 0.25 * 2 + 0.75 * 3 = 2.75.
+    new_y, new_z = f.eval()((y, z), x)
+    assert (new_y.item(), new_z.item()) == (1.75, 2.75)
+    torch.manual_seed(0)
+    draws = torch.stack([torch.stack(f.train()((y, z), x)).flatten() for _ in range(2000)])
+    expected = torch.tensor([1.75, 2.75], dtype=torch.float64)
+    torch.testing.assert_close(draws.mean(0), expected, atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.std(0), torch.full_like(expected, 0.5), atol=0.03, rtol=0)
+
+
+SPEC = GridSpec(num_symbols=5, num_inputs=4, side=4, layout="image", width=8)
+
+
+def reasoner(**options: object) -> Reasoner:
+    torch.manual_seed(0)
+    update = Cycle(SPEC.blocks(2), inner=1)
+    return Reasoner(SPEC, update, Picard(rtol=1e-5), Phantom(steps=2), **options)  # type: ignore[arg-type]
+
+
+def test_converges_and_continues_from_its_state() -> None:
+    model = reasoner(max_steps=200).eval()
+    with torch.no_grad():  # a strong question makes the map contract
+        model.encoder.symbol.weight *= 20  # type: ignore[union-attr,operator]
+    x = torch.randint(4, (3, 16), generator=torch.Generator().manual_seed(1))
+    out = model(x)
+    assert out.solution is not None
+    assert out.solution.converged.all()
+    assert out.logits.shape == (3, 16, 5)
+    again = model(x, start=out.state)
+    assert again.solution is not None
+    assert (again.solution.num_steps <= 1).all()
+
+
+def test_fresh_rows_start_anew_and_the_others_go_on() -> None:
+    model = reasoner(max_steps=3).eval()
+    x = torch.randint(4, (2, 16), generator=torch.Generator().manual_seed(1))
+    first = model(x)
+    mixed = model(x, start=first.state, fresh=torch.tensor([True, False]))
+    torch.testing.assert_close(mixed.logits[0], first.logits[0])
+    torch.testing.assert_close(mixed.logits[1], model(x, start=first.state).logits[1])
+    assert not torch.allclose(mixed.logits[1], first.logits[1])
+
+
+def test_random_start_differs_between_calls_and_learned_does_not() -> None:
+    x = torch.zeros(2, 16, dtype=torch.long)
+    assert torch.equal(reasoner().first_state(x)[0], reasoner().first_state(x)[0])
+    model = reasoner(start="random")
+    assert not torch.equal(model.first_state(x)[0], model.first_state(x)[0])
+
+
+def test_halting_head_starts_by_betting_against() -> None:
+    out = reasoner(max_steps=2, halting=True)(torch.zeros(2, 16, dtype=torch.long))
+    assert out.halt is not None
+    assert out.halt.shape == (2,)
+    assert (out.halt < 0).all()
+
+
+@pytest.mark.parametrize("layout", ["image", "attention", "mixer"])
+def test_every_layout_keeps_its_shape_and_mixes_cells(layout: str) -> None:
+    spec = GridSpec(num_symbols=5, num_inputs=4, side=4, layout=layout, width=8)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    block = spec.block()
+    h = torch.randn(2, 16, 8)
+    moved = h.clone()
+    moved[0, 5] += 1
+    change = (block(moved) - block(h)).abs().sum(-1)
+    assert change.shape == (2, 16)
+    assert (change[0] > 0).sum() == (9 if layout == "image" else 16)
+    assert (change[1] == 0).all()
