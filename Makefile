@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku test lint bench docs clean
+.PHONY: help sudoku maze test lint bench docs clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
+	@echo "make maze     the same on 15x15 mazes"
 	@echo "make test     run all tests"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
@@ -16,6 +17,9 @@ help:
 
 sudoku: .venv/user
 	$(BIN)/python -m tasks.sudoku $(ARGS)
+
+maze: .venv/user
+	$(BIN)/python -m tasks.maze $(ARGS)
 
 # One thread per worker: more threads than cores slow each other down.
 test: .venv/dev

@@ -4,27 +4,25 @@ import dataclasses
 import json
 import math
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from models import GridTransformer
 from solvers.registry import unknown
 from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.common.compare import CompareOptions, compare
 from tasks.common.device import choose_device
 from tasks.common.evaluate import solve_batch, trajectory
+from tasks.common.experiment import run_experiment
 from tasks.common.grid_config import GridConfig
-from tasks.common.grid_task import Batches, GridTask
-from tasks.common.measure import draw_run, measure, print_figures, scale
-from tasks.common.plots import plot_learning
-from tasks.common.runs import export, load_model, new_folder, newest_checkpoint, read_config
+from tasks.common.grid_task import GridTask
+from tasks.common.measure import measure, print_figures, scale
+from tasks.common.runs import load_model, new_folder, newest_checkpoint, read_config
 from tasks.common.scaling import Choice
-from tasks.common.train import Interrupted, Trainer
+from tasks.common.train import Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,8 @@ class Commands:
             f"  {self.program} train --preset NAME  {presets}\n"
             f"  {self.program} train --resume FILE  go on with an interrupted run\n"
             f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
-            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n\n"
+            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
+            f"  {self.program} compare              models at equal size and time, one table\n\n"
             "Each command's --help lists its flags.\n"
         )
 
@@ -135,6 +134,7 @@ class Commands:
             "train": self.train,
             "eval": self.evaluate,
             "solve": self.solve,
+            "compare": self.compare,
         }
         if arguments[:1] in (["-h"], ["--help"], ["help"]):
             print(self.usage)
@@ -158,50 +158,31 @@ class Commands:
 
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result."""
-        began = time.monotonic()
         start = self._start(arguments)
-        config, folder, task = start.config, start.folder, self.task
-        torch.manual_seed(config.seed)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        print(f"Getting {task.noun}s ...", flush=True)
-        train_set, test_set = task.load(config)
-        overlap = self._overlap(train_set, test_set, config)
-        trainer = Trainer(
-            task=Batches(
-                task.sampler(train_set, config),
-                len(train_set),
-                task.encode(test_set, config),
-                config.eval_steps,
-            ),
-            model=config.build().to(choose_device(config.device)),
-            config=config,
-            folder=folder,
-            max_steps=config.train_steps,
-            meta={"task": task.name, "preset": start.preset, "config": config.to_json()},
+        result = run_experiment(
+            self.task, start.preset, start.config, start.folder, start.checkpoint
         )
-        if start.checkpoint is not None:
-            trainer.restore(start.checkpoint)
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
-        trainer.run()
-        result = {
-            "task": task.name,
-            "preset": start.preset,
-            "parameters": parameters,
-            "train_steps": trainer.step,
-            "train_minutes": round(trainer.seconds / 60, 2),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "test_puzzles_in_training": overlap,
-            "eval": self._evaluate_run(trainer, start.preset, test_set),
-            "wall_seconds": round(time.monotonic() - began, 1),
-            "config": config.to_json(),
-        }
-        export(trainer.path, folder / "model.safetensors")
-        _finish(result, folder / "result.json")
-        print(f"Checkpoint, log and pictures are in {folder}")
+        print(json.dumps(result))
+        print(f"Checkpoint, log and pictures are in {start.folder}")
         return 0
+
+    def compare(self, arguments: list[str]) -> int:
+        """Train several models with equal parameters and time, and print one table."""
+        arguments, name = _take(arguments, "--preset")
+        base = self._preset(name or self.task.default_preset)
+        options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
+        try:
+            compare(self.task, name or self.task.default_preset, base, options)
+        except Interrupted:
+            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
+            return 130
+        return 0
+
+    def _preset(self, name: str) -> GridConfig:
+        presets = self.task.presets
+        if name not in presets:
+            raise ValueError(unknown("preset", name, list(presets), "Presets"))
+        return presets[name]
 
     def _start(self, arguments: list[str]) -> _Start:
         """A new run from a preset and flags, or an old one from its checkpoint."""
@@ -215,45 +196,11 @@ class Commands:
             config = read_config(self.task, checkpoint, path)
             return _Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
         name = name or self.task.default_preset
-        presets = self.task.presets
-        if name not in presets:
-            raise ValueError(unknown("preset", name, list(presets), "Presets"))
-        program = f"{self.program} train"
-        config = tyro.cli(
-            self.task.config_type, args=arguments, default=presets[name], prog=program
-        )
+        default, program = self._preset(name), f"{self.program} train"
+        config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
         choose_device(config.device)
-        label = name if config.model == presets[name].model else f"{name}-{config.model}"
+        label = name if config.model == default.model else f"{name}-{config.model}"
         return _Start(name, config, new_folder(config.out, self.task.name, label), None)
-
-    def _overlap(self, train: list[Any], test: list[Any], config: GridConfig) -> int:
-        """Count test puzzles that are training puzzles; made sets were split with care."""
-        if config.train_data is None and config.test_data is None:
-            return 0
-        count = self.task.overlap(train, test, config)
-        if count:
-            warnings.warn(
-                f"{count} of {len(test)} test {self.task.noun}s are training {self.task.noun}s, "
-                "perhaps in disguise: the accuracy will be too high. Use other files.",
-                stacklevel=2,
-            )
-        return count
-
-    def _evaluate_run(self, trainer: Trainer, name: str, puzzles: list[Any]) -> dict[str, Any]:
-        """Measure and draw a finished run; an interruption loses nothing here either."""
-        config: Any = trainer.config
-        print("Evaluating ...", flush=True)
-        try:
-            model, _ = load_model(self.task, trainer.path, device=config.device)
-            figures = measure(self.task, model, puzzles, config)
-            plot_learning(trainer.history, trainer.folder / "learning.png")
-            if not isinstance(model, GridTransformer) and puzzles:
-                draw_run(self.task, model, puzzles[0], figures, config, trainer.folder)
-        except KeyboardInterrupt:
-            raise Interrupted(trainer.path) from None
-        title = f"{config.model} on {len(puzzles)} held-out {self.task.noun}s ({name})"
-        print_figures(title, figures, self.task)
-        return figures
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""

@@ -43,6 +43,8 @@ class GridConfig(TrainConfig):
         backward: Registered backward mode.
         free_steps: Solver updates per training segment.
         recorded_steps: Recorded updates after them (phantom gradient).
+        damping: Weight that a solver step keeps on the old state, for solvers that have it;
+            recorded updates are damped alike.
         rtol: Relative residual at which a puzzle counts as solved for.
         start_noise: Standard deviation of noise on the start of fresh samples in training.
         eval_steps: Budget of solver updates in evaluation.
@@ -63,6 +65,7 @@ class GridConfig(TrainConfig):
     backward: str = "phantom"
     free_steps: int = 3
     recorded_steps: int = 2
+    damping: float = 0.0
     rtol: float = 1e-5
     start_noise: float = 0.0
     eval_steps: int = 64
@@ -70,7 +73,7 @@ class GridConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        get_solver(self.solver)
+        self.named_solver(self.solver)
         get_backward(self.backward)
         for name in ("free_steps", "train_puzzles", "test_puzzles", "start_noise"):
             if getattr(self, name) < 0:
@@ -115,7 +118,12 @@ class GridConfig(TrainConfig):
         """The solver in training; a baseline's fixed number of steps never stops early."""
         if self.model in PUBLISHED_STEPS or self.model == "unrolled":
             return Picard(rtol=0.0, atol=0.0)
-        return get_solver(self.solver, rtol=self.rtol)
+        return self.named_solver(self.solver)
+
+    def named_solver(self, name: str) -> FixedPointSolver:
+        """A solver by name, with this run's tolerance and damping."""
+        damping = {"damping": self.damping} if self.damping else {}
+        return get_solver(name, rtol=self.rtol, **damping)
 
     def build_backward(self) -> BackwardMode:
         """The backward mode."""
@@ -123,7 +131,8 @@ class GridConfig(TrainConfig):
             return get_backward("unrolled")
         mode = Phantom() if self.model in PUBLISHED_STEPS else get_backward(self.backward)
         if isinstance(mode, Phantom):
-            return dataclasses.replace(mode, steps=self.steps_of_segment[1])
+            damping = 0.0 if self.model in PUBLISHED_STEPS else self.damping
+            return dataclasses.replace(mode, steps=self.steps_of_segment[1], damping=damping)
         return mode
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from models import GridModel, GridTransformer
-from solvers import Picard, get_solver
 from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
 from tasks.common.device import choose_device
 from tasks.common.grid_config import GridConfig
@@ -103,9 +102,7 @@ def load_model(
     load_weights(model, weights, path)
     if not isinstance(model, GridTransformer):
         # Evaluation may stop early whatever the training did.
-        fixed = isinstance(config.build_solver(), Picard)
-        name = solver or ("picard" if fixed else config.solver)
-        model.solving.solver = get_solver(name, rtol=config.rtol)
+        model.solving.solver = config.named_solver(solver or config.solver)
     return model.to(choose_device(device)).eval(), config
 
 

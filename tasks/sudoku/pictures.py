@@ -6,15 +6,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from tasks.common import convergence
 from tasks.common.convergence import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
 from tasks.common.plots import BLUE
 from tasks.sudoku.board import Board
 
 CLUE_TINT = "#EFEFEF"
 LEGEND = ("black on grey: clue", "blue: right", "red on pink: wrong", "small and pale: unsure")
-# The tests of these pictures know them by these names.
-HOLD_MS, _moments = convergence.HOLD_MS, convergence.moments
 
 
 def draw_convergence(

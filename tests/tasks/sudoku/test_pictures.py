@@ -10,17 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
+from tasks.common.convergence import HOLD_MS, RED, Frame, moments
 from tasks.common.plots import BLUE
 from tasks.sudoku.board import Board, parse
-from tasks.sudoku.pictures import (
-    HOLD_MS,
-    RED,
-    Frame,
-    _draw,
-    _moments,
-    animate_convergence,
-    draw_convergence,
-)
+from tasks.sudoku.pictures import _draw, animate_convergence, draw_convergence
 from tasks.sudoku.solver import unique_solution
 
 QUESTIONS = {
@@ -75,7 +68,7 @@ def test_animation_has_every_frame_and_holds_the_last(
 
 def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
     _, _, frames, _ = solve(9, 33)
-    steps = [step for step, _, _ in _moments(frames)]
+    steps = [step for step, _, _ in moments(frames)]
     # The digits settle at step 20.
     assert len(steps) == 8
     assert steps[0] == 0
@@ -86,7 +79,7 @@ def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
 def test_sheet_of_a_solve_that_never_moves() -> None:
     _, _, frames, _ = solve(4, 1)
     still = [(step, 0.1, frames[0][2]) for step in range(20)]
-    assert [step for step, _, _ in _moments(still)] == [0, 19]
+    assert [step for step, _, _ in moments(still)] == [0, 19]
 
 
 def test_each_digit_tells_what_it_is() -> None:

@@ -1,0 +1,1 @@
+"""Mazes: find the shortest path that a fixed search order prefers."""

@@ -1,0 +1,15 @@
+"""The command line: `python -m tasks.maze [train|eval|solve|compare] ...`."""
+
+import sys
+
+from tasks.common.commands import Commands
+from tasks.maze.task import MazeTask
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command."""
+    return Commands(MazeTask()).run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

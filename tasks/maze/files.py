@@ -1,0 +1,150 @@
+"""Read and write maze files.
+
+Two formats, told apart by the first line:
+
+- CSV as published with Maze-Hard, with the header `source,question,answer,rating`. An empty
+  answer or rating is computed.
+- Plain text, one maze a line, all its rows joined; empty lines are skipped, and there are no
+  comments, since `#` is a wall. The answer is computed.
+
+No field is ever stripped: a space is a free cell, at the ends of a line too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tasks.common.puzzle_files import PuzzleFormat, write_rows
+from tasks.maze.augment import to_tensors
+from tasks.maze.maze import (
+    FREE,
+    PATH,
+    Maze,
+    MazeError,
+    format_line,
+    is_shortest,
+    label,
+    parse,
+    parse_answer,
+)
+
+
+def read_mazes(path: str | Path, side: int | None = None, *, skip_bad: bool = False) -> list[Maze]:
+    """Read a CSV or plain text file of mazes, checking every line.
+
+    Any shortest path is accepted as an answer. Those that are not the one of `label` are counted
+    in a warning: a maze has up to millions of shortest paths, so exact match with such answers
+    measures how ties were broken, too.
+
+    Args:
+        path: The file.
+        side: Rows, and columns, expected; by default those of the first good maze.
+        skip_bad: Skip bad lines, with one warning that counts them, instead of refusing the file.
+
+    Raises:
+        MazeError: A line is bad and `skip_bad` is off, or no line is good.
+        OSError: The file cannot be read.
+    """
+    file = _MazeFormat(side)
+    mazes = file.read(Path(path), skip_bad=skip_bad)
+    num_others = sum(maze in file.others for maze in mazes)
+    if num_others:
+        warnings.warn(
+            f"{path}: {num_others} of {len(mazes)} answers are not the shortest path that our "
+            "labels break ties for, but another. Exact match with them means something else: "
+            "quote the share of valid shortest paths, or leave the answers empty to have them "
+            "computed.",
+            stacklevel=2,
+        )
+    return mazes
+
+
+class _MazeFormat(PuzzleFormat[Maze]):
+    error = MazeError
+
+    def __init__(self, side: int | None):
+        self.side = side
+        self.others: set[Maze] = set()  # mazes with another answer than `label`
+
+    def text_question(self, line: str) -> str:
+        return line
+
+    def read_row(self, fields: Sequence[str], first: Maze | None) -> Maze:
+        source, question, answer, rating = fields
+        side = first.side if self.side is None and first else self.side
+        codes = _parse_field("question", question, parse, side)
+        best = label(codes)
+        found = _parse_field("answer", answer, parse_answer, side) if answer else best
+        if len(found) != len(codes):
+            raise MazeError(f"The question has {len(codes)} cells, the answer {len(found)}.")
+        steps = best.count(PATH) + 1
+        if rating and int(rating) != steps:
+            raise MazeError(
+                f"`rating` must count the steps of a shortest path from S to G, which takes "
+                f"{steps}: got {rating}. Correct it, or leave it empty to have it computed."
+            )
+        maze = Maze(source, format_line(codes), format_line(found), steps)
+        if found != best:
+            self.others.add(maze)
+        return maze
+
+    def faults(self, puzzles: Sequence[Maze]) -> list[ValueError | None]:
+        """Only answers that are not `label`'s can be wrong."""
+        suspects = [maze for maze in puzzles if maze in self.others]
+        if not suspects:
+            return [None] * len(puzzles)
+        right = is_shortest(*to_tensors(suspects, suspects[0].side)).tolist()
+        wrong = {maze for maze, is_right in zip(suspects, right, strict=True) if not is_right}
+        return [_explain(maze) if maze in wrong else None for maze in puzzles]
+
+
+def _parse_field(
+    field: str,
+    text: str,
+    read: Callable[[str, int | None], list[int]],
+    side: int | None,
+) -> list[int]:
+    try:
+        return read(text, side)
+    except MazeError as error:
+        if text and set(text) <= set("0123456789."):
+            reason = "Digits and dots are no maze: this looks like another task's file."
+        else:
+            reason = str(error)
+        raise MazeError(f"Bad {field} {text[:100]!r}. {reason}") from None
+
+
+def _explain(maze: Maze) -> MazeError:
+    """Why an answer is no shortest path of its question."""
+    question, answer = parse(maze.question), parse_answer(maze.answer)
+    for cell, (asked, got) in enumerate(zip(question, answer, strict=True)):
+        if got != asked and (asked, got) != (FREE, PATH):
+            row, column = divmod(cell, maze.side)
+            return MazeError(
+                f"The answer has {maze.answer[cell]!r} at (row {row + 1}, column {column + 1}), "
+                f"where the question has {maze.question[cell]!r}."
+            )
+    num_cells = answer.count(PATH)
+    if num_cells != maze.rating - 1:
+        return MazeError(
+            f"The answer is no shortest path: it has {num_cells} path cells, a shortest one "
+            f"has {maze.rating - 1}."
+        )
+    return MazeError("The answer is no path: its cells do not join S to G.")
+
+
+def write_mazes(path: str | Path, mazes: Iterable[Maze]) -> None:
+    """Write mazes as CSV, all or nothing: an interrupted write leaves the old file in place.
+
+    `read_mazes` gives the same mazes back.
+
+    Args:
+        path: The file; its folder is created if need be.
+        mazes: The rows.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_rows(path, mazes)

@@ -1,0 +1,194 @@
+"""Pictures of mazes: one answer, and a solve on its way to the fixed point."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from tasks.common.convergence import RED, Frame, animate, caption, check, draw_sheet
+from tasks.common.plots import BLUE, DPI, GREEN, ORANGE, save
+from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
+
+# Two more of Okabe and Ito's colours.
+PURPLE, YELLOW = "#CC79A7", "#F0E442"
+GROUND = {WALL: "#3A3A3A", FREE: "#FFFFFF", START: GREEN, GOAL: PURPLE}
+LEGEND = (
+    "blue: path, right",
+    "red: path, wrong",
+    "yellow: path missed",
+    "orange: wrong otherwise",
+)
+
+
+def draw_maze(
+    question: Sequence[int],
+    answer: Sequence[int],
+    path: Path,
+    *,
+    truth: Sequence[int] | None = None,
+    title: str = "",
+) -> Path:
+    """Draw one maze with a path into a PNG.
+
+    Args:
+        question: Codes.
+        answer: Codes of the path to be drawn, right or wrong.
+        path: The PNG, in a folder that exists.
+        truth: Codes of the right answer: cells where `answer` has something else stand out. By
+            default any path counts as right, and only changes of the question stand out.
+        title: Above the maze.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: The grids differ in size, or are no square.
+        OSError: The file cannot be written.
+    """
+    side = round(len(question) ** 0.5)
+    grids = {"question": question, "answer": answer}
+    if truth is None:
+        truth = [
+            PATH if got == PATH else asked for asked, got in zip(question, answer, strict=False)
+        ]
+    else:
+        grids["truth"] = truth
+    for name, grid in grids.items():
+        if not side or len(grid) != side * side:
+            raise ValueError(
+                f"`{name}` must have the cells of one square, {side * side}, got {len(grid)}."
+            )
+    figure = Figure(figsize=(5, 5.2 + 0.3 * bool(title)), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    _draw_cells(axes, question, answer, [1.0] * len(answer), truth, letter_size=250 / side)
+    figure.supxlabel("    ".join(LEGEND), fontsize=7.5, color="0.35")
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+
+
+def draw_convergence(
+    side: int,
+    question: Sequence[int],
+    frames: Sequence[Frame],
+    answer: Sequence[int],
+    path: Path,
+    title: str = "",
+) -> Path:
+    """Draw up to eight moments of a solve into one PNG.
+
+    They run evenly from the first frame to the one where the symbols settle; the last frame
+    ends the sheet.
+
+    Args:
+        side: Rows, and columns, of the maze.
+        question: Codes.
+        frames: (step, relative residual, probabilities) in order; at least one. A residual
+            that is not finite counts as not measured; probabilities are (cells, 5).
+        answer: Codes of the right answer.
+        path: The PNG, in a folder that exists.
+        title: Above the sheet.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: No frames, or a grid or a tensor that does not fit the maze.
+        OSError: The file cannot be written.
+    """
+    _check(side, question, frames, answer)
+
+    def draw(axes: Axes, frame: Frame) -> None:
+        _draw(axes, question, frame, answer)
+
+    return draw_sheet(frames, draw, path, (*LEGEND, "pale: unsure"), title)
+
+
+def animate_convergence(
+    side: int,
+    question: Sequence[int],
+    frames: Sequence[Frame],
+    answer: Sequence[int],
+    path: Path,
+) -> Path:
+    """Draw every moment of a solve into an endless GIF that pauses on its last frame.
+
+    Args and errors are those of `draw_convergence`.
+    """
+    _check(side, question, frames, answer)
+
+    def draw(axes: Axes, frame: Frame) -> None:
+        _draw(axes, question, frame, answer)
+
+    return animate(frames, draw, path)
+
+
+def _check(
+    side: int, question: Sequence[int], frames: Sequence[Frame], answer: Sequence[int]
+) -> None:
+    shape, place = (side * side, len(SYMBOLS)), f"in a {side}x{side} maze"
+    check(frames, shape, place, question=question, answer=answer)
+
+
+def _draw(axes: Axes, question: Sequence[int], frame: Frame, answer: Sequence[int]) -> None:
+    """One maze with its caption."""
+    side = round(len(question) ** 0.5)
+    confidences, classes = (column.tolist() for column in frame[2].detach().max(-1))
+    _draw_cells(axes, question, classes, confidences, answer, letter_size=135 / side)
+    path = [cell for cell, code in enumerate(answer) if code == PATH]
+    num_right = sum(classes[cell] == PATH for cell in path)
+    num_extra = classes.count(PATH) - num_right
+    axes.set_title(
+        f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
+        fontsize=9,
+    )
+
+
+def _draw_cells(
+    axes: Axes,
+    question: Sequence[int],
+    found: Sequence[int],
+    confidences: Sequence[float],
+    answer: Sequence[int],
+    letter_size: float,
+) -> None:
+    """The maze, and over it what was found; y runs down, as rows do."""
+    side = round(len(question) ** 0.5)
+    colors = [_color(*cell) for cell in zip(question, found, confidences, answer, strict=True)]
+    axes.imshow(np.array(colors).reshape(side, side, 3), interpolation="nearest")
+    border = Rectangle((-0.5, -0.5), side, side, fill=False, edgecolor=GROUND[WALL], clip_on=False)
+    axes.add_patch(border)
+    for cell, code in enumerate(question):
+        if code in (START, GOAL):
+            row, column = divmod(cell, side)
+            axes.text(
+                column,
+                row,
+                SYMBOLS[code],
+                color="white",
+                weight="bold",
+                fontsize=letter_size,
+                ha="center",
+                va="center_baseline",
+            )
+
+
+def _color(asked: int, got: int, confidence: float, right: int) -> np.ndarray:
+    """Red, green and blue of a cell in [0, 1]."""
+    ground = np.array(to_rgb(GROUND[asked]))
+    if got == PATH:
+        # From a guess among all symbols to certainty.
+        sure = (confidence * len(SYMBOLS) - 1) / (len(SYMBOLS) - 1)
+        hue, weight = (BLUE if right == PATH else RED), 0.4 + 0.6 * min(max(sure, 0.0), 1.0)
+    elif right == PATH:
+        hue, weight = YELLOW, 1.0
+    elif got != right:
+        hue, weight = ORANGE, 0.6
+    else:
+        return ground
+    return weight * np.array(to_rgb(hue)) + (1 - weight) * ground

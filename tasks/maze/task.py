@@ -1,0 +1,84 @@
+"""Mazes as the shared commands see them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tasks.common.grid_task import Frames, GridTask, Sampler
+from tasks.common.set_cache import SetCache, default_directory
+from tasks.maze.augment import Symmetries, to_tensors
+from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
+from tasks.maze.files import read_mazes, write_mazes
+from tasks.maze.generate import GENERATOR_VERSION, identity, train_and_test
+from tasks.maze.maze import PATH, Maze, format_grid, format_line, is_shortest, label, parse
+from tasks.maze.pictures import animate_convergence, draw_convergence, draw_maze
+
+
+class MazeTask(GridTask[Maze, MazeConfig]):
+    """Symbols and classes are the codes of `maze.SYMBOLS`."""
+
+    name = "maze"
+    config_type = MazeConfig
+    presets = PRESETS
+    default_preset = DEFAULT_PRESET
+    noun = "maze"
+    bands = (20, 30, 40, 60, 80, 100, 120, 140)
+    verdict = "a shortest path"
+
+    def make(self, config: MazeConfig) -> tuple[list[Maze], list[Maze]]:
+        """Made by our generator, or read where the same ones were made before."""
+        counts = (config.train_puzzles, config.test_puzzles)
+        cache = SetCache(
+            default_directory("maze"), lambda path: read_mazes(path, config.side), write_mazes
+        )
+        names = ("side", "kind", "min_path", "max_path", "seed")
+        wanted = {name: getattr(config, name) for name in names}
+        return cache.get(
+            f"{config.side}x{config.side}-{config.kind}",
+            {"version": GENERATOR_VERSION, "counts": counts, **wanted},
+            counts,
+            lambda: train_and_test(*counts, **wanted),
+        )
+
+    def read(self, path: Path, config: MazeConfig, skip_bad: bool = False) -> list[Maze]:
+        """See `files.read_mazes`."""
+        return read_mazes(path, config.side, skip_bad=skip_bad)
+
+    def identity(self, puzzle: Maze, config: MazeConfig) -> Any:
+        """Equal for rotations and reflections."""
+        return identity(puzzle.question)
+
+    def encode(self, puzzles: Sequence[Maze], config: MazeConfig) -> tuple[Tensor, Tensor]:
+        """Codes of both."""
+        return to_tensors(puzzles, config.side)
+
+    def sampler(self, puzzles: Sequence[Maze], config: MazeConfig) -> Sampler:
+        """Rotations and reflections, labelled anew."""
+        questions, _ = to_tensors(puzzles, config.side)
+        return Symmetries(questions).batch
+
+    def is_valid(self, x: Tensor, classes: Tensor, config: MazeConfig) -> Tensor:
+        """Whether it is any shortest path."""
+        return is_shortest(x, classes)
+
+    def parse(self, text: str) -> Maze:
+        """One maze, row after row; its goal can be reached."""
+        codes = parse(text)
+        answer = label(codes)
+        return Maze("typed", format_line(codes), format_line(answer), answer.count(PATH) + 1)
+
+    def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
+        """The maze with its path."""
+        return format_grid(list(classes))
+
+    def draw(self, puzzle: Maze, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
+        """The answer, a sheet and a moving picture."""
+        (question,), (answer,) = (t.tolist() for t in to_tensors([puzzle], config.side))
+        found = frames[-1][2].argmax(-1).tolist()
+        return [
+            draw_maze(question, found, folder / "maze.png", truth=answer),
+            draw_convergence(config.side, question, frames, answer, folder / "convergence.png"),
+            animate_convergence(config.side, question, frames, answer, folder / "convergence.gif"),
+        ]

@@ -1,0 +1,167 @@
+"""Pictures of mazes: each cell's colour, whole files, refused nonsense."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.nn import functional as F
+
+from tasks.common.convergence import HOLD_MS, RED, Frame
+from tasks.common.plots import BLUE, GREEN
+from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, label, shortest_path
+from tasks.maze.pictures import (
+    GROUND,
+    PURPLE,
+    YELLOW,
+    _draw,
+    _draw_cells,
+    animate_convergence,
+    draw_convergence,
+    draw_maze,
+)
+
+SIDE = 4
+QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]
+ANSWER = label(QUESTION)
+
+
+def solve(num_frames: int) -> tuple[int, list[int], list[Frame], list[int]]:
+    """Side, question, frames whose path grows from S to G, and answer."""
+    order = {cell: i for i, cell in enumerate(shortest_path(QUESTION))}
+    frames = []
+    for step in range(num_frames):
+        codes = [
+            right if order.get(cell, 0) <= step // 2 else asked
+            for cell, (asked, right) in enumerate(zip(QUESTION, ANSWER, strict=True))
+        ]
+        probabilities = (6 * F.one_hot(torch.tensor(codes), 5).double()).softmax(-1)
+        frames.append((step, 0.5**step if step else float("nan"), probabilities))
+    return SIDE, QUESTION, frames, ANSWER
+
+
+def colors_of(found: list[int], confidence: float = 1.0) -> list[str]:
+    """The colour drawn for each cell."""
+    axes = Figure().subplots()
+    _draw_cells(axes, QUESTION, found, [confidence] * len(found), ANSWER, letter_size=9)
+    pixels = np.asarray(axes.images[0].get_array()).reshape(-1, 3)
+    return [to_hex(pixel) for pixel in pixels]
+
+
+Draw = Callable[[int, list[int], list[Frame], list[int], Path], Path]
+both = pytest.mark.parametrize("draw", [draw_convergence, animate_convergence])
+
+
+def test_each_cell_tells_what_it_is() -> None:
+    found = list(ANSWER)
+    path = [cell for cell, code in enumerate(ANSWER) if code == PATH]
+    missed, strayed, dug, opened = path[0], 1, 5, 6
+    found[missed], found[strayed], found[dug], found[opened] = FREE, PATH, PATH, FREE
+    colors = colors_of(found)
+    expected = {cell: BLUE for cell in path[1:]}
+    expected |= {missed: YELLOW, strayed: RED, dug: RED, 0: GREEN, 15: PURPLE}
+    expected |= {9: GROUND[WALL], 2: GROUND[FREE]}
+    for cell, color in expected.items():
+        assert colors[cell] == color.lower(), cell
+    assert colors[opened] not in {color.lower() for color in (*GROUND.values(), BLUE, RED)}
+
+
+def test_start_and_goal_are_named_where_they_are() -> None:
+    axes = Figure().subplots()
+    question = [FREE] * 16
+    question[1], question[11] = START, GOAL
+    _draw_cells(axes, question, question, [1.0] * 16, label(question), letter_size=9)
+    places = {text.get_text(): text.get_position() for text in axes.texts}
+    assert places == {"S": (1, 0), "G": (3, 2)}  # column, row
+
+
+def test_an_unsure_path_is_pale() -> None:
+    cell = ANSWER.index(PATH)
+    shades = [int(colors_of(ANSWER, sure)[cell][1:3], 16) for sure in (0.2, 0.5, 0.8, 1.0)]
+    assert shades == sorted(set(shades), reverse=True)
+    assert shades[0] < 255  # a guess is seen, too
+
+
+def test_captions_count_the_path() -> None:
+    _, _, frames, _ = solve(4)
+    found = frames[3][2].clone()
+    found[2] = F.one_hot(torch.tensor(PATH), 5).double()
+    axes = Figure().subplots()
+    _draw(axes, QUESTION, (3, 0.125, found), ANSWER)
+    assert axes.get_title() == "step 3, residual 1.2e-01\n1 of 5 path cells, 1 elsewhere"
+    _draw(axes, QUESTION, (0, float("nan"), found), ANSWER)
+    assert axes.get_title().startswith("step 0, residual not measured\n")
+
+
+def is_png(path: Path) -> bool:
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG"
+
+
+def test_maze(tmp_path: Path) -> None:
+    path = tmp_path / "maze.png"
+    assert draw_maze(QUESTION, ANSWER, path, title="A title") == path
+    assert is_png(path)
+    right = path.read_bytes()
+    draw_maze(QUESTION, ANSWER, path, truth=ANSWER, title="A title")
+    assert path.read_bytes() == right
+    draw_maze(QUESTION, QUESTION, path, truth=ANSWER, title="A title")
+    assert path.read_bytes() != right
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 15])
+def test_sheet(num_frames: int, tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    assert draw_convergence(*solve(num_frames), path, title="A title") == path
+    assert is_png(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("num_frames", [1, 15])
+def test_animation_has_every_frame_and_holds_the_last(num_frames: int, tmp_path: Path) -> None:
+    path = tmp_path / "solve.gif"
+    assert animate_convergence(*solve(num_frames), path) == path
+    with Image.open(path) as image:
+        assert image.format == "GIF"
+        # Frames 12 on show the whole path, but with another caption each.
+        assert getattr(image, "n_frames", 1) == num_frames
+        image.seek(num_frames - 1)
+        assert image.info["duration"] == HOLD_MS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@both
+def test_what_does_not_fit_is_refused(draw: Draw, tmp_path: Path) -> None:
+    side, question, frames, answer = solve(2)
+    path = tmp_path / "a.out"
+    with pytest.raises(ValueError, match="at least one frame"):
+        draw(side, question, [], answer, path)
+    with pytest.raises(ValueError, match="`question` must have 16 cells in a 4x4 maze, got 15"):
+        draw(side, question[1:], frames, answer, path)
+    with pytest.raises(ValueError, match="`answer` must have 16 cells"):
+        draw(side, question, frames, answer[1:], path)
+    wrong = [(0, 0.1, torch.ones(16, 4))]
+    with pytest.raises(ValueError, match=r"step 0 must have shape \(16, 5\).*got \(16, 4\)"):
+        draw(side, question, wrong, answer, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_maze_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "maze.png"
+    with pytest.raises(
+        ValueError, match="`question` must have the cells of one square, 16, got 15"
+    ):
+        draw_maze(QUESTION[1:], ANSWER, path)
+    with pytest.raises(ValueError, match=r"`answer` must have .* 16, got 15"):
+        draw_maze(QUESTION, ANSWER[1:], path)
+    with pytest.raises(ValueError, match=r"`truth` must have .* 16, got 15"):
+        draw_maze(QUESTION, ANSWER, path, truth=ANSWER[1:])
+    with pytest.raises(FileNotFoundError, match=r"missing/a\.png cannot be written"):
+        draw_maze(QUESTION, ANSWER, tmp_path / "missing" / "a.png")
+    assert list(tmp_path.iterdir()) == []
