@@ -73,7 +73,8 @@ class GridSpec:
 
     def mixer(self) -> nn.Module:
         """What lets tokens exchange information in one block."""
-        units = torch.tensor(self.units)
+        # On the CPU whatever the default device: a model on "meta" can still be counted.
+        units = torch.tensor(self.units, device="cpu")
         match self.layout:
             case "candidates":
                 return UnitAttention(self.width, units)

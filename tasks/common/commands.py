@@ -235,7 +235,7 @@ class Commands:
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
         options = tyro.cli(SolveOptions, args=arguments, prog=f"{self.program} solve")
-        texts = [line for text in options.puzzles for line in _lines(text)]
+        texts = [part for text in options.puzzles for part in self._texts(text)]
         if not texts:
             raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
         puzzles = [self.task.parse(text) for text in texts]
@@ -268,6 +268,13 @@ class Commands:
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
 
+    def _texts(self, text: str) -> list[str]:
+        """The puzzles that an argument holds or, if it names a file, that are in there."""
+        path = Path(text)
+        if "\n" not in text and len(text) < 200 and path.is_file():
+            return self.task.split(path.read_text())
+        return [text]
+
 
 def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
     """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
@@ -279,13 +286,6 @@ def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
                 raise ValueError(f"`{flag}` needs a value.")
             return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
     return arguments, None
-
-
-def _lines(text: str) -> list[str]:
-    path = Path(text)
-    if len(text) < 200 and path.is_file():
-        return [line for line in path.read_text().splitlines() if line.strip()]
-    return [text]
 
 
 def _finish(result: dict[str, Any], path: Path | None) -> None:

@@ -7,6 +7,7 @@ other half. A finished run is never repeated, and an interrupted one goes on.
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -67,7 +68,9 @@ def matched(config: GridConfig, model: ModelName) -> GridConfig:
     other = dataclasses.replace(config, **changes)
     wanted = _parameters(dataclasses.replace(config, model="attractor"))
     step = 2 * config.num_heads if config.layout in ("attention", "cells") else 1
-    widths = range(max(step, config.width // 2 // step * step), 2 * config.width, step)
+    # Parameters grow as the square of the width, nearly.
+    near = round(config.width * math.sqrt(wanted / _parameters(other)) / step)
+    widths = [step * n for n in range(max(1, near - 2), near + 3)]
     sized = [dataclasses.replace(other, width=width) for width in widths]
     return min(sized, key=lambda candidate: abs(_parameters(candidate) - wanted))
 

@@ -75,6 +75,10 @@ class GridTask(ABC, Generic[P, C]):
     def parse(self, text: str) -> P:
         """A question that somebody typed, with its exact answer; refused if it has none."""
 
+    def split(self, text: str) -> list[str]:
+        """The questions in a file of them: one a line."""
+        return [line for line in text.splitlines() if line.strip()]
+
     @abstractmethod
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """Question and answer as text."""

@@ -25,8 +25,9 @@ class MazeConfig(GridConfig):
     min_path: int = 30
     max_path: int | None = None
     layout: Literal["image", "attention", "mixer"] = "image"  # type: ignore[assignment]
-    free_steps: int = 8
-    recorded_steps: int = 4
+    solver: str = "broyden"
+    free_steps: int = 4
+    recorded_steps: int = 3
     segments: int = 10
     refill: bool = True
     learning_rate: float = 3e-3
@@ -69,7 +70,7 @@ _PUBLISHED = MazeConfig(
 )
 
 PRESETS: dict[str, MazeConfig] = {
-    "tiny": MazeConfig(side=9, min_path=14, minutes=2.2, test_puzzles=500, segments=6, threads=1),
+    "tiny": MazeConfig(side=9, min_path=14, minutes=2.2, test_puzzles=500, threads=1),
     "mini": MazeConfig(
         side=15,
         min_path=30,

@@ -5,9 +5,9 @@ their places are random; start and goal are uniform among the free cells; a draw
 shortest path has a length in the range asked for. One draw in 55,000 survives at 30x30 and 110
 cells, so walls are drawn alone, kept with a chance in proportion to the share of their pairs
 of cells that are far enough apart, and given one of those pairs: the same distribution, but
-for two details. Large shares, above 1.5 / side, all count as that; and whether there is a pair at all is
-asked of a double sweep, the farthest cell from the farthest cell from a random one, which can
-overlook a pair that is barely far enough.
+for two details. Large shares, above 1.5 / side, all count as that; and whether there is a pair
+at all is asked of a double sweep, the farthest cell from the farthest cell from a random one,
+which can overlook a pair that is barely far enough.
 
 "unique", the kind of Maze-Unique: a random depth-first spanning tree of a lattice of rooms, so
 that any two cells have one path. Depth-first, since its trees have the long paths asked for.

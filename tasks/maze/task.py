@@ -69,6 +69,12 @@ class MazeTask(GridTask[Maze, MazeConfig]):
         answer = label(codes)
         return Maze("typed", format_line(codes), format_line(answer), answer.count(PATH) + 1)
 
+    def split(self, text: str) -> list[str]:
+        """One maze drawn in as many lines as it has rows, or one maze a line."""
+        lines = text.splitlines()
+        drawn = len(lines) > 1 and all(len(line) == len(lines) for line in lines)
+        return [text] if drawn else super().split(text)
+
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """The maze with its path."""
         return format_grid(list(classes))
