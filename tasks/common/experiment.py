@@ -14,6 +14,7 @@ from tasks.common.device import choose_device
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import Batches, GridTask
 from tasks.common.measure import draw_run, measure, print_figures
+from tasks.common.plan import plan
 from tasks.common.plots import plot_learning
 from tasks.common.runs import export, load_model
 from tasks.common.train import Interrupted, Trainer
@@ -64,6 +65,7 @@ def run_experiment(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(plan(config).describe())
     print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
     trainer.run()
     result = {

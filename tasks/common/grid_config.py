@@ -24,7 +24,10 @@ class GridConfig(TrainConfig):
     """Train on grid puzzles of one kind, then evaluate on others of that kind.
 
     Attributes:
-        train_puzzles: Puzzles to train on, each seen in many symmetric copies.
+        train_puzzles: Puzzles to train on, each seen in many symmetric copies. Of a file that
+            has more, as many are drawn.
+        copies: Symmetric copies of each, the first of them itself, drawn once for all; by
+            default a new one every time.
         test_puzzles: Held-out puzzles.
         train_data: A file of puzzles to train on instead of made ones; see `eval --data`.
         test_data: Likewise for held-out ones.
@@ -51,6 +54,7 @@ class GridConfig(TrainConfig):
     """
 
     train_puzzles: int = 1000
+    copies: int | None = None
     test_puzzles: int = 1000
     train_data: Path | None = None
     test_data: Path | None = None
@@ -78,8 +82,8 @@ class GridConfig(TrainConfig):
         for name in ("free_steps", "train_puzzles", "test_puzzles", "start_noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)!r}.")
-        for name in ("width", "recorded_steps", "refiner_blocks", "eval_steps"):
-            if getattr(self, name) < 1:
+        for name in ("width", "recorded_steps", "refiner_blocks", "eval_steps", "copies"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -97,6 +98,8 @@ class GridTask(ABC, Generic[P, C]):
         made = self.make(config) if None in files else ([], [])
         sets = [self.read(f, config) if f else m for f, m in zip(files, made, strict=True)]
         train, test = sets
+        if config.train_data and len(train) > config.train_puzzles:
+            train = Random(config.seed).sample(train, config.train_puzzles)
         if len(train) < config.batch_size:
             raise ValueError(
                 f"The training set has {len(train)} {self.noun}s, fewer than `batch_size` = "

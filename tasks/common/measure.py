@@ -118,6 +118,10 @@ def scale(
     if options.draw is not None:
         options.draw.mkdir(parents=True, exist_ok=True)
         _draw_scaling(figures, options.draw)
+        x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
+        steps, exact, residual = zip(*step_curve(model, x, target, config.eval_steps), strict=True)
+        title = f"{task.noun.capitalize()}s against solver steps"
+        plot_steps(steps, exact, residual, options.draw / "depth.png", title)
     return figures
 
 

@@ -62,6 +62,8 @@ _PUBLISHED = MazeConfig(
     learning_rate=1e-4,
     warmup=2000,
     steps=600_000,
+    recorded_steps=2,
+    solver="anderson",
     weight_decay=1.0,
     averaging=0.999,
     loss="stablemax",
@@ -103,10 +105,12 @@ PRESETS: dict[str, MazeConfig] = {
         averaging=0.999,
         eval_steps=256,
     ),
-    "hard-7m": dataclasses.replace(_PUBLISHED, model="reasoner"),
-    "hard-27m": dataclasses.replace(_PUBLISHED, model="reasoner", refiner_blocks=8),
-    "hard-trm-7m": dataclasses.replace(_PUBLISHED, model="trm"),
-    "hard-eqr-7m": dataclasses.replace(_PUBLISHED, model="eqr"),
-    "hard-hrm-27m": dataclasses.replace(_PUBLISHED, model="hrm", refiner_blocks=4),
+    "maze-hard-7m": dataclasses.replace(_PUBLISHED, model="reasoner"),
+    "maze-hard-27m": dataclasses.replace(
+        _PUBLISHED, model="reasoner", refiner_blocks=8, batch_size=48
+    ),
+    "maze-hard-trm-7m": dataclasses.replace(_PUBLISHED, model="trm"),
+    "maze-hard-eqr-7m": dataclasses.replace(_PUBLISHED, model="eqr"),
+    "maze-hard-hrm-27m": dataclasses.replace(_PUBLISHED, model="hrm", refiner_blocks=4),
 }
 DEFAULT_PRESET = "mini"

@@ -59,6 +59,7 @@ _PUBLISHED = SudokuConfig(
     min_clues=17,
     max_clues=25,
     minimal=True,
+    copies=1000,
     width=512,
     expansion=3.0,
     num_heads=8,
@@ -99,14 +100,14 @@ PRESETS: dict[str, SudokuConfig] = {
         averaging=0.999,
         eval_steps=512,
     ),
-    "extreme-7m": dataclasses.replace(_PUBLISHED, model="reasoner", layout="attention"),
-    "extreme-27m": dataclasses.replace(
-        _PUBLISHED, model="reasoner", layout="attention", refiner_blocks=8
+    "sudoku-extreme-7m": dataclasses.replace(_PUBLISHED, model="reasoner", layout="attention"),
+    "sudoku-extreme-27m": dataclasses.replace(
+        _PUBLISHED, model="reasoner", layout="attention", refiner_blocks=8, batch_size=384
     ),
-    "extreme-trm-7m": dataclasses.replace(_PUBLISHED, model="trm", layout="attention"),
-    "extreme-trm-5m": dataclasses.replace(_PUBLISHED, model="trm", layout="mixer"),
-    "extreme-eqr-5m": dataclasses.replace(_PUBLISHED, model="eqr", layout="mixer"),
-    "extreme-hrm-27m": dataclasses.replace(
+    "sudoku-extreme-trm-7m": dataclasses.replace(_PUBLISHED, model="trm", layout="attention"),
+    "sudoku-extreme-trm-5m": dataclasses.replace(_PUBLISHED, model="trm", layout="mixer"),
+    "sudoku-extreme-eqr-5m": dataclasses.replace(_PUBLISHED, model="eqr", layout="mixer"),
+    "sudoku-extreme-hrm-27m": dataclasses.replace(
         _PUBLISHED, model="hrm", layout="attention", refiner_blocks=4
     ),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.common.grid_task import Frames, GridTask, Sampler
-from tasks.sudoku.augment import augment, to_tensors
+from tasks.sudoku.augment import augment, numbered_copies, to_tensors
 from tasks.sudoku.board import Board, Puzzle, format_grid, is_valid_solution, parse
 from tasks.sudoku.cache import cached
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
@@ -52,11 +52,17 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         return questions, answers - 1
 
     def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
-        """Symmetric copies, drawn anew each time."""
+        """Symmetric copies, drawn anew each time or from a fixed number of each puzzle."""
         questions, answers = to_tensors(puzzles, config.board)
 
         def sample(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            x, y = augment(questions[rows], answers[rows], config.board, generator)
+            x, y = questions[rows], answers[rows]
+            if config.copies is None:
+                x, y = augment(x, y, config.board, generator)
+            else:
+                numbers = torch.randint(config.copies, rows.shape, generator=generator)
+                keys = rows * config.copies + numbers
+                x, y = numbered_copies(x, y, numbers, keys, config.board, config.seed)
             return x, y - 1
 
         return sample

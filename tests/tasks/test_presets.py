@@ -13,8 +13,7 @@ from tasks.maze.config import PRESETS as MAZE
 from tasks.sudoku.config import PRESETS as SUDOKU
 
 PUBLISHED = {
-    **{f"sudoku-{k}": v for k, v in SUDOKU.items() if k.endswith("m")},
-    **{f"maze-{k}": v for k, v in MAZE.items() if k.endswith("m")},
+    name: config for name, config in (*SUDOKU.items(), *MAZE.items()) if name.endswith("m")
 }
 
 

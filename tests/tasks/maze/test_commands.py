@@ -51,7 +51,11 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
     assert figures["max_steps"] == 16
     assert sum(figures["cases"].values()) == pytest.approx(1)
     assert "case: coexist" in out
-    assert {p.name for p in Path("pictures").iterdir()} == {"breadth.png", "calibration.png"}
+    assert {p.name for p in Path("pictures").iterdir()} == {
+        "breadth.png",
+        "calibration.png",
+        "depth.png",
+    }
 
 
 def test_solve_reads_a_drawing_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sudoku.augment import augment, to_tensors
+from tasks.sudoku.augment import augment, numbered_copies, to_tensors
 from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line, is_valid_solution, parse
 from tasks.sudoku.generate import generate, symmetry_invariant
 from tasks.sudoku.solver import unique_solution
@@ -115,3 +115,21 @@ def test_an_empty_batch_stays_empty() -> None:
 def test_puzzles_of_another_size_are_refused() -> None:
     with pytest.raises(PuzzleError, match=r"Puzzle 0 has a question of 16 cells .* board has 81"):
         to_tensors(puzzles_of(4), Board.of(9))
+
+
+def test_numbered_copies_are_always_the_same_and_the_first_is_the_puzzle() -> None:
+    board = Board.of(9)
+    puzzles = generate(3, board, clues=(30, 34), seed=1)
+    x, y = to_tensors(puzzles, board)
+    numbers = torch.tensor([0, 1, 2])
+    keys = torch.arange(3) * 1000 + numbers
+    first = numbered_copies(x, y, numbers, keys, board, seed=5)
+    again = numbered_copies(x.flip(0), y.flip(0), numbers.flip(0), keys.flip(0), board, seed=5)
+    assert torch.equal(first[0], again[0].flip(0))
+    assert torch.equal(first[0][0], x[0])
+    assert not torch.equal(first[0][1], x[1])
+    assert is_valid_solution(*first).all()
+    for puzzle, copy in zip(puzzles, first[0], strict=True):
+        assert symmetry_invariant(format_line(copy.tolist())) == symmetry_invariant(puzzle.question)
+    other = numbered_copies(x, y, numbers, keys, board, seed=6)
+    assert not torch.equal(first[0][1], other[0][1])
