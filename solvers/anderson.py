@@ -75,15 +75,16 @@ class Anderson(FixedPointSolver):
         """Extrapolate; see the class docstring for the update."""
         memory = carry
         y_next = torch.lerp(fy, y, self.damping) if self.damping else fy
-        if carry.y is not None:
-            memory = carry.push(y, fy, on_steps=False)
-            column, rhs = products(memory.left, memory.filled, memory.newest()[0], fy - y)
+        g = fy - y
+        if carry.point is not None:
+            memory, newest = carry.push(g, fy)
+            column, rhs = products(memory.left, memory.filled, newest, g)
             memory = memory.with_gram(column, column, self.ridge)
             weights = memory.coefficients(rhs)
             y_next = memory.combine(weights, memory.image, y_next)
             if self.damping:
                 y_next = memory.combine(-self.damping * weights, memory.left, y_next)
-        return y_next, memory._replace(y=y, fy=fy)
+        return y_next, memory._replace(point=g, fy=fy)
 
 
 def check_history(history: int) -> None:

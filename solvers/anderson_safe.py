@@ -118,18 +118,18 @@ class AndersonSafe(FixedPointSolver):
         valid = valid & ~((failures > self.patience) | ill)[:, None]
         weights = weights * valid[:, : window.filled]
         return self._propose(window, weights, best), best._replace(
-            window=window._replace(y=y, fy=fy), valid=valid
+            window=window._replace(point=fy - y, fy=fy), valid=valid
         )
 
     def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple[History, Tensor]:
         """Add the newest differences, of consecutive points whether accepted or not."""
         window = best.window
-        if window.y is None:
+        if window.point is None:
             return window, best.valid
         valid = best.valid.clone()
         valid[:, window.slot] = True
-        window = window.push(y, fy, on_steps=False)
-        (column,) = products(window.left, window.filled, window.newest()[0])
+        window, newest = window.push(fy - y, fy)
+        (column,) = products(window.left, window.filled, newest)
         return window.with_gram(column, column, self.ridge), valid
 
     def _weights(self, window: History, valid: Tensor, best: Guarded) -> tuple[Tensor, Mask]:

@@ -72,19 +72,18 @@ class AndersonType1(FixedPointSolver):
         """Extrapolate; see the class docstring for the update."""
         memory = carry
         y_next = torch.lerp(fy, y, self.damping) if self.damping else fy
-        if carry.y is not None:
-            memory = carry.push(y, fy, on_steps=True)
-            left, image = memory.newest()
+        if carry.point is not None:
+            memory, newest = carry.push(y, fy)
             g = fy - y
-            column, rhs = products(memory.left, memory.filled, image - left, g)
-            (on_steps,) = products(memory.left, memory.filled, left)
-            (on_images,) = products(memory.image, memory.filled, left)
+            change = memory.image[:, memory.slot] - newest
+            column, rhs, on_steps = products(memory.left, memory.filled, change, g, newest)
+            (on_images,) = products(memory.image, memory.filled, newest)
             # A change of g that is rounding says nothing about J, and would be divided by.
-            size = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(g, dim=1)
+            size = torch.linalg.vector_norm(newest, dim=1) * torch.linalg.vector_norm(g, dim=1)
             noise = 8 * torch.finfo(y.dtype).eps * size
             memory = memory.with_gram(on_images - on_steps, column, noise=noise)
             weights = memory.coefficients(rhs)
             y_next = memory.combine((1 - self.damping) * weights, memory.image, y_next)
             if self.damping:
                 y_next = memory.combine(self.damping * weights, memory.left, y_next)
-        return y_next, memory._replace(y=y, fy=fy)
+        return y_next, memory._replace(point=y, fy=fy)

@@ -17,7 +17,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
-from solvers.ledger import Ledger
+from solvers.ledger import Ledger, check_unchanged, version_of
 from solvers.pushforward import pushforward
 from solvers.solution import Solution
 from solvers.types import Flat, Index, Map, State
@@ -172,7 +172,9 @@ class Evaluation:
 
     def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
         _check_args(args, layout)
-        self.f, self.args, self.layout = f, args, layout
+        self.f, self.layout = f, layout
+        # As after compaction: a compiled `f` would otherwise be compiled once more then.
+        self.args = args if torch.is_grad_enabled() else _detached(args)
         self.num_rows = layout.num_rows
         self.num_evals = 0
         self.rows_evaluated = 0
@@ -182,7 +184,7 @@ class Evaluation:
     def __call__(self, y: Flat) -> Flat:
         """f(y), checked and counted."""
         state = self.layout.unpack(y)
-        version = 0 if y.is_inference() else y._version
+        version = version_of(y)
         try:
             returned = self._closed(state)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -193,11 +195,7 @@ class Evaluation:
                     "`args`, not from the closure; `compact=False` always calls on all rows."
                 )
             raise
-        if version != (0 if y.is_inference() else y._version):
-            raise ValueError(
-                "`f` wrote into its input, or into a tensor that it returned before. Return a new "
-                "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
-            )
+        check_unchanged(y, version)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
@@ -231,6 +229,10 @@ class Evaluation:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.layout.device.type, enabled=False)
+
+
+def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, args)
 
 
 def check_readable(y: Flat) -> None:

@@ -68,11 +68,11 @@ class Broyden(FixedPointSolver):
         """One quasi-Newton step; see the class docstring for the update."""
         memory = carry
         y_next = fy
-        if carry.y is not None:
-            memory = carry.grown(self.history).push(y, fy, on_steps=True)
-            left, image = memory.newest()
-            column, rhs = products(memory.left, memory.filled, image - left, fy - y)
-            (row,) = products(memory.image, memory.filled, left)
+        if carry.point is not None:
+            memory, newest = carry.grown(self.history).push(y, fy)
+            change = memory.image[:, memory.slot] - newest
+            column, rhs = products(memory.left, memory.filled, change, fy - y)
+            (row,) = products(memory.image, memory.filled, newest)
             memory = memory.with_gram(row, column)
             y_next = memory.combine(memory.coefficients(rhs), memory.image, y_next)
-        return y_next, memory._replace(y=y, fy=fy)
+        return y_next, memory._replace(point=y, fy=fy)

@@ -26,7 +26,7 @@ class History(NamedTuple):
     left: Window
     image: Window
     gram: Small
-    y: Flat | None
+    point: Flat | None
     fy: Flat | None
     filled: int
     slot: int
@@ -58,44 +58,42 @@ class History(NamedTuple):
             left=_keep(self.left, samples),
             image=_keep(self.image, samples),
             gram=_keep(self.gram, samples),
-            y=None if self.y is None else self.y.index_select(0, samples),
+            point=None if self.point is None else self.point.index_select(0, samples),
             fy=None if self.fy is None else self.fy.index_select(0, samples),
         )
 
-    def push(self, y: Flat, fy: Flat, *, on_steps: bool) -> "History":
-        """Write the newest differences; `left` has those of y, or else of f(y) - y.
+    def push(self, point: Flat, fy: Flat) -> tuple["History", Flat]:
+        """Write the newest differences; return what was written to `left` as well.
 
-        The caller owes `with_gram` for them.
+        A `point` is y or f(y) - y, as the method projects on. The caller owes `with_gram`, and
+        both points for the next call.
         """
-        assert self.y is not None
+        assert self.point is not None
         assert self.fy is not None
+        newest = point - self.point
+        left = _write(self.left, self.slot, newest)
         image = _write(self.image, self.slot, fy, self.fy)
-        if on_steps:
-            left = _write(self.left, self.slot, y, self.y)
-        else:
-            left = _write(self.left, self.slot, image[:, self.slot], y - self.y)
         filled = min(self.filled + 1, self.left.shape[1])
-        return self._replace(left=left, image=image, filled=filled)
-
-    def newest(self) -> tuple[Flat, Flat]:
-        """The pair that `push` wrote."""
-        return self.left[:, self.slot], self.image[:, self.slot]
+        return self._replace(left=left, image=image, filled=filled), newest
 
     def with_gram(
-        self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | float = 0.0
+        self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | None = None
     ) -> "History":
         """Write the newest pair's row and column, each of shape (samples, filled); move on.
 
         The diagonal is the column's, times 1 + ridge: so a ridge weighs the same whatever the
         units of the state and however small the differences have become. A pair whose diagonal
-        is at most `noise`, such as the zeros of a sample that did not move, gets no weight.
+        is at most `noise` (0 by default: a sample that did not move) gets no weight.
         """
         slot, filled = self.slot, self.filled
-        diagonal = column[:, slot].double() * (1 + ridge)
         gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
         gram[:, slot, :filled] = row
         gram[:, :filled, slot] = column
-        gram[:, slot, slot] = diagonal.masked_fill(diagonal.abs() <= noise, NO_WEIGHT)
+        diagonal = gram[:, slot, slot]
+        if ridge:
+            diagonal.mul_(1 + ridge)
+        none = diagonal == 0 if noise is None else diagonal.abs() <= noise
+        diagonal.masked_fill_(none, NO_WEIGHT)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
     def coefficients(self, rhs: Tensor) -> Tensor:
@@ -125,6 +123,7 @@ class History(NamedTuple):
 def products(window: Window, count: int, first: Flat, *more: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""
     # Vectors as rows, not columns: both operands are then read along memory, ten times faster.
+    # None of them is a slot of a window: `stack` is several times slower if one has gaps.
     rows = torch.stack((first, *more), 1) if more else first[:, None]
     return torch.bmm(rows, window[:, :count].mT).unbind(1)
 
@@ -147,10 +146,13 @@ def _enlarge(window: Tensor, extra: int) -> Tensor:
     return larger
 
 
-def _write(buffer: Tensor, slot: int, new: Tensor, old: Tensor) -> Tensor:
+def _write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
     """Set buffer[:, slot] = new - old: in place, or on a copy where autograd records."""
     if torch.is_grad_enabled():
         index = torch.tensor([slot], device=buffer.device)
-        return buffer.index_copy(1, index, (new - old)[:, None])
-    torch.sub(new, old, out=buffer[:, slot])
+        return buffer.index_copy(1, index, (new if old is None else new - old)[:, None])
+    if old is None:
+        buffer[:, slot] = new
+    else:
+        torch.sub(new, old, out=buffer[:, slot])
     return buffer

@@ -14,11 +14,14 @@ RUNNING = -1
 # A residual that grows this much beyond the first one, and beyond the first f(y), has diverged:
 # transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
-# A sample has stalled once its residual has set no new record for this many steps, and for
-# half of its life, having come below this share of its first residual or this one of rms(f(y)).
-# Above, or sooner, a method that is not monotone may still be finding its way; far above its
-# best residual, it diverges.
-STALL_STEPS, STALL_SHARE, STALL_FLOOR, STALL_SPREAD = 50, 0.01, 1e-5, 1e3
+# Stalls are looked for after this many steps, and then each time that half as many have passed.
+STALL_STEPS = 50
+# A sample has stalled if its best residual, having come below this share of its first one, has
+# not improved by STALL_GAIN since the last look: rounding sets smaller records by chance, and
+# any convergence larger ones. Or if it set no record, having come below the share STALL_FLOOR of
+# rms(f(y)). Above, a method that is not monotone may still be finding its way; far above its
+# best residual and the first one's share, it diverges.
+STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 # Outside, the squares in a norm may leave the dtype's range.
 SAFE_NORMS = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
 # A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
@@ -29,7 +32,7 @@ MANY_NUMBERS = 2**14
 
 
 # What the ledger holds for each sample.
-COLUMNS = ["index", "value", "norm", "best", "first", "limit", "last_gain", "result", "num_steps"]
+COLUMNS = ["index", "value", "norm", "best", "first", "limit", "mark", "result", "num_steps"]
 
 
 class Ledger:
@@ -46,7 +49,10 @@ class Ledger:
         self.layout, self.rtol = layout, rtol
         self.root = math.sqrt(max(y.shape[1], 1))
         self.atol = atol * self.root
+        self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
+        # What the usual step is compared with: no norm below it is left to that path.
+        self.floor = self.atol_tensor.clamp(min=self.smallest)
         self.independent = independent
         self.joint = layout.batch_dims > 1
         self.coupled = self.joint or not independent
@@ -54,13 +60,14 @@ class Ledger:
         # on each other: it must then be measured as a whole.
         self.mixes_steps = False
         count = len(y)
-        # Copied now, so that memory is the same whether or not samples stop at different times.
-        self.value = y.clone()
+        # A point of the loop, until samples part; the caller's own tensor is never returned.
+        self.value, self.borrowed, self.version = y, True, version_of(y)
         self.norm = y.new_full((count,), math.inf, requires_grad=False)
         self.best = self.norm
         self.first = self.norm
         self.limit = self.norm
-        self.last_gain = torch.zeros(count, dtype=torch.int64, device=y.device)
+        # The best at the last look for stalls.
+        self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.num_running, self.stopped, self.stopped_rows = count, None, None
@@ -68,18 +75,16 @@ class Ledger:
         self.suspicious = False
         self.routine = self.may_compact = False
         # What holds for all who run is kept as one number until they part.
-        self.pending_steps, self.gained_at = 0, 0
-        # No sample has waited for a record longer than since this step.
-        self.patient_since = 0
+        self.pending_steps = 0
         self.improved: torch.Tensor | None = None
-        self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.index: Index | None = None
         self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            routine = (self.routine or step == 0) and self._routine(y, fy, step)
+            usual = (self.routine or step == 0) and step < self.next_look
+            routine = usual and self._routine(y, fy, step)
             self.suspicious = not routine
             recorded = self.improved if routine else self._judge_each(y, fy, step)
         self._store(recorded, y)
@@ -118,7 +123,7 @@ class Ledger:
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
-        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol).clamp(min=self.smallest)
+        limit = torch.add(self.floor, scale, alpha=self.rtol)
         # False for NaN, and for norms that have left the range of the dtype.
         record = norm < self.best
         usual = (norm > limit).logical_and_(record)
@@ -129,24 +134,22 @@ class Ledger:
             if step == 0:
                 self._begin(norm, scale)
                 self.routine = True
-            self._all_gain(norm, step)
+            self._all_gain(norm)
             return True
-        return step > 0 and self._uneven(norm, limit, record, step)
+        return step > 0 and self._uneven(norm, scale, record)
 
     def _begin(self, norm: PerSample, scale: PerSample) -> None:
         self.first = norm
         self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
 
-    def _all_gain(self, norm: PerSample, step: int) -> None:
+    def _all_gain(self, norm: PerSample) -> None:
         self.norm = self.best = norm
-        self.gained_at = self.patient_since = step
         self.mixes_steps = False
         self.improved = None
 
-    def _uneven(self, norm: PerSample, limit: PerSample, record: torch.Tensor, step: int) -> bool:
-        """Some set no record or converge, but nobody can have stalled or diverged."""
-        if step - self.patient_since >= STALL_STEPS:
-            return False
+    def _uneven(self, norm: PerSample, scale: PerSample, record: torch.Tensor) -> bool:
+        """Some set no record or converge, but nobody has diverged."""
+        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol)
         converged = norm <= limit
         sound = (norm <= self.limit).logical_and_(norm > self.smallest)
         sound.logical_and_(limit < math.inf)
@@ -160,11 +163,10 @@ class Ledger:
         if not bool(sound.all()) or (some_converged and self.joint):
             return False
         if bool(gain.all()):
-            self._all_gain(norm, step)
+            self._all_gain(norm)
         else:
             self.mixes_steps = self.coupled
             self.norm = self.best = torch.where(gain, norm, self.best)
-            self.last_gain = torch.where(gain, step, self.last_gain.clamp(min=self.gained_at))
             self.improved = gain
         if some_converged:
             self.result.masked_fill_(converged, int(Result.converged))
@@ -187,8 +189,6 @@ class Ledger:
             self._begin(norm, scale)
         recorded = self._judge(norm, scale, converged, norm < self.best, self._settled(), step)
         self._count_running()
-        latest = torch.where(self.result == RUNNING, self.last_gain, step)
-        self.patient_since = int(latest.min()) if len(latest) else step
         stale = ~recorded & (self.result != Result.converged)
         self.mixes_steps = self.coupled and bool(stale.any())
         return recorded
@@ -208,11 +208,7 @@ class Ledger:
 
     def _settle_counts(self) -> None:
         """Write to each sample what was counted for all."""
-        running = self.result == RUNNING
-        self.num_steps += running * self.pending_steps
-        self.last_gain = torch.where(
-            running, self.last_gain.clamp(min=self.gained_at), self.last_gain
-        )
+        self.num_steps += (self.result == RUNNING) * self.pending_steps
         self.pending_steps = 0
 
     def compact(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
@@ -240,6 +236,7 @@ class Ledger:
         self._retire(gone)
         for name in COLUMNS:
             setattr(self, name, getattr(self, name).index_select(0, kept))
+        self.borrowed = False
         self._count_running()
         return rows, kept
 
@@ -248,6 +245,8 @@ class Ledger:
         self._settle_counts()
         self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
         value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
+        if self.borrowed and not torch.is_grad_enabled():
+            value = value.clone()
         if self.index is not None:
             self._retire(torch.arange(len(result), device=result.device))
             index, value, norm, result, num_steps = map(torch.cat, zip(*self.retired, strict=True))
@@ -267,10 +266,12 @@ class Ledger:
 
     def _store(self, recorded: torch.Tensor | None, y: Flat) -> None:
         """Take over some points (None: all), in place unless autograd records the solver."""
-        if torch.is_grad_enabled():
-            self.value = y if recorded is None else torch.where(recorded[:, None], y, self.value)
-        elif recorded is None:
-            self.value.copy_(y)
+        if recorded is None:
+            self.value, self.borrowed, self.version = y, True, version_of(y)
+        elif self.borrowed or torch.is_grad_enabled():
+            if self.borrowed:
+                check_unchanged(self.value, self.version)
+            self.value, self.borrowed = torch.where(recorded[:, None], y, self.value), False
         else:
             torch.where(recorded[:, None], y, self.value, out=self.value)
 
@@ -315,12 +316,11 @@ class Ledger:
         resumed = (self.result == Result.converged) & ~converged
         gain = (improved | converged | resumed) & ~settled
         self.best = torch.where(gain, norm, self.best)
-        self.last_gain = torch.where(gain, step, self.last_gain)
         self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
-        patience = max(STALL_STEPS, step // 2)
-        low = (self.best <= STALL_SHARE * self.first) | (self.best <= STALL_FLOOR * scale)
-        flat = low & (norm <= STALL_SPREAD * self.best)
-        stalled = flat & (step - self.last_gain >= patience)
+        stalled = torch.zeros_like(converged)
+        if step >= self.next_look:
+            stalled = self._stalled(norm, scale)
+            self.mark, self.next_look = self.best, step + step // 2
         if self.joint:
             quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row).all(1)
             stalled &= quiet.repeat_interleave(self.layout.samples_per_row)
@@ -334,10 +334,31 @@ class Ledger:
         self.norm = torch.where(recorded, norm, self.norm)
         return recorded
 
+    def _stalled(self, norm: PerSample, scale: PerSample) -> torch.Tensor:
+        """Samples whose best residual no longer falls, at the end of their way."""
+        flat = (self.best <= STALL_SHARE * self.first) & (self.best > (1 - STALL_GAIN) * self.mark)
+        still = (self.best <= STALL_FLOOR * scale) & (self.best == self.mark)
+        near = torch.maximum(STALL_SPREAD * self.best, STALL_SHARE * self.first)
+        return (flat | still) & (norm <= near)
+
     def _retire(self, gone: Index) -> None:
         assert self.index is not None
         columns = (self.index, self.value, self.norm, self.result, self.num_steps)
         self.retired.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
+
+
+def version_of(y: Flat) -> int:
+    """A count of the writes to a tensor; inference tensors have none."""
+    return 0 if y.is_inference() else y._version
+
+
+def check_unchanged(y: Flat, version: int) -> None:
+    """Raise a ValueError if somebody has written into a point since it had this version."""
+    if version_of(y) != version:
+        raise ValueError(
+            "`f` wrote into its input, or into a tensor that it returned before. Return a new "
+            "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
+        )
 
 
 def _scaled_norm(rows: Flat) -> PerSample:
