@@ -30,6 +30,7 @@ class TrainConfig:
         halting: Also learn to tell right answers from wrong ones. With `refill`, that verdict
             decides which samples leave, as published for TRM and HRM.
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
+        compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
 
     minutes: float = 8.0
@@ -49,6 +50,7 @@ class TrainConfig:
     loss: Literal["softmax", "stablemax"] = "softmax"
     halting: bool = False
     autocast: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("minutes", "batch_size", "segments", "learning_rate", "clip"):

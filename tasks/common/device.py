@@ -1,6 +1,12 @@
-"""Choosing the device that a command runs on."""
+"""The device that a command runs on, and making the most of it."""
+
+import os
+import shutil
 
 import torch
+from torch import nn
+
+from models.blocks import Block
 
 
 def choose_device(name: str) -> torch.device:
@@ -23,3 +29,19 @@ def choose_device(name: str) -> torch.device:
             "`--device auto`."
         )
     return device
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch.compile fuse each block's operations, from the first call on.
+
+    Raises:
+        ValueError: The CPU has no C++ compiler to do it with.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        raise ValueError(
+            "`--compile` needs a C++ compiler on the CPU: install g++, or leave it off."
+        )
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()

@@ -10,7 +10,7 @@ import torch
 
 from models import GridTransformer
 from tasks.common.checkpoint import Checkpoint
-from tasks.common.device import choose_device
+from tasks.common.device import choose_device, compile_blocks
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import Batches, GridTask
 from tasks.common.measure import draw_run, measure, print_figures
@@ -64,6 +64,8 @@ def run_experiment(
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if config.compile:
+        compile_blocks(trainer.model)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(plan(config).describe())
     print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)

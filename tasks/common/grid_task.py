@@ -17,7 +17,7 @@ from tasks.common.puzzle_files import GridPuzzle
 # How many held-out puzzles the curve during training looks at.
 LOOK_PUZZLES = 100
 
-Sampler = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 """(rows of the training set, generator) -> symbols and classes of random symmetric copies."""
 Frames = Sequence[tuple[int, float, Tensor]]
 """(step, relative residual, probabilities of shape (cells, symbols)) of a solve, in order."""
@@ -130,9 +130,12 @@ class Batches:
         x, target = held_out
         self.held_out = x[:LOOK_PUZZLES], target[:LOOK_PUZZLES]
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
         """Random training puzzles, each as a random symmetric copy of itself."""
-        return self.sampler(torch.randint(self.count, (size,), generator=generator), generator)
+        rows = torch.randint(self.count, (size,), generator=generator)
+        return self.sampler(rows, generator, progress)
 
     def look(self, model: GridModel) -> float:
         """Exact accuracy on the first held-out puzzles."""

@@ -38,8 +38,10 @@ FINAL_RATE = 0.01
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs, and target classes of the same leading dims."""
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs, and target classes of the same leading dims, at this share of the budget."""
         ...
 
     def look(self, model: Any) -> float:
@@ -234,7 +236,7 @@ class Trainer:
         return self.slots
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor]:
-        x, target = self.task.batch(count, self.generator)
+        x, target = self.task.batch(count, self.generator, self.progress)
         return x.to(self.device), target.to(self.device)
 
     def _update(self, loss: Tensor) -> None:

@@ -57,7 +57,8 @@ class MazeTask(GridTask[Maze, MazeConfig]):
     def sampler(self, puzzles: Sequence[Maze], config: MazeConfig) -> Sampler:
         """Rotations and reflections, labelled anew."""
         questions, _ = to_tensors(puzzles, config.side)
-        return Symmetries(questions).batch
+        symmetries = Symmetries(questions)
+        return lambda rows, generator, progress: symmetries.batch(rows, generator)
 
     def is_valid(self, x: Tensor, classes: Tensor, config: MazeConfig) -> Tensor:
         """Whether it is any shortest path."""

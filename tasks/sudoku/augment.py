@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from tasks.sudoku.board import Board, Puzzle, PuzzleError
+
+Uniform = Callable[[tuple[int, ...]], Tensor]
+"""Numbers in [0, 1) of a shape that leads with the batch."""
 
 
 def to_tensors(puzzles: Sequence[Puzzle], board: Board) -> tuple[Tensor, Tensor]:
@@ -55,12 +59,11 @@ def augment(
     Returns:
         The copies of `questions` and of `answers`.
     """
-    source = _random_places(len(questions), board, generator).to(questions.device)
-    names = _random_names(len(questions), board, generator).to(questions.device)
-    return (
-        names.gather(1, questions.gather(1, source)),
-        names.gather(1, answers.gather(1, source)),
-    )
+
+    def uniform(shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=generator, device=generator.device)
+
+    return _copies(questions, answers, board, uniform)
 
 
 def numbered_copies(
@@ -80,40 +83,88 @@ def numbered_copies(
         board: The geometry.
         seed: Of all copies.
     """
-    rows = []
-    for row, (number, key) in enumerate(zip(numbers.tolist(), keys.tolist(), strict=True)):
-        pair = questions[row : row + 1], answers[row : row + 1]
-        if number:
-            pair = augment(*pair, board, torch.Generator().manual_seed((seed << 32) + key))
-        rows.append(pair)
-    xs, ys = zip(*rows, strict=True)
-    return torch.cat(xs), torch.cat(ys)
+    x, y = _copies(questions, answers, board, _Numbered(keys, seed))
+    original = (numbers == 0)[:, None]
+    return torch.where(original, questions, x), torch.where(original, answers, y)
 
 
-def _random_places(batch: int, board: Board, generator: torch.Generator) -> Tensor:
+def reveal(questions: Tensor, answers: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Make puzzles easier: fill in from 0 to `most` of a question's blanks, each as likely.
+
+    Args:
+        questions: Digits, (batch, cells), 0 for a blank.
+        answers: Digits, (batch, cells).
+        most: Most blanks to fill in.
+        generator: Source of all randomness.
+    """
+    count = torch.randint(most + 1, (len(questions), 1), generator=generator)
+    order = torch.rand(questions.shape, generator=generator)
+    rank = order.masked_fill(questions > 0, 2.0).argsort(1).argsort(1)
+    return torch.where((rank < count) & (questions == 0), answers, questions)
+
+
+class _Numbered:
+    """Uniform numbers that depend on nothing but a seed, a key per row, and their position.
+
+    References:
+        G. L. Steele, D. Lea, C. H. Flood, Fast Splittable Pseudorandom Number Generators,
+        OOPSLA 2014 (the mixing function of SplitMix64).
+    """
+
+    def __init__(self, keys: Tensor, seed: int):
+        self.state = _mix(keys + _mix(torch.tensor(seed)))
+        self.position = 0
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        count = math.prod(shape[1:])
+        steps = torch.arange(self.position, self.position + count) + 1
+        self.position += count
+        bits = _mix(self.state[:, None] + steps * -7046029254386353131)
+        return (_shift(bits, 11) * 2.0**-53).view(shape)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Scramble 64-bit integers."""
+    z = (z ^ _shift(z, 30)) * -4658895280553007687
+    z = (z ^ _shift(z, 27)) * -7723592293110705685
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, count: int) -> Tensor:
+    """To the right, as if without a sign."""
+    return (z >> count) & ((1 << (64 - count)) - 1)
+
+
+def _copies(
+    questions: Tensor, answers: Tensor, board: Board, uniform: Uniform
+) -> tuple[Tensor, Tensor]:
+    source = _random_places(len(questions), board, uniform).to(questions.device)
+    names = _random_names(len(questions), board, uniform).to(questions.device)
+    return (
+        names.gather(1, questions.gather(1, source)),
+        names.gather(1, answers.gather(1, source)),
+    )
+
+
+def _random_places(batch: int, board: Board, uniform: Uniform) -> Tensor:
     """For each cell of each copy the cell of the original it is taken from, (batch, cells)."""
-    rows = _random_lines(batch, board.side, board.box_rows, generator)
-    columns = _random_lines(batch, board.side, board.box_cols, generator)
+    rows = _random_lines(batch, board.side, board.box_rows, uniform)
+    columns = _random_lines(batch, board.side, board.box_cols, uniform)
     source = rows[:, :, None] * board.side + columns[:, None, :]
     if board.can_transpose:
-        swap = torch.rand(batch, 1, 1, generator=generator, device=generator.device) < 0.5
+        swap = uniform((batch, 1, 1)) < 0.5
         source = torch.where(swap, source.transpose(1, 2), source)
     return source.flatten(1)
 
 
-def _random_lines(batch: int, side: int, width: int, generator: torch.Generator) -> Tensor:
+def _random_lines(batch: int, side: int, width: int, uniform: Uniform) -> Tensor:
     """Orders of the rows that keep bands of `width` together, (batch, side); columns alike."""
-    bands = _random_orders((batch, side // width), generator)
-    within = _random_orders((batch, side // width, width), generator)
+    bands = uniform((batch, side // width)).argsort(-1)
+    within = uniform((batch, side // width, width)).argsort(-1)
     return (bands[:, :, None] * width + within).flatten(1)
 
 
-def _random_names(batch: int, board: Board, generator: torch.Generator) -> Tensor:
+def _random_names(batch: int, board: Board, uniform: Uniform) -> Tensor:
     """For each copy the new digit of 0 (always 0), 1, 2, ..., (batch, side + 1)."""
-    digits = _random_orders((batch, board.side), generator) + 1
+    digits = uniform((batch, board.side)).argsort(-1) + 1
     return torch.nn.functional.pad(digits, (1, 0))
-
-
-def _random_orders(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Independent permutations along the last axis."""
-    return torch.rand(shape, generator=generator, device=generator.device).argsort(-1)

@@ -16,15 +16,20 @@ class SudokuConfig(GridConfig):
         min_clues: Fewest clues of a puzzle that is made.
         max_clues: Most clues.
         minimal: Only puzzles in which every clue is needed.
+        extra_clues: Training puzzles show up to so many cells more, at random, at the start of
+            training; ever fewer later, and none in its last half.
     """
 
     side: int = 9
     min_clues: int = 30
     max_clues: int = 34
     minimal: bool = False
+    extra_clues: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.extra_clues < 0:
+            raise ValueError(f"`extra_clues` must be 0 or more, got {self.extra_clues}.")
         Board.of(self.side)
         if not 0 < self.min_clues <= self.max_clues <= self.side**2:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tasks.common.grid_task import Frames, GridTask, Sampler
-from tasks.sudoku.augment import augment, numbered_copies, to_tensors
+from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, format_grid, is_valid_solution, parse
 from tasks.sudoku.cache import cached
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
@@ -16,6 +16,9 @@ from tasks.sudoku.files import read_puzzles
 from tasks.sudoku.generate import symmetry_invariant
 from tasks.sudoku.pictures import animate_convergence, draw_convergence
 from tasks.sudoku.solver import complete
+
+# The share of the budget after which training puzzles are no longer made easier.
+CURRICULUM = 0.5
 
 
 class SudokuTask(GridTask[Puzzle, SudokuConfig]):
@@ -55,7 +58,9 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """Symmetric copies, drawn anew each time or from a fixed number of each puzzle."""
         questions, answers = to_tensors(puzzles, config.board)
 
-        def sample(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        def sample(
+            rows: Tensor, generator: torch.Generator, progress: float
+        ) -> tuple[Tensor, Tensor]:
             x, y = questions[rows], answers[rows]
             if config.copies is None:
                 x, y = augment(x, y, config.board, generator)
@@ -63,6 +68,9 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
                 numbers = torch.randint(config.copies, rows.shape, generator=generator)
                 keys = rows * config.copies + numbers
                 x, y = numbered_copies(x, y, numbers, keys, config.board, config.seed)
+            most = round(config.extra_clues * (1 - progress / CURRICULUM))
+            if most > 0:
+                x = reveal(x, y, most, generator)
             return x, y - 1
 
         return sample

@@ -34,13 +34,15 @@ def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path:
     )
     spec = config.spec()
 
-    def sample(rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        rows: torch.Tensor, generator: torch.Generator, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (len(rows), spec.num_cells)
         inputs = spec.num_inputs or spec.num_symbols + 1
         x = torch.randint(inputs, shape, generator=generator)
         return x, torch.randint(spec.num_symbols, shape, generator=generator)
 
-    held_out = sample(torch.arange(2), torch.Generator().manual_seed(0))
+    held_out = sample(torch.arange(2), torch.Generator().manual_seed(0), 0.0)
     torch.manual_seed(0)
     task = Batches(sample, 10, held_out, eval_steps=2)
     trainer = Trainer(task, config.build(), config, tmp_path, config.train_steps, {})

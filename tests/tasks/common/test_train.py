@@ -32,8 +32,10 @@ class Recorder(Batches):
         self.given: list[torch.Tensor] = []
         self.interrupt_after = interrupt_after
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        x, target = super().batch(size, generator)
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, target = super().batch(size, generator, progress)
         self.given.append(x)
         if len(self.given) == self.interrupt_after:
             os.kill(os.getpid(), signal.SIGINT)
@@ -53,8 +55,10 @@ def make(folder: Path, task: Batches, steps: int = 12, **options: object) -> Tra
 
 def test_overfits_one_batch(tmp_path: Path) -> None:
     class OneBatch(Recorder):
-        def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            return super().batch(size, torch.Generator().manual_seed(0))
+        def batch(
+            self, size: int, generator: torch.Generator, progress: float
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().batch(size, torch.Generator().manual_seed(0), progress)
 
     task = OneBatch()
     trainer = make(tmp_path, task, steps=240, learning_rate=5e-3)

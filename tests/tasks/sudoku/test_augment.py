@@ -1,5 +1,6 @@
 """Symmetric copies: valid, consistent, different, and reproducible."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sudoku.augment import augment, numbered_copies, to_tensors
+from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line, is_valid_solution, parse
+from tasks.sudoku.config import PRESETS
 from tasks.sudoku.generate import generate, symmetry_invariant
 from tasks.sudoku.solver import unique_solution
+from tasks.sudoku.task import SudokuTask
 
 
 def puzzles_of(side: int) -> list[Puzzle]:
@@ -133,3 +136,43 @@ def test_numbered_copies_are_always_the_same_and_the_first_is_the_puzzle() -> No
         assert symmetry_invariant(format_line(copy.tolist())) == symmetry_invariant(puzzle.question)
     other = numbered_copies(x, y, numbers, keys, board, seed=6)
     assert not torch.equal(first[0][1], other[0][1])
+
+
+def test_numbered_copies_are_as_varied_as_random_ones() -> None:
+    board = Board.of(9)
+    x, y = to_tensors(generate(1, board, clues=(30, 34), seed=1), board)
+    count = 2000
+    numbers = torch.arange(1, count + 1)
+    copies, _ = numbered_copies(
+        x.expand(count, -1), y.expand(count, -1), numbers, numbers, board, seed=0
+    )
+    assert len(copies.unique(dim=0)) == count
+    # Every cell is blank as often as any other, within six standard deviations.
+    share = (x == 0).float().mean()
+    spread = (share * (1 - share) / count).sqrt()
+    assert ((copies == 0).float().mean(0) - share).abs().max() < 6 * spread
+
+
+def test_reveal_fills_in_at_most_so_many_blanks_and_nothing_else() -> None:
+    board = Board.of(9)
+    x, y = to_tensors(generate(4, board, clues=(30, 34), seed=1), board)
+    x, y = x.repeat(200, 1), y.repeat(200, 1)
+    easier = reveal(x, y, 12, generator(3))
+    filled = (easier != x).sum(1)
+    assert set(filled.tolist()) == set(range(13))
+    assert torch.equal(torch.where(easier == x, y, easier), y)
+    assert torch.equal(easier[x > 0], x[x > 0])
+    assert (reveal(x, y, 81, generator(3)) > 0).all(1).any()
+
+
+def test_training_puzzles_are_easier_at_first_and_not_in_the_last_half() -> None:
+    config = dataclasses.replace(PRESETS["standard"], extra_clues=20)
+    puzzles = generate(2, config.board, clues=(30, 34), seed=1)
+    sample = SudokuTask().sampler(puzzles, config)
+    rows = torch.zeros(300, dtype=torch.long)
+    blanks = [(sample(rows, generator(0), at)[0] == 0).float().sum(1) for at in (0, 0.25, 0.5, 1)]
+    given = puzzles[0].question.count(".") + puzzles[0].question.count("0")
+    assert blanks[0].mean() < blanks[1].mean() < given
+    assert blanks[0].min() == given - 20
+    assert (blanks[2] == given).all()
+    assert (blanks[3] == given).all()

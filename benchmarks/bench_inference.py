@@ -1,0 +1,62 @@
+"""What solving many puzzles costs when those that have converged leave the batch, and when not.
+
+Ten thousand puzzles of uneven difficulty, in batches of 256, with the trained model in `results/`.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timing import show
+
+from tasks.common.evaluate import predict
+from tasks.common.runs import load_model
+from tasks.sudoku.augment import augment, to_tensors
+from tasks.sudoku.task import SudokuTask
+
+pytestmark = pytest.mark.benchmark
+RESULTS = Path(__file__).parent.parent / "results"
+CHECKPOINT = RESULTS / "sudoku-extreme.safetensors"
+PUZZLES, MADE, MAX_STEPS = 10_000, 500, 128
+
+
+def test_inference_with_and_without_compaction(benchmark: Any) -> None:
+    task = SudokuTask()
+    model, config = load_model(task, CHECKPOINT, device="cpu")
+    config = dataclasses.replace(
+        config, train_data=None, test_data=None, train_puzzles=config.batch_size,
+        test_puzzles=MADE, min_clues=22, max_clues=30, minimal=False,
+    )  # fmt: skip
+    made, _ = to_tensors(task.load(config)[1], config.board)
+    repeated = made.repeat(PUZZLES // MADE, 1)
+    generator = torch.Generator().manual_seed(0)
+    x, _ = augment(repeated, repeated, config.board, generator)
+    seconds, found = {}, {}
+    for compact in (True, False):
+        model.solving.compact = compact  # type: ignore[union-attr]
+        predict(model, x[:32], max_steps=4)
+        began = time.perf_counter()
+        found[compact] = predict(model, x, max_steps=MAX_STEPS)
+        seconds[compact] = time.perf_counter() - began
+    same = (found[True].classes == found[False].classes).all(1).float().mean().item()
+    figures = {
+        "puzzles": PUZZLES,
+        "max_steps": MAX_STEPS,
+        "mean_steps": found[True].num_steps.float().mean().item(),
+        "converged": found[True].converged.float().mean().item(),
+        "seconds": seconds[True],
+        "seconds_without_compaction": seconds[False],
+        "gain": seconds[False] / seconds[True],
+        "same_answers": same,
+    }
+    header = ["puzzles", "mean steps", "s with", "s without", "gain", "same answers"]
+    row = [PUZZLES, figures["mean_steps"], seconds[True], seconds[False], figures["gain"], same]
+    show("compaction in inference", header, [[f"{value:.4g}" for value in row]])
+    (RESULTS / "inference.json").write_text(json.dumps(figures, indent=1) + "\n")
+    benchmark.extra_info.update(figures)
+    benchmark.pedantic(lambda: None, rounds=1)
+    assert same > 0.999
