@@ -49,13 +49,9 @@ def run_experiment(
     print(f"Getting {task.noun}s ...", flush=True)
     train_set, test_set = task.load(config)
     overlap = _overlap(task, train_set, test_set, config)
+    held_out = task.encode(test_set, config)
     trainer = Trainer(
-        task=Batches(
-            task.sampler(train_set, config),
-            len(train_set),
-            task.encode(test_set, config),
-            config.eval_steps,
-        ),
+        task=Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps),
         model=config.build().to(choose_device(config.device)),
         config=config,
         folder=folder,

@@ -90,7 +90,7 @@ PRESETS: dict[str, MazeConfig] = {
         test_puzzles=100,
         width=48,
         segments=16,
-        averaging=0.999,
+        averaging=0.997,
         eval_steps=256,
     ),
     "unique": MazeConfig(

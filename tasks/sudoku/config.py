@@ -100,10 +100,10 @@ PRESETS: dict[str, SudokuConfig] = {
         min_clues=17,
         max_clues=25,
         minutes=100.0,
-        refill=True,
-        segments=16,
+        extra_clues=20,
+        start_noise=0.5,
         averaging=0.999,
-        eval_steps=512,
+        eval_steps=128,
     ),
     "sudoku-extreme-7m": dataclasses.replace(_PUBLISHED, model="reasoner", layout="attention"),
     "sudoku-extreme-27m": dataclasses.replace(
