@@ -5,9 +5,13 @@ on one half of the held-out puzzles; then more seeds with the best rate. The tab
 other half. A finished run is never repeated, and an interrupted one goes on.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -22,6 +26,7 @@ from tasks.common.grid_config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.common.grid_task import GridTask
 from tasks.common.measure import measure
 from tasks.common.runs import NAME, RUNS, load_model
+from tasks.common.train import Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,9 @@ class CompareOptions:
         minutes: Training time of a run; by default the preset's.
         width: Width of the attractor, whose parameter count the others match; by default the
             preset's.
-        threads: CPU threads; by default the preset's.
+        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
+        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
+        compile: Compile the blocks of every model; see `train --help`.
         out: Folder of the runs; by default one in `runs/` named by preset, time and width.
     """
 
@@ -45,6 +52,8 @@ class CompareOptions:
     minutes: float | None = None
     width: int | None = None
     threads: int | None = None
+    jobs: int = 1
+    compile: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +62,33 @@ class CompareOptions:
                 "`models` and `rates` must not be empty and `seeds` must be at least 1, got "
                 f"{self.models}, {self.rates} and {self.seeds}."
             )
+        cores = multiprocessing.cpu_count()
+        if not 1 <= self.jobs <= cores:
+            raise ValueError(
+                f"`jobs` must lie in 1..{cores}, the cores of this machine, got {self.jobs}. Runs "
+                "that share a core do not have equal time."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One training run and its evaluation: what a process of its own needs to know."""
+
+    task: GridTask[Any, Any]
+    preset: str
+    config: GridConfig
+    folder: Path
+
+    @property
+    def place(self) -> Path:
+        """The folder of this run."""
+        rate, seed = self.config.learning_rate, self.config.seed
+        return self.folder / f"{self.config.model}-{rate:g}-seed{seed}"
+
+    @property
+    def done(self) -> Path:
+        """The file that says how it ended."""
+        return self.place / "compare.json"
 
 
 def matched(config: GridConfig, model: ModelName) -> GridConfig:
@@ -96,13 +132,24 @@ def compare(
     """
     changes = {
         key: getattr(options, key)
-        for key in ("minutes", "width", "threads")
+        for key in ("minutes", "width", "threads", "compile")
         if getattr(options, key) is not None
     }
+    if options.jobs > 1:
+        changes.setdefault("threads", 1)
     base = dataclasses.replace(base, **changes)
     label = f"{name}-{base.minutes:g}min-width{base.width}"
     folder = options.out or RUNS / task.name / "compare" / label
-    rows = [_row(task, name, matched(base, model), options, folder) for model in options.models]
+    runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
+    task.load(base)  # made once, before several processes look for them
+    _finish_all([_with(run, rate, 0) for run in runs for rate in options.rates], options.jobs)
+    best = [_best_rate(run, options.rates) for run in runs]
+    seeds = range(1, options.seeds)
+    _finish_all(
+        [_with(run, rate, seed) for run, rate in zip(runs, best, strict=True) for seed in seeds],
+        options.jobs,
+    )
+    rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -row["exact_accuracy"])
     table = {"task": task.name, "preset": name, "minutes": base.minutes, "rows": rows}
     (folder / "table.json").write_text(json.dumps(table) + "\n")
@@ -110,24 +157,37 @@ def compare(
     return table
 
 
-def _row(
-    task: GridTask[Any, Any], name: str, config: GridConfig, options: CompareOptions, folder: Path
-) -> dict[str, Any]:
-    search = [_run(task, name, config, rate, 0, folder) for rate in options.rates]
-    scores = [run["choosing"]["exact_accuracy"] for run in search]
-    best = scores.index(max(scores))
-    runs = [search[best]]
-    for seed in range(1, options.seeds):
-        runs.append(_run(task, name, config, options.rates[best], seed, folder))
-    figures = [run["reported"] for run in runs]
+def _with(run: _Run, rate: float, seed: int) -> _Run:
+    config = dataclasses.replace(run.config, learning_rate=rate, seed=seed)
+    return dataclasses.replace(run, config=config)
+
+
+def _result(run: _Run) -> dict[str, Any]:
+    return json.loads(run.done.read_text())
+
+
+def _scores(run: _Run, rates: tuple[float, ...]) -> list[float]:
+    """What the learning rates reached on the half of the test set that chooses among them."""
+    results = [_result(_with(run, rate, 0)) for rate in rates]
+    return [result["choosing"]["exact_accuracy"] for result in results]
+
+
+def _best_rate(run: _Run, rates: tuple[float, ...]) -> float:
+    scores = _scores(run, rates)
+    return rates[scores.index(max(scores))]
+
+
+def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
+    results = [_result(_with(run, rate, seed)) for seed in range(options.seeds)]
+    figures = [result["reported"] for result in results]
     exact = [figure["exact_accuracy"] for figure in figures]
     row = {
-        "model": config.model,
-        "parameters": search[best]["parameters"],
-        "width": config.width,
-        "rate": options.rates[best],
-        "search": dict(zip(map(str, options.rates), scores, strict=True)),
-        "seeds": len(runs),
+        "model": run.config.model,
+        "parameters": results[0]["parameters"],
+        "width": run.config.width,
+        "rate": rate,
+        "search": dict(zip(map(str, options.rates), _scores(run, options.rates), strict=True)),
+        "seeds": len(results),
         "exact_accuracy": mean(exact),
         "spread": stdev(exact) if len(exact) > 1 else None,
         "valid": mean(figure["valid"] for figure in figures),
@@ -138,26 +198,59 @@ def _row(
     return row
 
 
-def _run(
-    task: GridTask[Any, Any], name: str, config: GridConfig, rate: float, seed: int, folder: Path
-) -> dict[str, Any]:
-    """One training run, done before or now, and its figures on each half of the test set."""
-    place = folder / f"{config.model}-{rate:g}-seed{seed}"
-    config = dataclasses.replace(config, learning_rate=rate, seed=seed, out=place)
-    done = place / "compare.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+def _finish_all(runs: list[_Run], jobs: int) -> None:
+    """Do what is missing, so many at a time.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
+    """
+    missing = [run for run in runs if not run.done.is_file()]
+    if jobs == 1:
+        for run in missing:
+            _finish(run)
+        return
+    with _pool(jobs) as pool:
+        futures = {pool.submit(_finish_quietly, run): run for run in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            run = futures[future]
+            accuracy = _result(run)["reported"]["exact_accuracy"]
+            print(f"{number} of {len(missing)}: {run.place.name} {accuracy:.1%}", flush=True)
+
+
+@contextlib.contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are waited for, whatever happens here: Ctrl-C reaches them too."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        raise Interrupted(Path()) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish_quietly(run: _Run) -> None:
+    """As `_finish`, with what it prints in a file of the run's folder."""
+    run.place.mkdir(parents=True, exist_ok=True)
+    with (run.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+        _finish(run)
+
+
+def _finish(run: _Run) -> None:
+    """Train, or go on, and evaluate on each half of the test set."""
+    task, place = run.task, run.place
+    config = dataclasses.replace(run.config, out=place)
     place.mkdir(parents=True, exist_ok=True)
     path = place / NAME
     checkpoint = Checkpoint.load(path) if path.is_file() else None
-    result = run_experiment(task, name, config, place, checkpoint)
+    result = run_experiment(task, run.preset, config, place, checkpoint)
     _, test = task.load(config)
     model, _ = load_model(task, path, device=config.device)
     middle = len(test) // 2
     result["choosing"] = measure(task, model, test[:middle], config, quick=True)
     result["reported"] = measure(task, model, test[middle:], config)
-    done.write_text(json.dumps(result) + "\n")
-    return result
+    run.done.write_text(json.dumps(result) + "\n")
 
 
 def _print(title: str, rows: list[dict[str, Any]], task: GridTask[Any, Any]) -> None:

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import multiprocessing
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
-from tasks.common.compare import matched
+from tasks.common.compare import CompareOptions, compare, matched
 from tasks.common.grid_config import ModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.config import PRESETS as SUDOKU
+from tasks.sudoku.task import SudokuTask
 
 
 @pytest.mark.parametrize("model", get_args(ModelName))
@@ -45,6 +47,30 @@ def test_compare_finishes_what_is_missing_and_repeats_nothing(
     # Two rates with one seed, and the better one with another: three runs a model.
     runs = {path: path.stat().st_mtime_ns for path in out.glob("*/compare.json")}
     assert len(runs) == 6
-    assert main(arguments) == 0
+    assert main([*arguments, "--jobs", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/compare.json")} == runs
     assert "attractor" in capsys.readouterr().out
+
+
+def test_several_jobs_give_every_run_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "runs"
+    base = dataclasses.replace(
+        SUDOKU["tiny"], train_puzzles=60, test_puzzles=20, eval_steps=4, width=8
+    )
+    monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 2)
+    options = CompareOptions(
+        models=("attractor", "transformer"), rates=(1e-3,), seeds=1, minutes=0.01, jobs=2, out=out
+    )
+    table = compare(SudokuTask(), "tiny", base, options)
+    assert {row["model"] for row in table["rows"]} == {"attractor", "transformer"}
+    assert len(list(out.glob("*/output.txt"))) == 2
+    assert "2 of 2: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("jobs", [0, 10_000])
+def test_jobs_that_share_a_core_are_refused(jobs: int) -> None:
+    with pytest.raises(ValueError, match=r"`jobs` must lie in 1\.\."):
+        CompareOptions(jobs=jobs)
