@@ -19,7 +19,7 @@ from tasks.common.evaluate import solve_batch, trajectory
 from tasks.common.experiment import run_experiment
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import GridTask
-from tasks.common.measure import measure, print_figures, scale
+from tasks.common.measure import measure, print_figures, scale, search_curve
 from tasks.common.runs import load_model, new_folder, newest_checkpoint, read_config
 from tasks.common.scaling import Choice
 from tasks.common.train import Interrupted
@@ -39,6 +39,9 @@ class EvalOptions:
         choose: How one answer is chosen from several starts: the smallest residual, the most
             frequent answer, or one that keeps the rules.
         noise: Distance of the perturbed starts, relative to the size of the model's own.
+        attempts: Search: where an answer breaks the rules, begin anew so many times with guessed
+            cells. Needs puzzles of which further cells can be given, such as Sudoku.
+        guesses: Cells guessed in an attempt, at most, one after the other.
         quick: Only the scores at the budget: no perturbed restart, no curves.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -54,6 +57,8 @@ class EvalOptions:
     breadth: int = 1
     choose: Choice = "residual"
     noise: float = 1.0
+    attempts: int = 0
+    guesses: int = 4
     quick: bool = False
     solver: str | None = None
     device: str = "auto"
@@ -61,10 +66,12 @@ class EvalOptions:
     draw: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("breadth", "depth", "limit"):
+        for name in ("breadth", "depth", "limit", "guesses"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {value}.")
+        if self.attempts < 0:
+            raise ValueError(f"`--attempts` must be at least 0, got {self.attempts}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,6 +229,8 @@ class Commands:
         figures = measure(self.task, model, puzzles, config, quick=options.quick)
         if options.breadth > 1 or options.draw is not None:
             figures |= scale(self.task, model, puzzles, config, options)
+        if options.attempts:
+            figures |= search_curve(self.task, model, puzzles, config, options)
         print_figures(f"{path} on {len(puzzles)} of {source}", figures, self.task)
         result = {
             "task": self.task.name,

@@ -72,6 +72,13 @@ class GridTask(ABC, Generic[P, C]):
     def is_valid(self, x: Tensor, classes: Tensor, config: C) -> Tensor:
         """Whether answers keep the rules and fit their questions, shape (puzzles,)."""
 
+    def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
+        """Questions with one more cell given, each; see `tasks.common.search`."""
+        raise ValueError(
+            f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of its "
+            "answer. Use `--breadth`."
+        )
+
     @abstractmethod
     def parse(self, text: str) -> P:
         """A question that somebody typed, with its exact answer; refused if it has none."""

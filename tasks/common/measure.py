@@ -20,6 +20,7 @@ from tasks.common.scaling import (
     diagnose,
     solve_from_starts,
 )
+from tasks.common.search import search
 
 CURVE_PUZZLES = 300
 FRAMES = 32
@@ -125,6 +126,43 @@ def scale(
     return figures
 
 
+def search_curve(
+    task: GridTask[Any, Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    options: Any,
+) -> dict[str, Any]:
+    """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
+    if isinstance(model, GridTransformer):
+        raise ValueError("`--attempts` needs a model that solves; a transformer has one answer.")
+    x, target = task.encode(puzzles, config)
+    answers = search(
+        model,
+        x,
+        valid=lambda questions, classes: task.is_valid(questions, classes, config),
+        assume=task.assume,
+        max_steps=config.eval_steps,
+        attempts=options.attempts,
+        guesses=options.guesses,
+    )
+    rows = [
+        {
+            "attempts": number,
+            "exact_accuracy": scores(classes, target)["exact_accuracy"],
+            "valid": task.is_valid(x, classes, config).float().mean().item(),
+        }
+        for number, classes in enumerate(answers)
+    ]
+    right = (answers[-1] == target).all(1)
+    valid = task.is_valid(x, answers[-1], config)
+    return {
+        "guesses": options.guesses,
+        "search_curve": rows,
+        "searched_accuracy_by_rating": _by_rating(puzzles, right, valid, task.bands),
+    }
+
+
 def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
     curve = figures["breadth_curve"]
     breadths = [row["breadth"] for row in curve]
@@ -193,6 +231,11 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any])
     for row in figures.get("breadth_curve", ()):
         shares = ", ".join(f"{row[name]:.1%} by {name}" for name in row if name != "breadth")
         rows[f"breadth {row['breadth']}"] = shares
+    for row in figures.get("search_curve", ()):
+        if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
+            rows[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
+    for row in figures.get("searched_accuracy_by_rating", ()):
+        rows[f"with guesses, rating {row['rating']}"] = _share(row, task)
     for name, share in figures.get("cases", {}).items():
         rows[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
     print_table(title, rows)

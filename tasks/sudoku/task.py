@@ -79,6 +79,10 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """Every unit holds every digit once, and the clues stay."""
         return is_valid_solution(x, classes + 1)
 
+    def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
+        """The digit of the class in this cell."""
+        return x.scatter(1, cells[:, None], classes[:, None] + 1)
+
     def parse(self, text: str) -> Puzzle:
         """Digits with `.` or 0 for blanks; exactly one solution."""
         digits = parse(text)

@@ -58,6 +58,13 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
+def test_eval_refuses_to_guess(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(run / "model.safetensors")
+    options = ["--quick", "--depth", "1", "--attempts", "1"]
+    assert main(["eval", "--checkpoint", model, *options]) == 2
+    assert "a maze cannot show any of its answer" in capsys.readouterr().err
+
+
 def test_solve_reads_a_drawing_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("maze.txt").write_text(DRAWN)
     model = str(run / "model.safetensors")

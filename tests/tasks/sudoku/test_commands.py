@@ -53,6 +53,22 @@ def test_eval_repeats_the_figures_of_training(
     assert again["exact_accuracy"] == before["exact_accuracy"]
 
 
+def test_eval_with_guesses(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = str(run / "checkpoint.safetensors")
+    options = ["--quick", "--depth", "2", "--attempts", "3", "--guesses", "2"]
+    assert main(["eval", "--checkpoint", checkpoint, *options]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])["eval"]
+    curve = figures["search_curve"]
+    assert [row["attempts"] for row in curve] == [0, 1, 2, 3]
+    assert curve[0]["valid"] == figures["valid"]
+    valid = [row["valid"] for row in curve]
+    assert valid == sorted(valid)
+    assert valid[0] < valid[-1]
+    assert "2 attempts with guesses" in out
+    assert "with guesses, rating" in out
+
+
 def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(run / "checkpoint.safetensors")
     assert main(["eval", "--checkpoint", checkpoint, "--solver", "anderson", "--limit", "20"]) == 0
@@ -85,6 +101,8 @@ def test_solve_prints_grid_steps_residual_and_verdict(
         (["train", "--resume", "nowhere"], "No checkpoint at nowhere"),
         (["trane"], "Unknown command 'trane'"),
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
+        (["eval", "--attempts", "-1"], "`--attempts` must be at least 0, got -1"),
+        (["eval", "--guesses", "0"], "`--guesses` must be at least 1, got 0"),
         (["solve", "1234"], "16"),
         (["solve", "x" * 16], "x"),
         (["solve", "11" + "." * 14], "1"),
