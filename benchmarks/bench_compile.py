@@ -18,6 +18,8 @@ from torch._dynamo.utils import counters
 import solvers
 from implicit import FixedPointLayer
 from models import Attractor
+from tasks.common.device import compile_blocks
+from tasks.sudoku.config import PRESETS
 
 pytestmark = pytest.mark.benchmark
 RESULTS = Path(__file__).parent.parent / "results"
@@ -90,11 +92,25 @@ def test_gain_of_compiling(benchmark: Any) -> None:
         made = torch.compile(made) if compiled else made
         return training_step(made, x)
 
+    def grid(compiled: bool) -> Callable[[], object]:
+        config = PRESETS["extreme"]
+        made = config.build()
+        if compiled:
+            compile_blocks(made)
+        question = torch.randint(0, 10, (config.batch_size, 81))
+
+        def step() -> None:
+            made.zero_grad()
+            made(question, max_steps=config.train_steps).logits.square().mean().backward()
+
+        return step
+
     kinds = {
         "f of problem (a)": lambda on: solving(torch.compile(tiny) if on else tiny),
         "f, an MLP": lambda on: solving(torch.compile(wide) if on else wide),
         "FixedPointLayer, forward and backward": layer,
         "Attractor, a training step": attractor,
+        "Sudoku, a training segment, blocks compiled": grid,
     }
     found: dict[str, dict[str, float]] = {}
     for name, make in kinds.items():
