@@ -1,7 +1,7 @@
 """Test-time search: where an answer breaks the rules, assume a cell, solve again, and so on.
 
-A solve that settles on a wrong answer has often left some cells undecided, and no other start
-leads it elsewhere. An attempt then adds guesses to the question, one at a time: a cell is drawn
+A solve that ends in a wrong answer has often left some cells undecided, and other starts seldom
+lead it elsewhere. An attempt then adds guesses to the question, one at a time: a cell is drawn
 where two symbols compete, its symbol from the model's own probabilities, and the solve goes on
 from where it was. Since rules can be checked without knowing the solution, an attempt ends as
 soon as the answer keeps them and fits the question as it was asked; wrong guesses are dropped
