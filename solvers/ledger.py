@@ -18,9 +18,9 @@ DIVERGED_GROWTH = 1e6
 STALL_STEPS = 50
 # A sample has stalled if its best residual, having come below this share of its first one, has
 # not improved by STALL_GAIN since the last look: rounding sets smaller records by chance, and
-# any convergence larger ones. Or if it set no record, having come below the share STALL_FLOOR of
-# rms(f(y)). Above, a method that is not monotone may still be finding its way; far above its
-# best residual and the first one's share, it diverges.
+# linear convergence, at any rate that has come so far, larger ones. Or if it set no record, having
+# come below the share STALL_FLOOR of rms(f(y)). Above, a method that is not monotone may still be
+# finding its way; far above its best residual and the first one's share, it diverges.
 STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 # Outside, the squares in a norm may leave the dtype's range.
 SAFE_NORMS = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
@@ -245,7 +245,7 @@ class Ledger:
         self._settle_counts()
         self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
         value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
-        if self.borrowed and not torch.is_grad_enabled():
+        if self.index is None and self.borrowed and not torch.is_grad_enabled():
             value = value.clone()
         if self.index is not None:
             self._retire(torch.arange(len(result), device=result.device))

@@ -43,7 +43,8 @@ class CompareOptions:
         threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
         jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
         compile: Compile the blocks of every model; see `train --help`.
-        out: Folder of the runs; by default one in `runs/` named by preset, time and width.
+        out: Folder of the runs; by default one in `runs/` named by preset, time, width, threads
+            and compilation: runs that differ in these are not compared.
     """
 
     models: tuple[ModelName, ...] = get_args(ModelName)
@@ -139,6 +140,10 @@ def compare(
         changes.setdefault("threads", 1)
     base = dataclasses.replace(base, **changes)
     label = f"{name}-{base.minutes:g}min-width{base.width}"
+    if base.threads is not None:
+        label += f"-{base.threads}threads"
+    if base.compile:
+        label += "-compiled"
     folder = options.out or RUNS / task.name / "compare" / label
     runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
     task.load(base)  # made once, before several processes look for them

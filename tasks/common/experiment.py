@@ -50,18 +50,10 @@ def run_experiment(
     train_set, test_set = task.load(config)
     overlap = _overlap(task, train_set, test_set, config)
     held_out = task.encode(test_set, config)
-    trainer = Trainer(
-        task=Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps),
-        model=config.build().to(choose_device(config.device)),
-        config=config,
-        folder=folder,
-        max_steps=config.train_steps,
-        meta={"task": task.name, "preset": name, "config": config.to_json()},
-    )
+    batches = Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps)
+    trainer = _trainer(batches, task.name, name, config, folder)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-    if config.compile:
-        compile_blocks(trainer.model)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(plan(config).describe())
     print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
@@ -82,6 +74,20 @@ def run_experiment(
     export(trainer.path, folder / "model.safetensors")
     (folder / "result.json").write_text(json.dumps(result) + "\n")
     return result
+
+
+def _trainer(batches: Batches, task: str, preset: str, config: GridConfig, folder: Path) -> Trainer:
+    model = config.build().to(choose_device(config.device))
+    if config.compile:
+        compile_blocks(model)
+    return Trainer(
+        task=batches,
+        model=model,
+        config=config,
+        folder=folder,
+        max_steps=config.train_steps,
+        meta={"task": task, "preset": preset, "config": config.to_json()},
+    )
 
 
 def _overlap(task: GridTask[Any, Any], train: list[Any], test: list[Any], config: Any) -> int:

@@ -18,7 +18,8 @@ from tasks.common.puzzle_files import GridPuzzle
 LOOK_PUZZLES = 100
 
 Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
-"""(rows of the training set, generator) -> symbols and classes of random symmetric copies."""
+"""(rows of the training set, generator, share of the budget that is used) -> symbols and classes of
+random symmetric copies."""
 Frames = Sequence[tuple[int, float, Tensor]]
 """(step, relative residual, probabilities of shape (cells, symbols)) of a solve, in order."""
 

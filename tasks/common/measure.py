@@ -95,8 +95,7 @@ def scale(
     options: Any,
 ) -> dict[str, Any]:
     """Breadth, calibration and diagnosis, for `eval --breadth`; plots if a folder is named."""
-    if isinstance(model, GridTransformer):
-        raise ValueError("`--breadth` needs a model that solves; a transformer has one answer.")
+    _check_solves(model, "--breadth")
     x, target = task.encode(puzzles, config)
     starts = solve_from_starts(
         model,
@@ -134,8 +133,7 @@ def search_curve(
     options: Any,
 ) -> dict[str, Any]:
     """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
-    if isinstance(model, GridTransformer):
-        raise ValueError("`--attempts` needs a model that solves; a transformer has one answer.")
+    _check_solves(model, "--attempts")
     x, target = task.encode(puzzles, config)
     answers = search(
         model,
@@ -161,6 +159,11 @@ def search_curve(
         "search_curve": rows,
         "searched_accuracy_by_rating": _by_rating(puzzles, right, valid, task.bands),
     }
+
+
+def _check_solves(model: GridModel, flag: str) -> None:
+    if isinstance(model, GridTransformer):
+        raise ValueError(f"`{flag}` needs a model that solves; a transformer has one answer.")
 
 
 def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:

@@ -54,45 +54,31 @@ def search(
     Returns:
         The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells).
     """
-    generator = torch.Generator().manual_seed(seed)
-    columns = []
-    for rows in x.split(BATCH):
-        columns.append(_search(model, rows, valid, assume, max_steps, attempts, guesses, generator))
-    return [torch.cat(parts) for parts in zip(*columns, strict=True)]
+    generator, solve = torch.Generator().manual_seed(seed), _Solve(model, max_steps)
 
+    def answers(x: Tensor) -> list[Tensor]:
+        logits, state = solve(x, None)
+        found = [logits.argmax(-1)]
+        for _ in range(attempts):
+            classes = found[-1].clone()
+            rows = (~valid(x, classes)).nonzero()[:, 0]
+            question, at, belief = x[rows], _take(state, rows), logits[rows]
+            for _ in range(guesses if len(rows) else 0):
+                cells, symbols = _guess(question, belief, generator)
+                question = assume(question, cells, symbols)
+                belief, at = solve(question, at)
+                answer = belief.argmax(-1)
+                right = valid(x[rows], answer)
+                classes[rows[right]] = answer[right]
+                left = (~right).nonzero()[:, 0]
+                rows, question, belief = rows[left], question[left], belief[left]
+                at = _take(at, left)
+                if len(rows) == 0:
+                    break
+            found.append(classes)
+        return found
 
-def _search(
-    model: GridModel,
-    x: Tensor,
-    valid: Validity,
-    assume: Assume,
-    max_steps: int,
-    attempts: int,
-    guesses: int,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    solve = _Solve(model, max_steps)
-    logits, state = solve(x, None)
-    classes = logits.argmax(-1)
-    found = [classes]
-    for _ in range(attempts):
-        classes = classes.clone()
-        open_rows = (~valid(x, classes)).nonzero()[:, 0]
-        question, at, belief = x[open_rows], _take(state, open_rows), logits[open_rows]
-        for _ in range(guesses):
-            if len(open_rows) == 0:
-                break
-            cells, symbols = _guess(question, belief, generator)
-            question = assume(question, cells, symbols)
-            belief, at = solve(question, at)
-            answer = belief.argmax(-1)
-            right = valid(x[open_rows], answer)
-            classes[open_rows[right]] = answer[right]
-            left = (~right).nonzero()[:, 0]
-            open_rows, question, belief = open_rows[left], question[left], belief[left]
-            at = _take(at, left)
-        found.append(classes)
-    return found
+    return [torch.cat(parts) for parts in zip(*map(answers, x.split(BATCH)), strict=True)]
 
 
 class _Solve:

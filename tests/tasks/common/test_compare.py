@@ -47,6 +47,7 @@ def test_compare_finishes_what_is_missing_and_repeats_nothing(
     # Two rates with one seed, and the better one with another: three runs a model.
     runs = {path: path.stat().st_mtime_ns for path in out.glob("*/compare.json")}
     assert len(runs) == 6
+    monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 2)
     assert main([*arguments, "--jobs", "2"]) == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/compare.json")} == runs
     assert "attractor" in capsys.readouterr().out

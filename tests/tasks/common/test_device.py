@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models import Block
 from tasks.common.device import choose_device, compile_blocks
@@ -47,8 +48,6 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
         folder = tmp_path / str(compiled)
         folder.mkdir()
         run_experiment(SudokuTask(), "tiny", config, folder)
-        from safetensors.torch import load_file
-
         weights.append(load_file(folder / "model.safetensors"))
     for name, plain in weights[0].items():
         assert torch.allclose(plain, weights[1][name], rtol=1e-3, atol=1e-5), name
