@@ -1,4 +1,4 @@
-"""The window of past steps that Anderson and Broyden extrapolate from.
+"""The window of past steps that the Anderson methods extrapolate from.
 
 Slot i holds two differences between consecutive iterates: `left[:, i]`, what the method
 projects on, and `image[:, i]`, the change of f(y). The small matrix
@@ -33,31 +33,18 @@ class History(NamedTuple):
 
     @classmethod
     def empty(cls, y: Flat, capacity: int) -> "History":
-        """No slots filled, room for `capacity` before the first `grown`."""
+        """No slots filled, room for `capacity`."""
         window = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
         # The small matrices are cheap, and squares of small numbers need the range.
         gram = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
         return cls(window, torch.empty_like(window), gram, None, None, 0, 0)
 
-    def grown(self, limit: int) -> "History":
-        """Twice the capacity, at most `limit`, if the window is full and may still grow."""
-        capacity = self.left.shape[1]
-        if self.filled < capacity or capacity >= limit:
-            return self
-        extra = min(capacity, limit - capacity)
-        return self._replace(
-            left=_enlarge(self.left, extra),
-            image=_enlarge(self.image, extra),
-            gram=torch.nn.functional.pad(self.gram, (0, extra, 0, extra)),
-            slot=capacity,
-        )
-
     def keep(self, samples: Index) -> "History":
         """Drop all but these samples, in place: the windows are most of a solver's memory."""
         return self._replace(
-            left=_keep(self.left, samples),
-            image=_keep(self.image, samples),
-            gram=_keep(self.gram, samples),
+            left=keep_rows(self.left, samples),
+            image=keep_rows(self.image, samples),
+            gram=keep_rows(self.gram, samples),
             point=None if self.point is None else self.point.index_select(0, samples),
             fy=None if self.fy is None else self.fy.index_select(0, samples),
         )
@@ -71,8 +58,8 @@ class History(NamedTuple):
         assert self.point is not None
         assert self.fy is not None
         newest = point - self.point
-        left = _write(self.left, self.slot, newest)
-        image = _write(self.image, self.slot, fy, self.fy)
+        left = write(self.left, self.slot, newest)
+        image = write(self.image, self.slot, fy, self.fy)
         filled = min(self.filled + 1, self.left.shape[1])
         return self._replace(left=left, image=image, filled=filled), newest
 
@@ -112,7 +99,7 @@ class History(NamedTuple):
         return torch.baddbmm(onto[:, None, :], weights, window[:, : self.filled], alpha=-1)[:, 0]
 
     def transposed_inverse(self, v: Flat) -> Flat:
-        """(I - left gram^-1 image^T) v: the transpose of Broyden's estimate of (I - J)^-1."""
+        """(I - left gram^-1 image^T) v: the transpose of the estimate of (I - J)^-1."""
         if self.filled == 0:
             return v
         (rhs,) = products(self.image, self.filled, v)
@@ -128,7 +115,7 @@ def products(window: Window, count: int, first: Flat, *more: Flat) -> tuple[PerS
     return torch.bmm(rows, window[:, :count].mT).unbind(1)
 
 
-def _keep(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
+def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
     """Move the kept rows to the front, a few at a time; they are in ascending order."""
     if torch.is_grad_enabled():
         return window.index_select(0, samples)
@@ -138,7 +125,7 @@ def _keep(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
     return window[: len(samples)]
 
 
-def _enlarge(window: Tensor, extra: int) -> Tensor:
+def enlarge(window: Tensor, extra: int) -> Tensor:
     """Room for more slots, left unset: they are written before they are read."""
     samples, capacity, entries = window.shape
     larger = window.new_empty(samples, capacity + extra, entries)
@@ -146,7 +133,7 @@ def _enlarge(window: Tensor, extra: int) -> Tensor:
     return larger
 
 
-def _write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
+def write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
     """Set buffer[:, slot] = new - old: in place, or on a copy where autograd records."""
     if torch.is_grad_enabled():
         index = torch.tensor([slot], device=buffer.device)

@@ -16,8 +16,12 @@ def test_linear_problem_of_n_dims_takes_two_n_steps() -> None:
     assert s.num_evals <= 2 * p.y0.shape[1] + 6
 
 
-def test_broyden_equals_the_textbook() -> None:
-    """B <- B + (dg - B s) s^T / s^T s from B = -I, on g(y) = f(y) - y, dense."""
+@pytest.mark.parametrize("history", [1, 2, 3, 20])
+def test_broyden_equals_the_textbook(history: int) -> None:
+    """B <- B + (dg - B s) s^T / s^T s from B = -I, on g(y) = f(y) - y, dense.
+
+    A restart begins with B = -I and the newest pair, which fills two places in the memory.
+    """
     g = torch.Generator().manual_seed(0)
     weight = 0.3 * torch.randn(5, 5, generator=g, dtype=torch.float64)
     x = torch.randn(5, generator=g, dtype=torch.float64)
@@ -25,20 +29,52 @@ def test_broyden_equals_the_textbook() -> None:
     def f(y: Tensor) -> Tensor:
         return torch.tanh(y @ weight.T + x)
 
-    y, inverse = torch.zeros(5, dtype=torch.float64), -torch.eye(5, dtype=torch.float64)
-    matrix = inverse.clone()
+    y, eye = torch.zeros(5, dtype=torch.float64), torch.eye(5, dtype=torch.float64)
+    matrix, places = -eye, 0
     for count in range(1, 9):
         residual = f(y) - y
         step = -torch.linalg.solve(matrix, residual)
         y_next = y + step
         change = (f(y_next) - y_next) - residual
+        matrix, places = (-eye, 2) if places > history else (matrix, places + 1)
         matrix = matrix + torch.outer(change - matrix @ step, step) / (step @ step)
         y = y_next
         s = solvers.solve(
-            f, torch.zeros(1, 5, dtype=torch.float64), solver=Broyden(rtol=0.0, atol=0.0),
-            max_steps=count, throw=False,
+            f, torch.zeros(1, 5, dtype=torch.float64),
+            solver=Broyden(rtol=0.0, atol=0.0, history=history), max_steps=count, throw=False,
         )  # fmt: skip
         assert torch.allclose(s.value[0], y, atol=1e-9), count
+
+
+@pytest.mark.parametrize("history", [2, 20])
+def test_the_estimate_of_the_inverse_is_that_of_the_textbook(history: int) -> None:
+    """`transposed_inverse` applies -B^-T, without the newest update except after a restart."""
+    g = torch.Generator().manual_seed(0)
+    weight, x, v = (torch.randn(n, 5, generator=g, dtype=torch.float64) for n in (5, 1, 1))
+
+    def f(y: Tensor) -> Tensor:
+        return torch.tanh(0.3 * y @ weight.T + x)
+
+    solver, eye, y = (
+        Broyden(history=history),
+        torch.eye(5, dtype=torch.float64),
+        torch.zeros_like(x),
+    )
+    carry, matrix, places, points = solver.init(y), -eye, 0, [y]
+    for _ in range(7):
+        y, carry = solver.step(y, f(y), carry)
+        estimate = matrix
+        if len(points) > 1:
+            before, after = points[-2:]
+            step = (after - before)[0]
+            change = (f(after) - f(before))[0] - step
+            restarts = places > history
+            matrix, places = (-eye, 2) if restarts else (matrix, places + 1)
+            matrix = matrix + torch.outer(change - matrix @ step, step) / (step @ step)
+            estimate = matrix if restarts else estimate
+        points.append(y)
+        true = -torch.linalg.solve(estimate.T, v[0])
+        assert torch.allclose(carry.transposed_inverse(v)[0], true)
 
 
 def test_broyden_grows_with_the_steps_taken_not_with_the_budget() -> None:
@@ -47,10 +83,10 @@ def test_broyden_grows_with_the_steps_taken_not_with_the_budget() -> None:
     carry = solver.init(y)
     for _ in range(4):
         y, carry = solver.step(y, 0.5 * y.cos(), carry)
-    assert carry.left.shape[1] <= 4
+    assert carry.steps.shape[1] <= 4
     for _ in range(20):
         y, carry = solver.step(y, 0.5 * y.cos(), carry)
-    assert carry.left.shape[1] <= 2 * 24
+    assert carry.steps.shape[1] <= 2 * 24
 
 
 def test_memory_stops_growing_at_the_window() -> None:
@@ -58,7 +94,7 @@ def test_memory_stops_growing_at_the_window() -> None:
     carry = solver.init(y)
     for _ in range(30):
         y, carry = solver.step(y, 0.5 * y.cos() + 0.4 * y.roll(1, 1), carry)
-    assert carry.left.shape[1] == carry.image.shape[1] == carry.gram.shape[1] == 6
+    assert carry.steps.shape[1] == carry.system.shape[1] == 7
 
 
 @pytest.mark.parametrize("normal", [True, False])
