@@ -322,8 +322,10 @@ class Ledger:
             stalled = self._stalled(norm, scale)
             self.mark, self.next_look = self.best, step + step // 2
         if self.joint:
-            quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row).all(1)
-            stalled &= quiet.repeat_interleave(self.layout.samples_per_row)
+            # A token waits for those before it, which may move it. Waiting for those behind it
+            # would let a causal model see them.
+            quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row)
+            stalled &= quiet.cummin(1).values.flatten()
         code = torch.full_like(self.result, RUNNING)
         code[stalled] = int(Result.stalled)
         code[norm > self.limit] = int(Result.diverged)

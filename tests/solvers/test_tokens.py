@@ -141,3 +141,21 @@ def test_rows_that_left_the_batch_report_their_joint_residual(compact: bool) -> 
     assert s.result[0].tolist() == [Result.converged, Result.diverged]
     true = (g(s.value, x, rate, growth) - s.value).abs()[..., 0]
     assert torch.allclose(s.residual, true, rtol=1e-9, atol=1e-12)
+
+
+def test_a_stalled_token_does_not_wait_for_those_behind_it() -> None:
+    """Else how long it goes on, and so its value, would tell of later tokens."""
+
+    def f(y: Tensor, rate: Tensor) -> Tensor:
+        rough = torch.cat((1e-3 * torch.sin(1e6 * y[:, :1]), torch.zeros_like(y[:, 1:])), 1)
+        return 1 + rate * (y - 1) + rough
+
+    values = []
+    for behind in (0.1, 0.999):
+        rate = torch.tensor([[[0.5], [behind]]], dtype=torch.float64)
+        y0 = torch.zeros(1, 2, 1, dtype=torch.float64)
+        solver = solvers.Picard(rtol=1e-9)
+        s = solvers.solve(f, y0, rate, solver=solver, max_steps=300, batch_dims=2, throw=False)
+        assert s.result[0, 0] == solvers.Result.stalled
+        values.append(s.value[0, 0])
+    assert torch.equal(*values)
