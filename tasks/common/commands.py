@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,16 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from models import GridTransformer
-from solvers.registry import unknown
-from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.common.command_line import CommandLine, print_json, take
 from tasks.common.compare import CompareOptions, compare
-from tasks.common.device import choose_device
 from tasks.common.evaluate import solve_batch, trajectory
 from tasks.common.experiment import run_experiment
-from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import GridTask
 from tasks.common.measure import measure, print_figures, scale, search_curve
-from tasks.common.runs import load_model, new_folder, newest_checkpoint, read_config
+from tasks.common.runs import load_model, newest_grid_checkpoint
 from tasks.common.scaling import Choice
 from tasks.common.train import Interrupted
 
@@ -95,30 +91,14 @@ class SolveOptions:
     draw: Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """What a training command begins with."""
-
-    preset: str
-    config: GridConfig
-    folder: Path
-    checkpoint: Checkpoint | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Commands:
-    """The command line of one task.
+class Commands(CommandLine):
+    """The command line of one grid puzzle.
 
     Args:
         task: Its puzzles.
     """
 
     task: GridTask[Any, Any]
-
-    @property
-    def program(self) -> str:
-        """How the command is called."""
-        return f"python -m tasks.{self.task.name}"
 
     @property
     def usage(self) -> str:
@@ -135,37 +115,18 @@ class Commands:
             "Each command's --help lists its flags.\n"
         )
 
-    def run(self, arguments: list[str]) -> int:
-        """Run a command; errors of the caller become one line and exit status 2."""
-        commands: dict[str, Callable[[list[str]], int]] = {
+    def commands(self) -> dict[str, Callable[[list[str]], int]]:
+        """See `CommandLine`."""
+        return {
             "train": self.train,
             "eval": self.evaluate,
             "solve": self.solve,
             "compare": self.compare,
         }
-        if arguments[:1] in (["-h"], ["--help"], ["help"]):
-            print(self.usage)
-            return 0
-        named = bool(arguments) and not arguments[0].startswith("-")
-        command = arguments[0] if named else "train"
-        try:
-            if command not in commands:
-                raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
-            return commands[command](arguments[1:] if named else arguments)
-        except Interrupted as stop:
-            print("\nStopped; nothing is lost. Go on with:")
-            print(f"  {self.program} train --resume {stop.path}")
-            return 130
-        except KeyboardInterrupt:
-            print("\nStopped before there was anything to keep.")
-            return 130
-        except (ValueError, CheckpointError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
 
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result."""
-        start = self._start(arguments)
+        start = self.start(arguments)
         result = run_experiment(
             self.task, start.preset, start.config, start.folder, start.checkpoint
         )
@@ -175,8 +136,8 @@ class Commands:
 
     def compare(self, arguments: list[str]) -> int:
         """Train several models with equal parameters and time, and print one table."""
-        arguments, name = _take(arguments, "--preset")
-        base = self._preset(name or self.task.default_preset)
+        arguments, name = take(arguments, "--preset")
+        base = self.preset(name or self.task.default_preset)
         options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
         try:
             compare(self.task, name or self.task.default_preset, base, options)
@@ -185,35 +146,11 @@ class Commands:
             return 130
         return 0
 
-    def _preset(self, name: str) -> GridConfig:
-        presets = self.task.presets
-        if name not in presets:
-            raise ValueError(unknown("preset", name, list(presets), "Presets"))
-        return presets[name]
-
-    def _start(self, arguments: list[str]) -> _Start:
-        """A new run from a preset and flags, or an old one from its checkpoint."""
-        arguments, resume = _take(arguments, "--resume")
-        arguments, name = _take(arguments, "--preset")
-        if resume is not None:
-            if arguments or name:
-                raise ValueError("`--resume` takes its options from the checkpoint: drop others.")
-            path = Path(resume)
-            checkpoint = Checkpoint.load(path)
-            config = read_config(self.task, checkpoint, path)
-            return _Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
-        name = name or self.task.default_preset
-        default, program = self._preset(name), f"{self.program} train"
-        config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
-        choose_device(config.device)
-        label = name if config.model == default.model else f"{name}-{config.model}"
-        return _Start(name, config, new_folder(config.out, self.task.name, label), None)
-
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
         options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
         default_side = self.task.presets[self.task.default_preset].spec().side
-        path = options.checkpoint or newest_checkpoint(self.task, default_side)
+        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
         model, config = load_model(self.task, path, device=options.device, solver=options.solver)
         if options.depth is not None:
             config = dataclasses.replace(config, eval_steps=options.depth)
@@ -238,7 +175,7 @@ class Commands:
             "eval": figures,
             "config": config.to_json(),
         }
-        _finish(result, options.json)
+        print_json(result, options.json)
         return 0
 
     def solve(self, arguments: list[str]) -> int:
@@ -252,7 +189,7 @@ class Commands:
         if len(sides) > 1:
             raise ValueError(f"All {self.task.noun}s of one call must be of one size.")
         side = sides.pop()
-        path = options.checkpoint or newest_checkpoint(self.task, side)
+        path = options.checkpoint or newest_grid_checkpoint(self.task, side)
         model, config = load_model(self.task, path, device=options.device, solver=options.solver)
         if config.spec().side != side:
             trained = config.spec().side
@@ -283,22 +220,3 @@ class Commands:
         if "\n" not in text and len(text) < 200 and path.is_file():
             return self.task.split(path.read_text())
         return [text]
-
-
-def _take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
-        if argument == flag:
-            if i + 1 == len(arguments):
-                raise ValueError(f"`{flag}` needs a value.")
-            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
-    return arguments, None
-
-
-def _finish(result: dict[str, Any], path: Path | None) -> None:
-    line = json.dumps(result)
-    if path is not None:
-        path.write_text(line + "\n")
-    print(line)

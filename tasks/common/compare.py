@@ -5,13 +5,9 @@ on one half of the held-out puzzles; then more seeds with the best rate. The tab
 other half. A finished run is never repeated, and an interrupted one goes on.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
@@ -21,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.common.checkpoint import Checkpoint
-from tasks.common.experiment import run_experiment
+from tasks.common.experiment import train
 from tasks.common.grid_config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.common.grid_task import GridTask
+from tasks.common.jobs import Job, check_jobs, finish_all
 from tasks.common.measure import measure
 from tasks.common.runs import NAME, RUNS, load_model
-from tasks.common.train import Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,19 +34,21 @@ class CompareOptions:
         rates: Learning rates to choose from.
         seeds: Runs per model with the chosen rate, the one of the search included.
         minutes: Training time of a run; by default the preset's.
+        test_puzzles: Held-out puzzles, half of them to choose with; by default the preset's.
         width: Width of the attractor, whose parameter count the others match; by default the
             preset's.
         threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
         jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
         compile: Compile the blocks of every model; see `train --help`.
-        out: Folder of the runs; by default one in `runs/` named by preset, time, width, threads
-            and compilation: runs that differ in these are not compared.
+        out: Folder of the runs; by default one in `runs/` named by preset, time, width, puzzles,
+            threads and compilation: runs that differ in these are not compared.
     """
 
     models: tuple[ModelName, ...] = get_args(ModelName)
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     seeds: int = 3
     minutes: float | None = None
+    test_puzzles: int | None = None
     width: int | None = None
     threads: int | None = None
     jobs: int = 1
@@ -63,17 +61,12 @@ class CompareOptions:
                 "`models` and `rates` must not be empty and `seeds` must be at least 1, got "
                 f"{self.models}, {self.rates} and {self.seeds}."
             )
-        cores = multiprocessing.cpu_count()
-        if not 1 <= self.jobs <= cores:
-            raise ValueError(
-                f"`jobs` must lie in 1..{cores}, the cores of this machine, got {self.jobs}. Runs "
-                "that share a core do not have equal time."
-            )
+        check_jobs(self.jobs)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """One training run and its evaluation: what a process of its own needs to know."""
+class _Run(Job):
+    """One training run and its evaluation."""
 
     task: GridTask[Any, Any]
     preset: str
@@ -86,10 +79,24 @@ class _Run:
         rate, seed = self.config.learning_rate, self.config.seed
         return self.folder / f"{self.config.model}-{rate:g}-seed{seed}"
 
-    @property
-    def done(self) -> Path:
-        """The file that says how it ended."""
-        return self.place / "compare.json"
+    def finish(self) -> None:
+        """Train, or go on, and evaluate on each half of the test set."""
+        task, place = self.task, self.place
+        config = dataclasses.replace(self.config, out=place)
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / NAME
+        checkpoint = Checkpoint.load(path) if path.is_file() else None
+        _, test, result = train(task, self.preset, config, place, checkpoint, look_at=0)
+        model, _ = load_model(task, path, device=config.device)
+        middle = len(test) // 2
+        result["choosing"] = measure(task, model, test[:middle], config, quick=True)
+        result["reported"] = measure(task, model, test[middle:], config, quick=True)
+        if "converged" in result["reported"]:
+            longer = dataclasses.replace(config, eval_steps=4 * config.eval_steps)
+            again = measure(task, model, test[middle:], longer, quick=True)
+            result["reported"]["exact_accuracy_4x"] = again["exact_accuracy"]
+        result["config"] = config.to_json()
+        self.done.write_text(json.dumps(result) + "\n")
 
 
 def matched(config: GridConfig, model: ModelName) -> GridConfig:
@@ -133,13 +140,13 @@ def compare(
     """
     changes = {
         key: getattr(options, key)
-        for key in ("minutes", "width", "threads", "compile")
+        for key in ("minutes", "test_puzzles", "width", "threads", "compile")
         if getattr(options, key) is not None
     }
     if options.jobs > 1:
         changes.setdefault("threads", 1)
     base = dataclasses.replace(base, **changes)
-    label = f"{name}-{base.minutes:g}min-width{base.width}"
+    label = f"{name}-{base.minutes:g}min-width{base.width}-{base.test_puzzles}puzzles"
     if base.threads is not None:
         label += f"-{base.threads}threads"
     if base.compile:
@@ -147,13 +154,12 @@ def compare(
     folder = options.out or RUNS / task.name / "compare" / label
     runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
     task.load(base)  # made once, before several processes look for them
-    _finish_all([_with(run, rate, 0) for run in runs for rate in options.rates], options.jobs)
+    searched = [_with(run, rate, 0) for run in runs for rate in options.rates]
+    finish_all(searched, options.jobs, _describe)
     best = [_best_rate(run, options.rates) for run in runs]
     seeds = range(1, options.seeds)
-    _finish_all(
-        [_with(run, rate, seed) for run, rate in zip(runs, best, strict=True) for seed in seeds],
-        options.jobs,
-    )
+    more = [_with(run, r, seed) for run, r in zip(runs, best, strict=True) for seed in seeds]
+    finish_all(more, options.jobs, _describe)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -row["exact_accuracy"])
     table = {"task": task.name, "preset": name, "minutes": base.minutes, "rows": rows}
@@ -167,8 +173,12 @@ def _with(run: _Run, rate: float, seed: int) -> _Run:
     return dataclasses.replace(run, config=config)
 
 
-def _result(run: _Run) -> dict[str, Any]:
+def _result(run: Job) -> dict[str, Any]:
     return json.loads(run.done.read_text())
+
+
+def _describe(run: Job) -> str:
+    return f"{run.place.name} {_result(run)['reported']['exact_accuracy']:.1%}"
 
 
 def _scores(run: _Run, rates: tuple[float, ...]) -> list[float]:
@@ -201,61 +211,6 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
         if key in figures[0]:
             row[key] = mean(figure[key] for figure in figures)
     return row
-
-
-def _finish_all(runs: list[_Run], jobs: int) -> None:
-    """Do what is missing, so many at a time.
-
-    Raises:
-        Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
-    """
-    missing = [run for run in runs if not run.done.is_file()]
-    if jobs == 1:
-        for run in missing:
-            _finish(run)
-        return
-    with _pool(jobs) as pool:
-        futures = {pool.submit(_finish_quietly, run): run for run in missing}
-        for number, future in enumerate(as_completed(futures), 1):
-            future.result()
-            run = futures[future]
-            accuracy = _result(run)["reported"]["exact_accuracy"]
-            print(f"{number} of {len(missing)}: {run.place.name} {accuracy:.1%}", flush=True)
-
-
-@contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are waited for, whatever happens here: Ctrl-C reaches them too."""
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    except KeyboardInterrupt:
-        raise Interrupted(Path()) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finish_quietly(run: _Run) -> None:
-    """As `_finish`, with what it prints in a file of the run's folder."""
-    run.place.mkdir(parents=True, exist_ok=True)
-    with (run.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
-        _finish(run)
-
-
-def _finish(run: _Run) -> None:
-    """Train, or go on, and evaluate on each half of the test set."""
-    task, place = run.task, run.place
-    config = dataclasses.replace(run.config, out=place)
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / NAME
-    checkpoint = Checkpoint.load(path) if path.is_file() else None
-    result = run_experiment(task, run.preset, config, place, checkpoint)
-    _, test = task.load(config)
-    model, _ = load_model(task, path, device=config.device)
-    middle = len(test) // 2
-    result["choosing"] = measure(task, model, test[:middle], config, quick=True)
-    result["reported"] = measure(task, model, test[middle:], config)
-    run.done.write_text(json.dumps(result) + "\n")
 
 
 def _print(title: str, rows: list[dict[str, Any]], task: GridTask[Any, Any]) -> None:

@@ -1,8 +1,9 @@
 """The dials that every training run has."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,7 +11,8 @@ class TrainConfig:
     """How to train; a task adds what to train on.
 
     Attributes:
-        minutes: Training budget in minutes of wall time; the learning rate follows it.
+        minutes: Training budget in minutes of wall time, without looks at held-out data; the
+            learning rate follows it.
         steps: Budget in optimiser steps. If set, it alone drives the schedule, so that an
             interrupted and resumed run repeats the uninterrupted one exactly.
         seed: Seed of the weights, the data and the augmentation.
@@ -21,17 +23,22 @@ class TrainConfig:
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
         refill: A solved sample leaves the batch at once, and a new one takes its place.
-        learning_rate: Peak; reached after `warmup` steps, then cosine to 1 % of it.
+        learning_rate: Peak; reached after `warmup` steps, left as `schedule` says.
+        schedule: "cosine": at once, to 1 % of the peak. "trapezoid": in the last half, in a
+            straight line.
+        optimizer: "adamw", or "muon" for the matrices and AdamW for the rest.
         warmup: Optimiser steps of linear warm-up.
-        weight_decay: AdamW's.
+        weight_decay: The optimiser's.
         clip: Largest gradient norm.
-        averaging: Decay of the averaged weights, which evaluation uses.
+        averaging: Decay of the averaged weights, which evaluation uses; less in the first steps.
         loss: "softmax" or "stablemax" cross-entropy.
         halting: Also learn to tell right answers from wrong ones. With `refill`, that verdict
             decides which samples leave, as published for TRM and HRM.
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
         compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("out",)
 
     minutes: float = 8.0
     steps: int | None = None
@@ -43,6 +50,8 @@ class TrainConfig:
     segments: int = 4
     refill: bool = False
     learning_rate: float = 2e-3
+    schedule: Literal["cosine", "trapezoid"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -62,3 +71,21 @@ class TrainConfig:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = dataclasses.asdict(self)
+        return values | {name: str(values[name]) for name in self.paths if values[name]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Undo `to_json`; options that are missing take their defaults.
+
+        Raises:
+            ValueError: An option that this version does not have.
+        """
+        unknown_names = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown_names:
+            raise ValueError(f"it has the options {', '.join(sorted(unknown_names))}")
+        paths: dict[str, Any] = {n: Path(values[n]) for n in cls.paths if values.get(n)}
+        return cls(**values | paths)

@@ -6,7 +6,7 @@ import shutil
 import torch
 from torch import nn
 
-from models.blocks import Block
+from models.blocks import Block, PreNormBlock
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,5 +43,5 @@ def compile_blocks(model: nn.Module) -> None:
             "`--compile` needs a C++ compiler on the CPU: install g++, or leave it off."
         )
     for module in model.modules():
-        if isinstance(module, Block):
+        if isinstance(module, Block | PreNormBlock):
             module.compile()

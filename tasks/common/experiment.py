@@ -12,7 +12,7 @@ from models import GridTransformer
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.device import choose_device, compile_blocks
 from tasks.common.grid_config import GridConfig
-from tasks.common.grid_task import Batches, GridTask
+from tasks.common.grid_task import LOOK_PUZZLES, Batches, GridTask
 from tasks.common.measure import draw_run, measure, print_figures
 from tasks.common.plan import plan
 from tasks.common.plots import plot_learning
@@ -43,13 +43,45 @@ def run_experiment(
         Interrupted: By Ctrl-C or SIGTERM, in training or after it; a checkpoint is left.
     """
     began = time.monotonic()
+    trainer, test_set, result = train(task, name, config, folder, checkpoint)
+    result |= {
+        "eval": _evaluate(task, trainer, name, test_set),
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "config": config.to_json(),
+    }
+    export(trainer.path, folder / "model.safetensors")
+    (folder / "result.json").write_text(json.dumps(result) + "\n")
+    return result
+
+
+def train(
+    task: GridTask[Any, Any],
+    name: str,
+    config: GridConfig,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+    look_at: int = LOOK_PUZZLES,
+) -> tuple[Trainer, list[Any], dict[str, Any]]:
+    """As `run_experiment`, without what comes after training.
+
+    Args:
+        task: See there, as for the others.
+        name: The preset's.
+        config: The dials.
+        folder: Receives checkpoint and log.
+        checkpoint: Where an earlier run stopped.
+        look_at: Held-out puzzles that the curve during training looks at.
+
+    Returns:
+        The trainer, the test puzzles, and what the result says of the training.
+    """
     torch.manual_seed(config.seed)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     print(f"Getting {task.noun}s ...", flush=True)
     train_set, test_set = task.load(config)
     overlap = _overlap(task, train_set, test_set, config)
-    held_out = task.encode(test_set, config)
+    held_out = task.encode(test_set[:look_at], config)
     batches = Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps)
     trainer = _trainer(batches, task.name, name, config, folder)
     if checkpoint is not None:
@@ -58,7 +90,7 @@ def run_experiment(
     print(plan(config).describe())
     print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
     trainer.run()
-    result = {
+    figures = {
         "task": task.name,
         "preset": name,
         "parameters": parameters,
@@ -67,13 +99,8 @@ def run_experiment(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "test_puzzles_in_training": overlap,
-        "eval": _evaluate(task, trainer, name, test_set),
-        "wall_seconds": round(time.monotonic() - began, 1),
-        "config": config.to_json(),
     }
-    export(trainer.path, folder / "model.safetensors")
-    (folder / "result.json").write_text(json.dumps(result) + "\n")
-    return result
+    return trainer, test_set, figures
 
 
 def _trainer(batches: Batches, task: str, preset: str, config: GridConfig, folder: Path) -> Trainer:

@@ -3,7 +3,7 @@
 import dataclasses
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
@@ -16,7 +16,6 @@ ModelName = Literal["attractor", "reasoner", "trm", "hrm", "eqr", "unrolled", "t
 
 # (free, recorded) applications of a segment, as published; other models take the options.
 PUBLISHED_STEPS = {"trm": (2, 1), "hrm": (1, 1), "eqr": (2, 1)}
-PATHS = ("out", "train_data", "test_data")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,8 @@ class GridConfig(TrainConfig):
         start_noise: Standard deviation of noise on the start of fresh samples in training.
         eval_steps: Budget of solver updates in evaluation.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("out", "train_data", "test_data")
 
     train_puzzles: int = 1000
     copies: int | None = None
@@ -138,21 +139,3 @@ class GridConfig(TrainConfig):
             damping = 0.0 if self.model in PUBLISHED_STEPS else self.damping
             return dataclasses.replace(mode, steps=self.steps_of_segment[1], damping=damping)
         return mode
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        values = dataclasses.asdict(self)
-        return values | {name: str(values[name]) for name in PATHS if values[name]}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Undo `to_json`; options that are missing take their defaults.
-
-        Raises:
-            ValueError: An option that this version does not have.
-        """
-        unknown_names = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown_names:
-            raise ValueError(f"it has the options {', '.join(sorted(unknown_names))}")
-        paths: dict[str, Any] = {name: Path(values[name]) for name in PATHS if values.get(name)}
-        return cls(**values | paths)

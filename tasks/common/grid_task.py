@@ -127,7 +127,7 @@ class Batches:
     Args:
         sampler: Source of batches.
         count: Training puzzles that it draws from.
-        held_out: Symbols and classes of held-out puzzles.
+        held_out: Symbols and classes of the held-out puzzles to look at.
         eval_steps: Solver budget of a look at them.
     """
 
@@ -135,8 +135,7 @@ class Batches:
         self, sampler: Sampler, count: int, held_out: tuple[Tensor, Tensor], eval_steps: int
     ):
         self.sampler, self.count, self.eval_steps = sampler, count, eval_steps
-        x, target = held_out
-        self.held_out = x[:LOOK_PUZZLES], target[:LOOK_PUZZLES]
+        self.held_out = held_out
 
     def batch(
         self, size: int, generator: torch.Generator, progress: float
@@ -145,10 +144,17 @@ class Batches:
         rows = torch.randint(self.count, (size,), generator=generator)
         return self.sampler(rows, generator, progress)
 
-    def look(self, model: GridModel) -> float:
-        """Exact accuracy on the first held-out puzzles."""
+    def look(self, model: GridModel) -> dict[str, float]:
+        """Exact accuracy on the held-out puzzles."""
         x, target = self.held_out
         if len(x) == 0:
-            return float("nan")
+            return {}
         found = predict(model, x, max_steps=self.eval_steps)
-        return scores(found.classes, target)["exact_accuracy"]
+        return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
+
+    def figures(self, right: Tensor) -> dict[str, float]:
+        """Accuracy of cells and of whole answers."""
+        return {
+            "cell_accuracy": right.float().mean().item(),
+            "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
+        }

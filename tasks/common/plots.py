@@ -51,7 +51,7 @@ def plot_learning(history: Sequence[dict[str, float]], path: Path) -> Path:
     if accuracy.lines:
         accuracy.legend(frameon=False, fontsize=9)
     figure.align_ylabels()
-    return _save_png(figure, path)
+    return save_png(figure, path)
 
 
 def plot_steps(
@@ -101,7 +101,7 @@ def plot_steps(
     right.tick_params(axis="y", which="both", labelcolor=ORANGE)
     _tidy(left)
     right.spines["top"].set_visible(False)
-    return _save_png(figure, path)
+    return save_png(figure, path)
 
 
 def plot_curves(
@@ -140,7 +140,7 @@ def plot_curves(
     axes.set(xlabel=label, ylabel="exact accuracy (%)", ylim=(-3, 103), title=title)
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
-    return _save_png(figure, path)
+    return save_png(figure, path)
 
 
 def save(path: Path, write: Callable[[Path], object]) -> Path:
@@ -168,7 +168,8 @@ def save(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def _save_png(figure: Figure, path: Path) -> Path:
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure, atomically; return `path`."""
     return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 

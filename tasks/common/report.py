@@ -73,14 +73,14 @@ class Reporter:
 def describe(figures: Mapping[str, float]) -> str:
     """One line of figures."""
     parts = [f"step {figures['step']:.0f}", f"loss {figures['loss']:.3f}"]
-    parts += [
-        f"{label} {figures[name]:.1%}"
-        for name, label in (("cell_accuracy", "cells"), ("exact_accuracy", "exact"))
-    ]
+    shares = {"cell_accuracy": "cells", "token_accuracy": "tokens", "exact_accuracy": "exact"}
+    parts += [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
     if "residual" in figures:
         parts.append(f"solver {figures['solver_steps']:.1f} steps, res {figures['residual']:.0e}")
     if "test_exact" in figures:
         parts.append(f"held-out {figures['test_exact']:.0%}")
+    if "test_bits" in figures:
+        parts.append(f"held-out {figures['test_bits']:.3f} bits per byte")
     return " | ".join(parts)
 
 

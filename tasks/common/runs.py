@@ -1,7 +1,10 @@
 """Run folders and the models in them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from models import GridModel, GridTransformer
 from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
@@ -42,10 +45,10 @@ def new_folder(wanted: Path | None, task: str, name: str) -> Path:
     return folder
 
 
-def newest_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
-    """The last trained checkpoint in `runs/` for grids of this size.
+def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path:
+    """The last trained checkpoint in `runs/` whose configuration `fits`.
 
-    Baselines without a solve, and checkpoints of other versions, must be named to be used.
+    Checkpoints of other versions must be named to be used.
 
     Raises:
         CheckpointError: There is none.
@@ -57,15 +60,24 @@ def newest_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
             config = read_config(task, Checkpoint.load(path), path)
         except CheckpointError:
             continue
-        if config.spec().side == side and config.model != "transformer":
+        if fits(config):
             return path
     raise CheckpointError(
-        f"No checkpoint for boards of {side * side} cells under {folder}. Train one with `python "
-        f"-m tasks.{task.name}`, or name one with `--checkpoint`."
+        f"No checkpoint {what} under {folder}. Train one with `python -m tasks.{task.name}`, or "
+        "name one with `--checkpoint`."
     )
 
 
-def read_config(task: GridTask[Any, Any], checkpoint: Checkpoint, path: Path) -> GridConfig:
+def newest_grid_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
+    """Likewise, for grids of this size; baselines without a solve must be named."""
+    return newest_checkpoint(
+        task,
+        lambda config: config.spec().side == side and config.model != "transformer",
+        f"for boards of {side * side} cells",
+    )
+
+
+def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
     """The configuration that a checkpoint was trained with.
 
     Raises:
@@ -96,14 +108,19 @@ def load_model(
     checkpoint = Checkpoint.load(path)
     config = read_config(task, checkpoint, path)
     model = config.build()
-    average = checkpoint.tensors.get("average", {})
-    prefix = "module."
-    weights = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
-    load_weights(model, weights, path)
+    load_average(model, checkpoint, path)
     if not isinstance(model, GridTransformer):
         # Evaluation may stop early whatever the training did.
         model.solving.solver = config.named_solver(solver or config.solver)
     return model.to(choose_device(device)).eval(), config
+
+
+def load_average(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Give a model the averaged weights of a checkpoint."""
+    average = checkpoint.tensors.get("average", {})
+    prefix = "module."
+    weights = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+    load_weights(model, weights, path)
 
 
 def export(checkpoint: Path, path: Path) -> Path:

@@ -7,16 +7,16 @@ sample takes its slot.
 """
 
 import dataclasses
-import math
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from tasks.common.checkpoint import (
@@ -27,12 +27,14 @@ from tasks.common.checkpoint import (
 )
 from tasks.common.config import TrainConfig
 from tasks.common.loss import answer_loss, halt_loss
+from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.common.report import Reporter
 
 # Fractions of the budget between looks at held-out data, seconds between checkpoints, and
 # optimiser steps between rows of the log.
 LOOK_EVERY, SAVE_EVERY, LOG_EVERY = 0.1, 60.0, 10
-FINAL_RATE = 0.01
+# Steps without a finite gradient, one after the other, that end a run.
+MAX_SKIPPED = 20
 
 
 class Task(Protocol):
@@ -44,8 +46,12 @@ class Task(Protocol):
         """Inputs, and target classes of the same leading dims, at this share of the budget."""
         ...
 
-    def look(self, model: Any) -> float:
-        """Exact accuracy on a few held-out samples, for the curve; nothing depends on it."""
+    def look(self, model: Any) -> dict[str, float]:
+        """Figures on a few held-out samples, named test_*; nothing depends on them."""
+        ...
+
+    def figures(self, right: Tensor) -> dict[str, float]:
+        """What to show of a training batch, given which of its classes are right."""
         ...
 
 
@@ -78,6 +84,10 @@ class Interrupted(Exception):
     def __init__(self, path: Path):
         super().__init__(str(path))
         self.path = path
+
+
+class Diverged(ValueError):
+    """Training came to an end without numbers to go on with."""
 
 
 @dataclasses.dataclass
@@ -134,21 +144,20 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.config.averaging)
-        )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.config.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=self.config.weight_decay,
-        )
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.step = 0
         self.seconds = 0.0
+        self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
         self.path = self.folder / "checkpoint.safetensors"
+
+    def _average(self, average: Any, current: Any, count: Any) -> None:
+        """Exponential, and short at first: a short run would remember its initial weights."""
+        decay = min(self.config.averaging, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(average), list(current), 1 - decay)
 
     @property
     def progress(self) -> float:
@@ -161,7 +170,8 @@ class Trainer:
         """Go on exactly where a checkpoint stopped."""
         load_weights(self.model, checkpoint.tensors["model"], self.path)
         load_weights(self.average, checkpoint.tensors["average"], self.path)
-        restore_optimizer(self.optimizer, checkpoint.tensors.get("optimizer", {}))
+        for name, optimizer in self._named_optimizers():
+            restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
         self.generator.set_state(checkpoint.tensors["random"]["data"])
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
@@ -175,28 +185,36 @@ class Trainer:
         tensors = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
             "random": random,
             "slots": self.slots.tensors() if self.slots else {},
         }
+        for name, optimizer in self._named_optimizers():
+            tensors[name] = optimizer_tensors(optimizer)
         state = {"step": self.step, "seconds": self.seconds, "history": self.history}
         Checkpoint(tensors, {**self.meta, **state}).save(self.path)
+
+    def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        names = ("optimizer", "second_optimizer")
+        return list(zip(names, self.optimizers, strict=False))
 
     def run(self) -> nn.Module:
         """Train until the budget is used; return the averaged model.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
+            Diverged: The gradient stays non-finite.
         """
         next_look, saved = self.progress + LOOK_EVERY, time.monotonic()
         with _StopSignal() as stop, Reporter(self.folder, self.step) as reporter:
             while self.progress < 1 and not stop.requested:
                 began = time.monotonic()
                 figures = self._train_segment()
+                # Looks are not training: a model that is slow to solve would train less.
+                self.seconds += time.monotonic() - began
                 if self.progress >= next_look:
                     next_look = self.progress + LOOK_EVERY
-                    figures["test_exact"] = self.task.look(self.average.module)
-                self._note(figures, time.monotonic() - began, reporter)
+                    figures |= self.task.look(self.average.module)
+                self._note(figures, reporter)
                 if time.monotonic() - saved > SAVE_EVERY:
                     self.save()
                     saved = time.monotonic()
@@ -222,7 +240,7 @@ class Trainer:
             done[:] = True
         slots.age[done] = 0
         slots.state = pytree.tree_map(torch.detach, out.state)
-        return _figures(out, right, loss)
+        return {"loss": loss.item(), **self.task.figures(right), **_evidence(out)}
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
@@ -240,40 +258,59 @@ class Trainer:
         return x.to(self.device), target.to(self.device)
 
     def _update(self, loss: Tensor) -> None:
+        """One optimiser step, unless the gradient is not finite: then none, and new samples."""
         config = self.config
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
-        cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * self.progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm * cosine
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = config.learning_rate * warm * SCHEDULES[config.schedule](self.progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.step += 1
+        if not bool(norm.isfinite()):
+            self._skip()
+            return
+        self.skipped = 0
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update_parameters(self.model)
 
-    def _note(self, figures: dict[str, float], seconds: float, reporter: Reporter) -> None:
-        self.seconds += seconds
+    def _skip(self) -> None:
+        self.skipped += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise Diverged(
+                f"The gradient was not finite in {MAX_SKIPPED} steps one after the other, up to "
+                f"step {self.step}. Lower `--learning-rate`, or go on from {self.path} with other "
+                "data."
+            )
+        warnings.warn(f"Step {self.step} is skipped: its gradient is not finite.", stacklevel=2)
+        assert self.slots is not None
+        self.slots.age[:] = self.config.segments
+
+    def _note(self, figures: dict[str, float], reporter: Reporter) -> None:
         row = {"step": self.step, "minutes": self.seconds / 60, **figures}
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
-        if self.step - last >= LOG_EVERY or "test_exact" in row:
+        if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
             reporter.record(row)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
         reporter.show({**self._last_look(), **row}, self.progress, left)
 
     def _last_look(self) -> dict[str, float]:
-        looks = [row["test_exact"] for row in self.history if "test_exact" in row]
-        return {"test_exact": looks[-1]} if looks else {}
+        looks = [_looked(row) for row in self.history if _looked(row)]
+        return looks[-1] if looks else {}
 
 
-def _figures(out: Any, right: Tensor, loss: Tensor) -> dict[str, float]:
-    figures = {
-        "loss": loss.item(),
-        "cell_accuracy": right.float().mean().item(),
-        "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
+def _looked(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith("test_")}
+
+
+def _evidence(out: Any) -> dict[str, float]:
+    if out.solution is None:
+        return {}
+    return {
+        "residual": out.solution.residual.median().item(),
+        "solver_steps": out.solution.num_steps.float().mean().item(),
     }
-    if out.solution is not None:
-        figures["residual"] = out.solution.residual.median().item()
-        figures["solver_steps"] = out.solution.num_steps.float().mean().item()
-    return figures

@@ -1,8 +1,14 @@
 """The comparison: equal sizes, no run twice, one table."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -75,3 +81,38 @@ def test_several_jobs_give_every_run_a_process(
 def test_jobs_that_share_a_core_are_refused(jobs: int) -> None:
     with pytest.raises(ValueError, match=r"`jobs` must lie in 1\.\."):
         CompareOptions(jobs=jobs)
+
+
+@pytest.mark.skipif(multiprocessing.cpu_count() < 2, reason="two jobs need two cores")
+def test_a_killed_command_takes_its_processes_along_and_loses_no_run(tmp_path: Path) -> None:
+    """They would train on in the background, on the cores of the next command."""
+    out = tmp_path / "runs"
+    arguments = [sys.executable, "-m", "tasks.sudoku", "compare", "--preset", "tiny"]
+    arguments += ["--models", "attractor", "--rates", "1e-3", "2e-3", "--minutes", "5"]
+    arguments += ["--jobs", "2", "--out", str(out)]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL) as command:
+        logs = [out / f"attractor-{rate}-seed0" / "log.jsonl" for rate in ("0.001", "0.002")]
+        _wait(lambda: all(log.is_file() and log.stat().st_size > 0 for log in logs))
+        command.kill()
+    # Far from the first checkpoint of a minute.
+    _wait(lambda: all(log.with_name("checkpoint.safetensors").is_file() for log in logs))
+    if Path("/proc").is_dir():
+        _wait(lambda: not _processes_with(str(tmp_path)))
+
+
+def _processes_with(value: str) -> list[Path]:
+    """Processes whose environment holds a value."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if value.encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)

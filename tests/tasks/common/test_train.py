@@ -1,15 +1,18 @@
 """The training loop: it learns, stops on request, and resumes to the same numbers."""
 
+import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from models import GridModel
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.grid_task import Batches
-from tasks.common.train import Interrupted, Trainer
+from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, Trainer
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
@@ -117,3 +120,74 @@ def test_every_model_trains(tmp_path: Path, model: str, layout: str, backward: s
     # The start of an implicit solve has no gradient, by definition.
     assert {name for name in before if torch.equal(before[name], after[name])} <= {"start"}
     assert all(row["loss"] == row["loss"] for row in trainer.history)
+
+
+class Poisoned(Recorder):
+    """Gives inputs whose loss is not a number, in some steps."""
+
+    def __init__(self, bad: range):
+        super().__init__()
+        self.bad = bad
+
+    def poison(self, trainer: Trainer) -> None:
+        """Make the model return NaN in these steps."""
+        inner = trainer.model.forward
+
+        def forward(*args: object, **kwargs: object) -> object:
+            out = inner(*args, **kwargs)
+            if trainer.step in self.bad:
+                out = dataclasses.replace(out, logits=out.logits * float("nan"))
+            return out
+
+        trainer.model.forward = forward  # type: ignore[method-assign]
+
+
+def test_a_step_without_a_finite_gradient_is_skipped(tmp_path: Path) -> None:
+    task = Poisoned(range(3, 5))
+    trainer = make(tmp_path, task, steps=8)
+    task.poison(trainer)
+    with pytest.warns(UserWarning, match="is skipped: its gradient is not finite"):
+        trainer.run()
+    assert trainer.step == 8
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert trainer.skipped == 0
+
+
+def test_a_gradient_that_stays_non_finite_ends_the_run(tmp_path: Path) -> None:
+    task = Poisoned(range(3, 999))
+    trainer = make(tmp_path, task, steps=99)
+    task.poison(trainer)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(Diverged, match="Lower"):
+        trainer.run()
+    assert trainer.step == 3 + MAX_SKIPPED
+
+
+def test_the_average_of_a_short_run_forgets_the_initial_weights(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Recorder(), steps=40, averaging=0.999)
+    first = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.run()
+
+    def distance(weights: list[torch.Tensor]) -> float:
+        average = trainer.average.module.parameters()
+        return sum(
+            float((a - b).detach().square().sum()) for a, b in zip(average, weights, strict=True)
+        )
+
+    assert distance([p.detach() for p in trainer.model.parameters()]) < 0.2 * distance(first)
+
+
+def test_looks_at_held_out_data_are_not_training_time(tmp_path: Path) -> None:
+    class Slow(Recorder):
+        looks = 0
+
+        def look(self, model: GridModel) -> dict[str, float]:
+            self.looks += 1
+            time.sleep(0.5)
+            return super().look(model)
+
+    task = Slow()
+    trainer = make(tmp_path, task, steps=20)
+    began = time.monotonic()
+    trainer.run()
+    assert task.looks >= 9
+    assert trainer.seconds < time.monotonic() - began - 0.5 * task.looks

@@ -1,0 +1,124 @@
+"""What every command line shares: dispatch, presets, and errors that fit on one line."""
+
+import dataclasses
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from solvers.registry import unknown
+from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.common.device import choose_device
+from tasks.common.runs import new_folder, read_config
+from tasks.common.train import Interrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a training command begins with."""
+
+    preset: str
+    config: Any
+    folder: Path
+    checkpoint: Checkpoint | None
+
+
+class CommandLine(ABC):
+    """The command line of one task: `python -m tasks.<name> [command] ...`.
+
+    Args:
+        task: Has `name`, `config_type`, `presets` and `default_preset`.
+    """
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    @property
+    def program(self) -> str:
+        """How it is called."""
+        return f"python -m tasks.{self.task.name}"
+
+    @property
+    @abstractmethod
+    def usage(self) -> str:
+        """The overview."""
+
+    @abstractmethod
+    def commands(self) -> dict[str, Callable[[list[str]], int]]:
+        """The commands by name; "train" is the default."""
+
+    def run(self, arguments: list[str]) -> int:
+        """Run a command; errors of the caller become one line and exit status 2."""
+        commands = self.commands()
+        if arguments[:1] in (["-h"], ["--help"], ["help"]):
+            print(self.usage)
+            return 0
+        named = bool(arguments) and not arguments[0].startswith("-")
+        command = arguments[0] if named else "train"
+        try:
+            if command not in commands:
+                raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
+            return commands[command](arguments[1:] if named else arguments)
+        except Interrupted as stop:
+            print("\nStopped; nothing is lost. Go on with:")
+            print(f"  {self.program} train --resume {stop.path}")
+            return 130
+        except KeyboardInterrupt:
+            print("\nStopped before there was anything to keep.")
+            return 130
+        except (ValueError, CheckpointError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    def preset(self, name: str) -> Any:
+        """A configuration by name.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        presets = self.task.presets
+        if name not in presets:
+            raise ValueError(unknown("preset", name, list(presets), "Presets"))
+        return presets[name]
+
+    def start(self, arguments: list[str]) -> Start:
+        """A new run from a preset and flags, or an old one from its checkpoint."""
+        arguments, resume = take(arguments, "--resume")
+        arguments, name = take(arguments, "--preset")
+        if resume is not None:
+            if arguments or name:
+                raise ValueError("`--resume` takes its options from the checkpoint: drop others.")
+            path = Path(resume)
+            checkpoint = Checkpoint.load(path)
+            config = read_config(self.task, checkpoint, path)
+            return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
+        name = name or self.task.default_preset
+        default, program = self.preset(name), f"{self.program} train"
+        config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
+        choose_device(config.device)
+        label = name if config.model == default.model else f"{name}-{config.model}"
+        return Start(name, config, new_folder(config.out, self.task.name, label), None)
+
+
+def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise ValueError(f"`{flag}` needs a value.")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def print_json(result: dict[str, Any], path: Path | None) -> None:
+    """One line, also to a file."""
+    line = json.dumps(result)
+    if path is not None:
+        path.write_text(line + "\n")
+    print(line)

@@ -1,0 +1,105 @@
+"""Runs that are independent of each other, several at a time, each in a process of its own.
+
+What is finished is not done again, and what was interrupted goes on: a job knows how.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tasks.common.train import Interrupted
+
+
+class Job(ABC):
+    """A run with a folder of its own; it can be pickled."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Path:
+        """The folder."""
+
+    @property
+    def done(self) -> Path:
+        """The file that says how it ended."""
+        return self.place / "compare.json"
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Do what is missing, and write `done`."""
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise a ValueError unless so many jobs can have a core each."""
+    cores = multiprocessing.cpu_count()
+    if not 1 <= jobs <= cores:
+        raise ValueError(
+            f"`jobs` must lie in 1..{cores}, the cores of this machine, got {jobs}. Runs "
+            "that share a core do not have equal time."
+        )
+
+
+def finish_all(jobs: Sequence[Job], at_once: int, describe: Callable[[Job], str]) -> None:
+    """Do what is missing, so many at a time.
+
+    Args:
+        jobs: All of them.
+        at_once: How many; one runs in this process, several in processes of their own.
+        describe: A line for each that has ended.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
+    """
+    missing = [job for job in jobs if not job.done.is_file()]
+    if at_once == 1:
+        for job in missing:
+            job.finish()
+        return
+    with _pool(at_once) as pool:
+        futures = {pool.submit(_finish_quietly, job): job for job in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            print(f"{number} of {len(missing)}: {describe(futures[future])}", flush=True)
+
+
+@contextlib.contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are waited for, whatever happens here: Ctrl-C reaches them too."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_with_parent)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        raise Interrupted(Path()) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stop_with_parent() -> None:
+    """Should the command be killed, let this process save its run and stop as well."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _finish_quietly(job: Job) -> None:
+    """Finish, with what it prints in a file of the run's folder."""
+    job.place.mkdir(parents=True, exist_ok=True)
+    with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+        try:
+            job.finish()
+        except Interrupted:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                os._exit(1)  # there is nobody to report to, and no more work
+            raise
