@@ -1,23 +1,37 @@
-"""Networks: the Attractor wrapper, the blocks it is built from, grid models and reasoners."""
+"""Networks: the Attractor wrapper, its blocks, grid models, reasoners and language models."""
 
-from models.attractor import Attractor, AttractorOutput
+from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
     Convolution,
+    Past,
+    PreNormBlock,
     SelfAttention,
+    SquaredReLU,
     SwiGLU,
     TokenMixer,
     UnitAttention,
 )
 from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer, Layout
+from models.language import (
+    AttractorLM,
+    Cache,
+    LanguageModel,
+    LanguageOutput,
+    LanguageSpec,
+    ParcaeLM,
+    TransformerLM,
+)
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
 
 GridModel = GridAttractor | GridTransformer | Reasoner
 
 __all__ = [
     "Attractor",
+    "AttractorLM",
     "AttractorOutput",
     "Block",
+    "Cache",
     "Convolution",
     "Cycle",
     "GridAttractor",
@@ -25,12 +39,21 @@ __all__ = [
     "GridOutput",
     "GridSpec",
     "GridTransformer",
+    "LanguageModel",
+    "LanguageOutput",
+    "LanguageSpec",
     "Layout",
+    "ParcaeLM",
+    "Past",
     "PathNoise",
+    "PreNormBlock",
     "Reasoner",
     "SelfAttention",
+    "SquaredReLU",
+    "Start",
     "SwiGLU",
     "TokenMixer",
+    "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
 ]

@@ -6,7 +6,7 @@ It holds no solver code and knows nothing of what the networks are.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from implicit import BackwardMode, FixedPointLayer, Solution
 from solvers import FixedPointSolver, Result
 from solvers.types import State
+
+Start = Literal["proposal", "zeros", "noise"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,11 @@ class Attractor(nn.Module):
         batch_dims: Leading dims of `y0` that index samples.
         start_noise: In training, a solve that starts at the proposal starts beside it: normal
             noise of this standard deviation is added (to the start alone, not to y0).
+        start: Where a solve starts unless the call says so: at the proposal, at zeros, or at
+            standard normal noise.
 
     Raises:
-        ValueError: Unknown solver or backward mode.
+        ValueError: Unknown solver, backward mode or start.
 
     References:
         Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 3.
@@ -73,9 +77,13 @@ class Attractor(nn.Module):
         max_steps: int = 50,
         batch_dims: int = 1,
         start_noise: float = 0.0,
+        start: Start = "proposal",
     ):
         super().__init__()
-        self.backbone, self.start_noise = backbone, start_noise
+        if start not in get_args(Start):
+            known = ", ".join(map(repr, get_args(Start)))
+            raise ValueError(f"`start` must be one of {known}, got {start!r}.")
+        self.backbone, self.start_noise, self.start = backbone, start_noise, start
         self.refiner = FixedPointLayer(
             refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
         )
@@ -100,16 +108,33 @@ class Attractor(nn.Module):
         Returns:
             Value, proposal and evidence.
         """
-        proposal = self.backbone(x)
+        return self.refine(self.backbone(x), max_steps=max_steps, start=start, fresh=fresh)
+
+    def refine(
+        self,
+        proposal: State,
+        *args: Any,
+        max_steps: int | None = None,
+        start: State | None = None,
+        fresh: Tensor | None = None,
+    ) -> AttractorOutput:
+        """As `forward`, from a proposal that is known; `args` go to the refiner after it."""
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
-        first = self._near(proposal)
+        first = self._first(proposal)
         if start is not None and fresh is not None:
             first = pytree.tree_map(lambda new, old: _choose(fresh, new, old), first, start)
         elif start is not None:
             first = start
-        solution = self.refiner(first, proposal, max_steps=max_steps)
+        solution = self.refiner(first, proposal, *args, max_steps=max_steps)
         return AttractorOutput(solution.value, proposal, solution)
+
+    def _first(self, proposal: State) -> State:
+        if self.start == "zeros":
+            return pytree.tree_map(torch.zeros_like, proposal)
+        if self.start == "noise":
+            return pytree.tree_map(torch.randn_like, proposal)
+        return self._near(proposal)
 
     def _near(self, proposal: State) -> State:
         if not (self.training and self.start_noise):

@@ -1,10 +1,11 @@
 """The block family that backbones and refiners share: a mixer, an MLP, two norms.
 
-Legend: B batch, T tokens, D width, H heads, K dims of a head, U units (such as the 27 rows,
-columns and boxes of a Sudoku), S symbols, M mixing width.
+Legend: B batch, T tokens, D width, H heads, K dims of a head, P past tokens, U units (such as
+the 27 rows, columns and boxes of a Sudoku), S symbols, M mixing width.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -55,14 +56,84 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(a) * b)
 
 
+class PreNormBlock(nn.Module):
+    """Pre-norm residual block: h <- h + gate * mixer(norm(h)), then h <- h + gate * mlp(norm(h)).
+
+    Args:
+        width: D.
+        num_heads: Heads of its causal attention.
+        expansion: Hidden width of the squared-ReLU MLP over D.
+        gate: Upper bound of a learned factor per channel on both branches, which starts at
+            half of it; None leaves the factor out.
+
+    References:
+        D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). M. Dehghani et
+        al., ICML 2023, arXiv:2302.05442 (norms of queries and keys). The bounded gate is that
+        of Attractor Models, arXiv:2605.12466.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, expansion: float = 4.0, gate: float | None = None
+    ):
+        super().__init__()
+        self.mixer = SelfAttention(width, num_heads, rotary=True, causal=True, qk_norm=True)
+        self.mlp = SquaredReLU(width, round(expansion * width))
+        self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.gate = gate
+        # The sigmoid of 0 is a half.
+        self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        """Shape (B, T, D) in and out."""
+        return self.extend(h_BTD, None)[0]
+
+    def extend(self, h_BTD: Tensor, past: "Past | None") -> tuple[Tensor, "Past"]:
+        """As `forward`, for tokens that follow `past`; see `SelfAttention.extend`."""
+        mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
+        h_BTD = h_BTD + self._gated(0, mixed)
+        return h_BTD + self._gated(1, self.mlp(self.mlp_norm(h_BTD))), past
+
+    def _gated(self, branch: int, h: Tensor) -> Tensor:
+        if self.raw_gates is None or self.gate is None:
+            return h
+        return self.gate * self.raw_gates[branch].sigmoid() * h
+
+
+class SquaredReLU(nn.Module):
+    """out(relu(in(h))^2)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.into = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (..., D) in and out."""
+        return self.out(F.relu(self.into(h)).square())
+
+
+class Past(NamedTuple):
+    """Keys and values of tokens that came before, and which of them are no padding.
+
+    Shapes (B, H, P, K), likewise, and (B, P), bool.
+    """
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
+
+
 class SelfAttention(nn.Module):
-    """Bidirectional multi-head attention, with a mask per head and optional rotary positions.
+    """Multi-head attention, bidirectional or causal, with optional masks and rotary positions.
 
     Args:
         width: D.
         num_heads: H; divides D.
         mask: Shape (H, T, T), bool: which keys (last) each query may see. None: all.
         rotary: Rotate queries and keys by their position in the sequence.
+        causal: A token sees itself and what came before.
+        qk_norm: Normalise queries and keys, so that no score exceeds sqrt(K).
 
     Raises:
         ValueError: `num_heads` does not divide `width`, or leaves an odd head for rotary.
@@ -75,7 +146,13 @@ class SelfAttention(nn.Module):
     mask: Tensor | None
 
     def __init__(
-        self, width: int, num_heads: int, mask: Tensor | None = None, rotary: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        mask: Tensor | None = None,
+        rotary: bool = False,
+        causal: bool = False,
+        qk_norm: bool = False,
     ):
         super().__init__()
         if width % num_heads or (rotary and (width // num_heads) % 2):
@@ -83,28 +160,79 @@ class SelfAttention(nn.Module):
                 f"`num_heads` must divide the width into {'even ' if rotary else ''}parts: got "
                 f"{num_heads} heads for width {width}."
             )
-        self.num_heads, self.rotary = num_heads, rotary
+        self.num_heads, self.rotary, self.causal, self.qk_norm = num_heads, rotary, causal, qk_norm
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Attend within each sequence."""
+        q_BHTK, k_BHTK, v_BHTK = self._project(h_BTD, None)
+        return self._attend(q_BHTK, k_BHTK, v_BHTK, self.mask, self.causal)
+
+    def extend(
+        self, h_BTD: Float[Tensor, "B T D"], past: Past | None
+    ) -> tuple[Float[Tensor, "B T D"], Past]:
+        """Attend from new tokens to `past` and to each other, causally.
+
+        Args:
+            h_BTD: The new tokens.
+            past: Those before. Its `valid` may be T longer than its keys: it then says which
+                of the new tokens are padding as well. None: none came before.
+
+        Returns:
+            The output, and the past of the tokens to come.
+        """
+        B, T, _ = h_BTD.shape
+        if past is None:
+            q, k, v = self._project(h_BTD, None)
+            valid = torch.ones(B, T, dtype=torch.bool, device=h_BTD.device)
+            return self._attend(q, k, v, None, True), Past(k, v, valid)
+        known, valid = past.keys.shape[2], past.valid
+        all_valid = valid.shape[1] == known
+        if all_valid:
+            valid = F.pad(valid, (0, T), value=True)
+        position_BT = (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+        q, k, v = self._project(h_BTD, position_BT)
+        k, v = torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2)
+        seen = valid[:, None]
+        if T > 1 or not all_valid:
+            order = torch.arange(known + T, device=h_BTD.device)
+            # Padding attends to itself, so that no row of the softmax is empty.
+            seen = seen & (order <= order[known:, None]) | (order == order[known:, None])
+        return self._attend(q, k, v, seen[:, None], False), Past(k, v, valid)
+
+    def _project(self, h_BTD: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
-        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        if self.qk_norm:
+            qk = F.rms_norm(qk, qk.shape[-1:])
+        qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
-        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=self.mask)
-        return self.out(o_BHTK.transpose(1, 2).flatten(2))
+            qk = rotate(qk, position)
+        return qk[0], qk[1], v.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def rotate(x_BHTK: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of dims of token t by an angle of t * base^(-i / pairs)."""
-    pairs = x_BHTK.shape[-1] // 2
-    rates = base ** (-torch.arange(pairs, device=x_BHTK.device) / pairs)
-    angle = torch.arange(x_BHTK.shape[-2], device=x_BHTK.device)[:, None] * rates
-    cos, sin = angle.cos().to(x_BHTK.dtype), angle.sin().to(x_BHTK.dtype)
-    a, b = x_BHTK.chunk(2, -1)
+def rotate(x: Tensor, position: Tensor | None = None, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of dims of a token by an angle of position * base^(-i / pairs).
+
+    Args:
+        x: Shape (..., B, H, T, K).
+        position: Shape (B, T); by default tokens are counted from 0.
+        base: Of the wave lengths.
+    """
+    pairs = x.shape[-1] // 2
+    rates = base ** (-torch.arange(pairs, device=x.device) / pairs)
+    if position is None:
+        position = torch.arange(x.shape[-2], device=x.device)[None]
+    angle = position[:, None, :, None] * rates
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 

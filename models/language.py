@@ -1,0 +1,383 @@
+"""Causal language models: an Attractor, and baselines of the same blocks and size.
+
+    Attractor     a backbone proposes y0 = T_b(E x); y* = H(y* + y0) - y* refines it; E decodes
+    DEQ           no backbone: the equilibrium of a hidden state, from zeros
+    Parcae        h <- A h + B e, then blocks, a number of times that is drawn in training
+    Transformer   as many blocks, each used once
+
+Every model decodes with its embedding, and reads y0 and y* alike, so `max_steps=0` removes the
+solver. Each token has its own mixing coefficients and verdict, hence no token sees the future,
+whatever the tolerance.
+
+Legend: B batch, T tokens, V vocabulary, D width.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from implicit import BackwardMode, FixedPointLayer, Solution
+from models.attractor import Attractor, Start
+from models.blocks import Past, PreNormBlock
+from solvers import FixedPointSolver
+
+Injection = Literal["additive", "concat", "initial"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageSpec:
+    """The shape of a language model.
+
+    Attributes:
+        vocabulary: V.
+        width: D.
+        num_heads: Heads of the attention; divides the width.
+        backbone_blocks: Blocks that make the proposal.
+        refiner_blocks: Blocks of the map that is solved.
+        expansion: Hidden width of the MLPs over D.
+        gate: Upper bound of the refiner's learned gates.
+        injection: How the refiner sees the proposal. "additive": y <- H(y + y0) - y.
+            "concat": y <- H(W [y, y0]). "initial": y <- H(y), it is the start alone.
+        start: Where the solve starts.
+        tied: Decode with the embedding.
+
+    Raises:
+        ValueError: A size is below 1, or an option unknown.
+    """
+
+    vocabulary: int
+    width: int = 128
+    num_heads: int = 4
+    backbone_blocks: int = 3
+    refiner_blocks: int = 1
+    expansion: float = 4.0
+    gate: float = 1.0
+    injection: Injection = "additive"
+    start: Start = "proposal"
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "width", "num_heads", "refiner_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name, options in (("injection", Injection), ("start", Start)):
+            if getattr(self, name) not in get_args(options):
+                known = ", ".join(map(repr, get_args(options)))
+                raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
+
+    def block(self, gate: float | None = None) -> PreNormBlock:
+        """One block."""
+        return PreNormBlock(self.width, self.num_heads, self.expansion, gate)
+
+    def stack(self, count: int) -> "Stack":
+        """Several blocks, each used once."""
+        return Stack(self.block() for _ in range(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageOutput:
+    """Logits and what stands behind them.
+
+    Attributes:
+        logits: Shape (B, T, V), of the token that follows each.
+        state: What they were read from, shape (B, T, D).
+        solution: The evidence, per token; None for a model without a solve.
+        halt: None: no halting head.
+    """
+
+    logits: Float[Tensor, "B T V"]
+    state: Float[Tensor, "B T D"]
+    solution: Solution | None
+    halt: None = None
+
+
+class Cache(NamedTuple):
+    """What is known of the tokens so far: keys and values of each use of each block."""
+
+    backbone: tuple[Past, ...]
+    refiner: tuple[Past, ...]
+
+
+class LanguageModel(Protocol):
+    """What training and generation need of a model."""
+
+    def __call__(self, ids: Tensor, *, max_steps: int | None = None) -> LanguageOutput:
+        """Logits of every token."""
+        ...
+
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
+        """The cache before a prompt, of which `valid` tells tokens from padding."""
+        ...
+
+    def extend(
+        self, ids: Tensor, cache: Cache, *, max_steps: int | None = None
+    ) -> tuple[LanguageOutput, Cache]:
+        """Logits of new tokens, from their equilibria alone; those before are final."""
+        ...
+
+
+class Vocabulary(nn.Module):
+    """Embed tokens, and decode states: with one matrix, or two if not `tied`."""
+
+    def __init__(self, spec: LanguageSpec):
+        super().__init__()
+        self.embedding = nn.Embedding(spec.vocabulary, spec.width)
+        self.norm = nn.RMSNorm(spec.width, eps=1e-6)
+        self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
+        # Logits of a normalised state then have a variance of one.
+        nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
+
+    def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Embed, at unit scale."""
+        return F.rms_norm(self.embedding(ids_BT), self.norm.normalized_shape)
+
+    def decode(self, y_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Logits."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(y_BTD), weight)
+
+
+class Stack(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, blocks: Iterable[PreNormBlock]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def __iter__(self) -> Iterator[PreNormBlock]:
+        return iter(self.blocks)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (B, T, D) in and out."""
+        for block in self:
+            h = block(h)
+        return h
+
+    def extend(self, h: Tensor, past: Sequence[Past]) -> tuple[Tensor, tuple[Past, ...]]:
+        """As `forward`, for tokens that follow `past`, one per block."""
+        longer = []
+        for block, before in zip(self, past, strict=True):
+            h, after = block.extend(h, before)
+            longer.append(after)
+        return h, tuple(longer)
+
+    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Past, ...]:
+        """Nothing yet, for each block."""
+        found = []
+        for block in self:
+            weight, heads = block.mixer.out.weight, block.mixer.num_heads
+            none = weight.new_empty(len(valid), heads, 0, weight.shape[0] // heads)
+            found.append(Past(none.detach(), none.detach(), valid))
+        return tuple(found)
+
+
+class Refiner(nn.Module):
+    """The map (y, y0) -> y that is solved; see `LanguageSpec.injection`."""
+
+    def __init__(self, spec: LanguageSpec):
+        super().__init__()
+        self.injection = spec.injection
+        self.blocks = Stack(spec.block(spec.gate) for _ in range(spec.refiner_blocks))
+        concat = spec.injection == "concat"
+        self.mix = nn.Linear(2 * spec.width, spec.width, bias=False) if concat else None
+
+    def forward(self, y: Tensor, y0: Tensor, *past: Past) -> Tensor:
+        """One update, of all tokens or of those that follow `past`."""
+        h = self._injected(y, y0)
+        h = self.blocks.extend(h, past)[0] if past else self.blocks(h)
+        return h - y if self.injection == "additive" else h
+
+    def remember(self, y: Tensor, y0: Tensor, past: Sequence[Past]) -> tuple[Past, ...]:
+        """The past of tokens to come, given that these have the state `y`."""
+        return self.blocks.extend(self._injected(y, y0), past)[1]
+
+    def _injected(self, y: Tensor, y0: Tensor) -> Tensor:
+        if self.injection == "additive":
+            return y + y0
+        return y if self.mix is None else self.mix(torch.cat((y, y0), -1))
+
+
+class AttractorLM(nn.Module):
+    """A language model whose output embedding is refined to a fixed point.
+
+    Without backbone blocks, and started at zeros, it is the hidden-state DEQ of the paper's
+    ablation.
+
+    Args:
+        spec: The shape.
+        solver: See `implicit.fixed_point`.
+        backward: See `implicit.fixed_point`; the paper trains with "jacobian_free".
+        max_steps: Budget of updates; a single call may override it, and 0 removes the solver.
+
+    References:
+        Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 3.
+    """
+
+    def __init__(
+        self,
+        spec: LanguageSpec,
+        solver: str | FixedPointSolver = "anderson",
+        backward: str | BackwardMode = "jacobian_free",
+        max_steps: int = 64,
+    ):
+        super().__init__()
+        self.vocabulary = Vocabulary(spec)
+        self.attractor = Attractor(
+            spec.stack(spec.backbone_blocks),
+            Refiner(spec),
+            solver,
+            backward,
+            max_steps=max_steps,
+            batch_dims=2,
+            start=spec.start,
+        )
+
+    @property
+    def solving(self) -> FixedPointLayer:
+        """The layer that solves: its solver may be replaced after training."""
+        return self.attractor.refiner
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        start: Tensor | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
+        max_steps: int | None = None,
+    ) -> LanguageOutput:
+        """Logits of every token; see `Attractor.forward` for the options."""
+        embedded = self.vocabulary(ids)
+        out = self.attractor(embedded, start=start, fresh=fresh, max_steps=max_steps)
+        value = cast(Tensor, out.value)
+        return LanguageOutput(self.vocabulary.decode(value), value, out.solution)
+
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
+        """See `LanguageModel`."""
+        backbone, refiner = self._parts()
+        return Cache(backbone.empty_past(valid), refiner.blocks.empty_past(valid))
+
+    def extend(
+        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
+    ) -> tuple[LanguageOutput, Cache]:
+        """See `LanguageModel`."""
+        backbone, refiner = self._parts()
+        proposal, past = backbone.extend(self.vocabulary(ids), cache.backbone)
+        out = self.attractor.refine(proposal, *cache.refiner, max_steps=max_steps)
+        value = cast(Tensor, out.value)
+        longer = Cache(past, refiner.remember(value, proposal, cache.refiner))
+        return LanguageOutput(self.vocabulary.decode(value), value, out.solution), longer
+
+    def _parts(self) -> tuple[Stack, Refiner]:
+        return cast(Stack, self.attractor.backbone), cast(Refiner, self.solving.module)
+
+
+class TransformerLM(nn.Module):
+    """The baseline: as many blocks, each used once.
+
+    Takes and ignores the attractor's options, so that both train through one loop.
+    """
+
+    def __init__(self, spec: LanguageSpec):
+        super().__init__()
+        self.vocabulary = Vocabulary(spec)
+        self.blocks = spec.stack(spec.backbone_blocks + spec.refiner_blocks)
+
+    def forward(self, ids: Int[Tensor, "B T"], **_: Any) -> LanguageOutput:
+        """Logits of every token."""
+        state = self.blocks(self.vocabulary(ids))
+        return LanguageOutput(self.vocabulary.decode(state), state, None)
+
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
+        """See `LanguageModel`."""
+        return Cache(self.blocks.empty_past(valid), ())
+
+    def extend(
+        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
+    ) -> tuple[LanguageOutput, Cache]:
+        """See `LanguageModel`."""
+        state, past = self.blocks.extend(self.vocabulary(ids), cache.backbone)
+        return LanguageOutput(self.vocabulary.decode(state), state, None), Cache(past, ())
+
+
+class ParcaeLM(nn.Module):
+    """A looped model: prelude e = P(x), then h <- blocks(A h + B e) several times, then a coda.
+
+    A is diagonal, exp(-softplus(rate)), so that the injection alone is stable. In training
+    each sequence draws its number of loops from a Poisson distribution, and only the last
+    loops are recorded.
+
+    Args:
+        spec: The shape. Of the backbone's blocks, the last is the coda.
+        loops: Mean number of loops in training, and their number otherwise.
+        recorded: Loops at the end that are recorded.
+
+    References:
+        Parcae, arXiv:2604.12946.
+    """
+
+    def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4):
+        super().__init__()
+        self.vocabulary = Vocabulary(spec)
+        self.prelude = spec.stack(max(spec.backbone_blocks - 1, 0))
+        self.blocks = spec.stack(spec.refiner_blocks)
+        self.coda = spec.stack(min(spec.backbone_blocks, 1))
+        self.rate = nn.Parameter(torch.zeros(spec.width))
+        self.into = nn.Parameter(torch.ones(spec.width))
+        self.loops, self.recorded = loops, recorded
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        start: Tensor | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
+        max_steps: int | None = None,
+    ) -> LanguageOutput:
+        """Logits of every token; `max_steps` is the number of loops, outside training."""
+        e = self.prelude(self.vocabulary(ids))
+        h = torch.zeros_like(e)
+        if self.training:
+            counts = torch.poisson(torch.full((len(ids), 1, 1), self.loops - 1.0)).to(e.device) + 1
+            counts = counts.clamp(max=2 * self.loops)
+        else:
+            counts = torch.full((1, 1, 1), float(self._loops(max_steps)), device=e.device)
+        most = int(counts.max())
+        for loop in range(most):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
+                # All end together: shorter ones begin later.
+                h = torch.where(loop >= most - counts, self.blocks(self._injected(h, e)), h)
+        state = self.coda(h)
+        return LanguageOutput(self.vocabulary.decode(state), state, None)
+
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
+        """See `LanguageModel`; the loops count as the refiner."""
+        outer = self.prelude.empty_past(valid) + self.coda.empty_past(valid)
+        return Cache(outer, self.blocks.empty_past(valid) * self.loops)
+
+    def extend(
+        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
+    ) -> tuple[LanguageOutput, Cache]:
+        """See `LanguageModel`."""
+        loops, each, before = self._loops(max_steps), len(self.blocks), len(self.prelude)
+        e, prelude = self.prelude.extend(self.vocabulary(ids), cache.backbone[:before])
+        h, past = torch.zeros_like(e), list(cache.refiner)
+        for loop in range(loops):
+            at = slice(loop * each, (loop + 1) * each)
+            h, past[at] = self.blocks.extend(self._injected(h, e), past[at])
+        state, coda = self.coda.extend(h, cache.backbone[before:])
+        logits = self.vocabulary.decode(state)
+        return LanguageOutput(logits, state, None), Cache(prelude + coda, tuple(past))
+
+    def _loops(self, max_steps: int | None) -> int:
+        return self.loops if max_steps is None else max_steps
+
+    def _injected(self, h: Tensor, e: Tensor) -> Tensor:
+        return torch.exp(-F.softplus(self.rate)) * h + self.into * e

@@ -1,0 +1,258 @@
+"""The commands of the language task."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from models import AttractorLM
+from tasks.common.checkpoint import Checkpoint
+from tasks.common.command_line import CommandLine, print_json, take
+from tasks.common.device import choose_device
+from tasks.common.report import print_table
+from tasks.common.runs import export, load_average, newest_checkpoint, read_config
+from tasks.common.train import Interrupted
+from tasks.lm.compare import CompareOptions, compare
+from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
+from tasks.lm.data import load_corpus, measure
+from tasks.lm.experiment import print_figures, run_experiment
+from tasks.lm.generate import Sampling, generate
+from tasks.lm.internalise import plot_budgets, study
+from tasks.lm.lambada import last_words, read_passages
+from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
+
+
+class LanguageTask:
+    """What the shared command line needs to know."""
+
+    name = "lm"
+    config_type = LanguageConfig
+    presets = PRESETS
+    default_preset = DEFAULT_PRESET
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluate a trained model on held-out text, or see what its solver is still needed for.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/`.
+        text: Other text than the run's: a file or a folder. All of it is evaluated on.
+        depth: Budget of solver updates; by default the run's.
+        limit: Only so many tokens.
+        lambada: The published LAMBADA file (JSON lines), to predict its last words as well.
+        export: `internalise`: write a model whose budget is the recommended one.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: Also write the result here.
+        draw: A folder for pictures.
+    """
+
+    checkpoint: Path | None = None
+    text: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    limit: int | None = None
+    lambada: Path | None = None
+    export: Path | None = None
+    solver: str | None = None
+    device: str = "auto"
+    json: Path | None = None
+    draw: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth < 0:
+            raise ValueError(f"`--depth` must be at least 0, got {self.depth}.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`--limit` must be at least 1, got {self.limit}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions(Sampling):
+    """Let a trained model go on with a text.
+
+    Attributes:
+        prompt: Its beginning; several are answered side by side.
+        tokens: How many to write.
+        checkpoint: The model; by default the newest one under `runs/`.
+        depth: Budget of solver updates per token; by default the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Only among so many of the likeliest.
+        top_p: Only among the likeliest that together have this probability.
+        seed: Of the draws.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)
+    tokens: int = 200
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    device: str = "auto"
+
+
+class LanguageCommands(CommandLine):
+    """The command line of the language task."""
+
+    def __init__(self) -> None:
+        super().__init__(LanguageTask())
+
+    @property
+    def usage(self) -> str:
+        """The overview."""
+        presets = ", ".join(PRESETS)
+        return (
+            "Train, evaluate and use causal language models.\n\n"
+            f"  {self.program}                      train ({DEFAULT_PRESET}), evaluate\n"
+            f"  {self.program} train --preset NAME  {presets}\n"
+            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
+            f"  {self.program} eval                 loss, perplexity, bits per byte; --depth\n"
+            f"  {self.program} generate PROMPT...   go on with a text\n"
+            f"  {self.program} internalise          what fewer solver steps cost\n"
+            f"  {self.program} compare              models at equal size and budget, one table\n\n"
+            "Each command's --help lists its flags.\n"
+        )
+
+    def commands(self) -> dict[str, Callable[[list[str]], int]]:
+        """See `CommandLine`."""
+        return {
+            "train": self.train,
+            "eval": self.evaluate,
+            "generate": self.generate,
+            "internalise": self.internalise,
+            "compare": self.compare,
+        }
+
+    def train(self, arguments: list[str]) -> int:
+        """Train, evaluate, draw, and print the result."""
+        start = self.start(arguments)
+        result = run_experiment(start.preset, start.config, start.folder, start.checkpoint)
+        print(json.dumps(result))
+        print(f"Checkpoint, log and pictures are in {start.folder}")
+        return 0
+
+    def compare(self, arguments: list[str]) -> int:
+        """Train several models with equal parameters and budget, and print one table."""
+        arguments, name = take(arguments, "--preset")
+        base = self.preset(name or DEFAULT_PRESET)
+        options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
+        try:
+            compare(name or DEFAULT_PRESET, base, options)
+        except Interrupted:
+            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
+            return 130
+        return 0
+
+    def evaluate(self, arguments: list[str]) -> int:
+        """Held-out loss of a checkpoint."""
+        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
+        path, model, config, corpus = self._load_all(options)
+        figures = measure(model, corpus, config, limit=options.limit, max_steps=options.depth)
+        if options.lambada is not None:
+            passages = read_passages(options.lambada)
+            figures |= last_words(
+                model, corpus.tokenizer, passages, config.context, max_steps=options.depth
+            )
+        print_figures(str(path), figures)
+        print_json({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
+        return 0
+
+    def internalise(self, arguments: list[str]) -> int:
+        """What the solver is still needed for."""
+        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} internalise")
+        path, model, config, corpus = self._load_all(options)
+        if not isinstance(model, AttractorLM):
+            raise ValueError(f"{path} is a {config.model}, which has no solver to do without.")
+        found = study(model, corpus, config, options.limit)
+        rows = {
+            f"loss after {row['max_steps']} steps": f"{row['loss']:.4f}"
+            for row in found["by_budget"]
+        }
+        converged, advice = found["converged"], found["advice"]
+        rows |= {
+            f"converged, {converged['mean_steps']:.1f} steps": f"{converged['loss']:.4f}",
+            "distance of the proposal, |y0 - y*| / |y*|": f"{found['distance']:.3f}",
+            "spectral radius at y*": f"{found['spectral_radius']:.2f}",
+        }
+        print_table(str(path), rows)
+        print(
+            f"--depth {advice['max_steps']} costs {max(advice['extra_loss'], 0):.2%} loss and "
+            f"saves {advice['saved']:.0%} of the refiner's work."
+        )
+        if options.export is not None:
+            _export(path, advice["max_steps"], options.export)
+            print(f"Written with that budget: {options.export}")
+        if options.draw is not None:
+            options.draw.mkdir(parents=True, exist_ok=True)
+            print(f"Drawn: {plot_budgets(found['by_budget'], options.draw / 'budgets.png')}")
+        print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
+        return 0
+
+    def generate(self, arguments: list[str]) -> int:
+        """Print each prompt and what follows it."""
+        options = tyro.cli(GenerateOptions, args=arguments, prog=f"{self.program} generate")
+        _, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        prompts = [[END, *tokenizer.encode(text)] for text in options.prompt]
+        for text, prompt in zip(options.prompt, prompts, strict=True):
+            if len(prompt) > config.context:
+                print(f"(of {text[:20]!r}... the model sees the last {config.context} tokens)")
+        drawn = generate(
+            model,
+            prompts,
+            tokens=options.tokens,
+            context=config.context,
+            sampling=options,
+            max_steps=options.depth,
+        )
+        if len(prompts) == 1:
+            _stream(tokenizer, options.prompt[0], drawn)
+            return 0
+        rows = torch.stack(list(drawn), 1).tolist()
+        for text, row in zip(options.prompt, rows, strict=True):
+            print(f"{text}{tokenizer.decode(row)}\n")
+        return 0
+
+    def _load(
+        self, path: Path | None, device: str, solver: str | None = None
+    ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
+        path = path or newest_checkpoint(self.task, lambda _: True, "of a language model")
+        checkpoint = Checkpoint.load(path)
+        config = read_config(self.task, checkpoint, path)
+        model = config.build()
+        load_average(model, checkpoint, path)
+        if isinstance(model, AttractorLM):
+            model.solving.solver = config.build_solver(solver)
+        tokenizer = load_tokenizer(checkpoint.meta["tokenizer"])
+        return path, model.to(choose_device(device)).eval(), config, tokenizer
+
+    def _load_all(self, options: EvalOptions) -> tuple[Path, Any, LanguageConfig, Any]:
+        path, model, config, tokenizer = self._load(
+            options.checkpoint, options.device, options.solver
+        )
+        if options.text is not None:
+            config = dataclasses.replace(config, text=options.text)
+        return path, model, config, load_corpus(config, tokenizer.to_json())
+
+
+def _export(checkpoint: Path, budget: int, path: Path) -> None:
+    """The averaged weights, with another budget: 0 leaves the refiner unused."""
+    export(checkpoint, path)
+    whole = Checkpoint.load(path)
+    config = whole.meta["config"] | {"eval_steps": budget}
+    Checkpoint(whole.tensors, whole.meta | {"config": config}).save(path)
+
+
+def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
+    """Print as the tokens come; a character may be made of several."""
+    print(prompt, end="", flush=True)
+    tokens: list[int] = []
+    shown = ""
+    for token in drawn:
+        tokens.append(int(token))
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print()

@@ -1,0 +1,208 @@
+"""Attractor and baselines at equal parameters, and at equal tokens or equal time, in one table.
+
+Every model gets the same search over its learning rate, with one seed, judged on the first half
+of the held-out text; then more seeds with the best rate. The table reports the second half. A
+finished run is never repeated, and an interrupted one goes on.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from models import AttractorLM
+from tasks.common.checkpoint import Checkpoint
+from tasks.common.jobs import Job, check_jobs, finish_all
+from tasks.common.runs import NAME, RUNS, load_average
+from tasks.lm.config import LanguageConfig, ModelName
+from tasks.lm.data import Corpus, measure
+from tasks.lm.experiment import train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compare language models of equal size, trained on equally many tokens or for equal time.
+
+    Attributes:
+        models: Which.
+        rates: Learning rates to choose from.
+        seeds: Runs per model with the chosen rate, the one of the search included.
+        steps: Optimiser steps of a run: equal tokens. By default `minutes` decide.
+        minutes: Training time of a run; by default the preset's.
+        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
+        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
+        out: Folder of the runs; by default one in `runs/` named by preset, budget and threads.
+    """
+
+    models: tuple[ModelName, ...] = get_args(ModelName)
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    seeds: int = 3
+    steps: int | None = None
+    minutes: float | None = None
+    threads: int | None = None
+    jobs: int = 1
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.rates or self.seeds < 1:
+            raise ValueError(
+                "`models` and `rates` must not be empty and `seeds` must be at least 1, got "
+                f"{self.models}, {self.rates} and {self.seeds}."
+            )
+        check_jobs(self.jobs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run(Job):
+    """One training run and its evaluation."""
+
+    preset: str
+    config: LanguageConfig
+    folder: Path
+
+    @property
+    def place(self) -> Path:
+        """The folder of this run."""
+        rate, seed = self.config.learning_rate, self.config.seed
+        return self.folder / f"{self.config.model}-{rate:g}-seed{seed}"
+
+    def finish(self) -> None:
+        """Train, or go on, and evaluate on each half of the held-out text."""
+        config = dataclasses.replace(self.config, out=self.place)
+        self.place.mkdir(parents=True, exist_ok=True)
+        path = self.place / NAME
+        checkpoint = Checkpoint.load(path) if path.is_file() else None
+        _, corpus, result = train(self.preset, config, self.place, checkpoint)
+        model = config.build()
+        load_average(model, Checkpoint.load(path), path)
+        middle = len(corpus.held_out) // 2
+        for name, part in (("choosing", slice(0, middle)), ("reported", slice(middle, None))):
+            half = Corpus(corpus.tokenizer, corpus.train, corpus.held_out[part])
+            result[name] = measure(model, half, config)
+        if isinstance(model, AttractorLM):
+            result["proposal"] = measure(model, half, config, max_steps=0)
+        result["config"] = config.to_json()
+        self.done.write_text(json.dumps(result) + "\n")
+
+
+def matched(config: LanguageConfig, model: ModelName) -> LanguageConfig:
+    """The configuration of another model, of the width that comes closest in parameters."""
+    other = dataclasses.replace(config, model=model)
+    wanted = _parameters(dataclasses.replace(config, model="attractor"))
+    step = 2 * config.num_heads
+    widths = range(config.width - 2 * step, config.width + 3 * step, step)
+    sized = [dataclasses.replace(other, width=width) for width in widths if width > 0]
+    return min(sized, key=lambda candidate: abs(_parameters(candidate) - wanted))
+
+
+def _parameters(config: LanguageConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())
+
+
+def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[str, Any]:
+    """Do what is missing of all runs, then print the table and write it to the folder.
+
+    Args:
+        name: The preset's.
+        base: Its configuration.
+        options: What to compare.
+
+    Returns:
+        The rows of the table, best first, as JSON values.
+    """
+    changes = {
+        key: getattr(options, key)
+        for key in ("steps", "minutes", "threads")
+        if getattr(options, key) is not None
+    }
+    if options.jobs > 1:
+        changes.setdefault("threads", 1)
+    base = dataclasses.replace(base, **changes)
+    budget = f"{base.minutes:g}min" if base.steps is None else f"{base.steps}steps"
+    label = f"{name}-{budget}" + (f"-{base.threads}threads" if base.threads else "")
+    folder = options.out or RUNS / "lm" / "compare" / label
+    runs = [_Run(name, matched(base, model), folder) for model in options.models]
+    searched = [_with(run, rate, 0) for run in runs for rate in options.rates]
+    finish_all(searched, options.jobs, _describe)
+    best = [_best_rate(run, options.rates) for run in runs]
+    seeds = range(1, options.seeds)
+    more = [_with(run, r, seed) for run, r in zip(runs, best, strict=True) for seed in seeds]
+    finish_all(more, options.jobs, _describe)
+    rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
+    rows.sort(key=lambda row: row["bits_per_byte"])
+    table = {"task": "lm", "preset": name, "budget": budget, "rows": rows}
+    (folder / "table.json").write_text(json.dumps(table) + "\n")
+    _print(f"{name}, {budget} each", rows)
+    return table
+
+
+def _with(run: _Run, rate: float, seed: int) -> _Run:
+    config = dataclasses.replace(run.config, learning_rate=rate, seed=seed)
+    return dataclasses.replace(run, config=config)
+
+
+def _result(run: Job) -> dict[str, Any]:
+    return json.loads(run.done.read_text())
+
+
+def _describe(run: Job) -> str:
+    return f"{run.place.name} {_result(run)['reported']['bits_per_byte']:.4f} bits per byte"
+
+
+def _best_rate(run: _Run, rates: tuple[float, ...]) -> float:
+    def score(rate: float) -> float:
+        return _result(_with(run, rate, 0))["choosing"]["bits_per_byte"]
+
+    return min(rates, key=score)
+
+
+def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
+    results = [_result(_with(run, rate, seed)) for seed in range(options.seeds)]
+    bits = [result["reported"]["bits_per_byte"] for result in results]
+    row = {
+        "model": run.config.model,
+        "parameters": results[0]["parameters"],
+        "width": run.config.width,
+        "rate": rate,
+        "seeds": len(results),
+        "bits_per_byte": mean(bits),
+        "spread": stdev(bits) if len(bits) > 1 else None,
+        "perplexity": mean(result["reported"]["perplexity"] for result in results),
+        "steps": mean(result["train_steps"] for result in results),
+        "minutes": mean(result["train_minutes"] for result in results),
+    }
+    if "converged" in results[0]["reported"]:
+        for key in ("converged", "mean_steps", "median_residual"):
+            row[key] = mean(result["reported"][key] for result in results)
+        row["proposal_loss_over_converged"] = mean(
+            result["proposal"]["loss"] / result["reported"]["loss"] for result in results
+        )
+    return row
+
+
+def _print(title: str, rows: list[dict[str, Any]]) -> None:
+    """Among others, solver steps per token, and what the proposal alone costs."""
+    table = Table(title=title, title_justify="left")
+    columns = ("model", "parameters", "rate", "bits per byte", "steps", "min", "solver", "T=0")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        spread = f" +- {row['spread']:.4f}" if row["spread"] is not None else ""
+        solved = "mean_steps" in row
+        table.add_row(
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['rate']:g}",
+            f"{row['bits_per_byte']:.4f}{spread}",
+            f"{row['steps']:.0f}",
+            f"{row['minutes']:.1f}",
+            f"{row['mean_steps']:.1f}" if solved else "-",
+            f"{row['proposal_loss_over_converged'] - 1:+.1%}" if solved else "-",
+        )
+    Console().print(table)

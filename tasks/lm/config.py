@@ -1,0 +1,150 @@
+"""The dials of a language-model run, and its presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import tyro
+
+from implicit import Phantom, get_backward
+from implicit.base import BackwardMode
+from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
+from models.language import Injection
+from solvers import FixedPointSolver, get_solver
+from tasks.common.config import TrainConfig
+
+ModelName = Literal["attractor", "transformer", "parcae", "deq"]
+Hidden = tyro.conf.Suppress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageConfig(TrainConfig):
+    """Train a language model on text, then evaluate it on text held out.
+
+    Attributes:
+        text: A file or folder of text; by default the Python standard library's own sources
+            and documentation, which are on every machine.
+        max_bytes: No more text than that.
+        vocabulary: Tokens: 257 for bytes and an end of text, more for byte-pair encoding
+            trained on the text.
+        context: Tokens that a sequence has in training.
+        eval_tokens: Held-out tokens to evaluate on.
+        model: "attractor": a backbone proposes, a refiner is solved. Baselines of as many
+            parameters: "transformer", "parcae" (a loop of drawn length), "deq" (the
+            equilibrium of a hidden state, without a proposal).
+        width: Numbers per token.
+        num_heads: Heads of the attention.
+        backbone_blocks: Blocks that make the proposal.
+        refiner_blocks: Blocks of the map that is solved.
+        injection: How the refiner sees the proposal; see `models.LanguageSpec`.
+        start: Where the solve starts.
+        tied: Decode with the embedding.
+        loops: Mean loops of "parcae" in training, and their number otherwise.
+        solver: Registered solver name.
+        backward: Registered backward mode.
+        history: Window of the solver, for solvers that have one.
+        rtol: Relative residual at which a token counts as solved for.
+        free_steps: Solver updates in training, at most.
+        recorded_steps: Recorded updates of the phantom gradient.
+        eval_steps: Budget of solver updates in evaluation; 0 decodes the proposal.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("out", "text")
+
+    text: Path | None = None
+    max_bytes: int = 8_000_000
+    vocabulary: int = 1024
+    context: int = 256
+    eval_tokens: int = 50_000
+    model: ModelName = "attractor"
+    width: int = 160
+    num_heads: int = 5
+    backbone_blocks: int = 3
+    refiner_blocks: int = 1
+    injection: Injection = "additive"
+    start: Start = "proposal"
+    tied: bool = True
+    loops: int = 8
+    solver: str = "anderson"
+    backward: str = "jacobian_free"
+    history: int = 5
+    rtol: float = 3e-4
+    free_steps: int = 16
+    recorded_steps: int = 4
+    eval_steps: int = 64
+    batch_size: int = 16
+    learning_rate: float = 4e-3
+    schedule: Literal["cosine", "trapezoid"] = "trapezoid"
+    optimizer: Literal["adamw", "muon"] = "muon"
+    warmup: int = 20
+    weight_decay: float = 0.01
+    averaging: float = 0.95
+    # What puzzles have and texts have not.
+    segments: Hidden[int] = 1
+    refill: Hidden[bool] = False
+    halting: Hidden[bool] = False
+    loss: Hidden[Literal["softmax", "stablemax"]] = "softmax"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.build_solver()
+        get_backward(self.backward)
+        if self.eval_steps < 0:
+            raise ValueError(f"`eval_steps` must be 0 or more, got {self.eval_steps!r}.")
+        for name in ("context", "eval_tokens", "loops", "recorded_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        if self.vocabulary < 257:
+            raise ValueError(
+                f"`vocabulary` must be at least 257 (bytes and an end of text), got "
+                f"{self.vocabulary!r}."
+            )
+        self.spec()
+
+    def spec(self) -> LanguageSpec:
+        """The shape of the model."""
+        deq = self.model == "deq"
+        blocks = self.backbone_blocks + self.refiner_blocks
+        return LanguageSpec(
+            vocabulary=self.vocabulary,
+            width=self.width,
+            num_heads=self.num_heads,
+            backbone_blocks=0 if deq else self.backbone_blocks,
+            refiner_blocks=blocks if deq else self.refiner_blocks,
+            injection=self.injection,
+            start="zeros" if deq else self.start,
+            tied=self.tied,
+        )
+
+    def build(self) -> AttractorLM | TransformerLM | ParcaeLM:
+        """The model, with fresh weights."""
+        if self.model == "transformer":
+            return TransformerLM(self.spec())
+        if self.model == "parcae":
+            return ParcaeLM(self.spec(), self.loops)
+        return AttractorLM(self.spec(), self.build_solver(), self.build_backward(), self.eval_steps)
+
+    def build_solver(self, name: str | None = None) -> FixedPointSolver:
+        """The solver, with this run's tolerance and, where it has one, window."""
+        name = name or self.solver
+        options: dict[str, Any] = {"rtol": self.rtol}
+        if hasattr(get_solver(name), "history"):
+            options["history"] = self.history
+        return get_solver(name, **options)
+
+    def build_backward(self) -> BackwardMode:
+        """The backward mode."""
+        mode = get_backward(self.backward)
+        if isinstance(mode, Phantom):
+            return dataclasses.replace(mode, steps=self.recorded_steps)
+        return mode
+
+
+PRESETS: dict[str, LanguageConfig] = {
+    "tiny": LanguageConfig(
+        minutes=0.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=257,
+        context=64, max_bytes=1_000_000, eval_tokens=8192,
+    ),
+    "small": LanguageConfig(),
+}  # fmt: skip
+DEFAULT_PRESET = "small"

@@ -1,0 +1,151 @@
+"""Tokens to train on and held out, and batches of them for the training loop."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import LanguageModel
+from tasks.lm.config import LanguageConfig
+from tasks.lm.corpus import read_texts, split
+from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+
+LOOK_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A text as tokens.
+
+    Attributes:
+        tokenizer: What made them.
+        train: Shape (tokens,), int64: the texts, each followed by an end of text.
+        held_out: Likewise.
+    """
+
+    tokenizer: Tokenizer
+    train: Tensor
+    held_out: Tensor
+
+
+def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
+    """Read and split the text, learn a tokenizer from the training part, and encode both.
+
+    Args:
+        config: Where the text is, and how large the vocabulary.
+        state: A tokenizer's state, to use instead of learning one.
+
+    Raises:
+        ValueError: The text is missing, not UTF-8 or too short, or `tokenizers` is.
+    """
+    train, held_out = split(read_texts(config.text, config.max_bytes))
+    tokenizer = (
+        train_tokenizer(train, config.vocabulary) if state is None else load_tokenizer(state)
+    )
+    sets = [encode(tokenizer, texts) for texts in (train, held_out)]
+    for name, tokens in zip(("training", "held-out"), sets, strict=True):
+        if len(tokens) <= config.context:
+            raise ValueError(
+                f"The {name} text has {len(tokens)} tokens, no more than one sequence of "
+                f"`context` = {config.context}. Give more text, or lower `--context`."
+            )
+    return Corpus(tokenizer, *sets)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """All texts in one row, each followed by an end of text."""
+    tokens: list[int] = []
+    for text in texts:
+        tokens += [*tokenizer.encode(text), END]
+    return torch.tensor(tokens, dtype=torch.long)
+
+
+class Batches:
+    """A corpus as the training loop sees it: sequences from anywhere in the text.
+
+    Args:
+        corpus: The tokens.
+        config: The run.
+    """
+
+    def __init__(self, corpus: Corpus, config: LanguageConfig):
+        self.corpus, self.config = corpus, config
+
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, and those that follow each; shapes (size, context)."""
+        tokens, context = self.corpus.train, self.config.context
+        starts = torch.randint(len(tokens) - context, (size,), generator=generator)
+        rows = tokens[starts[:, None] + torch.arange(context + 1)]
+        return rows[:, :-1], rows[:, 1:]
+
+    def look(self, model: LanguageModel) -> dict[str, float]:
+        """Bits per byte of the first held-out tokens."""
+        found = measure(model, self.corpus, self.config, limit=LOOK_TOKENS)
+        return {"test_bits": found["bits_per_byte"]}
+
+    def figures(self, right: Tensor) -> dict[str, float]:
+        """How often the next token was the likeliest one."""
+        return {"token_accuracy": right.float().mean().item()}
+
+
+@torch.no_grad()
+def measure(
+    model: Any, corpus: Corpus, config: LanguageConfig, *,
+    limit: int | None = None, max_steps: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Loss on held-out text, in windows that follow each other, and how the solver fared.
+
+    Args:
+        model: The model.
+        corpus: Its text.
+        config: The run: windows of `context` tokens, in batches of `batch_size`.
+        limit: So many tokens, from the start; by default `eval_tokens`.
+        max_steps: Budget of solver updates, or loops; by default the model's.
+
+    Returns:
+        `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens`, and for models that
+        are solved `converged`, `mean_steps`, `median_residual` (relative to the state).
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    context = config.context
+    windows = min(limit or config.eval_tokens, len(corpus.held_out) - 1) // context
+    windows = max(windows, 1)
+    used = corpus.held_out[: windows * context + 1]
+    x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
+    nats, solutions, scales = 0.0, [], []
+    for at in range(0, windows, config.batch_size):
+        rows = slice(at, at + config.batch_size)
+        out = model(x[rows].to(device), max_steps=max_steps)
+        logits = out.logits.flatten(0, 1).float()
+        nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()
+        if out.solution is not None:
+            solutions.append(out.solution)
+            scales.append(out.state.float().square().mean(-1).sqrt())
+    model.train(was_training)
+    tokens = windows * context
+    num_bytes = len(corpus.tokenizer.decode(used[1:].tolist()).encode())
+    figures = {
+        "loss": nats / tokens,
+        "perplexity": math.exp(min(nats / tokens, 700.0)),
+        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "tokens": tokens,
+    }
+    if solutions:
+        residual = torch.cat([s.residual.flatten() for s in solutions])
+        scale = torch.cat([scale.flatten() for scale in scales])
+        converged = torch.cat([s.converged.flatten() for s in solutions])
+        steps = torch.cat([s.num_steps.flatten() for s in solutions])
+        figures |= {
+            "converged": converged.float().mean().item(),
+            "mean_steps": steps.float().mean().item(),
+            "median_residual": (residual / scale).median().item(),
+        }
+    return figures

@@ -1,0 +1,81 @@
+"""LAMBADA: the last word of a passage, which only the whole passage gives away.
+
+D. Paperno et al., The LAMBADA Dataset, ACL 2016, arXiv:1606.06031. The published file has one
+JSON object a line, whose "text" is the passage with its last word.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from tasks.lm.tokenizer import END, Tokenizer
+
+
+def read_passages(path: Path) -> list[str]:
+    """The passages of a file.
+
+    Raises:
+        ValueError: A line is no JSON object with a "text" of two words.
+        OSError: The file cannot be read.
+    """
+    passages = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected a JSON object with a "text", got {line[:60]!r}.'
+            ) from error
+        if len(text.split()) < 2:
+            raise ValueError(f"{path}, line {number}: a passage needs two words, got {text!r}.")
+        passages.append(text)
+    if not passages:
+        raise ValueError(f"{path} has no passages.")
+    return passages
+
+
+@torch.no_grad()
+def last_words(
+    model: Any,
+    tokenizer: Tokenizer,
+    passages: Sequence[str],
+    context: int,
+    max_steps: int | None = None,
+) -> dict[str, float]:
+    """Perplexity of the last words, and how often the model would have written them.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+        passages: Texts of at least two words.
+        context: The model sees the last so many tokens of a passage.
+        max_steps: Budget of solver updates.
+
+    Returns:
+        `lambada_perplexity` (per word: exp of the mean negative log-probability of a whole
+        last word), `lambada_accuracy` (every token of it the likeliest one), `passages`.
+    """
+    device = next(model.parameters()).device
+    nats, right = 0.0, 0
+    for passage in passages:
+        before, _, _ = passage.rpartition(" ")
+        known = [END, *tokenizer.encode(before)]
+        word = tokenizer.encode(passage[len(before) :])
+        ids = torch.tensor([(known + word)[-context - 1 :]], device=device)
+        logits = model(ids[:, :-1], max_steps=max_steps).logits[0, -len(word) :].float()
+        target = ids[0, -len(word) :]
+        nats += F.cross_entropy(logits, target, reduction="sum").item()
+        right += int((logits.argmax(-1) == target).all())
+    count = len(passages)
+    return {
+        "lambada_perplexity": math.exp(min(nats / count, 700.0)),
+        "lambada_accuracy": right / count,
+        "passages": count,
+    }

@@ -1,0 +1,140 @@
+"""What language models promise: no look ahead, and cached generation that agrees."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import solvers
+from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
+
+SPEC = LanguageSpec(
+    vocabulary=11, width=16, num_heads=2, backbone_blocks=2, refiner_blocks=1, gate=1.0
+)
+NATIVE = [name for name in solvers.names() if "." not in name]
+
+
+def build(solver: Any = "anderson", **changes: Any) -> AttractorLM:
+    torch.manual_seed(0)
+    return AttractorLM(dataclasses.replace(SPEC, **changes), solver).double().eval()
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("max_steps", [0, 1, 3, 64, 200])
+@pytest.mark.parametrize("rtol", [1e-14, 1e-6, 1e-2, 0.3])
+@pytest.mark.parametrize("name", NATIVE)
+def test_no_token_sees_the_future(name: str, rtol: float, max_steps: int) -> None:
+    """The published code mixes over whole sequences: a leak whenever it stops early."""
+    model = build(solvers.get_solver(name, rtol=rtol, atol=0.0))
+    a, b = tokens(3, 12), tokens(3, 12)
+    b[:, 7:] = (b[:, 7:] + 3) % 11
+    with torch.no_grad():
+        first, second = (model(ids, max_steps=max_steps).logits for ids in (a, b))
+    assert (first - second)[:, :7].abs().max() <= 1e-12
+    assert (first - second)[:, 7:].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_other_sequences_change_nothing(name: str) -> None:
+    model = build(solvers.get_solver(name, rtol=1e-3))
+    ids = tokens(5, 10)
+    with torch.no_grad():
+        alone, together = model(ids[:1]).logits, model(ids).logits[:1]
+    assert (alone - together).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"injection": "concat"}, {"start": "zeros"}, {"tied": False}, {"refiner_blocks": 2},
+    {"backbone_blocks": 0, "start": "zeros"},
+])  # fmt: skip
+def test_cached_and_whole_logits_agree(changes: dict[str, Any]) -> None:
+    model = build(solvers.Anderson(rtol=1e-13, atol=0.0, history=5), **changes)
+    ids = tokens(2, 12)
+    with torch.no_grad():
+        whole = model(ids, max_steps=200)
+        assert whole.solution is not None
+        assert whole.solution.converged.all()
+        cache = model.empty_cache(torch.ones(2, 5, dtype=torch.bool))
+        out, cache = model.extend(ids[:, :5], cache, max_steps=200)
+        assert torch.allclose(out.logits, whole.logits[:, :5], atol=1e-9)
+        for t in range(5, 12):
+            out, cache = model.extend(ids[:, t : t + 1], cache, max_steps=200)
+            assert torch.allclose(out.logits[:, 0], whole.logits[:, t], atol=1e-9), t
+
+
+@pytest.mark.parametrize("kind", [TransformerLM, ParcaeLM])
+def test_baselines_see_no_future_and_cache_exactly(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = kind(SPEC).double().eval()
+    ids = tokens(2, 9)
+    changed = ids.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 11
+    with torch.no_grad():
+        whole = model(ids).logits
+        assert torch.allclose(model(changed).logits[:, :6], whole[:, :6], atol=1e-12)
+        cache = model.empty_cache(torch.ones(2, 4, dtype=torch.bool))
+        out, cache = model.extend(ids[:, :4], cache)
+        parts = [out.logits]
+        for t in range(4, 9):
+            out, cache = model.extend(ids[:, t : t + 1], cache)
+            parts.append(out.logits)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [
+    build(solvers.Anderson(rtol=1e-13, atol=0.0)),
+    TransformerLM(SPEC).double().eval(),
+    ParcaeLM(SPEC).double().eval(),
+])  # fmt: skip
+def test_padding_on_the_left_changes_nothing(model: Any) -> None:
+    long, short = tokens(1, 7), tokens(1, 4, seed=1)
+    padded = torch.cat((long, torch.cat((torch.zeros(1, 3, dtype=torch.long), short), 1)))
+    valid = torch.ones(2, 7, dtype=torch.bool)
+    valid[1, :3] = False
+    with torch.no_grad():
+        out, cache = model.extend(padded, model.empty_cache(valid))
+        assert torch.allclose(out.logits[1, 3:], model(short).logits[0], atol=1e-9)
+        after, _ = model.extend(torch.tensor([[5], [6]]), cache)
+        one = torch.cat((short, torch.tensor([[6]])), 1)
+        assert torch.allclose(after.logits[1, 0], model(one).logits[0, -1], atol=1e-9)
+
+
+def test_without_the_solver_the_proposal_is_decoded() -> None:
+    model = build()
+    ids = tokens(2, 6)
+    out = model(ids, max_steps=0)
+    proposal = model.attractor.backbone(model.vocabulary(ids))
+    assert torch.equal(out.logits, model.vocabulary.decode(proposal))
+
+
+@pytest.mark.parametrize("mode", ["jacobian_free", "phantom", "exact"])
+def test_every_parameter_learns(mode: str) -> None:
+    torch.manual_seed(0)
+    model = AttractorLM(SPEC, "anderson", mode)
+    out = model(tokens(2, 8), max_steps=8)
+    out.logits.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_parcae_draws_its_depth_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = ParcaeLM(SPEC, loops=4)
+    ids = tokens(4, 6)
+    with torch.no_grad():
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+        model.eval()
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        assert torch.equal(model(ids, max_steps=4).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("changes", [{"injection": "other"}, {"start": "there"}, {"width": 0}])
+def test_bad_shapes_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        dataclasses.replace(SPEC, **changes)

@@ -1,0 +1,128 @@
+"""The command line of the language task from end to end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.lm.__main__ import main
+from tasks.lm.config import PRESETS
+
+TINY = ["--preset", "tiny", "--width", "32", "--num-heads", "2", "--max-bytes", "200000",
+        "--eval-tokens", "1024", "--eval-steps", "16"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go to a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short trained run, shared by the tests that only use it."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    assert main(["train", *TINY, "--steps", "150", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_training_learns_and_leaves_everything(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert result["train_steps"] == 150
+    # A byte that is drawn at random costs 8 bits; letters by their frequency, about 5.
+    assert result["eval"]["bits_per_byte"] < 4.5
+    assert result["eval"]["median_residual"] < 1e-2
+    assert [row["max_steps"] for row in result["eval"]["by_budget"]] == [0, 1, 2, 4, 8, 16]
+    for name in ("learning.png", "budgets.png", "log.jsonl", "model.safetensors"):
+        assert (run / name).stat().st_size > 0, name
+
+
+def test_eval_repeats_the_figures_of_training(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoint.safetensors", "model.safetensors"):
+        assert main(["eval", "--checkpoint", str(run / name)]) == 0
+        again = json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]
+        before = json.loads((run / "result.json").read_text())["eval"]
+        assert again["loss"] == before["loss"]
+
+
+def test_generate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = ["--checkpoint", str(run / "checkpoint.safetensors"), "--tokens", "12"]
+    assert main(["generate", "def f(", *checkpoint]) == 0
+    one = capsys.readouterr().out
+    assert one.startswith("def f(")
+    assert len(one) > len("def f(") + 4
+    assert main(["generate", "def", "class Longer:", *checkpoint, "--temperature", "0"]) == 0
+    assert "class Longer:" in capsys.readouterr().out
+
+
+def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = ["--checkpoint", str(run / "checkpoint.safetensors")]
+    draw = ["--draw", str(tmp_path / "pictures")]
+    exported = tmp_path / "cheap.safetensors"
+    options = ["--limit", "512", "--export", str(exported)]
+    assert main(["internalise", *checkpoint, *draw, *options]) == 0
+    out = capsys.readouterr().out
+    assert "of the refiner's work" in out
+    found = json.loads(out.splitlines()[-1])["internalise"]
+    assert found["spectral_radius"] > 0
+    assert (tmp_path / "pictures" / "budgets.png").stat().st_size > 0
+    assert main(["eval", "--checkpoint", str(exported), "--limit", "512"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    budget = found["advice"]["max_steps"]
+    assert result["config"]["eval_steps"] == budget
+    by_budget = {row["max_steps"]: row["loss"] for row in found["by_budget"]}
+    assert result["eval"]["loss"] == pytest.approx(by_budget[budget], rel=1e-6)
+
+
+@pytest.mark.parametrize("model", ["transformer", "parcae", "deq"])
+def test_every_baseline_trains_and_is_evaluated(model: str) -> None:
+    arguments = ["train", *TINY, "--steps", "3", "--model", model, "--out", model]
+    assert main(arguments) == 0
+    assert main(["eval", "--checkpoint", f"{model}/checkpoint.safetensors"]) == 0
+
+
+def test_compare_repeats_nothing_and_matches_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"width": 16, "num_heads": 2, "max_bytes": 100_000, "eval_tokens": 256}
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], **small))
+    arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
+    arguments += ["--rates", "1e-3", "8e-3", "--seeds", "2", "--steps", "3", "--out", "runs"]
+    assert main(arguments) == 0
+    rows = json.loads(Path("runs/table.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"attractor", "transformer"}
+    assert rows[0]["bits_per_byte"] <= rows[1]["bits_per_byte"]
+    one, other = (row["parameters"] for row in rows)
+    assert one == pytest.approx(other, rel=0.05)
+    runs = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/compare.json")}
+    assert len(runs) == 6
+    assert main(arguments) == 0
+    assert {p: p.stat().st_mtime_ns for p in Path("runs").glob("*/compare.json")} == runs
+    assert "tiny, 3steps each" in capsys.readouterr().out
+
+
+def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *TINY, "--steps", "2", "--model", "transformer", "--out", "t"]
+    assert main(arguments) == 0
+    assert main(["internalise", "--checkpoint", "t/checkpoint.safetensors"]) == 2
+    assert "has no solver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["frobnicate"], "Unknown command"),
+    (["--preset", "tyny"], "tiny"),
+    (["--text", "nowhere"], "There is no text at"),
+    (["--vocabulary", "100"], "at least 257"),
+    (["eval", "--depth", "-1"], "at least 0"),
+    (["eval"], "No checkpoint of a language model"),
+])  # fmt: skip
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # how the flag parser refuses a value
+        code = stop.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
