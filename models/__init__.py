@@ -23,6 +23,7 @@ from models.language import (
     TransformerLM,
 )
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
+from models.recurrent import Gru, Scan
 
 GridModel = GridAttractor | GridTransformer | Reasoner
 
@@ -39,6 +40,7 @@ __all__ = [
     "GridOutput",
     "GridSpec",
     "GridTransformer",
+    "Gru",
     "LanguageModel",
     "LanguageOutput",
     "LanguageSpec",
@@ -48,6 +50,7 @@ __all__ = [
     "PathNoise",
     "PreNormBlock",
     "Reasoner",
+    "Scan",
     "SelfAttention",
     "SquaredReLU",
     "Start",

@@ -5,10 +5,10 @@ the 27 rows, columns and boxes of a Sudoku), S symbols, M mixing width.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,23 +60,23 @@ class PreNormBlock(nn.Module):
     """Pre-norm residual block: h <- h + gate * mixer(norm(h)), then h <- h + gate * mlp(norm(h)).
 
     Args:
+        mixer: Exchanges information between tokens, from the first to the last: has `extend`
+            and `empty_past`, as `SelfAttention` has.
         width: D.
-        num_heads: Heads of its causal attention.
         expansion: Hidden width of the squared-ReLU MLP over D.
         gate: Upper bound of a learned factor per channel on both branches, which starts at
             half of it; None leaves the factor out.
 
     References:
-        D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). M. Dehghani et
-        al., ICML 2023, arXiv:2302.05442 (norms of queries and keys). The bounded gate is that
-        of Attractor Models, arXiv:2605.12466.
+        D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). The bounded gate
+        is that of Attractor Models, arXiv:2605.12466.
     """
 
     def __init__(
-        self, width: int, num_heads: int, expansion: float = 4.0, gate: float | None = None
+        self, mixer: nn.Module, width: int, expansion: float = 4.0, gate: float | None = None
     ):
         super().__init__()
-        self.mixer = SelfAttention(width, num_heads, rotary=True, causal=True, qk_norm=True)
+        self.mixer: Any = mixer
         self.mlp = SquaredReLU(width, round(expansion * width))
         self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
         self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
@@ -88,7 +88,7 @@ class PreNormBlock(nn.Module):
         """Shape (B, T, D) in and out."""
         return self.extend(h_BTD, None)[0]
 
-    def extend(self, h_BTD: Tensor, past: "Past | None") -> tuple[Tensor, "Past"]:
+    def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
         """As `forward`, for tokens that follow `past`; see `SelfAttention.extend`."""
         mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
         h_BTD = h_BTD + self._gated(0, mixed)
@@ -140,7 +140,8 @@ class SelfAttention(nn.Module):
 
     References:
         A. Vaswani et al., Attention Is All You Need, NeurIPS 2017. J. Su et al., RoFormer,
-        2021, arXiv:2104.09864 (rotary positions).
+        2021, arXiv:2104.09864 (rotary positions). M. Dehghani et al., ICML 2023,
+        arXiv:2302.05442 (norms of queries and keys).
     """
 
     mask: Tensor | None
@@ -201,6 +202,12 @@ class SelfAttention(nn.Module):
             # Padding attends to itself, so that no row of the softmax is empty.
             seen = seen & (order <= order[known:, None]) | (order == order[known:, None])
         return self._attend(q, k, v, seen[:, None], False), Past(k, v, valid)
+
+    def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
+        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
+        weight = self.out.weight.detach()
+        none = weight.new_empty(len(valid), self.num_heads, 0, len(weight) // self.num_heads)
+        return Past(none, none, valid)
 
     def _project(self, h_BTD: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""

@@ -23,10 +23,12 @@ from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attractor import Attractor, Start
-from models.blocks import Past, PreNormBlock
+from models.blocks import Past, PreNormBlock, SelfAttention
+from models.recurrent import Gru, Scan
 from solvers import FixedPointSolver
 
 Injection = Literal["additive", "concat", "initial"]
+Mixer = Literal["attention", "scan", "gru"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class LanguageSpec:
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
         expansion: Hidden width of the MLPs over D.
+        mixer: What lets tokens of the backbone exchange information: attention, a scan as in
+            state-space models, or a GRU. The refiner has attention.
         gate: Upper bound of the refiner's learned gates.
         injection: How the refiner sees the proposal. "additive": y <- H(y + y0) - y.
             "concat": y <- H(W [y, y0]). "initial": y <- H(y), it is the start alone.
@@ -56,6 +60,7 @@ class LanguageSpec:
     backbone_blocks: int = 3
     refiner_blocks: int = 1
     expansion: float = 4.0
+    mixer: Mixer = "attention"
     gate: float = 1.0
     injection: Injection = "additive"
     start: Start = "proposal"
@@ -65,17 +70,26 @@ class LanguageSpec:
         for name in ("vocabulary", "width", "num_heads", "refiner_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name, options in (("injection", Injection), ("start", Start)):
+        choices = (("injection", Injection), ("start", Start), ("mixer", Mixer))
+        for name, options in choices:
             if getattr(self, name) not in get_args(options):
                 known = ", ".join(map(repr, get_args(options)))
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
 
-    def block(self, gate: float | None = None) -> PreNormBlock:
-        """One block."""
-        return PreNormBlock(self.width, self.num_heads, self.expansion, gate)
+    def attention(self, gate: float | None = None) -> PreNormBlock:
+        """A block with attention."""
+        mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
+        return PreNormBlock(mixer, self.width, self.expansion, gate)
+
+    def block(self) -> PreNormBlock:
+        """A block of the backbone."""
+        if self.mixer == "attention":
+            return self.attention()
+        mixer = Scan(self.width) if self.mixer == "scan" else Gru(self.width)
+        return PreNormBlock(mixer, self.width, self.expansion)
 
     def stack(self, count: int) -> "Stack":
-        """Several blocks, each used once."""
+        """Several blocks of the backbone, each used once."""
         return Stack(self.block() for _ in range(count))
 
 
@@ -97,9 +111,9 @@ class LanguageOutput:
 
 
 class Cache(NamedTuple):
-    """What is known of the tokens so far: keys and values of each use of each block."""
+    """What is known of the tokens so far: what each use of each block keeps of them."""
 
-    backbone: tuple[Past, ...]
+    backbone: tuple[Any, ...]
     refiner: tuple[Past, ...]
 
 
@@ -161,7 +175,7 @@ class Stack(nn.Module):
             h = block(h)
         return h
 
-    def extend(self, h: Tensor, past: Sequence[Past]) -> tuple[Tensor, tuple[Past, ...]]:
+    def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """As `forward`, for tokens that follow `past`, one per block."""
         longer = []
         for block, before in zip(self, past, strict=True):
@@ -169,14 +183,9 @@ class Stack(nn.Module):
             longer.append(after)
         return h, tuple(longer)
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Past, ...]:
+    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
         """Nothing yet, for each block."""
-        found = []
-        for block in self:
-            weight, heads = block.mixer.out.weight, block.mixer.num_heads
-            none = weight.new_empty(len(valid), heads, 0, weight.shape[0] // heads)
-            found.append(Past(none.detach(), none.detach(), valid))
-        return tuple(found)
+        return tuple(block.mixer.empty_past(valid) for block in self)
 
 
 class Refiner(nn.Module):
@@ -185,7 +194,7 @@ class Refiner(nn.Module):
     def __init__(self, spec: LanguageSpec):
         super().__init__()
         self.injection = spec.injection
-        self.blocks = Stack(spec.block(spec.gate) for _ in range(spec.refiner_blocks))
+        self.blocks = Stack(spec.attention(spec.gate) for _ in range(spec.refiner_blocks))
         concat = spec.injection == "concat"
         self.mix = nn.Linear(2 * spec.width, spec.width, bias=False) if concat else None
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
 from tasks.common.checkpoint import (
@@ -157,7 +157,7 @@ class Trainer:
     def _average(self, average: Any, current: Any, count: Any) -> None:
         """Exponential, and short at first: a short run would remember its initial weights."""
         decay = min(self.config.averaging, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(list(average), list(current), 1 - decay)
+        get_ema_multi_avg_fn(decay)(average, current, count)
 
     @property
     def progress(self) -> float:

@@ -93,6 +93,19 @@ class GenerateOptions(Sampling):
     device: str = "auto"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained model as a folder that the Hugging Face Hub takes.
+
+    Attributes:
+        folder: Receives `config.json` and `model.safetensors`.
+        checkpoint: The model; by default the newest one under `runs/`.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    checkpoint: Path | None = None
+
+
 class LanguageCommands(CommandLine):
     """The command line of the language task."""
 
@@ -111,7 +124,8 @@ class LanguageCommands(CommandLine):
             f"  {self.program} eval                 loss, perplexity, bits per byte; --depth\n"
             f"  {self.program} generate PROMPT...   go on with a text\n"
             f"  {self.program} internalise          what fewer solver steps cost\n"
-            f"  {self.program} compare              models at equal size and budget, one table\n\n"
+            f"  {self.program} compare              models at equal size and budget, one table\n"
+            f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n\n"
             "Each command's --help lists its flags.\n"
         )
 
@@ -123,6 +137,7 @@ class LanguageCommands(CommandLine):
             "generate": self.generate,
             "internalise": self.internalise,
             "compare": self.compare,
+            "export": self.export,
         }
 
     def train(self, arguments: list[str]) -> int:
@@ -190,6 +205,20 @@ class LanguageCommands(CommandLine):
         print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
         return 0
 
+    def export(self, arguments: list[str]) -> int:
+        """Write config and weights in the Hub's form."""
+        options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        from tasks.lm.hub import PretrainedLM
+
+        path = options.checkpoint or self._newest()
+        read_config(self.task, Checkpoint.load(path), path)
+        PretrainedLM.of_checkpoint(path).save_pretrained(options.folder)
+        print(f"Written: {options.folder}; tasks.lm.hub.PretrainedLM.from_pretrained reads it.")
+        return 0
+
+    def _newest(self) -> Path:
+        return newest_checkpoint(self.task, lambda _: True, "of a language model")
+
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
         options = tyro.cli(GenerateOptions, args=arguments, prog=f"{self.program} generate")
@@ -217,7 +246,7 @@ class LanguageCommands(CommandLine):
     def _load(
         self, path: Path | None, device: str, solver: str | None = None
     ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
-        path = path or newest_checkpoint(self.task, lambda _: True, "of a language model")
+        path = path or self._newest()
         checkpoint = Checkpoint.load(path)
         config = read_config(self.task, checkpoint, path)
         model = config.build()

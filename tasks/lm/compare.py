@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import AttractorLM
+from models.language import Mixer
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.jobs import Job, check_jobs, finish_all
 from tasks.common.runs import NAME, RUNS, load_average
@@ -30,6 +31,7 @@ class CompareOptions:
 
     Attributes:
         models: Which.
+        mixers: Backbones that each of them is given.
         rates: Learning rates to choose from.
         seeds: Runs per model with the chosen rate, the one of the search included.
         steps: Optimiser steps of a run: equal tokens. By default `minutes` decide.
@@ -40,6 +42,7 @@ class CompareOptions:
     """
 
     models: tuple[ModelName, ...] = get_args(ModelName)
+    mixers: tuple[Mixer, ...] = ("attention",)
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     seeds: int = 3
     steps: int | None = None
@@ -49,10 +52,10 @@ class CompareOptions:
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.models or not self.rates or self.seeds < 1:
+        if not (self.models and self.mixers and self.rates) or self.seeds < 1:
             raise ValueError(
-                "`models` and `rates` must not be empty and `seeds` must be at least 1, got "
-                f"{self.models}, {self.rates} and {self.seeds}."
+                "`models`, `mixers` and `rates` must not be empty, `seeds` be at least 1: got "
+                f"{self.models}, {self.mixers}, {self.rates} and {self.seeds}."
             )
         check_jobs(self.jobs)
 
@@ -66,10 +69,16 @@ class _Run(Job):
     folder: Path
 
     @property
+    def label(self) -> str:
+        """What is compared."""
+        mixer = self.config.mixer
+        return self.config.model + (f"-{mixer}" if mixer != "attention" else "")
+
+    @property
     def place(self) -> Path:
         """The folder of this run."""
         rate, seed = self.config.learning_rate, self.config.seed
-        return self.folder / f"{self.config.model}-{rate:g}-seed{seed}"
+        return self.folder / f"{self.label}-{rate:g}-seed{seed}"
 
     def finish(self) -> None:
         """Train, or go on, and evaluate on each half of the held-out text."""
@@ -90,9 +99,9 @@ class _Run(Job):
         self.done.write_text(json.dumps(result) + "\n")
 
 
-def matched(config: LanguageConfig, model: ModelName) -> LanguageConfig:
+def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageConfig:
     """The configuration of another model, of the width that comes closest in parameters."""
-    other = dataclasses.replace(config, model=model)
+    other = dataclasses.replace(config, model=model, mixer=mixer)
     wanted = _parameters(dataclasses.replace(config, model="attractor"))
     step = 2 * config.num_heads
     widths = range(config.width - 2 * step, config.width + 3 * step, step)
@@ -127,7 +136,11 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
     budget = f"{base.minutes:g}min" if base.steps is None else f"{base.steps}steps"
     label = f"{name}-{budget}" + (f"-{base.threads}threads" if base.threads else "")
     folder = options.out or RUNS / "lm" / "compare" / label
-    runs = [_Run(name, matched(base, model), folder) for model in options.models]
+    runs = [
+        _Run(name, matched(base, model, mixer), folder)
+        for model in options.models
+        for mixer in options.mixers
+    ]
     searched = [_with(run, rate, 0) for run in runs for rate in options.rates]
     finish_all(searched, options.jobs, _describe)
     best = [_best_rate(run, options.rates) for run in runs]
@@ -166,7 +179,7 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
     results = [_result(_with(run, rate, seed)) for seed in range(options.seeds)]
     bits = [result["reported"]["bits_per_byte"] for result in results]
     row = {
-        "model": run.config.model,
+        "model": run.label,
         "parameters": results[0]["parameters"],
         "width": run.config.width,
         "rate": rate,

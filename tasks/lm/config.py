@@ -9,7 +9,7 @@ import tyro
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
-from models.language import Injection
+from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
 from tasks.common.config import TrainConfig
 
@@ -34,6 +34,8 @@ class LanguageConfig(TrainConfig):
             equilibrium of a hidden state, without a proposal).
         width: Numbers per token.
         num_heads: Heads of the attention.
+        mixer: "attention", "scan" (a state-space model's recurrence) or "gru": how the backbone's
+            tokens exchange information, and the baselines'.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
         injection: How the refiner sees the proposal; see `models.LanguageSpec`.
@@ -59,6 +61,7 @@ class LanguageConfig(TrainConfig):
     model: ModelName = "attractor"
     width: int = 160
     num_heads: int = 5
+    mixer: Mixer = "attention"
     backbone_blocks: int = 3
     refiner_blocks: int = 1
     injection: Injection = "additive"
@@ -109,6 +112,7 @@ class LanguageConfig(TrainConfig):
             vocabulary=self.vocabulary,
             width=self.width,
             num_heads=self.num_heads,
+            mixer=self.mixer,
             backbone_blocks=0 if deq else self.backbone_blocks,
             refiner_blocks=blocks if deq else self.refiner_blocks,
             injection=self.injection,

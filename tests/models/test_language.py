@@ -9,6 +9,7 @@ from torch import Tensor
 
 import solvers
 from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
+from models.recurrent import scan
 
 SPEC = LanguageSpec(
     vocabulary=11, width=16, num_heads=2, backbone_blocks=2, refiner_blocks=1, gate=1.0
@@ -50,7 +51,7 @@ def test_other_sequences_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("changes", [
     {}, {"injection": "concat"}, {"start": "zeros"}, {"tied": False}, {"refiner_blocks": 2},
-    {"backbone_blocks": 0, "start": "zeros"},
+    {"backbone_blocks": 0, "start": "zeros"}, {"mixer": "scan"}, {"mixer": "gru"},
 ])  # fmt: skip
 def test_cached_and_whole_logits_agree(changes: dict[str, Any]) -> None:
     model = build(solvers.Anderson(rtol=1e-13, atol=0.0, history=5), **changes)
@@ -67,10 +68,11 @@ def test_cached_and_whole_logits_agree(changes: dict[str, Any]) -> None:
             assert torch.allclose(out.logits[:, 0], whole.logits[:, t], atol=1e-9), t
 
 
+@pytest.mark.parametrize("mixer", ["attention", "scan", "gru"])
 @pytest.mark.parametrize("kind", [TransformerLM, ParcaeLM])
-def test_baselines_see_no_future_and_cache_exactly(kind: Any) -> None:
+def test_baselines_see_no_future_and_cache_exactly(kind: Any, mixer: Any) -> None:
     torch.manual_seed(0)
-    model = kind(SPEC).double().eval()
+    model = kind(dataclasses.replace(SPEC, mixer=mixer)).double().eval()
     ids = tokens(2, 9)
     changed = ids.clone()
     changed[:, 6:] = (changed[:, 6:] + 1) % 11
@@ -88,6 +90,8 @@ def test_baselines_see_no_future_and_cache_exactly(kind: Any) -> None:
 
 @pytest.mark.parametrize("model", [
     build(solvers.Anderson(rtol=1e-13, atol=0.0)),
+    build(solvers.Anderson(rtol=1e-13, atol=0.0), mixer="scan"),
+    build(solvers.Anderson(rtol=1e-13, atol=0.0), mixer="gru"),
     TransformerLM(SPEC).double().eval(),
     ParcaeLM(SPEC).double().eval(),
 ])  # fmt: skip
@@ -102,6 +106,16 @@ def test_padding_on_the_left_changes_nothing(model: Any) -> None:
         after, _ = model.extend(torch.tensor([[5], [6]]), cache)
         one = torch.cat((short, torch.tensor([[6]])), 1)
         assert torch.allclose(after.logits[1, 0], model(one).logits[0, -1], atol=1e-9)
+
+
+def test_the_scan_is_the_recurrence() -> None:
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 13, 3).double(), torch.randn(2, 13, 3).double()
+    state, rows = torch.zeros(2, 3).double(), []
+    for t in range(13):
+        state = a[:, t] * state + b[:, t]
+        rows.append(state)
+    assert torch.allclose(scan(a, b), torch.stack(rows, 1), atol=1e-12)
 
 
 def test_without_the_solver_the_proposal_is_decoded() -> None:
@@ -134,7 +148,9 @@ def test_parcae_draws_its_depth_in_training_alone() -> None:
         assert torch.equal(model(ids, max_steps=4).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("changes", [{"injection": "other"}, {"start": "there"}, {"width": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"injection": "other"}, {"mixer": "none"}, {"start": "there"}, {"width": 0}]
+)
 def test_bad_shapes_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         dataclasses.replace(SPEC, **changes)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.lm.__main__ import main
 from tasks.lm.config import PRESETS
@@ -75,6 +76,18 @@ def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert result["config"]["eval_steps"] == budget
     by_budget = {row["max_steps"]: row["loss"] for row in found["by_budget"]}
     assert result["eval"]["loss"] == pytest.approx(by_budget[budget], rel=1e-6)
+
+
+def test_export_and_back(run: Path, tmp_path: Path) -> None:
+    hub = pytest.importorskip("tasks.lm.hub")
+    checkpoint = run / "model.safetensors"
+    assert main(["export", str(tmp_path / "hub"), "--checkpoint", str(checkpoint)]) == 0
+    model = hub.PretrainedLM.from_pretrained(tmp_path / "hub").eval()
+    direct = hub.PretrainedLM.of_checkpoint(checkpoint)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, direct(ids).logits)
+    assert model.write("def f(", tokens=5) == direct.write("def f(", tokens=5)
 
 
 @pytest.mark.parametrize("model", ["transformer", "parcae", "deq"])
