@@ -109,8 +109,9 @@ def measure(
         max_steps: Budget of solver updates, or loops; by default the model's.
 
     Returns:
-        `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens`, and for models that
-        are solved `converged`, `mean_steps`, `median_residual` (relative to the state).
+        `loss` (nats per token), `perplexity`, `bits_per_byte` (ends of text cost bits, and are
+        no bytes), `tokens`, and where a solver ran `converged`, `mean_steps`,
+        `median_residual` (relative to the state).
     """
     was_training = model.training
     model.eval()
@@ -126,7 +127,7 @@ def measure(
         out = model(x[rows].to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
         nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()
-        if out.solution is not None:
+        if out.solution is not None and out.solution.num_evals:
             solutions.append(out.solution)
             scales.append(out.state.float().square().mean(-1).sqrt())
     model.train(was_training)

@@ -4,6 +4,7 @@ In training y0 moves towards y*. So with fewer steps than it takes to converge, 
 the loss of a trained model is nearly that of its equilibrium, and the steps can be saved.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,8 @@ def recommend(rows: Sequence[dict[str, Any]], converged: dict[str, Any]) -> dict
         if extra <= TOLERATED:
             saved = 1 - min(row["max_steps"] / max(converged["mean_steps"], 1e-9), 1)
             return {"max_steps": row["max_steps"], "extra_loss": extra, "saved": saved}
-    return {"max_steps": config_steps(converged), "extra_loss": 0.0, "saved": 0.0}
-
-
-def config_steps(converged: dict[str, Any]) -> int:
-    """The budget that the converged figures needed."""
-    return round(converged["mean_steps"] + 0.5)
+    needed = math.ceil(converged["mean_steps"])
+    return {"max_steps": needed, "extra_loss": 0.0, "saved": 0.0}
 
 
 def study(

@@ -29,7 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_learns_and_leaves_everything(run: Path) -> None:
-    result = json.loads((run / "result.json").read_text())
+    text = (run / "result.json").read_text()
+    assert "NaN" not in text
+    result = json.loads(text)
     assert result["train_steps"] == 150
     # A byte that is drawn at random costs 8 bits; letters by their frequency, about 5.
     assert result["eval"]["bits_per_byte"] < 4.5
