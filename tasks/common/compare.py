@@ -20,7 +20,7 @@ from tasks.common.checkpoint import Checkpoint
 from tasks.common.experiment import train
 from tasks.common.grid_config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.common.grid_task import GridTask
-from tasks.common.jobs import Job, check_jobs, finish_all
+from tasks.common.jobs import Job, check_jobs, search_and_repeat
 from tasks.common.measure import measure
 from tasks.common.runs import NAME, RUNS, load_model
 
@@ -98,6 +98,14 @@ class _Run(Job):
         result["config"] = config.to_json()
         self.done.write_text(json.dumps(result) + "\n")
 
+    def score(self) -> float:
+        """See `Job`."""
+        return self.result()["choosing"]["exact_accuracy"]
+
+    def summary(self) -> str:
+        """See `Job`."""
+        return f"{self.result()['reported']['exact_accuracy']:.1%}"
+
 
 def matched(config: GridConfig, model: ModelName) -> GridConfig:
     """The configuration of another model, of the width that comes closest in parameters.
@@ -154,12 +162,7 @@ def compare(
     folder = options.out or RUNS / task.name / "compare" / label
     runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
     task.load(base)  # made once, before several processes look for them
-    searched = [_with(run, rate, 0) for run in runs for rate in options.rates]
-    finish_all(searched, options.jobs, _describe)
-    best = [_best_rate(run, options.rates) for run in runs]
-    seeds = range(1, options.seeds)
-    more = [_with(run, r, seed) for run, r in zip(runs, best, strict=True) for seed in seeds]
-    finish_all(more, options.jobs, _describe)
+    best = search_and_repeat(runs, options.rates, options.seeds, options.jobs)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -row["exact_accuracy"])
     table = {"task": task.name, "preset": name, "minutes": base.minutes, "rows": rows}
@@ -168,32 +171,8 @@ def compare(
     return table
 
 
-def _with(run: _Run, rate: float, seed: int) -> _Run:
-    config = dataclasses.replace(run.config, learning_rate=rate, seed=seed)
-    return dataclasses.replace(run, config=config)
-
-
-def _result(run: Job) -> dict[str, Any]:
-    return json.loads(run.done.read_text())
-
-
-def _describe(run: Job) -> str:
-    return f"{run.place.name} {_result(run)['reported']['exact_accuracy']:.1%}"
-
-
-def _scores(run: _Run, rates: tuple[float, ...]) -> list[float]:
-    """What the learning rates reached on the half of the test set that chooses among them."""
-    results = [_result(_with(run, rate, 0)) for rate in rates]
-    return [result["choosing"]["exact_accuracy"] for result in results]
-
-
-def _best_rate(run: _Run, rates: tuple[float, ...]) -> float:
-    scores = _scores(run, rates)
-    return rates[scores.index(max(scores))]
-
-
 def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
-    results = [_result(_with(run, rate, seed)) for seed in range(options.seeds)]
+    results = [run.repeated(rate, seed).result() for seed in range(options.seeds)]
     figures = [result["reported"] for result in results]
     exact = [figure["exact_accuracy"] for figure in figures]
     row = {
@@ -201,7 +180,7 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
         "parameters": results[0]["parameters"],
         "width": run.config.width,
         "rate": rate,
-        "search": dict(zip(map(str, options.rates), _scores(run, options.rates), strict=True)),
+        "search": {str(rate): run.repeated(rate, 0).score() for rate in options.rates},
         "seeds": len(results),
         "exact_accuracy": mean(exact),
         "spread": stdev(exact) if len(exact) > 1 else None,

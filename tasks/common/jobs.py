@@ -4,14 +4,17 @@ What is finished is not done again, and what was interrupted goes on: a job know
 """
 
 import contextlib
+import dataclasses
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any, Self
 
 from tasks.common.train import Interrupted
 
@@ -33,6 +36,24 @@ class Job(ABC):
     def finish(self) -> None:
         """Do what is missing, and write `done`."""
 
+    @abstractmethod
+    def score(self) -> float:
+        """How good its learning rate was, on data that the report does not use."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """How it ended, in a few words."""
+
+    def result(self) -> dict[str, Any]:
+        """What it wrote when it ended."""
+        return json.loads(self.done.read_text())
+
+    def repeated(self, rate: float, seed: int) -> Self:
+        """The same with another learning rate and seed; it is a dataclass with a `config`."""
+        job: Any = self
+        config = dataclasses.replace(job.config, learning_rate=rate, seed=seed)
+        return dataclasses.replace(job, config=config)
+
 
 def check_jobs(jobs: int) -> None:
     """Raise a ValueError unless so many jobs can have a core each."""
@@ -44,17 +65,32 @@ def check_jobs(jobs: int) -> None:
         )
 
 
-def finish_all(jobs: Sequence[Job], at_once: int, describe: Callable[[Job], str]) -> None:
-    """Do what is missing, so many at a time.
+def search_and_repeat(
+    jobs: Sequence[Job], rates: Sequence[float], seeds: int, at_once: int
+) -> list[float]:
+    """Try every rate with one seed, then more seeds with the best one of each job.
 
     Args:
-        jobs: All of them.
-        at_once: How many; one runs in this process, several in processes of their own.
-        describe: A line for each that has ended.
+        jobs: What to compare.
+        rates: Learning rates to choose from.
+        seeds: Runs per job with the chosen rate, the one of the search included.
+        at_once: Runs at a time.
+
+    Returns:
+        The chosen rates.
 
     Raises:
         Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
     """
+    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], at_once)
+    best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
+    chosen = zip(jobs, best, strict=True)
+    _finish_all([job.repeated(r, seed) for job, r in chosen for seed in range(1, seeds)], at_once)
+    return best
+
+
+def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
+    """Do what is missing: in this process, or several in processes of their own."""
     missing = [job for job in jobs if not job.done.is_file()]
     if at_once == 1:
         for job in missing:
@@ -64,7 +100,8 @@ def finish_all(jobs: Sequence[Job], at_once: int, describe: Callable[[Job], str]
         futures = {pool.submit(_finish_quietly, job): job for job in missing}
         for number, future in enumerate(as_completed(futures), 1):
             future.result()
-            print(f"{number} of {len(missing)}: {describe(futures[future])}", flush=True)
+            job = futures[future]
+            print(f"{number} of {len(missing)}: {job.place.name} {job.summary()}", flush=True)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from rich.table import Table
 from models import AttractorLM
 from models.language import Mixer
 from tasks.common.checkpoint import Checkpoint
-from tasks.common.jobs import Job, check_jobs, finish_all
+from tasks.common.jobs import Job, check_jobs, search_and_repeat
 from tasks.common.runs import NAME, RUNS, load_average
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.data import Corpus, measure
@@ -98,6 +98,14 @@ class _Run(Job):
         result["config"] = config.to_json()
         self.done.write_text(json.dumps(result) + "\n")
 
+    def score(self) -> float:
+        """See `Job`."""
+        return -self.result()["choosing"]["bits_per_byte"]
+
+    def summary(self) -> str:
+        """See `Job`."""
+        return f"{self.result()['reported']['bits_per_byte']:.4f} bits per byte"
+
 
 def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageConfig:
     """The configuration of another model, of the width that comes closest in parameters."""
@@ -141,12 +149,7 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
         for model in options.models
         for mixer in options.mixers
     ]
-    searched = [_with(run, rate, 0) for run in runs for rate in options.rates]
-    finish_all(searched, options.jobs, _describe)
-    best = [_best_rate(run, options.rates) for run in runs]
-    seeds = range(1, options.seeds)
-    more = [_with(run, r, seed) for run, r in zip(runs, best, strict=True) for seed in seeds]
-    finish_all(more, options.jobs, _describe)
+    best = search_and_repeat(runs, options.rates, options.seeds, options.jobs)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: row["bits_per_byte"])
     table = {"task": "lm", "preset": name, "budget": budget, "rows": rows}
@@ -155,28 +158,8 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
     return table
 
 
-def _with(run: _Run, rate: float, seed: int) -> _Run:
-    config = dataclasses.replace(run.config, learning_rate=rate, seed=seed)
-    return dataclasses.replace(run, config=config)
-
-
-def _result(run: Job) -> dict[str, Any]:
-    return json.loads(run.done.read_text())
-
-
-def _describe(run: Job) -> str:
-    return f"{run.place.name} {_result(run)['reported']['bits_per_byte']:.4f} bits per byte"
-
-
-def _best_rate(run: _Run, rates: tuple[float, ...]) -> float:
-    def score(rate: float) -> float:
-        return _result(_with(run, rate, 0))["choosing"]["bits_per_byte"]
-
-    return min(rates, key=score)
-
-
 def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
-    results = [_result(_with(run, rate, seed)) for seed in range(options.seeds)]
+    results = [run.repeated(rate, seed).result() for seed in range(options.seeds)]
     bits = [result["reported"]["bits_per_byte"] for result in results]
     row = {
         "model": run.label,
