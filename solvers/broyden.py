@@ -108,8 +108,8 @@ class Broyden(FixedPointSolver):
 
     H, the estimate of the inverse Jacobian of g, starts at -I, so the first step is
     Picard's; whenever it is made of more than `history` updates, all but the newest are
-    forgotten. Only steps are kept: half the memory of a window of pairs, and on our
-    problems fewer calls of `f` than with one that drops its oldest pair.
+    forgotten. Only steps are kept: half the memory of a window of pairs, and on most
+    of our problems fewer calls of `f` than with one that drops its oldest pair.
 
     Superlinear near a regular solution, and with full memory often the fewest evaluations
     on stiff problems. No line search: far from the solution of a strongly nonlinear map it
