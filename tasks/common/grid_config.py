@@ -41,7 +41,8 @@ class GridConfig(TrainConfig):
         refiner_blocks: Blocks of the map that is solved; of each network of a baseline.
         num_heads: Heads, where the layout has attention.
         expansion: Hidden width of the MLPs over `width`; by default the layout's.
-        solver: Registered solver name.
+        solver: Registered solver name, in training.
+        eval_solver: In evaluation; by default the one of training. Baselines do not use it.
         backward: Registered backward mode.
         free_steps: Solver updates per training segment.
         recorded_steps: Recorded updates after them (phantom gradient).
@@ -67,6 +68,7 @@ class GridConfig(TrainConfig):
     num_heads: int = 4
     expansion: float | None = None
     solver: str = "picard"
+    eval_solver: str | None = None
     backward: str = "phantom"
     free_steps: int = 3
     recorded_steps: int = 2
@@ -78,7 +80,9 @@ class GridConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.named_solver(self.solver)
+        for name in (self.solver, self.eval_solver or self.solver):
+            get_solver(name, rtol=self.rtol)
+        self.build_solver()
         get_backward(self.backward)
         for name in ("free_steps", "train_puzzles", "test_puzzles", "start_noise"):
             if getattr(self, name) < 0:
@@ -121,14 +125,21 @@ class GridConfig(TrainConfig):
 
     def build_solver(self) -> FixedPointSolver:
         """The solver in training; a baseline's fixed number of steps never stops early."""
-        if self.model in PUBLISHED_STEPS or self.model == "unrolled":
+        if self._is_baseline:
             return Picard(rtol=0.0, atol=0.0)
-        return self.named_solver(self.solver)
-
-    def named_solver(self, name: str) -> FixedPointSolver:
-        """A solver by name, with this run's tolerance and damping."""
         damping = {"damping": self.damping} if self.damping else {}
+        return get_solver(self.solver, rtol=self.rtol, **damping)
+
+    def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
+        """The solver in evaluation, or another one by name; it may stop early."""
+        usual = "picard" if self._is_baseline else self.eval_solver or self.solver
+        name = name or usual
+        damping = {"damping": self.damping} if self.damping and name == self.solver else {}
         return get_solver(name, rtol=self.rtol, **damping)
+
+    @property
+    def _is_baseline(self) -> bool:
+        return self.model in PUBLISHED_STEPS or self.model == "unrolled"
 
     def build_backward(self) -> BackwardMode:
         """The backward mode."""

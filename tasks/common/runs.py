@@ -110,8 +110,7 @@ def load_model(
     model = config.build()
     load_average(model, checkpoint, path)
     if not isinstance(model, GridTransformer):
-        # Evaluation may stop early whatever the training did.
-        model.solving.solver = config.named_solver(solver or config.solver)
+        model.solving.solver = config.evaluation_solver(solver)
     return model.to(choose_device(device)).eval(), config
 
 
