@@ -13,6 +13,7 @@ import tyro
 from solvers.registry import unknown
 from tasks.common.checkpoint import Checkpoint, CheckpointError
 from tasks.common.device import choose_device
+from tasks.common.plan_report import PlanOptions, report, show
 from tasks.common.runs import new_folder, read_config
 from tasks.common.train import Interrupted
 
@@ -102,6 +103,21 @@ class CommandLine(ABC):
         choose_device(config.device)
         label = name if config.model == default.model else f"{name}-{config.model}"
         return Start(name, config, new_folder(config.out, self.task.name, label), None)
+
+    def plan(self, arguments: list[str]) -> int:
+        """What a run will need and take, without making the model."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        default, program = self.preset(name), f"{self.program} plan"
+        options, rest = tyro.cli(
+            PlanOptions, args=arguments, prog=program, return_unknown_args=True
+        )
+        config = tyro.cli(self.task.config_type, args=rest, default=default, prog=program)
+        found = report(config, options)
+        show(f"{config.model}, {self.program} --preset {name}", found)
+        result = {"task": self.task.name, "preset": name, "plan": found}
+        print_json(result | {"config": config.to_json()}, options.json)
+        return 0
 
 
 def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:

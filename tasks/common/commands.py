@@ -111,7 +111,8 @@ class Commands(CommandLine):
             f"  {self.program} train --resume FILE  go on with an interrupted run\n"
             f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
             f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
-            f"  {self.program} compare              models at equal size and time, one table\n\n"
+            f"  {self.program} compare              models at equal size and time, one table\n"
+            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
             "Each command's --help lists its flags.\n"
         )
 
@@ -122,6 +123,7 @@ class Commands(CommandLine):
             "eval": self.evaluate,
             "solve": self.solve,
             "compare": self.compare,
+            "plan": self.plan,
         }
 
     def train(self, arguments: list[str]) -> int:

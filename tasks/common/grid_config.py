@@ -54,6 +54,8 @@ class GridConfig(TrainConfig):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("out", "train_data", "test_data")
+    unit: ClassVar[str] = "puzzle"
+    units_per_sample: ClassVar[int] = 1
 
     train_puzzles: int = 1000
     copies: int | None = None
@@ -104,6 +106,11 @@ class GridConfig(TrainConfig):
     def steps_of_segment(self) -> tuple[int, int]:
         """Free and recorded updates of a training segment."""
         return PUBLISHED_STEPS.get(self.model, (self.free_steps, self.recorded_steps))
+
+    @property
+    def length(self) -> int:
+        """Inputs of a row of the batch."""
+        return self.spec().num_cells
 
     @property
     def train_steps(self) -> int:

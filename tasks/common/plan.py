@@ -1,118 +1,407 @@
-"""What a run will cost, found on the meta device: nothing of the model is allocated."""
+"""What a run will cost, found with fake tensors: nothing of the model is allocated.
 
+Each network of a model is called on tensors that have a shape and no data, and torch's own
+counters tell its floating point operations and what backpropagation keeps, at batches of one and
+of two samples: what grows between them is the cost of a sample, the rest is shared.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
-from models import GridTransformer
-from tasks.common.grid_config import GridConfig
+from implicit import Exact
+from solvers import FixedPointSolver
+from tasks.common.anatomy import Anatomy, dissect
+from tasks.common.loss import answer_loss
+from tasks.common.optimizers import build_optimizers
+from tasks.common.peak_memory import PeakMemory
 
-# Weights, gradients, AdamW's two moments and the averaged weights, in float32.
-BYTES_PER_PARAMETER = 5 * 4
+FLOAT32 = 4
+# A solver's memory is measured on states of at most so many numbers.
+PROBE_ENTRIES, PROBE_ROWS = 1024, 16
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(v_out: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(v_out, q, k, v)
+
+
+# Attention as a CPU computes it: torch's counter has a formula, but leaves this kernel out.
+ATTENTION: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+class Plannable(Protocol):
+    """What a plan needs of a configuration."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted: "token" or "puzzle"."""
+        ...
+
+    @property
+    def units_per_sample(self) -> int:
+        """How many of them a row of the batch is."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Inputs of a row."""
+        ...
+
+    @property
+    def train_steps(self) -> int:
+        """Budget of solver updates, or their number."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an optimiser step."""
+        ...
+
+    @property
+    def autocast(self) -> bool:
+        """Run networks in bfloat16."""
+        ...
+
+    @property
+    def loss(self) -> str:
+        """See `answer_loss`."""
+        ...
+
+    def build(self) -> Any:
+        """The model."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one call of a network costs, per sample.
+
+    Attributes:
+        forward: Floating point operations of a call.
+        both: The same with its backpropagation.
+        product: Of a product with the transposed Jacobian; 0 where it was not asked for.
+        inputs: Bytes of its input.
+        kept: Bytes that backpropagation keeps; without the network's own weights.
+        peak: Bytes that are alive at the worst moment of a recorded call and its backpropagation,
+            besides the input.
+        free_peak: Likewise of a call that records nothing.
+        shared: Bytes kept whatever the batch, such as weights cast to bfloat16.
+    """
+
+    forward: int
+    both: int
+    product: int
+    inputs: int
+    kept: int
+    peak: int
+    free_peak: int
+    shared: int
+
+    @property
+    def working(self) -> int:
+        """What is needed in the worst moment besides what is kept."""
+        return max(0, self.peak + self.inputs - self.kept)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Estimates for one device.
+    """Estimates for one device. Bytes are of float32 where a network does not run in bfloat16.
+
+    Left out: padding and fragmentation of the allocator, the libraries' workspaces, what
+    `--compile` saves by fusing, evaluation, the moments of the optimiser step itself, and all
+    operations but products of matrices, as is usual in counts of FLOPs; causal attention counts
+    in full, and its backward pass with the scores that it computes anew. A solve counts its calls
+    of the map: solvers that call it more often than once a step cost more. The mode "unrolled"
+    also records a solver's windows, which are not counted.
 
     Attributes:
-        parameters: How many.
-        weight_bytes: Weights, gradients, optimiser and average.
-        activation_bytes: What backpropagation keeps of one segment of a batch.
-        flops: Floating point operations of one optimiser step, that is, of one segment.
+        unit: "token" or "puzzle".
+        units_per_sample: How many of them are in a sample.
+        batch_size: Samples of an optimiser step.
+        budget: Solver updates, at most; expected loops of a looped model.
+        parameters: How many, by part.
+        optimizer_bytes: The optimiser's state.
+        block_parameters: Parameters of the largest block of the backbone.
+        solver_bytes: What a solve holds per sample besides the map's own memory.
+        embed: Cost of the embedding.
+        backbone: Of each block.
+        update: Of the map that is solved; None without one.
+        head: Of the head and the loss.
+        anatomy: The networks.
     """
 
-    parameters: int
-    weight_bytes: int
-    activation_bytes: int
-    flops: int
+    unit: str
+    units_per_sample: int
+    batch_size: int
+    budget: int
+    parameters: dict[str, int]
+    optimizer_bytes: int
+    block_parameters: int
+    solver_bytes: int
+    embed: Cost
+    backbone: tuple[Cost, ...]
+    update: Cost | None
+    head: Cost
+    anatomy: Anatomy = dataclasses.field(repr=False)
+
+    @property
+    def num_parameters(self) -> int:
+        """In all."""
+        return sum(self.parameters.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights, gradients, optimiser and average."""
+        return 3 * FLOAT32 * self.num_parameters + self.optimizer_bytes
+
+    def flops(self, steps: int | None = None, checkpoint: bool = False) -> int:
+        """Operations of training on one sample, in one optimiser step.
+
+        Args:
+            steps: Updates that the solve makes; by default its whole budget.
+            checkpoint: The backbone's blocks are computed once more in the backward pass.
+        """
+        count = self.embed.both + self.head.both + sum(cost.both for cost in self.backbone)
+        if checkpoint:
+            count += sum(cost.forward for cost in self.backbone)
+        if self.update is not None:
+            calls = self.anatomy.calls(self.budget if steps is None else steps)
+            count += calls.free * self.update.forward + calls.recorded * self.update.both
+            count += calls.products * self.update.product
+        return count
+
+    def kept_bytes(self, checkpoint: bool = False) -> int:
+        """What backpropagation keeps of one sample, with the solver at its budget."""
+        return sum(kept for kept, _ in self._timeline(checkpoint))
+
+    @property
+    def shared_bytes(self) -> int:
+        """What it keeps whatever the batch."""
+        return sum(cost.shared for cost in self._costs)
+
+    def network_bytes(self, checkpoint: bool = False) -> int:
+        """Most that the networks need of one sample at one moment, the solve left aside."""
+        done = most = 0
+        for kept, working in self._timeline(checkpoint):
+            done += kept
+            most = max(most, done + working)
+        return most
+
+    def peak_bytes(self, checkpoint: bool = False) -> int:
+        """Most that a sample needs at one moment of an optimiser step.
+
+        A solve takes place after the backbone. What it holds is freed before the loss, but for
+        the modes that need it, or another solve, in the backward pass.
+        """
+        network = self.network_bytes(checkpoint)
+        if self.update is None:
+            return network
+        before = list(self._timeline(checkpoint))[: 1 + len(self.backbone)]
+        solving = sum(kept for kept, _ in before) + self.update.free_peak + self.solver_bytes
+        held = self.solver_bytes if self._holds_solver else 0
+        return max(network + held, solving)
 
     def describe(self) -> str:
         """One line."""
+        size, flops = self.batch_size, self.batch_size * self.flops()
         return (
-            f"Plan: {self.parameters:,} parameters, {_bytes(self.weight_bytes)} for weights, "
-            f"gradients, optimiser and average, about {_bytes(self.activation_bytes)} for "
-            f"activations, {self.flops / 1e9:,.1f} GFLOP per optimiser step"
+            f"Plan: {self.num_parameters:,} parameters, {show_bytes(self.weight_bytes)} for "
+            f"weights, gradients, optimiser and average, about "
+            f"{show_bytes(self.shared_bytes + size * self.kept_bytes())} for activations, "
+            f"{flops / 1e9:,.1f} GFLOP per optimiser step"
+        )
+
+    @property
+    def _costs(self) -> list[Cost]:
+        update = [] if self.update is None else [self.update]
+        return [self.embed, *self.backbone, *update, self.head]
+
+    def _timeline(self, checkpoint: bool) -> Iterator[tuple[int, int]]:
+        """Bytes kept and, at the worst moment, needed besides, of each network in order."""
+        yield self.embed.kept, self.embed.working
+        for cost in self.backbone:
+            yield (cost.inputs, cost.peak) if checkpoint else (cost.kept, cost.working)
+        recorded = self.anatomy.calls(self.budget).recorded
+        update = (0, 0) if self.update is None else (self.update.kept, self.update.working)
+        yield recorded * update[0], update[1]
+        yield self.head.kept, self.head.working
+
+    @property
+    def _holds_solver(self) -> bool:
+        """Whether a solver's memory is needed in the backward pass."""
+        layer = self.anatomy.layer
+        return layer is not None and (
+            layer.backward_mode.needs_memory or isinstance(layer.backward_mode, Exact)
         )
 
 
-def plan(config: GridConfig) -> Plan:
+def plan(config: Plannable) -> Plan:
     """Estimate the cost of training.
-
-    The solver is assumed to use its whole budget of free steps. Its own states and verdicts,
-    and the loss, are left out: they are small beside the recorded updates.
 
     Args:
         config: The run.
+
+    Raises:
+        TypeError: The model is none that can be taken apart.
     """
     with torch.device("meta"):
-        model: Any = config.build()
-        x = torch.zeros(1, config.spec().num_cells, dtype=torch.long)
-        if isinstance(model, GridTransformer):
-            parts = [(1, _cost(lambda: model(x).logits, config))]
-            flops = parts[0][1].both
-        else:
-            free, recorded = config.steps_of_segment
-            state = pytree.tree_map(lambda leaf: leaf.detach().clone(), model.first_state(x))
-            injected = _injected(model, x).detach().requires_grad_()
-            update = _cost(lambda: model.solving.module(state, injected), config)
-            rest = _cost(lambda: (_injected(model, x), model.head(_answer(state))), config)
-            parts = [(recorded, update), (1, rest)]
-            # A solve of n steps calls its map once more, for the residual where it ends.
-            flops = (free + 1) * update.forward + recorded * update.both + rest.both
-    kept = sum(count * cost.kept for count, cost in parts)
-    parameters = sum(p.numel() for p in model.parameters())
+        model: nn.Module = config.build()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        anatomy = dissect(model)
+        one, two = (_measure(model, anatomy, config, batch) for batch in (1, 2))
+        optimizer_bytes = _optimizer_bytes(model, config)
+        state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
+        shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
+    embed, *inner, head = (_cost(a, b) for a, b in zip(one, two, strict=True))
+    blocks = len(anatomy.backbone)
+    layer = anatomy.layer
     return Plan(
-        parameters=parameters,
-        weight_bytes=BYTES_PER_PARAMETER * parameters,
-        activation_bytes=config.batch_size * kept,
-        flops=config.batch_size * flops,
+        unit=config.unit,
+        units_per_sample=config.units_per_sample,
+        batch_size=config.batch_size,
+        budget=config.train_steps,
+        parameters=anatomy.parameters(model),
+        optimizer_bytes=optimizer_bytes,
+        block_parameters=max(
+            (sum(p.numel() for p in block.parameters()) for block in anatomy.backbone), default=0
+        ),
+        solver_bytes=0 if layer is None else _solver_bytes(layer, shapes, config.train_steps),
+        embed=embed,
+        backbone=tuple(inner[:blocks]),
+        update=None if anatomy.update is None else inner[blocks],
+        head=head,
+        anatomy=anatomy,
     )
 
 
-def _injected(model: Any, x: Tensor) -> Tensor:
-    """What the map is given besides the state."""
-    return model.encoder(x) if hasattr(model, "encoder") else model.first_state(x)
+def _optimizer_bytes(model: nn.Module, config: Any) -> int:
+    """AdamW has two moments of every parameter, Muon one of those that are its own."""
+    count = 0
+    for optimizer in build_optimizers(model, config):
+        moments = 1 if isinstance(optimizer, torch.optim.Muon) else 2
+        for group in optimizer.param_groups:
+            count += moments * sum(p.nbytes for p in group["params"])
+    return count
 
 
-def _answer(state: Any) -> Tensor:
-    return pytree.tree_leaves(state)[0]
+def _solver_bytes(layer: Any, shapes: list[tuple[int, ...]], steps: int) -> int:
+    """Peak of a real solve, of a map that costs nothing, on small states; per sample."""
+    solver: FixedPointSolver = dataclasses.replace(layer.solver, rtol=0.0, atol=0.0)
+    entries = sum(torch.Size(shape[layer.batch_dims - 1 :]).numel() for shape in shapes)
+    rows = sum(torch.Size(shape).numel() for shape in shapes) // entries
+    few = min(entries, PROBE_ENTRIES)
+    generator = torch.Generator().manual_seed(0)
+    y0 = torch.randn(PROBE_ROWS, few, generator=generator)
+    with torch.no_grad(), PeakMemory() as live:
+        solver.iterate(lambda y, x: x - 0.5 * y, y0, (y0,), max_steps=steps)
+    # The map's own image and product are the network's, which has been measured.
+    per_row = live.peak / PROBE_ROWS - 2 * FLOAT32 * few
+    return max(0, round(rows * per_row * entries / few))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cost:
-    """Operations of a call, forward and with its backpropagation; bytes kept in between."""
+def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) -> list[Cost]:
+    """Costs of whole batches: embedding, blocks, update if there is one, head."""
+    owned = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    ids = torch.zeros(batch, config.length, dtype=torch.long)
 
-    forward: int
-    both: int
-    kept: int
+    def cost(call: Callable[..., Any], *inputs: Any, product: bool = False) -> Cost:
+        return _run(call, inputs, owned, config.autocast, product)
+
+    def loss(state: Any) -> tuple[Tensor, Tensor]:
+        logits = anatomy.head(state)
+        # The loop holds on to the logits until the step is over.
+        return answer_loss(logits, ids.expand(logits.shape[:-1]), config.loss), logits.detach()
+
+    costs = [cost(anatomy.embed, ids)]
+    with _autocast(config.autocast):
+        h = anatomy.embed(ids).detach().requires_grad_()
+    costs += [cost(block, h) for block in anatomy.backbone]
+    state = pytree.tree_map(lambda t: t.detach().clone().requires_grad_(), anatomy.start(h))
+    if anatomy.update is not None:
+        exact = anatomy.layer is not None and anatomy.calls(1).products > 0
+        costs.append(cost(anatomy.update, state, h, product=exact))
+    return [*costs, cost(loss, state)]
 
 
-def _cost(call: Callable[[], Any], config: GridConfig) -> _Cost:
+def _run(
+    call: Callable[..., Any], inputs: Any, owned: set[int], autocast: bool, product: bool
+) -> Cost:
+    """Call once without recording, and once with backpropagation."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = pytree.tree_leaves(call())
+    with torch.no_grad(), _autocast(autocast), PeakMemory() as free:
+        call(*inputs)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    with counter, PeakMemory() as live:
+        with _autocast(autocast), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            outputs = pytree.tree_leaves(call(*inputs))
         forward = counter.get_total_flops()
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    half = 2 if config.autocast else 1
-    return _Cost(forward, counter.get_total_flops(), sum(kept.values()) // half)
+        recorded = [output for output in outputs if output.requires_grad]
+        for output in outputs:
+            if not output.requires_grad:
+                keep(output)
+        torch.autograd.backward(recorded, [torch.ones_like(output) for output in recorded])
+    both = counter.get_total_flops()
+    return Cost(
+        forward=forward,
+        both=both,
+        product=_product(call, inputs, autocast) if product else 0,
+        inputs=sum(t.nbytes for t in pytree.tree_leaves(inputs)),
+        kept=sum(kept.values()),
+        peak=live.peak,
+        free_peak=free.peak,
+        shared=0,
+    )
 
 
-def _bytes(count: float) -> str:
+def _product(call: Callable[..., Any], inputs: Any, autocast: bool) -> int:
+    """Operations of a cotangent's way from the output back to the first input alone."""
+    with _autocast(autocast):
+        outputs = pytree.tree_leaves(call(*inputs))
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        cotangents = [torch.ones_like(output) for output in outputs]
+        torch.autograd.grad(outputs, pytree.tree_leaves(inputs[0]), cotangents)
+    return counter.get_total_flops()
+
+
+def _cost(one: Cost, two: Cost) -> Cost:
+    """Of a sample, from batches of one and two."""
+    names = [field.name for field in dataclasses.fields(Cost)]
+    grown = {name: getattr(two, name) - getattr(one, name) for name in names}
+    return Cost(**grown | {"shared": one.kept - grown["kept"]})
+
+
+def _autocast(enabled: bool) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def show_bytes(count: float) -> str:
+    """In a unit that suits it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}"

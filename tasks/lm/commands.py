@@ -125,6 +125,7 @@ class LanguageCommands(CommandLine):
             f"  {self.program} generate PROMPT...   go on with a text\n"
             f"  {self.program} internalise          what fewer solver steps cost\n"
             f"  {self.program} compare              models at equal size and budget, one table\n"
+            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
             f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n\n"
             "Each command's --help lists its flags.\n"
         )
@@ -137,6 +138,7 @@ class LanguageCommands(CommandLine):
             "generate": self.generate,
             "internalise": self.internalise,
             "compare": self.compare,
+            "plan": self.plan,
             "export": self.export,
         }
 
