@@ -120,12 +120,28 @@ class SquaredReLU(nn.Module):
 class Past(NamedTuple):
     """Keys and values of tokens that came before, and which of them are no padding.
 
-    Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding.
+    Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
+    last `room` of the P are unset: new tokens are written there instead of appended.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor | None = None
+    room: int = 0
+
+    def with_room(self, count: int) -> "Past":
+        """A copy with room for so many tokens, which many calls with others may fill in turn."""
+        keys, values = (F.pad(part, (0, 0, 0, count)) for part in (self.keys, self.values))
+        return Past(keys, values, self.valid, count)
+
+    def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
+        """With new tokens at the end."""
+        if not self.room:
+            whole = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+            return Past(*whole, valid)
+        self.keys[:, :, -self.room :] = keys
+        self.values[:, :, -self.room :] = values
+        return Past(self.keys, self.values, valid)
 
 
 class SelfAttention(nn.Module):
@@ -202,7 +218,7 @@ class SelfAttention(nn.Module):
         if past is None:
             q, k, v = self._project(h_BTD, None)
             return q, Past(k, v), None, True
-        T, known, valid = h_BTD.shape[1], past.keys.shape[2], past.valid
+        T, known, valid = h_BTD.shape[1], past.keys.shape[2] - past.room, past.valid
         order = torch.arange(known + T, device=h_BTD.device)
         if valid is None:
             position, mask = order[None, known:], order <= order[known:, None] if T > 1 else None
@@ -217,8 +233,7 @@ class SelfAttention(nn.Module):
                 mask = mask & (order <= order[known:, None]) | itself
             mask = mask[:, None]
         q, k, v = self._project(h_BTD, position)
-        longer = Past(torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2), valid)
-        return q, longer, mask, False
+        return q, past.followed_by(k, v, valid), mask, False
 
     def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
         """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""

@@ -292,9 +292,13 @@ class AttractorLM(nn.Module):
         """See `LanguageModel`."""
         backbone, refiner = self._parts()
         proposal, past = backbone.extend(self.vocabulary(ids), cache.backbone)
-        out = self.attractor.refine(proposal, *cache.refiner, max_steps=max_steps)
+        refined = cache.refiner
+        if not torch.is_grad_enabled():
+            # Appended once, not at every evaluation.
+            refined = tuple(before.with_room(ids.shape[1]) for before in refined)
+        out = self.attractor.refine(proposal, *refined, max_steps=max_steps)
         value = cast(Tensor, out.value)
-        longer = Cache(past, refiner.remember(value, proposal, cache.refiner))
+        longer = Cache(past, refiner.remember(value, proposal, refined))
         return self._decoded(out), longer
 
     def _decoded(self, out: AttractorOutput) -> LanguageOutput:
