@@ -61,7 +61,7 @@ class PreNormBlock(nn.Module):
 
     Args:
         mixer: Exchanges information between tokens, from the first to the last: has `extend`
-            and `empty_past`, as `SelfAttention` has.
+            and `empty_past`, and for `remember` that too, as `SelfAttention` has.
         width: D.
         expansion: Hidden width of the squared-ReLU MLP over D.
         gate: Upper bound of a learned factor per channel on both branches, which starts at
@@ -94,6 +94,10 @@ class PreNormBlock(nn.Module):
         h_BTD = h_BTD + self._gated(0, mixed)
         return h_BTD + self._gated(1, self.mlp(self.mlp_norm(h_BTD))), past
 
+    def remember(self, h_BTD: Tensor, past: Any) -> Any:
+        """The past that `extend` returns, without the block's output."""
+        return self.mixer.remember(self.mixer_norm(h_BTD), past)
+
     def _gated(self, branch: int, h: Tensor) -> Tensor:
         if self.raw_gates is None or self.gate is None:
             return h
@@ -116,12 +120,28 @@ class SquaredReLU(nn.Module):
 class Past(NamedTuple):
     """Keys and values of tokens that came before, and which of them are no padding.
 
-    Shapes (B, H, P, K), likewise, and (B, P), bool.
+    Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
+    last `room` of the P are unset: new tokens are written there instead of appended.
     """
 
     keys: Tensor
     values: Tensor
-    valid: Tensor
+    valid: Tensor | None = None
+    room: int = 0
+
+    def with_room(self, count: int) -> "Past":
+        """A copy with room for so many tokens, which many calls with others may fill in turn."""
+        keys, values = (F.pad(part, (0, 0, 0, count)) for part in (self.keys, self.values))
+        return Past(keys, values, self.valid, count)
+
+    def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
+        """With new tokens at the end."""
+        if not self.room:
+            whole = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+            return Past(*whole, valid)
+        self.keys[:, :, -self.room :] = keys
+        self.values[:, :, -self.room :] = values
+        return Past(self.keys, self.values, valid)
 
 
 class SelfAttention(nn.Module):
@@ -184,30 +204,42 @@ class SelfAttention(nn.Module):
         Returns:
             The output, and the past of the tokens to come.
         """
-        B, T, _ = h_BTD.shape
+        q, longer, mask, causal = self._look_back(h_BTD, past)
+        return self._attend(q, longer.keys, longer.values, mask, causal), longer
+
+    def remember(self, h_BTD: Float[Tensor, "B T D"], past: Past | None) -> Past:
+        """The past of the tokens to come, as from `extend`, without the output."""
+        return self._look_back(h_BTD, past)[1]
+
+    def _look_back(
+        self, h_BTD: Tensor, past: Past | None
+    ) -> tuple[Tensor, Past, Tensor | None, bool]:
+        """Queries, the longer past, which of it each query may see, and whether that is causal."""
         if past is None:
             q, k, v = self._project(h_BTD, None)
-            valid = torch.ones(B, T, dtype=torch.bool, device=h_BTD.device)
-            return self._attend(q, k, v, None, True), Past(k, v, valid)
-        known, valid = past.keys.shape[2], past.valid
-        all_valid = valid.shape[1] == known
-        if all_valid:
-            valid = F.pad(valid, (0, T), value=True)
-        position_BT = (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
-        q, k, v = self._project(h_BTD, position_BT)
-        k, v = torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2)
-        seen = valid[:, None]
-        if T > 1 or not all_valid:
-            order = torch.arange(known + T, device=h_BTD.device)
-            # Padding attends to itself, so that no row of the softmax is empty.
-            seen = seen & (order <= order[known:, None]) | (order == order[known:, None])
-        return self._attend(q, k, v, seen[:, None], False), Past(k, v, valid)
+            return q, Past(k, v), None, True
+        T, known, valid = h_BTD.shape[1], past.keys.shape[2] - past.room, past.valid
+        order = torch.arange(known + T, device=h_BTD.device)
+        if valid is None:
+            position, mask = order[None, known:], order <= order[known:, None] if T > 1 else None
+        else:
+            padded = valid.shape[1] > known
+            valid = valid if padded else F.pad(valid, (0, T), value=True)
+            position = (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+            mask = valid[:, None]
+            if T > 1 or padded:
+                # Padding attends to itself, so that no row of the softmax is empty.
+                itself = order == order[known:, None]
+                mask = mask & (order <= order[known:, None]) | itself
+            mask = mask[:, None]
+        q, k, v = self._project(h_BTD, position)
+        return q, past.followed_by(k, v, valid), mask, False
 
     def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
         """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
         weight = self.out.weight.detach()
         none = weight.new_empty(len(valid), self.num_heads, 0, len(weight) // self.num_heads)
-        return Past(none, none, valid)
+        return Past(none, none, None if bool(valid.all()) else valid)
 
     def _project(self, h_BTD: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
@@ -230,7 +262,7 @@ def rotate(x: Tensor, position: Tensor | None = None, base: float = 10_000.0) ->
 
     Args:
         x: Shape (..., B, H, T, K).
-        position: Shape (B, T); by default tokens are counted from 0.
+        position: Shape (B or 1, T); by default tokens are counted from 0.
         base: Of the wave lengths.
     """
     pairs = x.shape[-1] // 2

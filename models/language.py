@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
-from models.attractor import Attractor, Start
+from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import Past, PreNormBlock, SelfAttention
 from models.recurrent import Gru, Scan
 from solvers import FixedPointSolver
@@ -101,12 +101,14 @@ class LanguageOutput:
         logits: Shape (B, T, V), of the token that follows each.
         state: What they were read from, shape (B, T, D).
         solution: The evidence, per token; None for a model without a solve.
+        proposal: Where the solve started by default, shape (B, T, D); None likewise.
         halt: None: no halting head.
     """
 
     logits: Float[Tensor, "B T V"]
     state: Float[Tensor, "B T D"]
     solution: Solution | None
+    proposal: Float[Tensor, "B T D"] | None = None
     halt: None = None
 
 
@@ -177,15 +179,27 @@ class Stack(nn.Module):
 
     def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
         """As `forward`, for tokens that follow `past`, one per block."""
-        longer = []
-        for block, before in zip(self, past, strict=True):
-            h, after = block.extend(h, before)
-            longer.append(after)
-        return h, tuple(longer)
+        return _extend(self, h, past)
+
+    def remember(self, h: Tensor, past: Sequence[Any]) -> tuple[Any, ...]:
+        """The past that `extend` returns, without the output."""
+        *first, last = self
+        h, longer = _extend(first, h, past[:-1])
+        return (*longer, last.remember(h, past[-1]))
 
     def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
         """Nothing yet, for each block."""
         return tuple(block.mixer.empty_past(valid) for block in self)
+
+
+def _extend(
+    blocks: Iterable[PreNormBlock], h: Tensor, past: Sequence[Any]
+) -> tuple[Tensor, tuple[Any, ...]]:
+    longer = []
+    for block, before in zip(blocks, past, strict=True):
+        h, after = block.extend(h, before)
+        longer.append(after)
+    return h, tuple(longer)
 
 
 class Refiner(nn.Module):
@@ -206,7 +220,7 @@ class Refiner(nn.Module):
 
     def remember(self, y: Tensor, y0: Tensor, past: Sequence[Past]) -> tuple[Past, ...]:
         """The past of tokens to come, given that these have the state `y`."""
-        return self.blocks.extend(self._injected(y, y0), past)[1]
+        return self.blocks.remember(self._injected(y, y0), past)
 
     def _injected(self, y: Tensor, y0: Tensor) -> Tensor:
         if self.injection == "additive":
@@ -265,8 +279,7 @@ class AttractorLM(nn.Module):
         """Logits of every token; see `Attractor.forward` for the options."""
         embedded = self.vocabulary(ids)
         out = self.attractor(embedded, start=start, fresh=fresh, max_steps=max_steps)
-        value = cast(Tensor, out.value)
-        return LanguageOutput(self.vocabulary.decode(value), value, out.solution)
+        return self._decoded(out)
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
         """See `LanguageModel`."""
@@ -279,10 +292,18 @@ class AttractorLM(nn.Module):
         """See `LanguageModel`."""
         backbone, refiner = self._parts()
         proposal, past = backbone.extend(self.vocabulary(ids), cache.backbone)
-        out = self.attractor.refine(proposal, *cache.refiner, max_steps=max_steps)
+        refined = cache.refiner
+        if not torch.is_grad_enabled():
+            # Appended once, not at every evaluation.
+            refined = tuple(before.with_room(ids.shape[1]) for before in refined)
+        out = self.attractor.refine(proposal, *refined, max_steps=max_steps)
         value = cast(Tensor, out.value)
-        longer = Cache(past, refiner.remember(value, proposal, cache.refiner))
-        return LanguageOutput(self.vocabulary.decode(value), value, out.solution), longer
+        longer = Cache(past, refiner.remember(value, proposal, refined))
+        return self._decoded(out), longer
+
+    def _decoded(self, out: AttractorOutput) -> LanguageOutput:
+        value, proposal = cast(Tensor, out.value), cast(Tensor, out.proposal)
+        return LanguageOutput(self.vocabulary.decode(value), value, out.solution, proposal)
 
     def _parts(self) -> tuple[Stack, Refiner]:
         return cast(Stack, self.attractor.backbone), cast(Refiner, self.solving.module)

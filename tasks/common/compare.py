@@ -20,48 +20,33 @@ from tasks.common.checkpoint import Checkpoint
 from tasks.common.experiment import train
 from tasks.common.grid_config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.common.grid_task import GridTask
-from tasks.common.jobs import Job, check_jobs, search_and_repeat
+from tasks.common.jobs import Job, SearchOptions, search_and_repeat
 from tasks.common.measure import measure
 from tasks.common.runs import NAME, RUNS, load_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(SearchOptions):
     """Compare models of equal size, trained for equal time.
 
     Attributes:
         models: Which.
-        rates: Learning rates to choose from.
-        seeds: Runs per model with the chosen rate, the one of the search included.
-        minutes: Training time of a run; by default the preset's.
         test_puzzles: Held-out puzzles, half of them to choose with; by default the preset's.
         width: Width of the attractor, whose parameter count the others match; by default the
             preset's.
-        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
-        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
         compile: Compile the blocks of every model; see `train --help`.
-        out: Folder of the runs; by default one in `runs/` named by preset, time, width, puzzles,
-            threads and compilation: runs that differ in these are not compared.
     """
 
     models: tuple[ModelName, ...] = get_args(ModelName)
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    seeds: int = 3
-    minutes: float | None = None
     test_puzzles: int | None = None
     width: int | None = None
-    threads: int | None = None
-    jobs: int = 1
     compile: bool = False
-    out: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.models or not self.rates or self.seeds < 1:
-            raise ValueError(
-                "`models` and `rates` must not be empty and `seeds` must be at least 1, got "
-                f"{self.models}, {self.rates} and {self.seeds}."
-            )
-        check_jobs(self.jobs)
+        super().__post_init__()
+        if not self.models:
+            raise ValueError("`models` must not be empty: name those to compare.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +131,8 @@ def compare(
     Returns:
         The rows of the table, best first, as JSON values.
     """
-    changes = {
-        key: getattr(options, key)
-        for key in ("minutes", "test_puzzles", "width", "threads", "compile")
-        if getattr(options, key) is not None
-    }
-    if options.jobs > 1:
-        changes.setdefault("threads", 1)
-    base = dataclasses.replace(base, **changes)
+    names = ("minutes", "test_puzzles", "width", "threads", "compile")
+    base = options.applied(base, names)
     label = f"{name}-{base.minutes:g}min-width{base.width}-{base.test_puzzles}puzzles"
     if base.threads is not None:
         label += f"-{base.threads}threads"
@@ -162,7 +141,7 @@ def compare(
     folder = options.out or RUNS / task.name / "compare" / label
     runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
     task.load(base)  # made once, before several processes look for them
-    best = search_and_repeat(runs, options.rates, options.seeds, options.jobs)
+    best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -row["exact_accuracy"])
     table = {"task": task.name, "preset": name, "minutes": base.minutes, "rows": rows}

@@ -55,26 +55,53 @@ class Job(ABC):
         return dataclasses.replace(job, config=config)
 
 
-def check_jobs(jobs: int) -> None:
-    """Raise a ValueError unless so many jobs can have a core each."""
-    cores = multiprocessing.cpu_count()
-    if not 1 <= jobs <= cores:
-        raise ValueError(
-            f"`jobs` must lie in 1..{cores}, the cores of this machine, got {jobs}. Runs "
-            "that share a core do not have equal time."
-        )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What every comparison lets its user choose.
+
+    Attributes:
+        rates: Learning rates to choose from.
+        seeds: Runs per model with the chosen rate, the one of the search included.
+        minutes: Training time of a run; by default the preset's.
+        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
+        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
+        out: Folder of the runs; by default one in `runs/` named by all that makes runs differ.
+    """
+
+    rates: tuple[float, ...]
+    seeds: int = 3
+    minutes: float | None = None
+    threads: int | None = None
+    jobs: int = 1
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rates or self.seeds < 1:
+            raise ValueError(
+                "`rates` must not be empty and `seeds` must be at least 1, got "
+                f"{self.rates} and {self.seeds}."
+            )
+        cores = multiprocessing.cpu_count()
+        if not 1 <= self.jobs <= cores:
+            raise ValueError(
+                f"`jobs` must lie in 1..{cores}, the cores of this machine, got {self.jobs}. Runs "
+                "that share a core do not have equal time."
+            )
+
+    def applied(self, base: Any, names: Sequence[str]) -> Any:
+        """The configuration with those of the options that were given."""
+        changes = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        if self.jobs > 1:
+            changes.setdefault("threads", 1)
+        return dataclasses.replace(base, **changes)
 
 
-def search_and_repeat(
-    jobs: Sequence[Job], rates: Sequence[float], seeds: int, at_once: int
-) -> list[float]:
+def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float]:
     """Try every rate with one seed, then more seeds with the best one of each job.
 
     Args:
         jobs: What to compare.
-        rates: Learning rates to choose from.
-        seeds: Runs per job with the chosen rate, the one of the search included.
-        at_once: Runs at a time.
+        options: Rates, seeds, and how many runs at a time.
 
     Returns:
         The chosen rates.
@@ -82,10 +109,12 @@ def search_and_repeat(
     Raises:
         Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
     """
-    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], at_once)
+    rates, seeds = options.rates, options.seeds
+    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options.jobs)
     best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
     chosen = zip(jobs, best, strict=True)
-    _finish_all([job.repeated(r, seed) for job, r in chosen for seed in range(1, seeds)], at_once)
+    more = [job.repeated(rate, seed) for job, rate in chosen for seed in range(1, seeds)]
+    _finish_all(more, options.jobs)
     return best
 
 

@@ -1,8 +1,10 @@
 """Pictures of training and of solver steps; knows no task. Every file is written atomically."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,14 +15,50 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 DPI = 150
 
 
-def plot_learning(history: Sequence[dict[str, float]], path: Path) -> Path:
-    """Loss, accuracies and residual of training against minutes, one panel each.
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of `plot_learning`.
+
+    Attributes:
+        label: Of its vertical axis.
+        curves: Key of a row of the log to the curve's name; keys test_* are marked, held out.
+        percent: The values are shares in [0, 1], drawn in %.
+        log: On a logarithmic axis, where a value is above 0.
+    """
+
+    label: str
+    curves: Mapping[str, str]
+    percent: bool = False
+    log: bool = False
+
+
+GRID_PANELS = (
+    Panel("loss (nats per cell)", {"loss": "training batch"}, log=True),
+    Panel(
+        "accuracy (%)",
+        {
+            "cell_accuracy": "cells right, training batch",
+            "exact_accuracy": "all right, training batch",
+            "test_exact": "all right, held-out",
+        },
+        percent=True,
+    ),
+    Panel(
+        "median residual\nrms of f(y) \N{MINUS SIGN} y", {"residual": "training batch"}, log=True
+    ),
+)
+
+
+def plot_learning(
+    history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel] = GRID_PANELS
+) -> Path:
+    """Figures of training against minutes, one panel below the other.
 
     Args:
-        history: Rows with `minutes` and any of `loss` (nats per cell), `cell_accuracy`,
-            `exact_accuracy`, `test_exact` (shares in [0, 1], drawn in %) and `residual`. A
-            curve connects the rows that have its key; a panel without any says so.
+        history: Rows with `minutes` and any of the panels' keys. A curve connects the rows
+            that have its key; a panel without any says so.
         path: The PNG, in a folder that exists.
+        panels: What to draw.
 
     Returns:
         `path`.
@@ -28,28 +66,27 @@ def plot_learning(history: Sequence[dict[str, float]], path: Path) -> Path:
     Raises:
         OSError: The file cannot be written.
     """
-    figure = Figure(figsize=(7, 7.5), layout="constrained")
-    loss, accuracy, residual = figure.subplots(3, 1, sharex=True)
-    _curve(loss, history, "loss", "training batch")
-    loss.set_ylabel("loss (nats per cell)")
-    _log_scale(loss)
-    _curve(accuracy, history, "cell_accuracy", "cells right, training batch", scale=100)
-    _curve(accuracy, history, "exact_accuracy", "all right, training batch", ORANGE, scale=100)
-    _curve(accuracy, history, "test_exact", "all right, held-out", GREEN, scale=100, marker="o")
-    accuracy.set(ylabel="accuracy (%)", ylim=(-3, 103))
-    _curve(residual, history, "residual", "training batch")
-    residual.set_ylabel("median residual\nrms of f(y) \N{MINUS SIGN} y")
-    _log_scale(residual)
-    residual.set_xlabel("training time (minutes)")
-    for axes in (loss, accuracy, residual):
+    figure = Figure(figsize=(7, 2.5 * len(panels)), layout="constrained")
+    every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+    for axes, panel in zip(every[:, 0], panels, strict=True):
+        for (key, name), color in zip(panel.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+            held_out = key.startswith("test_")
+            scale = 100 if panel.percent else 1
+            _curve(axes, history, key, name, color, scale=scale, marker="o" if held_out else "")
+        axes.set_ylabel(panel.label)
+        if panel.percent:
+            axes.set_ylim(-3, 103)
+        if panel.log:
+            _log_scale(axes)
         _tidy(axes)
         axes.spines["right"].set_visible(False)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
             axes.set_yticks([], minor=False)
             axes.set_yticks([], minor=True)
-    if accuracy.lines:
-        accuracy.legend(frameon=False, fontsize=9)
+        elif len(panel.curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    every[-1, 0].set_xlabel("training time (minutes)")
     figure.align_ylabels()
     return save_png(figure, path)
 

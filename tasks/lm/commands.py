@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from implicit.plots import plot_trajectory
 from models import AttractorLM
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.command_line import CommandLine, print_json, take
 from tasks.common.device import choose_device
+from tasks.common.plots import plot_learning
 from tasks.common.report import print_table
 from tasks.common.runs import export, load_average, newest_checkpoint, read_config
 from tasks.common.train import Interrupted
@@ -21,8 +23,9 @@ from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
 from tasks.lm.data import load_corpus, measure
 from tasks.lm.experiment import print_figures, run_experiment
 from tasks.lm.generate import Sampling, generate
-from tasks.lm.internalise import plot_budgets, study
+from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
+from tasks.lm.pictures import PANELS, plot_budgets
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
 
 
@@ -190,7 +193,7 @@ class LanguageCommands(CommandLine):
         converged, advice = found["converged"], found["advice"]
         rows |= {
             f"converged, {converged['mean_steps']:.1f} steps": f"{converged['loss']:.4f}",
-            "distance of the proposal, |y0 - y*| / |y*|": f"{found['distance']:.3f}",
+            "distance of the proposal, |y0 - y*| / |y*|": f"{converged['distance']:.3f}",
             "spectral radius at y*": f"{found['spectral_radius']:.2f}",
         }
         print_table(str(path), rows)
@@ -203,7 +206,12 @@ class LanguageCommands(CommandLine):
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
-            print(f"Drawn: {plot_budgets(found['by_budget'], options.draw / 'budgets.png')}")
+            plot_budgets(found["by_budget"], options.draw / "budgets.png")
+            history = Checkpoint.load(path).meta["history"]
+            plot_learning(history, options.draw / "training.png", PANELS)
+            moves, token = solve_trace(model, corpus, config)
+            plot_trajectory(moves, options.draw / "trajectory.png", token)
+            print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
         print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
         return 0
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from models import AttractorLM
 from models.language import Mixer
 from tasks.common.checkpoint import Checkpoint
-from tasks.common.jobs import Job, check_jobs, search_and_repeat
+from tasks.common.jobs import Job, SearchOptions, search_and_repeat
 from tasks.common.runs import NAME, RUNS, load_average
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.data import Corpus, measure
@@ -26,38 +26,27 @@ from tasks.lm.experiment import train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(SearchOptions):
     """Compare language models of equal size, trained on equally many tokens or for equal time.
 
     Attributes:
         models: Which.
         mixers: Backbones that each of them is given.
-        rates: Learning rates to choose from.
-        seeds: Runs per model with the chosen rate, the one of the search included.
+        ablations: Attractors that differ in one option, as in `injection=concat start=zeros`;
+            each is a row of its own.
         steps: Optimiser steps of a run: equal tokens. By default `minutes` decide.
-        minutes: Training time of a run; by default the preset's.
-        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
-        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
-        out: Folder of the runs; by default one in `runs/` named by preset, budget and threads.
     """
 
     models: tuple[ModelName, ...] = get_args(ModelName)
     mixers: tuple[Mixer, ...] = ("attention",)
+    ablations: tuple[str, ...] = ()
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
-    seeds: int = 3
     steps: int | None = None
-    minutes: float | None = None
-    threads: int | None = None
-    jobs: int = 1
-    out: Path | None = None
 
     def __post_init__(self) -> None:
-        if not (self.models and self.mixers and self.rates) or self.seeds < 1:
-            raise ValueError(
-                "`models`, `mixers` and `rates` must not be empty, `seeds` be at least 1: got "
-                f"{self.models}, {self.mixers}, {self.rates} and {self.seeds}."
-            )
-        check_jobs(self.jobs)
+        super().__post_init__()
+        if not ((self.models and self.mixers) or self.ablations):
+            raise ValueError("Nothing to compare: give `models` and `mixers`, or `ablations`.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +56,15 @@ class _Run(Job):
     preset: str
     config: LanguageConfig
     folder: Path
+    change: str = ""
 
     @property
     def label(self) -> str:
         """What is compared."""
-        mixer = self.config.mixer
-        return self.config.model + (f"-{mixer}" if mixer != "attention" else "")
+        parts = [self.config.model, self.change]
+        if self.config.mixer != "attention" and not self.change:
+            parts.append(self.config.mixer)
+        return "-".join(filter(None, parts))
 
     @property
     def place(self) -> Path:
@@ -117,6 +109,23 @@ def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageC
     return min(sized, key=lambda candidate: abs(_parameters(candidate) - wanted))
 
 
+def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
+    """An Attractor that differs in one option, given as "name=value".
+
+    Raises:
+        ValueError: No such option, or no such value of it.
+    """
+    config = dataclasses.replace(base, model="attractor")
+    name, _, value = text.partition("=")
+    known = [f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), str)]
+    if name not in known or not value:
+        raise ValueError(
+            f"`ablations` takes name=value with one of the options {', '.join(known)}, got "
+            f"{text!r}."
+        )
+    return dataclasses.replace(config, **{name: value})
+
+
 def _parameters(config: LanguageConfig) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in config.build().parameters())
@@ -133,14 +142,7 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
     Returns:
         The rows of the table, best first, as JSON values.
     """
-    changes = {
-        key: getattr(options, key)
-        for key in ("steps", "minutes", "threads")
-        if getattr(options, key) is not None
-    }
-    if options.jobs > 1:
-        changes.setdefault("threads", 1)
-    base = dataclasses.replace(base, **changes)
+    base = options.applied(base, ("steps", "minutes", "threads"))
     budget = f"{base.minutes:g}min" if base.steps is None else f"{base.steps}steps"
     label = f"{name}-{budget}" + (f"-{base.threads}threads" if base.threads else "")
     folder = options.out or RUNS / "lm" / "compare" / label
@@ -149,7 +151,8 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
         for model in options.models
         for mixer in options.mixers
     ]
-    best = search_and_repeat(runs, options.rates, options.seeds, options.jobs)
+    runs += [_Run(name, ablated(base, text), folder, text) for text in options.ablations]
+    best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: row["bits_per_byte"])
     table = {"task": "lm", "preset": name, "budget": budget, "rows": rows}

@@ -169,11 +169,52 @@ class LanguageConfig(TrainConfig):
         return mode
 
 
+def _published(width: int, heads: int, blocks: int, billions: float) -> LanguageConfig:
+    """A published recipe and size: arXiv:2605.12466, sec. 4 and app.
+
+    The paper gives width, heads and depth of the smallest one alone. The others widen by 512
+    and deepen until they have the parameters of their name, and see as many tokens for each.
+    The learning rate is ours, and was not tuned at these sizes.
+
+    Args:
+        width: Numbers per token.
+        heads: Of 128 numbers each.
+        blocks: Of the backbone.
+        billions: Of tokens to train on.
+    """
+    batch, context = 256, 2048
+    return LanguageConfig(
+        vocabulary=32_768,
+        context=context,
+        width=width,
+        num_heads=heads,
+        backbone_blocks=blocks,
+        batch_size=batch,
+        steps=round(billions * 1e9 / (batch * context)),
+        learning_rate=2e-3,
+        warmup=1,
+        free_steps=64,
+        averaging=0.99,
+        max_bytes=200_000_000,
+        eval_tokens=10_485_760,
+        autocast=True,
+        compile=True,
+    )
+
+
 PRESETS: dict[str, LanguageConfig] = {
     "tiny": LanguageConfig(
         minutes=0.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=257,
         context=64, max_bytes=1_000_000, eval_tokens=8192,
     ),
+    "mini": LanguageConfig(
+        minutes=2.0, threads=1, width=96, num_heads=4, backbone_blocks=2, vocabulary=512,
+        context=128,
+    ),
     "small": LanguageConfig(),
+    "140m": _published(1024, 8, 7, 11.2),
+    "370m": _published(1536, 12, 10, 29.6),
+    "770m": _published(2048, 16, 13, 61.6),
+    "1.3b": _published(2560, 20, 15, 104.0),
 }  # fmt: skip
 DEFAULT_PRESET = "small"

@@ -85,9 +85,11 @@ class Batches:
         return rows[:, :-1], rows[:, 1:]
 
     def look(self, model: LanguageModel) -> dict[str, float]:
-        """Bits per byte of the first held-out tokens."""
+        """Bits per byte of the first held-out tokens, and how far the solver had to go."""
         found = measure(model, self.corpus, self.config, limit=LOOK_TOKENS)
-        return {"test_bits": found["bits_per_byte"]}
+        names = {"bits_per_byte": "test_bits", "mean_steps": "test_steps"}
+        names["distance"] = "test_distance"
+        return {shown: found[name] for name, shown in names.items() if name in found}
 
     def figures(self, right: Tensor) -> dict[str, float]:
         """How often the next token was the likeliest one."""
@@ -111,7 +113,7 @@ def measure(
     Returns:
         `loss` (nats per token), `perplexity`, `bits_per_byte` (ends of text cost bits, and are
         no bytes), `tokens`, and where a solver ran `converged`, `mean_steps`,
-        `median_residual` (relative to the state).
+        `median_residual` (relative to the state) and `distance` (mean of |y0 - y*| / |y*|).
     """
     was_training = model.training
     model.eval()
@@ -121,7 +123,7 @@ def measure(
     windows = max(windows, 1)
     used = corpus.held_out[: windows * context + 1]
     x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
-    nats, solutions, scales = 0.0, [], []
+    nats, solutions, scales, distances = 0.0, [], [], []
     for at in range(0, windows, config.batch_size):
         rows = slice(at, at + config.batch_size)
         out = model(x[rows].to(device), max_steps=max_steps)
@@ -129,7 +131,9 @@ def measure(
         nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()
         if out.solution is not None and out.solution.num_evals:
             solutions.append(out.solution)
-            scales.append(out.state.float().square().mean(-1).sqrt())
+            state, proposal = out.state.float(), out.proposal.float()
+            scales.append(state.square().mean(-1).sqrt())
+            distances.append((proposal - state).norm(dim=-1) / state.norm(dim=-1))
     model.train(was_training)
     tokens = windows * context
     num_bytes = len(corpus.tokenizer.decode(used[1:].tolist()).encode())
@@ -148,5 +152,6 @@ def measure(
             "converged": converged.float().mean().item(),
             "mean_steps": steps.float().mean().item(),
             "median_residual": (residual / scale).median().item(),
+            "distance": torch.cat([d.flatten() for d in distances]).mean().item(),
         }
     return figures

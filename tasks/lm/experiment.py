@@ -16,7 +16,8 @@ from tasks.common.train import Interrupted, Trainer
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus, load_corpus, measure
 from tasks.lm.generate import Sampling, generate
-from tasks.lm.internalise import BUDGETS, by_budget, plot_budgets
+from tasks.lm.internalise import BUDGETS, by_budget
+from tasks.lm.pictures import PANELS, plot_budgets
 from tasks.lm.tokenizer import END
 
 SAMPLE_TOKENS = 120
@@ -46,7 +47,7 @@ def run_experiment(
         model = config.build().to(trainer.device)
         load_average(model, Checkpoint.load(trainer.path), trainer.path)
         figures = _evaluate(model.eval(), corpus, config, folder)
-        plot_learning(trainer.history, folder / "learning.png")
+        plot_learning(trainer.history, folder / "learning.png", PANELS)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None
     result |= {
@@ -132,6 +133,7 @@ def print_figures(title: str, figures: dict[str, Any]) -> None:
             "tokens converged": f"{figures['converged']:.1%}",
             "solver steps": f"{figures['mean_steps']:.1f}",
             "median relative residual": f"{figures['median_residual']:.1e}",
+            "distance of the proposal, |y0 - y*| / |y*|": f"{figures['distance']:.3f}",
         }
     if "passages" in figures:
         rows |= {

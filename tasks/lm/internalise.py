@@ -6,15 +6,13 @@ the loss of a trained model is nearly that of its equilibrium, and the steps can
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from implicit import spectral_radius
 from models import AttractorLM
-from tasks.common.plots import BLUE, ORANGE, save_png
+from solvers import Trace, trace
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 
@@ -54,43 +52,40 @@ def recommend(rows: Sequence[dict[str, Any]], converged: dict[str, Any]) -> dict
 def study(
     model: AttractorLM, corpus: Corpus, config: LanguageConfig, limit: int | None = None
 ) -> dict[str, Any]:
-    """Loss by budget, distance of the proposal, spectral radius, and what to make of them.
+    """Loss by budget, spectral radius of the refiner, and what to make of them.
 
     Returns:
-        `converged` (see `data.measure`), `by_budget`, `distance` (mean of |y0 - y*| / |y*| over
-        tokens), `spectral_radius` (of the refiner at y*, mean over sequences) and `advice`.
+        `converged` (see `data.measure`; among others the distance of the proposal),
+        `by_budget`, `spectral_radius` (of the refiner at y*, mean over sequences) and `advice`.
     """
     converged = measure(model, corpus, config, limit=limit)
     rows = by_budget(model, corpus, config, BUDGETS, limit)
-    device = next(model.parameters()).device
-    x = corpus.held_out[: 4 * config.context].view(4, -1).to(device)
+    windows = max(min(4, len(corpus.held_out) // config.context), 1)
+    x = corpus.held_out[: windows * config.context].view(windows, -1)
     with torch.no_grad():
-        out = model.attractor(model.vocabulary(x))
-    proposal, value = out.proposal.detach(), out.value.detach()
-    distance = (proposal - value).norm(dim=-1) / value.norm(dim=-1)
+        out = model(x.to(next(model.parameters()).device))
+    assert out.proposal is not None
+    proposal, value = out.proposal.detach(), out.state.detach()
     radius = spectral_radius(model.solving.module, value, proposal).radius
     return {
         "converged": converged,
         "by_budget": rows,
-        "distance": distance.mean().item(),
         "spectral_radius": radius.mean().item(),
         "advice": recommend(rows, converged),
     }
 
 
-def plot_budgets(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Loss, and on a second axis the residual, against the budget of solver steps."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    left = figure.subplots()
-    steps = [row["max_steps"] for row in rows]
-    left.plot(steps, [row["loss"] for row in rows], "o-", color=BLUE)
-    left.set(xlabel="solver steps at most", ylabel="held-out loss (nats per token)")
-    left.set_xscale("symlog", base=2, linthresh=1)
-    left.set_xticks(steps, map(str, steps))
-    left.yaxis.label.set_color(BLUE)
-    right = left.twinx()
-    measured = [(row["max_steps"], row["median_residual"]) for row in rows if row["max_steps"]]
-    right.plot(*zip(*measured, strict=True), "s--", color=ORANGE)
-    right.set_yscale("log")
-    right.set_ylabel("median relative residual", color=ORANGE)
-    return save_png(figure, path)
+@torch.no_grad()
+def solve_trace(model: AttractorLM, corpus: Corpus, config: LanguageConfig) -> tuple[Trace, int]:
+    """How the solver moved the tokens of the first held-out window.
+
+    Returns:
+        The trace, with its states, and the number of the token that took most steps.
+    """
+    x = corpus.held_out[None, : config.context].to(next(model.parameters()).device)
+    proposal = model.attractor.backbone(model.vocabulary(x))
+    found = trace(
+        model.solving.module, proposal, proposal, solver=model.solving.solver,
+        max_steps=max(config.eval_steps, 1), batch_dims=2, keep_states=True,
+    )  # fmt: skip
+    return found, int(found.solution.num_steps.argmax())

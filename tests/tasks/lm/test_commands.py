@@ -71,7 +71,9 @@ def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "of the refiner's work" in out
     found = json.loads(out.splitlines()[-1])["internalise"]
     assert found["spectral_radius"] > 0
-    assert (tmp_path / "pictures" / "budgets.png").stat().st_size > 0
+    assert 0 < found["converged"]["distance"] < 10
+    for name in ("budgets", "training", "trajectory"):
+        assert (tmp_path / "pictures" / f"{name}.png").stat().st_size > 0
     assert main(["eval", "--checkpoint", str(exported), "--limit", "512"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     budget = found["advice"]["max_steps"]
@@ -105,15 +107,19 @@ def test_compare_repeats_nothing_and_matches_sizes(
     small = {"width": 16, "num_heads": 2, "max_bytes": 100_000, "eval_tokens": 256}
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], **small))
     arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
+    arguments += ["--ablations", "start=zeros"]
     arguments += ["--rates", "1e-3", "8e-3", "--seeds", "2", "--steps", "3", "--out", "runs"]
     assert main(arguments) == 0
     rows = json.loads(Path("runs/table.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"attractor", "transformer"}
-    assert rows[0]["bits_per_byte"] <= rows[1]["bits_per_byte"]
-    one, other = (row["parameters"] for row in rows)
-    assert one == pytest.approx(other, rel=0.05)
+    bits = [row["bits_per_byte"] for row in rows]
+    assert bits == sorted(bits)
+    parameters = {row["model"]: row["parameters"] for row in rows}
+    assert set(parameters) == {"attractor", "transformer", "attractor-start=zeros"}
+    assert parameters["transformer"] == pytest.approx(parameters["attractor"], rel=0.05)
+    config = json.loads(next(Path("runs").glob("*zeros*/compare.json")).read_text())["config"]
+    assert (config["start"], config["model"]) == ("zeros", "attractor")
     runs = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/compare.json")}
-    assert len(runs) == 6
+    assert len(runs) == 9
     assert main(arguments) == 0
     assert {p: p.stat().st_mtime_ns for p in Path("runs").glob("*/compare.json")} == runs
     assert "tiny, 3steps each" in capsys.readouterr().out
@@ -132,6 +138,9 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["--text", "nowhere"], "There is no text at"),
     (["--vocabulary", "100"], "at least 257"),
     (["eval", "--depth", "-1"], "at least 0"),
+    (["compare", "--ablations", "depth=3"], "one of the options"),
+    (["compare", "--ablations", "injection=none"], "must be one of"),
+    (["compare", "--ablations", "backward=backprop"], "Unknown backward"),
     (["eval"], "No checkpoint of a language model"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
