@@ -19,6 +19,7 @@ from models import (
     Reasoner,
     TransformerLM,
 )
+from models.language import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +108,19 @@ def dissect(model: nn.Module) -> Anatomy:
 
 
 def _language(model: AttractorLM | TransformerLM | ParcaeLM) -> Anatomy:
-    backbone: Iterable[nn.Module]
-    update, layer, loops, refiner = None, None, 0, []
+    update, layer, loops = None, None, 0
+    refiner: list[nn.Module] = []
     match model:
         case AttractorLM():
-            backbone, layer = model.attractor.backbone, model.solving  # type: ignore[assignment]
+            blocks, layer = _blocks(model.attractor.backbone), model.solving
             update, refiner = layer.module, [layer.module]
         case ParcaeLM():
-            backbone = [*model.prelude, *model.coda]
+            blocks = [*_blocks(model.prelude), *_blocks(model.coda)]
             update, loops, refiner = model.loop, model.recorded, [model.blocks]
         case TransformerLM():
-            backbone = model.blocks
+            blocks = _blocks(model.blocks)
     words = model.vocabulary
     head = [words.norm, *([] if words.head is None else [words.head])]
-    blocks = list(backbone)
     return Anatomy(
         embed=words,
         backbone=blocks,
@@ -135,11 +135,9 @@ def _language(model: AttractorLM | TransformerLM | ParcaeLM) -> Anatomy:
 
 def _grid(model: GridAttractor | GridTransformer | Reasoner) -> Anatomy:
     layer = None if isinstance(model, GridTransformer) else model.solving
-    start: Callable[[Tensor], Any] = lambda h: h  # noqa: E731
     match model:
         case Reasoner():
             embed, blocks = model.encoder, []
-            start = lambda h: (h, h)  # noqa: E731
         case GridAttractor():
             embed, blocks = _halves(model.attractor.backbone)
         case GridTransformer():
@@ -152,12 +150,17 @@ def _grid(model: GridAttractor | GridTransformer | Reasoner) -> Anatomy:
         embed=embed,
         backbone=blocks,
         update=None if layer is None else layer.module,
-        start=start,
-        head=lambda state: model.head(state[0] if isinstance(state, tuple) else state),
+        start=lambda h: (h, h) if isinstance(model, Reasoner) else h,
+        head=lambda state: model.head(state[0] if isinstance(model, Reasoner) else state),
         layer=layer,
         loops=0,
         parts={"embedding": [embed], "backbone": blocks, "refiner": refiner, "head": head},
     )
+
+
+def _blocks(stack: nn.Module) -> list[nn.Module]:
+    """What a stack is made of; a network that is none of ours is one block."""
+    return list(stack) if isinstance(stack, Stack) else [stack]
 
 
 def _halves(body: Any) -> tuple[nn.Module, list[nn.Module]]:

@@ -1,8 +1,8 @@
 """What a run will cost, found with fake tensors: nothing of the model is allocated.
 
 Each network of a model is called on tensors that have a shape and no data, and torch's own
-counters tell its floating point operations and what backpropagation keeps, at batches of one and
-of two samples: what grows between them is the cost of a sample, the rest is shared.
+counters tell its floating point operations and what backpropagation keeps, at batches of two and
+of three samples: what grows between them is the cost of a sample, the rest is shared.
 """
 
 import contextlib
@@ -267,11 +267,12 @@ def plan(config: Plannable) -> Plan:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         anatomy = dissect(model)
-        one, two = (_measure(model, anatomy, config, batch) for batch in (1, 2))
+        # A batch of one would not do: where another one is copied, it may be only viewed.
+        two, three = (_measure(model, anatomy, config, batch) for batch in (2, 3))
         optimizer_bytes = _optimizer_bytes(model, config)
         state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
         shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
-    embed, *inner, head = (_cost(a, b) for a, b in zip(one, two, strict=True))
+    embed, *inner, head = (_cost(a, b) for a, b in zip(two, three, strict=True))
     blocks = len(anatomy.backbone)
     layer = anatomy.layer
     return Plan(
@@ -321,10 +322,19 @@ def _solver_bytes(layer: Any, shapes: list[tuple[int, ...]], steps: int) -> int:
 def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) -> list[Cost]:
     """Costs of whole batches: embedding, blocks, update if there is one, head."""
     owned = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    known: dict[Any, Cost] = {}
     ids = torch.zeros(batch, config.length, dtype=torch.long)
 
     def cost(call: Callable[..., Any], *inputs: Any, product: bool = False) -> Cost:
+        model.zero_grad()
         return _run(call, inputs, owned, config.autocast, product)
+
+    def cost_of_block(block: nn.Module, h: Tensor) -> Cost:
+        """Those of one make cost the same."""
+        make = type(block), *((name, p.shape) for name, p in block.named_parameters())
+        if make not in known:
+            known[make] = cost(block, h)
+        return known[make]
 
     def loss(state: Any) -> tuple[Tensor, Tensor]:
         logits = anatomy.head(state)
@@ -334,7 +344,7 @@ def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) 
     costs = [cost(anatomy.embed, ids)]
     with _autocast(config.autocast):
         h = anatomy.embed(ids).detach().requires_grad_()
-    costs += [cost(block, h) for block in anatomy.backbone]
+    costs += [cost_of_block(block, h) for block in anatomy.backbone]
     state = pytree.tree_map(lambda t: t.detach().clone().requires_grad_(), anatomy.start(h))
     if anatomy.update is not None:
         exact = anatomy.layer is not None and anatomy.calls(1).products > 0
@@ -389,11 +399,11 @@ def _product(call: Callable[..., Any], inputs: Any, autocast: bool) -> int:
     return counter.get_total_flops()
 
 
-def _cost(one: Cost, two: Cost) -> Cost:
-    """Of a sample, from batches of one and two."""
+def _cost(two: Cost, three: Cost) -> Cost:
+    """Of a sample, from batches of two and three."""
     names = [field.name for field in dataclasses.fields(Cost)]
-    grown = {name: getattr(two, name) - getattr(one, name) for name in names}
-    return Cost(**grown | {"shared": one.kept - grown["kept"]})
+    grown = {name: getattr(three, name) - getattr(two, name) for name in names}
+    return Cost(**grown | {"shared": two.kept - 2 * grown["kept"]})
 
 
 def _autocast(enabled: bool) -> contextlib.AbstractContextManager[Any]:
