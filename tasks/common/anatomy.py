@@ -29,11 +29,13 @@ class Calls:
     Attributes:
         free: Calls that record nothing.
         recorded: Calls that are backpropagated through.
+        kept: Calls of which backpropagation keeps what it needs, at the same time.
         products: Products with the transpose of the map's Jacobian, besides.
     """
 
     free: int
     recorded: int
+    kept: int
     products: int = 0
 
 
@@ -70,26 +72,27 @@ class Anatomy:
     def calls(self, steps: int) -> Calls:
         """Of a step whose solve makes `steps` updates, and so evaluates its map once more."""
         if self.update is None:
-            return Calls(0, 0)
+            return Calls(0, 0, 0)
         if self.layer is None:
             recorded = min(steps, self.loops)
-            return Calls(steps - recorded, recorded)
+            return Calls(steps - recorded, recorded, recorded)
         return _calls_of(self.layer.backward_mode, steps)
 
 
 def _calls_of(mode: BackwardMode, steps: int) -> Calls:
     match mode:
         case Unrolled():
-            return Calls(1, steps)
+            # The last evaluation is recorded as well, and leads nowhere.
+            return Calls(1, steps, steps + 1)
         case Phantom():
-            return Calls(steps + 1, mode.steps)
+            return Calls(steps + 1, mode.steps, mode.steps)
         case Neumann():
-            return Calls(steps + 1, 1, mode.terms)
+            return Calls(steps + 1, 1, 1, mode.terms)
         case Exact():
-            # Two calls are recorded, and one more at the end of the backward pass; the adjoint
-            # solve is taken to be as long as the forward one.
-            return Calls(steps + 2, 2, steps + 2)
-    return Calls(steps + 1, 1)
+            # Two calls are recorded, but the cotangent of one is zero. The adjoint solve is taken
+            # to be as long as the forward one; one product more makes second derivatives right.
+            return Calls(steps + 2, 1, 2, steps + 2)
+    return Calls(steps + 1, 1, 1)
 
 
 def dissect(model: nn.Module) -> Anatomy:
@@ -113,10 +116,12 @@ def _language(model: AttractorLM | TransformerLM | ParcaeLM) -> Anatomy:
     match model:
         case AttractorLM():
             blocks, layer = _blocks(model.attractor.backbone), model.solving
-            update, refiner = layer.module, [layer.module]
+            update = layer.module
+            refiner.append(layer.module)
         case ParcaeLM():
             blocks = [*_blocks(model.prelude), *_blocks(model.coda)]
-            update, loops, refiner = model.loop, model.recorded, [model.blocks]
+            update, loops = model.loop, model.recorded
+            refiner.append(model.blocks)
         case TransformerLM():
             blocks = _blocks(model.blocks)
     words = model.vocabulary
@@ -129,7 +134,12 @@ def _language(model: AttractorLM | TransformerLM | ParcaeLM) -> Anatomy:
         head=words.decode,
         layer=layer,
         loops=loops,
-        parts={"embedding": [words.embedding], "backbone": blocks, "refiner": refiner, "head": head},
+        parts={
+            "embedding": [words.embedding],
+            "backbone": blocks,
+            "refiner": refiner,
+            "head": head,
+        },
     )
 
 

@@ -136,7 +136,7 @@ class Fit:
     """How a run fits, in one way of running it.
 
     Attributes:
-        largest: Most samples at a time, of those that a device has; 0: not even one fits.
+        largest: Most samples at a time that would fit; 0: not even one.
         parts: Micro-batches of a device's share of a batch.
         memory: With micro-batches that divide the share, or of one sample.
     """
@@ -151,8 +151,8 @@ def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> F
     local = math.ceil(plan.batch_size / cluster.gpus)
     empty = memory(plan, cluster, parallel, checkpoint, 0)
     room = (cluster.usable_bytes - empty.total) // max(1, plan.peak_bytes(checkpoint))
-    largest = max(0, min(local, int(room)))
-    micro = max((d for d in range(1, largest + 1) if local % d == 0), default=1)
+    largest = max(0, int(room))
+    micro = max((d for d in range(1, min(local, largest) + 1) if local % d == 0), default=1)
     return Fit(largest, local // micro, memory(plan, cluster, parallel, checkpoint, micro))
 
 
@@ -165,7 +165,7 @@ def fits(plan: Plan, cluster: Cluster) -> list[Fit]:
 
 def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | None, str]:
     """The first way that fits, and the advice in words."""
-    name = "sequence" if plan.unit == "token" else plan.unit
+    name = sample_name(plan.unit)[:-1]
     chosen = next((way for way in ways if way.largest), None)
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.total).memory
@@ -177,7 +177,7 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
         )
     at = chosen.memory
     local = chosen.parts * at.micro_batch
-    work = f"{local} {name}{'s' * (local != 1)} per GPU at once"
+    work = f"{local} {name}{'s' * (local != 1)} per GPU at once (at most {chosen.largest} fit)"
     if chosen.parts > 1:
         work = (
             f"{chosen.parts} micro-batches of {at.micro_batch} {name}{'s' * (at.micro_batch != 1)} "
@@ -190,6 +190,11 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     if plan.batch_size % cluster.gpus:
         text += f" A batch of {plan.batch_size} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text
+
+
+def sample_name(unit: str) -> str:
+    """What a batch consists of, in the plural."""
+    return "sequences" if unit == "token" else f"{unit}s"
 
 
 def _way(at: Memory) -> str:

@@ -55,7 +55,6 @@ class GridConfig(TrainConfig):
 
     paths: ClassVar[tuple[str, ...]] = ("out", "train_data", "test_data")
     unit: ClassVar[str] = "puzzle"
-    units_per_sample: ClassVar[int] = 1
 
     train_puzzles: int = 1000
     copies: int | None = None
@@ -111,6 +110,11 @@ class GridConfig(TrainConfig):
     def length(self) -> int:
         """Inputs of a row of the batch."""
         return self.spec().num_cells
+
+    @property
+    def units_per_sample(self) -> int:
+        """Puzzles of a row of the batch."""
+        return 1
 
     @property
     def train_steps(self) -> int:

@@ -8,7 +8,7 @@ of three samples: what grows between them is the cost of a sample, the rest is s
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,9 @@ def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _attention_backward(v_out: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(v_out, q, k, v)
+def _attention_backward(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) -> int:
+    # The cotangent has no shape to be read where it is zero.
+    return sdpa_backward_flop_count((*q[:-1], v[-1]), q, k, v)
 
 
 # Attention as a CPU computes it: torch's counter has a formula, but leaves this kernel out.
@@ -50,10 +51,8 @@ ATTENTION: dict[Any, Any] = {
 class Plannable(Protocol):
     """What a plan needs of a configuration."""
 
-    @property
-    def unit(self) -> str:
-        """What is counted: "token" or "puzzle"."""
-        ...
+    # What is counted: "token" or "puzzle".
+    unit: ClassVar[str]
 
     @property
     def units_per_sample(self) -> int:
@@ -239,9 +238,8 @@ class Plan:
         yield self.embed.kept, self.embed.working
         for cost in self.backbone:
             yield (cost.inputs, cost.peak) if checkpoint else (cost.kept, cost.working)
-        recorded = self.anatomy.calls(self.budget).recorded
-        update = (0, 0) if self.update is None else (self.update.kept, self.update.working)
-        yield recorded * update[0], update[1]
+        if self.update is not None:
+            yield self.anatomy.calls(self.budget).kept * self.update.kept, self.update.working
         yield self.head.kept, self.head.working
 
     @property

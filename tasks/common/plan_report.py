@@ -9,8 +9,26 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tasks.common.cluster import Cluster, duration, fits, recommend, steps_shown
+from tasks.common.cluster import (
+    Cluster,
+    duration,
+    fits,
+    recommend,
+    sample_name,
+    steps_shown,
+)
 from tasks.common.plan import plan, show_bytes
+
+PURPOSES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimiser",
+    "average": "averaged weights",
+    "exchange": "buffers of the exchange",
+    "activations": "activations and loss",
+    "solver": "solver's history",
+    "total": "total",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +76,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
     checkpoint = chosen is not None and chosen.memory.checkpoint
     return {
         "parameters": found.parameters | {"total": found.num_parameters},
-        "memory": [
-            {**dataclasses.asdict(way.memory), "largest_micro_batch": way.largest} for way in ways
-        ],
+        "memory": [{**dataclasses.asdict(way.memory), "largest": way.largest} for way in ways],
         "training": [
             duration(found, options, steps, units, checkpoint) for steps in steps_shown(found)
         ],
@@ -79,15 +95,13 @@ def show(title: str, found: Mapping[str, Any]) -> None:
     parts = [[name, f"{count:,}"] for name, count in found["parameters"].items()]
     _print(title, ["part", "parameters"], parts)
     cluster, unit, budget = found["cluster"], found["unit"], found["budget"]
-    keys = ["weights", "gradients", "optimizer", "average", "exchange", "activations", "solver"]
-    rows = [
-        [_way(row), *(show_bytes(row[key]) for key in (*keys, "total"))] for row in found["memory"]
-    ]
-    _print(
-        f"Memory on each of {cluster['gpus']} GPUs of {cluster['gpu_memory']:g} GB. The solver's "
-        "is free again when the loss is taken: the total is that of the worst moment.",
-        ["", *keys, "total"],
-        rows,
+    ways = found["memory"]
+    rows = [[label, *(show_bytes(row[key]) for row in ways)] for key, label in PURPOSES.items()]
+    rows.append([f"{sample_name(unit)} that fit", *(str(row["largest"]) for row in ways)])
+    _print(f"{cluster['gpus']} x {cluster['gpu_memory']:g} GB", ["memory", *map(_way, ways)], rows)
+    print(
+        "The solver's history is free again when the loss is taken: the total is that of the "
+        "worst moment.\n"
     )
     of = f"{budget:.3g} {unit}s" if budget else "no budget: give `--tokens`"
     rows = [
@@ -106,8 +120,8 @@ def show(title: str, found: Mapping[str, Any]) -> None:
 
 
 def _way(row: Mapping[str, Any]) -> str:
-    again = ", checkpointing" if row["checkpoint"] else ""
-    return f"{row['parallel']}{again}, {row['micro_batch']} at a time"
+    again = "\ncheckpointing" if row["checkpoint"] else ""
+    return f"{row['parallel']}{again}\n{row['micro_batch']} at a time"
 
 
 def _number(value: float | None) -> str:

@@ -111,7 +111,7 @@ class Zeros:
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
         x = torch.zeros(size, self.length, dtype=torch.long)
-        return x, x
+        return x, x.clone()
 
     def look(self, model: Any) -> dict[str, float]:
         return {}
