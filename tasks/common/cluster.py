@@ -14,13 +14,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tasks.common.plan import FLOAT32, Plan
+from tasks.common.costs import FLOAT32
+from tasks.common.plan import Plan
 
 # NVIDIA H100 SXM data sheet: dense bfloat16 (half of the 1,979 with sparsity), TFLOP/s.
 H100_TFLOPS = 989.4
-# Per GPU and direction, bytes per second: NVLink within a node of 8 (H100 data sheet: 900 GB/s
-# both ways), and one 400 Gb/s adapter per GPU between nodes (DGX H100 data sheet).
-NODE, NVLINK, NETWORK = 8, 450e9, 50e9
+# What a ring carries, bytes per second: NVLink within a node of 8 (H100 data sheet: 900 GB/s, both
+# ways together); between nodes it leaves each once, spread over its 8 adapters of 400 Gb/s (DGX
+# H100 data sheet).
+NODE, NVLINK, NETWORK = 8, 450e9, 8 * 50e9
 # Of a device's memory: the driver, the communication library, and the allocator's losses.
 RESERVED = 0.1
 
@@ -226,7 +228,9 @@ def duration(
     }
 
 
-def scaling(plan: Plan, cluster: Cluster, counts: Sequence[int]) -> list[dict[str, Any]]:
+def scaling(
+    plan: Plan, cluster: Cluster, steps: int, counts: Sequence[int]
+) -> list[dict[str, Any]]:
     """Seconds of computing and of communicating in an optimiser step, on these many GPUs.
 
     The batch is the plan's, or one sample per GPU where that is more. No collective takes place
@@ -235,14 +239,19 @@ def scaling(plan: Plan, cluster: Cluster, counts: Sequence[int]) -> list[dict[st
         DDP    2 (n - 1) / n * gradients      (all-reduce around a ring)
         FSDP   3 (n - 1) / n * weights        (gathered twice, gradients scattered once)
 
-    A solve is taken to use its whole budget, which makes the computing longer. Nothing is taken
-    off for communication that runs beside computing.
+    Nothing is taken off for communication that runs beside computing.
+
+    Args:
+        plan: Of the run.
+        cluster: The devices; their number is replaced.
+        steps: Updates that a solve makes.
+        counts: Numbers of GPUs.
     """
     rows = []
     size = FLOAT32 * plan.num_parameters
     for n in counts:
         batch = max(plan.batch_size, n)
-        seconds = batch * plan.flops() / dataclasses.replace(cluster, gpus=n).flops_per_second
+        seconds = batch * plan.flops(steps) / dataclasses.replace(cluster, gpus=n).flops_per_second
         bandwidth = NVLINK if n <= NODE else NETWORK
         rows.append(
             {

@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models.language
 from tasks.common.cluster import Cluster, memory
+from tasks.common.costs import ATTENTION
 from tasks.common.grid_config import GridConfig, ModelName
 from tasks.common.loss import answer_loss
 from tasks.common.peak_memory import PeakMemory
-from tasks.common.plan import ATTENTION, plan
+from tasks.common.plan import plan
 from tasks.common.train import Trainer
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import LanguageConfig
