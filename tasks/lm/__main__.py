@@ -1,4 +1,4 @@
-"""The command line: `python -m tasks.lm [train|eval|generate|internalise] ...`."""
+"""The command line: `python -m tasks.lm [train|eval|generate|internalise|plan] ...`."""
 
 import sys
 
