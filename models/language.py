@@ -145,8 +145,8 @@ class Vocabulary(nn.Module):
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
         self.norm = nn.RMSNorm(spec.width, eps=1e-6)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
-        # Logits of a normalised state then have a variance of one.
-        nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
+        # Larger, and a token's state, near its embedding at first, would predict itself.
+        nn.init.normal_(self.embedding.weight, std=spec.width**-0.75)
 
     def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Embed, at unit scale."""
