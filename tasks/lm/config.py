@@ -183,8 +183,8 @@ PRESETS: dict[str, LanguageConfig] = {
         context=64, max_bytes=1_000_000, eval_tokens=8192,
     ),
     "mini": LanguageConfig(
-        minutes=2.0, threads=1, width=96, num_heads=4, backbone_blocks=2, vocabulary=512,
-        context=128,
+        minutes=1.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=512,
+        context=64, eval_tokens=32_768,
     ),
     "small": LanguageConfig(),
     "140m": _published(1024, 8, 7, 11.2),
