@@ -123,6 +123,16 @@ class Past(NamedTuple):
     values: Tensor
     valid: Tensor
 
+    def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"], Int[Tensor, "B T"]]:
+        """What tells tokens from padding once T = `num_new` have come, and their positions.
+
+        Padding has no position, and gets 0.
+        """
+        known, valid = self.keys.shape[2], self.valid
+        if valid.shape[1] == known:
+            valid = F.pad(valid, (0, num_new), value=True)
+        return valid, (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention, bidirectional or causal, with optional masks and rotary positions.
@@ -156,11 +166,7 @@ class SelfAttention(nn.Module):
         qk_norm: bool = False,
     ):
         super().__init__()
-        if width % num_heads or (rotary and (width // num_heads) % 2):
-            raise ValueError(
-                f"`num_heads` must divide the width into {'even ' if rotary else ''}parts: got "
-                f"{num_heads} heads for width {width}."
-            )
+        head_width(width, num_heads, even=rotary)
         self.num_heads, self.rotary, self.causal, self.qk_norm = num_heads, rotary, causal, qk_norm
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -189,15 +195,12 @@ class SelfAttention(nn.Module):
             q, k, v = self._project(h_BTD, None)
             valid = torch.ones(B, T, dtype=torch.bool, device=h_BTD.device)
             return self._attend(q, k, v, None, True), Past(k, v, valid)
-        known, valid = past.keys.shape[2], past.valid
-        all_valid = valid.shape[1] == known
-        if all_valid:
-            valid = F.pad(valid, (0, T), value=True)
-        position_BT = (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+        known = past.keys.shape[2]
+        valid, position_BT = past.with_new(T)
         q, k, v = self._project(h_BTD, position_BT)
         k, v = torch.cat((past.keys, k), 2), torch.cat((past.values, v), 2)
         seen = valid[:, None]
-        if T > 1 or not all_valid:
+        if T > 1 or past.valid.shape[1] > known:
             order = torch.arange(known + T, device=h_BTD.device)
             # Padding attends to itself, so that no row of the softmax is empty.
             seen = seen & (order <= order[known:, None]) | (order == order[known:, None])
@@ -223,6 +226,20 @@ class SelfAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def head_width(width: int, num_heads: int, even: bool) -> int:
+    """K, which must be whole, and for rotary positions even.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if width % num_heads or (even and (width // num_heads) % 2):
+        raise ValueError(
+            f"`num_heads` must divide the width into {'even ' if even else ''}parts: got "
+            f"{num_heads} heads for width {width}."
+        )
+    return width // num_heads
 
 
 def rotate(x: Tensor, position: Tensor | None = None, base: float = 10_000.0) -> Tensor:
