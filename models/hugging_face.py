@@ -18,7 +18,8 @@ class HuggingFaceStack(nn.Module):
     """Blocks of GPT-2 or Llama and the norm that ends these models, used like a `Stack`.
 
     Reads embeddings and has none of its own, except GPT-2's of positions. Weights are random,
-    nothing is downloaded. Attention is PyTorch's, which keeps float64.
+    with a standard deviation of D^(-1/2); nothing is downloaded. Attention is PyTorch's, which
+    keeps float64; Llama's norms round to float32.
 
     Args:
         architecture: "gpt2" (learned positions, LayerNorm, biases) or "llama" (rotary positions,
@@ -53,18 +54,22 @@ class HuggingFaceStack(nn.Module):
         self.head_shape = num_heads, head_width(width, num_heads, even=architecture == "llama")
         self.limit = context if architecture == "gpt2" else None
         transformers = _package(architecture)
-        # No tokens: the vocabulary of one is dropped below.
-        none: dict[str, Any] = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None}
+        common: dict[str, Any] = {
+            # No tokens: the vocabulary of one is dropped below.
+            "vocab_size": 1, "bos_token_id": None, "eos_token_id": None,
+            # The usual 0.02 is for widths of a thousand and more.
+            "initializer_range": width**-0.5,
+        }  # fmt: skip
         if architecture == "gpt2":
             config = transformers.GPT2Config(
                 n_layer=num_blocks, n_embd=width, n_head=num_heads, n_positions=context,
                 n_inner=round(expansion * width), resid_pdrop=0.0, embd_pdrop=0.0,
-                attn_pdrop=0.0, **none,
+                attn_pdrop=0.0, **common,
             )  # fmt: skip
         else:
             config = transformers.LlamaConfig(
                 num_hidden_layers=num_blocks, hidden_size=width, num_attention_heads=num_heads,
-                intermediate_size=round(expansion * width * 2 / 3), **none,
+                intermediate_size=round(expansion * width * 2 / 3), **common,
             )  # fmt: skip
         self.model: Any = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
         self.model.set_input_embeddings(None)
@@ -92,7 +97,7 @@ class HuggingFaceStack(nn.Module):
         """
         valid, position_BT = past[0].with_new(h_BTD.shape[1])
         if valid.shape[1] > (self.limit or valid.shape[1]):
-            # Padding has no position: only now is it worth to wait for the device.
+            # Padding has no position: only now is it worth waiting for the device.
             self._check(int(position_BT.max()) + 1)
         cache = self.cache_type()
         for index, before in enumerate(past):

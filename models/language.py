@@ -13,7 +13,7 @@ Legend: B batch, T tokens, V vocabulary, D width.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import torch
@@ -26,6 +26,7 @@ from models.attractor import Attractor, Start
 from models.blocks import Past, PreNormBlock, SelfAttention
 from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
+from models.stack import Stack
 from solvers import FixedPointSolver
 
 Injection = Literal["additive", "concat", "initial"]
@@ -87,7 +88,7 @@ class LanguageSpec:
         mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
         return PreNormBlock(mixer, self.width, self.expansion, gate)
 
-    def stack(self, count: int) -> "Stack | HuggingFaceStack":
+    def stack(self, count: int) -> Stack | HuggingFaceStack:
         """Several blocks of the backbone, each used once. None of them: the identity.
 
         Raises:
@@ -167,38 +168,6 @@ class Vocabulary(nn.Module):
         """Logits."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(y_BTD), weight)
-
-
-class Stack(nn.Module):
-    """Blocks one after the other."""
-
-    def __init__(self, blocks: Iterable[PreNormBlock]):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def __iter__(self) -> Iterator[PreNormBlock]:
-        return iter(self.blocks)  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (B, T, D) in and out."""
-        for block in self:
-            h = block(h)
-        return h
-
-    def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """As `forward`, for tokens that follow `past`, one per block."""
-        longer = []
-        for block, before in zip(self, past, strict=True):
-            h, after = block.extend(h, before)
-            longer.append(after)
-        return h, tuple(longer)
-
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
-        """Nothing yet, for each block."""
-        return tuple(block.mixer.empty_past(valid) for block in self)
 
 
 class Refiner(nn.Module):

@@ -1,0 +1,41 @@
+"""Blocks in a row."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from models.blocks import PreNormBlock
+
+
+class Stack(nn.Module):
+    """Blocks one after the other."""
+
+    def __init__(self, blocks: Iterable[PreNormBlock]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def __iter__(self) -> Iterator[PreNormBlock]:
+        return iter(self.blocks)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (B, T, D) in and out."""
+        for block in self:
+            h = block(h)
+        return h
+
+    def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
+        """As `forward`, for tokens that follow `past`, one per block."""
+        longer = []
+        for block, before in zip(self, past, strict=True):
+            h, after = block.extend(h, before)
+            longer.append(after)
+        return h, tuple(longer)
+
+    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
+        """Nothing yet, for each block."""
+        return tuple(block.mixer.empty_past(valid) for block in self)
