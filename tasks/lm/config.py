@@ -34,8 +34,9 @@ class LanguageConfig(TrainConfig):
             equilibrium of a hidden state, without a proposal).
         width: Numbers per token.
         num_heads: Heads of the attention.
-        mixer: "attention", "scan" (a state-space model's recurrence) or "gru": how the backbone's
-            tokens exchange information, and the baselines'.
+        mixer: What the backbone is made of, and the baselines: our blocks with "attention", "scan"
+            (a state-space model's recurrence) or "gru"; or "gpt2" or "llama", of the package
+            `transformers`.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
         injection: How the refiner sees the proposal; see `models.LanguageSpec`.
@@ -113,6 +114,7 @@ class LanguageConfig(TrainConfig):
             width=self.width,
             num_heads=self.num_heads,
             mixer=self.mixer,
+            context=self.context,
             backbone_blocks=0 if deq else self.backbone_blocks,
             refiner_blocks=blocks if deq else self.refiner_blocks,
             injection=self.injection,
