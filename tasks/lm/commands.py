@@ -306,9 +306,7 @@ class LanguageCommands(CommandLine):
             options.checkpoint, options.device, options.solver
         )
         if options.text is not None:
-            config = dataclasses.replace(
-                config, text=options.text, dataset=None, dataset_name=None
-            )
+            config = dataclasses.replace(config, text=options.text, dataset=None, dataset_name=None)
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 

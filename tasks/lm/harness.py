@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import (
@@ -44,7 +44,6 @@ Scored = tuple[list[int], list[int]]
 """Tokens to see, at least one, and the tokens after them, which are scored."""
 
 
-@register_model("attractor")
 class HarnessLM(TemplateLM):
     """What the harness asks of a model: scores of continuations, of whole texts, and text.
 
@@ -109,17 +108,16 @@ class HarnessLM(TemplateLM):
         scores = iter(self._score([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
-    def generate_until(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text after each prompt, up to a stop sequence or an end of text."""
         alike: dict[str, list[int]] = defaultdict(list)
-        for i, request in enumerate(requests):
-            alike[json.dumps(request.args[1], sort_keys=True)].append(i)
+        asked: list[Any] = [request.args for request in requests]
+        for i, (_, wanted) in enumerate(asked):
+            alike[json.dumps(wanted, sort_keys=True)].append(i)
         texts = [""] * len(requests)
         for members in alike.values():
-            options: Any = normalize_gen_kwargs(requests[members[0]].args[1], MAX_TOKENS)
-            prompts = {i: self.tok_encode(requests[i].args[0]) for i in members}
+            options: Any = normalize_gen_kwargs(asked[members[0]][1], MAX_TOKENS)
+            prompts = {i: self.tok_encode(asked[i][0]) for i in members}
             for batch in self._batches(members, [len(prompts[i]) for i in members]):
                 written = self._write([prompts[i] for i in batch], options, seed=batch[0])
                 for i, text in zip(batch, written, strict=True):
@@ -173,9 +171,7 @@ class HarnessLM(TemplateLM):
             total = scores.gather(-1, target[:, None]).sum().item()
             yield total, bool((scores.argmax(-1) == target).all())
 
-    def _write(
-        self, prompts: list[list[int]], options: dict[str, Any], seed: int
-    ) -> list[str]:
+    def _write(self, prompts: list[list[int]], options: dict[str, Any], seed: int) -> list[str]:
         if ignored := sorted(set(options) - KNOWN):
             warnings.warn(
                 f"Generation has no options {', '.join(ignored)}: they have no effect.",
@@ -209,6 +205,9 @@ class HarnessLM(TemplateLM):
         return [postprocess_generated_text(text, until, None) for text in texts]
 
 
+register_model("attractor")(HarnessLM)
+
+
 def run_tasks(
     model: HarnessLM, names: Sequence[str], limit: int | None = None
 ) -> tuple[dict[str, Any], str]:
@@ -236,7 +235,7 @@ def run_tasks(
                 f"The harness has no task {name!r}.{guess} `lm-eval ls tasks` lists them; a YAML "
                 "file that describes one can be named as well."
             )
-    found: Any = lm_eval.simple_evaluate(
+    found: Any = simple_evaluate(
         model, tasks=list(names), limit=limit, task_manager=manager, log_samples=False
     )
     parts = ["results", "groups"] if "groups" in found else ["results"]

@@ -245,6 +245,7 @@ def _open(config: LanguageConfig) -> Any:
     """The data set as an `IterableDataset`, whose state can be kept and restored."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ValueError(
             "`--dataset` needs the package `datasets`: install the extra with `pip install "
@@ -259,7 +260,7 @@ def _open(config: LanguageConfig) -> Any:
         return builder.as_streaming_dataset(split="train")
     except StopIteration as error:  # from the reader of JSON, of files without a line
         raise ValueError(f"The data set {config.dataset} is empty.") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         name = f" ({config.dataset_name})" if config.dataset_name else ""
         raise ValueError(
             f"The data set {config.dataset}{name} cannot be opened: "
