@@ -13,6 +13,7 @@ from models import GridModel
 from tasks.common.evaluate import predict, scores
 from tasks.common.grid_config import GridConfig
 from tasks.common.puzzle_files import GridPuzzle
+from tasks.common.train import Task
 
 # How many held-out puzzles the curve during training looks at.
 LOOK_PUZZLES = 100
@@ -121,7 +122,7 @@ class GridTask(ABC, Generic[P, C]):
         return sum(self.identity(puzzle, config) in known for puzzle in test)
 
 
-class Batches:
+class Batches(Task):
     """A task as the training loop sees it.
 
     Args:

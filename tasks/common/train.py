@@ -54,6 +54,13 @@ class Task(Protocol):
         """What to show of a training batch, given which of its classes are right."""
         ...
 
+    def position(self) -> Any:
+        """Where the next batch begins, as JSON values; None if the generator decides that."""
+        return None
+
+    def go_to(self, position: Any) -> None:
+        """Go on from what `position` returned."""
+
 
 class _StopSignal:
     """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once."""
@@ -84,6 +91,10 @@ class Interrupted(Exception):
     def __init__(self, path: Path):
         super().__init__(str(path))
         self.path = path
+
+
+class SourceLost(ValueError):
+    """The data cannot be read on; a task's `batch` raises it before it gives anything away."""
 
 
 class Diverged(ValueError):
@@ -176,6 +187,7 @@ class Trainer:
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        self.task.go_to(checkpoint.meta.get("position"))
         if slots := checkpoint.tensors.get("slots"):
             self.slots = Slots.from_tensors(slots, self.device)
 
@@ -190,7 +202,12 @@ class Trainer:
         }
         for name, optimizer in self._named_optimizers():
             tensors[name] = optimizer_tensors(optimizer)
-        state = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "position": self.task.position(),
+        }
         Checkpoint(tensors, {**self.meta, **state}).save(self.path)
 
     def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
@@ -203,12 +220,19 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
             Diverged: The gradient stays non-finite.
+            SourceLost: The task's data cannot be read on; a checkpoint is left.
         """
         next_look, saved = self.progress + LOOK_EVERY, time.monotonic()
         with _StopSignal() as stop, Reporter(self.folder, self.step) as reporter:
             while self.progress < 1 and not stop.requested:
                 began = time.monotonic()
-                figures = self._train_segment()
+                try:
+                    figures = self._train_segment()
+                except SourceLost as error:
+                    self.save()
+                    raise SourceLost(
+                        f"{error} Nothing is lost: go on with `train --resume {self.path}`."
+                    ) from error
                 # Looks are not training: a model that is slow to solve would train less.
                 self.seconds += time.monotonic() - began
                 if self.progress >= next_look:

@@ -24,7 +24,11 @@ class LanguageConfig(TrainConfig):
     Attributes:
         text: A file or folder of text; by default the Python standard library's own sources
             and documentation, which are on every machine.
-        max_bytes: No more text than that.
+        dataset: In place of `text`, a data set that is read as it is needed: a name on the
+            Hugging Face Hub, or a file or folder of JSON lines, Parquet or text.
+        dataset_name: Which of its configurations, for a data set that has several.
+        column: Which of its columns has the texts.
+        max_bytes: No more text than that; of a data set, what the tokens are learned from.
         vocabulary: Tokens: 257 for bytes and an end of text, more for byte-pair encoding
             trained on the text.
         context: Tokens that a sequence has in training.
@@ -55,6 +59,9 @@ class LanguageConfig(TrainConfig):
     paths: ClassVar[tuple[str, ...]] = ("out", "text")
 
     text: Path | None = None
+    dataset: str | None = None
+    dataset_name: str | None = None
+    column: str = "text"
     max_bytes: int = 8_000_000
     vocabulary: int = 1024
     context: int = 256
@@ -98,6 +105,15 @@ class LanguageConfig(TrainConfig):
         for name in ("context", "eval_tokens", "loops", "recorded_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        if self.dataset is None and self.dataset_name is not None:
+            raise ValueError(
+                f"`dataset_name` is {self.dataset_name!r}, but no `dataset` is named that would "
+                "have such a configuration."
+            )
+        if self.dataset is not None and self.text is not None:
+            raise ValueError(
+                f"Both `text` ({self.text}) and `dataset` ({self.dataset}) are named: drop one."
+            )
         if self.vocabulary < 257:
             raise ValueError(
                 f"`vocabulary` must be at least 257 (bytes and an end of text), got "
@@ -161,6 +177,7 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
     """
     batch, context = 256, 2048
     return LanguageConfig(
+        dataset="HuggingFaceFW/fineweb-edu",
         vocabulary=32_768,
         context=context,
         width=width,

@@ -12,7 +12,7 @@ import torch
 from models import GridModel
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.grid_task import Batches
-from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, Trainer
+from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, SourceLost, Trainer
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
@@ -92,6 +92,32 @@ def test_interrupted_run_resumes_to_the_same_curve(
         assert torch.equal(second.model.state_dict()[name], value), name
     for name, value in whole.average.state_dict().items():
         assert torch.equal(second.average.state_dict()[name], value), name
+
+
+def test_data_that_are_lost_leave_a_checkpoint_with_their_position(tmp_path: Path) -> None:
+    class Lost(Recorder):
+        went_to: object = None
+
+        def batch(
+            self, size: int, generator: torch.Generator, progress: float
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if len(self.given) == 3:
+                raise SourceLost("Gone.")
+            return super().batch(size, generator, progress)
+
+        def position(self) -> object:
+            return {"given": len(self.given)}
+
+        def go_to(self, position: object) -> None:
+            self.went_to = position
+
+    first = make(tmp_path, Lost(), segments=1)
+    with pytest.raises(SourceLost, match=f"^Gone. .* `train --resume {first.path}`"):
+        first.run()
+    second = make(tmp_path, Lost(), segments=1)
+    second.restore(Checkpoint.load(first.path))
+    assert second.step == 3
+    assert second.task.went_to == {"given": 3}  # type: ignore[attr-defined]
 
 
 def test_baseline_without_a_solve_takes_one_segment_per_batch(tmp_path: Path) -> None:
