@@ -13,6 +13,7 @@ import tyro
 from solvers.registry import unknown
 from tasks.common.checkpoint import Checkpoint, CheckpointError
 from tasks.common.device import choose_device
+from tasks.common.keeper import load_newest
 from tasks.common.runs import new_folder, read_config
 from tasks.common.train import Interrupted
 
@@ -93,7 +94,7 @@ class CommandLine(ABC):
             if arguments or name:
                 raise ValueError("`--resume` takes its options from the checkpoint: drop others.")
             path = Path(resume)
-            checkpoint = Checkpoint.load(path)
+            checkpoint = load_newest(path)
             config = read_config(self.task, checkpoint, path)
             return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
         name = name or self.task.default_preset

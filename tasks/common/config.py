@@ -18,7 +18,8 @@ class TrainConfig:
         seed: Seed of the weights, the data and the augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
-        out: Folder for checkpoint, log, pictures and result; by default a new one in `runs/`.
+        out: Folder for checkpoints, log, pictures and result; by default a new one in `runs/`.
+        save_every: Seconds between checkpoints.
         batch_size: Puzzles per batch.
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
@@ -46,6 +47,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
+    save_every: float = 60.0
     batch_size: int = 64
     segments: int = 4
     refill: bool = False
@@ -62,7 +64,7 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "batch_size", "segments", "learning_rate", "clip"):
+        for name in ("minutes", "batch_size", "segments", "learning_rate", "clip", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:

@@ -7,6 +7,7 @@ sample takes its slot.
 """
 
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -26,13 +27,14 @@ from tasks.common.checkpoint import (
     restore_optimizer,
 )
 from tasks.common.config import TrainConfig
+from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.keeper import Keeper
 from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.common.report import Reporter
 
-# Fractions of the budget between looks at held-out data, seconds between checkpoints, and
-# optimiser steps between rows of the log.
-LOOK_EVERY, SAVE_EVERY, LOG_EVERY = 0.1, 60.0, 10
+# Looks at held-out data in a run, and optimiser steps between rows of the log.
+LOOKS, LOG_EVERY = 10, 10
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
 
@@ -48,6 +50,10 @@ class Task(Protocol):
 
     def look(self, model: Any) -> dict[str, float]:
         """Figures on a few held-out samples, named test_*; nothing depends on them."""
+        ...
+
+    def score(self, looked: dict[str, float]) -> float:
+        """How good a look was: more is better."""
         ...
 
     def figures(self, right: Tensor) -> dict[str, float]:
@@ -152,7 +158,9 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
-        self.path = self.folder / "checkpoint.safetensors"
+        self.keeper = Keeper(self.folder)
+        self.path = self.keeper.newest
+        self.meta = {**self.meta, "data": fingerprints(self.config)}
 
     def _average(self, average: Any, current: Any, count: Any) -> None:
         """Exponential, and short at first: a short run would remember its initial weights."""
@@ -167,21 +175,34 @@ class Trainer:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a checkpoint stopped."""
+        """Go on exactly where a checkpoint stopped.
+
+        Raises:
+            CheckpointError: Its weights do not fit this model.
+            ValueError: A data file is no longer what it was.
+        """
+        refuse_changed(checkpoint.meta.get("data", {}), self.config)
         load_weights(self.model, checkpoint.tensors["model"], self.path)
         load_weights(self.average, checkpoint.tensors["average"], self.path)
         for name, optimizer in self._named_optimizers():
             restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
         self.generator.set_state(checkpoint.tensors["random"]["data"])
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
+            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
         if slots := checkpoint.tensors.get("slots"):
             self.slots = Slots.from_tensors(slots, self.device)
 
-    def save(self) -> None:
-        """Write the checkpoint, atomically."""
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint, or warn; see `Keeper`."""
+        self.keeper.save(self._checkpoint(), best)
+
+    def _checkpoint(self) -> Checkpoint:
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -191,7 +212,7 @@ class Trainer:
         for name, optimizer in self._named_optimizers():
             tensors[name] = optimizer_tensors(optimizer)
         state = {"step": self.step, "seconds": self.seconds, "history": self.history}
-        Checkpoint(tensors, {**self.meta, **state}).save(self.path)
+        return Checkpoint(tensors, {**self.meta, **state})
 
     def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
         names = ("optimizer", "second_optimizer")
@@ -203,25 +224,34 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
             Diverged: The gradient stays non-finite.
+            NotSaved: The last state could not be written.
         """
-        next_look, saved = self.progress + LOOK_EVERY, time.monotonic()
-        with _StopSignal() as stop, Reporter(self.folder, self.step) as reporter:
+        saved = time.monotonic()
+        with _StopSignal() as stop, Reporter(self.folder, self.history) as reporter:
             while self.progress < 1 and not stop.requested:
-                began = time.monotonic()
+                began, looks = time.monotonic(), int(LOOKS * self.progress)
                 figures = self._train_segment()
                 # Looks are not training: a model that is slow to solve would train less.
                 self.seconds += time.monotonic() - began
-                if self.progress >= next_look:
-                    next_look = self.progress + LOOK_EVERY
-                    figures |= self.task.look(self.average.module)
+                best = False
+                if int(LOOKS * self.progress) > looks:
+                    looked = self.task.look(self.average.module)
+                    best = bool(looked) and self._is_best(looked)
+                    figures |= looked
                 self._note(figures, reporter)
-                if time.monotonic() - saved > SAVE_EVERY:
-                    self.save()
+                if best or time.monotonic() - saved > self.config.save_every:
+                    self.save(best)
                     saved = time.monotonic()
-        self.save()
+        if self.keeper.step != self.step:
+            self.save()
+        self.keeper.require_saved()
         if self.progress < 1:
             raise Interrupted(self.path)
         return self.average.module
+
+    def _is_best(self, looked: dict[str, float]) -> bool:
+        before = [self.task.score(row) for row in self.history if _looked(row)]
+        return self.task.score(looked) > max(before, default=-math.inf)
 
     def _train_segment(self) -> dict[str, float]:
         slots = self._filled()

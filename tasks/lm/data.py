@@ -89,6 +89,10 @@ class Batches:
         found = measure(model, self.corpus, self.config, limit=LOOK_TOKENS)
         return {"test_bits": found["bits_per_byte"]}
 
+    def score(self, looked: dict[str, float]) -> float:
+        """Fewer bits are better."""
+        return -looked["test_bits"]
+
     def figures(self, right: Tensor) -> dict[str, float]:
         """How often the next token was the likeliest one."""
         return {"token_accuracy": right.float().mean().item()}
