@@ -36,6 +36,8 @@ class TrainConfig:
         halting: Also learn to tell right answers from wrong ones. With `refill`, that verdict
             decides which samples leave, as published for TRM and HRM.
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
+        parallel: How processes of `torchrun` share the work. "ddp": each has all weights. "fsdp":
+            each has a share of them. One process alone needs neither.
         compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
 
@@ -61,6 +63,7 @@ class TrainConfig:
     loss: Literal["softmax", "stablemax"] = "softmax"
     halting: bool = False
     autocast: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +74,8 @@ class TrainConfig:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"`parallel` must be 'ddp' or 'fsdp', got {self.parallel!r}.")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 

@@ -1,11 +1,15 @@
 """The one training loop: supervised segments, a schedule over the budget, averaged weights.
 
+Several processes may share the batches, see `parallel`: each draws all of a batch from the same
+generator and takes its rows, so that their number changes no number.
+
 A batch is a set of slots. A segment solves each slot's sample from the state that the last
 segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
 where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
 sample takes its slot.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -31,6 +35,14 @@ from tasks.common.data_files import fingerprints, refuse_changed
 from tasks.common.keeper import Keeper
 from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.optimizers import SCHEDULES, build_optimizers
+from tasks.common.parallel import (
+    Group,
+    distribute,
+    parameters_of,
+    sharded,
+    unsharded,
+    whole,
+)
 from tasks.common.report import Reporter
 
 # Looks at held-out data in a run, and optimiser steps between rows of the log.
@@ -62,7 +74,14 @@ class Task(Protocol):
 
 
 class _StopSignal:
-    """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once."""
+    """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once.
+
+    Args:
+        once: Whether a second one does: `torchrun` passes on a Ctrl-C that a process has had.
+    """
+
+    def __init__(self, once: bool):
+        self.once = once
 
     def __enter__(self) -> "_StopSignal":
         self.requested = False
@@ -77,7 +96,8 @@ class _StopSignal:
 
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
-        self._restore()
+        if self.once:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self.previous.items():
@@ -150,7 +170,16 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        self.group = Group.current()
+        if self.config.batch_size % self.group.size:
+            raise ValueError(
+                f"`batch_size` = {self.config.batch_size} cannot be split among {self.group.size} "
+                "processes. Use a multiple of their number."
+            )
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.network = distribute(
+            self.model, self.average.module, self.config.parallel, self.group
+        )
         self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.step = 0
@@ -182,10 +211,12 @@ class Trainer:
             ValueError: A data file is no longer what it was.
         """
         refuse_changed(checkpoint.meta.get("data", {}), self.config)
-        load_weights(self.model, checkpoint.tensors["model"], self.path)
-        load_weights(self.average, checkpoint.tensors["average"], self.path)
+        for module, name in ((self.model, "model"), (self.average, "average")):
+            weights = sharded(checkpoint.tensors[name], module.state_dict())
+            load_weights(module, weights, self.path)
         for name, optimizer in self._named_optimizers():
-            restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
+            state = checkpoint.tensors.get(name, {})
+            restore_optimizer(optimizer, sharded(state, parameters_of(optimizer, state)))
         self.generator.set_state(checkpoint.tensors["random"]["data"])
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
         if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
@@ -193,24 +224,30 @@ class Trainer:
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
         if slots := checkpoint.tensors.get("slots"):
-            self.slots = Slots.from_tensors(slots, self.device)
+            mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
+            self.slots = Slots.from_tensors(mine, self.device)
 
     def save(self, best: bool = False) -> None:
-        """Write the checkpoint, or warn; see `Keeper`."""
-        self.keeper.save(self._checkpoint(), best)
+        """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
+        checkpoint = self._checkpoint()
+        if self.group.first:
+            self.keeper.save(checkpoint, best)
 
     def _checkpoint(self) -> Checkpoint:
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "model": unsharded(self.model.state_dict()),
+            "average": unsharded(self.average.state_dict()),
             "random": random,
-            "slots": self.slots.tensors() if self.slots else {},
+            "slots": {},
         }
+        if self.slots is not None:
+            rows = self.slots.tensors()
+            tensors["slots"] = {name: self.group.whole(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = optimizer_tensors(optimizer)
+            tensors[name] = unsharded(optimizer_tensors(optimizer))
         state = {"step": self.step, "seconds": self.seconds, "history": self.history}
         return Checkpoint(tensors, {**self.meta, **state})
 
@@ -226,28 +263,41 @@ class Trainer:
             Diverged: The gradient stays non-finite.
             NotSaved: The last state could not be written.
         """
-        saved = time.monotonic()
-        with _StopSignal() as stop, Reporter(self.folder, self.history) as reporter:
-            while self.progress < 1 and not stop.requested:
+        saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
+        if self.group.first:
+            log = Reporter(self.folder, self.history)
+        with _StopSignal(once=self.group.size == 1) as stop, log as reporter:
+            while self.progress < 1 and not stopped:
                 began, looks = time.monotonic(), int(LOOKS * self.progress)
                 figures = self._train_segment()
                 # Looks are not training: a model that is slow to solve would train less.
-                self.seconds += time.monotonic() - began
+                seconds, age = time.monotonic() - began, time.monotonic() - saved
+                figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
                 best = False
                 if int(LOOKS * self.progress) > looks:
-                    looked = self.task.look(self.average.module)
+                    looked = self.group.mean(self.task.look(self.average.module))
                     best = bool(looked) and self._is_best(looked)
                     figures |= looked
                 self._note(figures, reporter)
-                if best or time.monotonic() - saved > self.config.save_every:
+                if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
-        if self.keeper.step != self.step:
+        if self.group.of_first(self.keeper.step) != self.step:
             self.save()
         self.keeper.require_saved()
         if self.progress < 1:
             raise Interrupted(self.path)
         return self.average.module
+
+    def _agree(
+        self, figures: dict[str, float], seconds: float, age: float, stop: bool
+    ) -> tuple[dict[str, float], float, bool]:
+        """Count a step's time; what all processes make of figures, clocks and signals."""
+        ours = {"seconds": seconds, "age": age, "stop": float(stop)}
+        means = self.group.mean({**figures, **ours})
+        seconds, age, share = (means.pop(name) for name in ours)
+        self.seconds += seconds
+        return means, age, share > 0
 
     def _is_best(self, looked: dict[str, float]) -> bool:
         before = [self.task.score(row) for row in self.history if _looked(row)]
@@ -256,8 +306,9 @@ class Trainer:
     def _train_segment(self) -> dict[str, float]:
         slots = self._filled()
         fresh = slots.age == 0
+        self.group.seed_step(self.config.seed, self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-            out = self.model(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
+            out = self.network(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
         right = out.logits.detach().argmax(-1) == slots.target
         solved = right.flatten(1).all(1)
         loss = answer_loss(out.logits, slots.target, self.config.loss)
@@ -274,18 +325,23 @@ class Trainer:
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
+        rows = self.group.rows(self.config.batch_size)
         if self.slots is None:
-            x, target = self._draw(self.config.batch_size)
+            x, target = self._draw(self.config.batch_size, rows)
             self.slots = Slots(x, target, torch.zeros(len(x), dtype=torch.long, device=x.device))
             return self.slots
-        empty = (self.slots.age == 0).nonzero()[:, 0]
+        # Of all processes: all draw alike, and each takes what is for its own slots.
+        empty = (self.group.whole(self.slots.age) == 0).nonzero()[:, 0]
         if len(empty):
-            self.slots.x[empty], self.slots.target[empty] = self._draw(len(empty))
+            ours = (empty >= rows.start) & (empty < rows.stop)
+            slots = empty[ours] - rows.start
+            self.slots.x[slots], self.slots.target[slots] = self._draw(len(empty), ours.cpu())
         return self.slots
 
-    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, count: int, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """These rows of a batch of `count`."""
         x, target = self.task.batch(count, self.generator, self.progress)
-        return x.to(self.device), target.to(self.device)
+        return x[rows].to(self.device), target[rows].to(self.device)
 
     def _update(self, loss: Tensor) -> None:
         """One optimiser step, unless the gradient is not finite: then none, and new samples."""
@@ -297,7 +353,7 @@ class Trainer:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):
             self._skip()
@@ -319,12 +375,15 @@ class Trainer:
         assert self.slots is not None
         self.slots.age[:] = self.config.segments
 
-    def _note(self, figures: dict[str, float], reporter: Reporter) -> None:
+    def _note(self, figures: dict[str, float], reporter: Reporter | None) -> None:
         row = {"step": self.step, "minutes": self.seconds / 60, **figures}
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
-            reporter.record(row)
+            if reporter is not None:
+                reporter.record(row)
+        if reporter is None:
+            return
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
         reporter.show({**self._last_look(), **row}, self.progress, left)
 
