@@ -12,8 +12,6 @@ sample takes its slot.
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -44,6 +42,8 @@ from tasks.common.parallel import (
     whole,
 )
 from tasks.common.report import Reporter
+from tasks.common.slots import Slots
+from tasks.common.stop_signal import StopSignal
 
 # Looks at held-out data in a run, and optimiser steps between rows of the log.
 LOOKS, LOG_EVERY = 10, 10
@@ -73,37 +73,6 @@ class Task(Protocol):
         ...
 
 
-class _StopSignal:
-    """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once.
-
-    Args:
-        once: Whether a second one does: `torchrun` passes on a Ctrl-C that a process has had.
-    """
-
-    def __init__(self, once: bool):
-        self.once = once
-
-    def __enter__(self) -> "_StopSignal":
-        self.requested = False
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-        if self.once:
-            self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
 class Interrupted(Exception):
     """Training was stopped from outside; `path` is the checkpoint it left."""
 
@@ -114,38 +83,6 @@ class Interrupted(Exception):
 
 class Diverged(ValueError):
     """Training came to an end without numbers to go on with."""
-
-
-@dataclasses.dataclass
-class Slots:
-    """The samples in training, one a slot.
-
-    Attributes:
-        x: Inputs, shape (slots, ...).
-        target: Classes, shape (slots, ...).
-        age: Segments that each sample has had, shape (slots,).
-        state: Where its last segment ended; None before the first.
-    """
-
-    x: Tensor
-    target: Tensor
-    age: Tensor
-    state: Any = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        named = {"x": self.x, "target": self.target, "age": self.age}
-        if isinstance(self.state, Tensor):
-            return {**named, "state": self.state}
-        return {**named, **{f"state.{i}": leaf for i, leaf in enumerate(self.state or ())}}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Slots":
-        """Undo `tensors`."""
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]
-        state = moved.get("state", tuple(parts) or None)
-        return cls(moved["x"], moved["target"], moved["age"], state)
 
 
 @dataclasses.dataclass
@@ -177,9 +114,7 @@ class Trainer:
                 "processes. Use a multiple of their number."
             )
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
-        self.network = distribute(
-            self.model, self.average.module, self.config.parallel, self.group
-        )
+        self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.step = 0
@@ -266,7 +201,7 @@ class Trainer:
         saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
         if self.group.first:
             log = Reporter(self.folder, self.history)
-        with _StopSignal(once=self.group.size == 1) as stop, log as reporter:
+        with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:
             while self.progress < 1 and not stopped:
                 began, looks = time.monotonic(), int(LOOKS * self.progress)
                 figures = self._train_segment()

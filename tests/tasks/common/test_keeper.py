@@ -120,6 +120,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard's file")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_to_the_end(tmp_path: Path, full_disk: None) -> None:
     trainer = make(tmp_path)
     with (
@@ -153,6 +154,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard's file")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
     """A file in its place: that stops root as well."""
     trainer = make(tmp_path / "run")

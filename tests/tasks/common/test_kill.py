@@ -25,7 +25,7 @@ from tasks.sudoku.task import SudokuTask
 
 # Forked from a process that has torch loaded already: 50 starts take no 50 imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tasks.common.train", "tasks.sudoku.task"])
+CONTEXT.set_forkserver_preload(["pytest", "tasks.common.train", "tasks.sudoku.task"])
 
 
 def make(folder: Path, steps: int) -> Trainer:

@@ -218,9 +218,7 @@ def test_a_run_goes_on_with_the_other_kind(
     """And a signal to one process stops all of them after the same step."""
     for process in found:
         assert process["over", kind]["begun"] == STEPS // 2
-        assert process["over", kind]["losses"] == pytest.approx(
-            alone["sudoku"]["losses"], rel=1e-5
-        )
+        assert process["over", kind]["losses"] == pytest.approx(alone["sudoku"]["losses"], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,9 +238,7 @@ def test_only_the_first_process_writes(folder: Path, found: list[dict[Any, Any]]
     assert steps == sorted(set(steps))
 
 
-def test_a_process_that_loses_the_others_says_so(
-    folder: Path, found: list[dict[Any, Any]]
-) -> None:
+def test_a_process_that_loses_the_others_says_so(folder: Path, found: list[dict[Any, Any]]) -> None:
     message = (folder / "message").read_text()
     assert "Process 0 of 2 lost another one" in message
     assert "--resume" in message
