@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from implicit import FixedPointLayer
-from models import ParcaeLM
+from models import ParcaeLM, Reasoner
 from models.blocks import Block, PreNormBlock
 
 Kind = Literal["ddp", "fsdp"]
@@ -149,12 +149,14 @@ def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -
     if group.size == 1:
         return model
     if kind == "fsdp":
+        # Nobody changes an output in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         _shard(model, group, keep=True)
         _shard(average, group, keep=False)
         return model
-    # Some parameters have no gradient in some modes, such as the start of an implicit solve.
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    # The start of an implicit solve has no gradient.
+    partly = isinstance(model, Reasoner)
+    return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=partly)
 
 
 def _shard(model: nn.Module, group: Group, keep: bool) -> None:
