@@ -153,6 +153,10 @@ class Batches(Task):
         found = predict(model, x, max_steps=self.eval_steps)
         return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
 
+    def score(self, looked: dict[str, float]) -> float:
+        """Exact accuracy."""
+        return looked["test_exact"]
+
     def figures(self, right: Tensor) -> dict[str, float]:
         """Accuracy of cells and of whole answers."""
         return {

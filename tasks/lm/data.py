@@ -98,6 +98,10 @@ class Batches(Task):
         names["distance"] = "test_distance"
         return {shown: found[name] for name, shown in names.items() if name in found}
 
+    def score(self, looked: dict[str, float]) -> float:
+        """Fewer bits are better."""
+        return -looked["test_bits"]
+
     def figures(self, right: Tensor) -> dict[str, float]:
         """How often the next token was the likeliest one."""
         return {"token_accuracy": right.float().mean().item()}

@@ -43,6 +43,8 @@ def run_experiment(
     """
     began = time.monotonic()
     trainer, corpus, result = train(name, config, folder, checkpoint)
+    if not trainer.group.first:
+        return result
     print("Evaluating ...", flush=True)
     try:
         model = config.build().to(trainer.device)
