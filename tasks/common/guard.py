@@ -1,4 +1,4 @@
-"""What stands between the network and the routes: limits on size, time and rate, and safe headers."""
+"""What stands before the routes: limits on size, time and rate, and safe headers."""
 
 import asyncio
 import collections

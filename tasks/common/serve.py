@@ -116,10 +116,12 @@ def serve(task: GridTask[Any, Any], options: ServeOptions) -> int:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections to an address."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"`--port` must lie between 0, which takes any, and 65535: got {port}.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"Cannot listen on {host!r}, port {port} ({error}). Name an address of this machine "
             "with `--host` and a free port with `--port`; 0 takes any."
