@@ -64,6 +64,11 @@ def gated() -> Iterator[tuple[Engine, Gate]]:
 )
 def test_answers_are_those_of_a_set(name: ModelName, solver: str) -> None:
     x, network = questions(30), model(name, solver)
+    with torch.no_grad():
+        best = network(x, max_steps=BUDGET).logits.topk(2).values
+    # Digits that a question treats alike tie, and then rounding decides.
+    clear = best[..., 0] - best[..., 1] > 1e-3
+    assert clear.float().mean() > 0.5
     expected = predict(network, x, max_steps=BUDGET)
     assert expected.converged.any()
     assert len(expected.num_steps.unique()) > 1
@@ -73,7 +78,7 @@ def test_answers_are_those_of_a_set(name: ModelName, solver: str) -> None:
             list(clients.map(lambda row: engine.submit(row, timeout=60).result(), x))
         )
     engine.close()
-    assert torch.equal(found.classes, expected.classes)
+    assert (found.classes == expected.classes)[clear].all()
     assert torch.equal(found.converged, expected.converged)
     assert (found.num_steps - expected.num_steps).abs().max() <= 1
     sure = expected.converged

@@ -103,19 +103,22 @@ def puzzles(count: int) -> list[str]:
 
 
 def test_answers_of_many_clients_are_those_of_predict(serve: Callable[..., Served]) -> None:
-    served, texts = serve(max_batch=6), [t for t in puzzles(40) if valid_clues(t)]
+    served, texts = serve(max_batch=6), [t for t in puzzles(60) if valid_clues(t)]
+    x = torch.tensor([SudokuTask().question(text, CONFIG) for text in texts])
+    with torch.no_grad():
+        best = served.model(x, max_steps=BUDGET).logits.topk(2).values
+    # Digits that a question treats alike tie, and then rounding decides.
+    clear = (best[..., 0] - best[..., 1]).amin(1) > 1e-3
+    x, texts = x[clear], [text for text, kept in zip(texts, clear.tolist(), strict=True) if kept]
+    assert len(texts) >= 10
+    expected = predict(served.model, x, max_steps=BUDGET)
     with ThreadPoolExecutor(8) as clients:
         replies = list(clients.map(served.solve, texts))
-    x = torch.tensor([SudokuTask().question(text, CONFIG) for text in texts])
-    expected = predict(served.model, x, max_steps=BUDGET)
-    lines = ["".join(str(c + 1) for c in row) for row in expected.classes.tolist()]
     assert [reply.status_code for reply in replies] == [200] * len(texts)
     bodies = [reply.json() for reply in replies]
-    # Where a solve has not converged, rounding may decide which of its points is the best.
-    sure = expected.converged.tolist()
-    assert sum(sure) > len(sure) / 2
-    assert all(b["answer"] == line for b, line, ok in zip(bodies, lines, sure, strict=True) if ok)
-    assert [body["converged"] for body in bodies] == sure
+    lines = ["".join(str(c + 1) for c in row) for row in expected.classes.tolist()]
+    assert [body["answer"] for body in bodies] == lines
+    assert [body["converged"] for body in bodies] == expected.converged.tolist()
     assert {type(body["residual"]) for body in bodies} == {float}
     assert max(body["steps"] for body in bodies) <= BUDGET
 
