@@ -119,7 +119,7 @@ def _checksum(flat: dict[str, Tensor], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
     for name, tensor in sorted(flat.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
