@@ -355,9 +355,13 @@ class ParcaeLM(nn.Module):
         for loop in range(most):
             with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
                 # All end together: shorter ones begin later.
-                h = torch.where(loop >= most - counts, self.blocks(self._injected(h, e)), h)
+                h = torch.where(loop >= most - counts, self.loop(h, e), h)
         state = self.coda(h)
         return LanguageOutput(self.vocabulary.decode(state), state, None)
+
+    def loop(self, h: Float[Tensor, "B T D"], e: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """One loop: h <- blocks(A h + B e)."""
+        return self.blocks(self._injected(h, e))
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
         """See `LanguageModel`; the loops count as the refiner."""

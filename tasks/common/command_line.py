@@ -16,6 +16,7 @@ from tasks.common.checkpoint import Checkpoint, CheckpointError
 from tasks.common.device import choose_device
 from tasks.common.keeper import load_newest
 from tasks.common.parallel import Group, joined
+from tasks.common.plan_report import PlanOptions, report, show
 from tasks.common.runs import new_folder, read_config
 from tasks.common.train import Interrupted
 
@@ -123,6 +124,21 @@ class CommandLine(ABC):
         label = name if config.model == default.model else f"{name}-{config.model}"
         folder = new_folder(config.out, self.task.name, label) if group.first else None
         return Start(name, config, group.of_first(folder), None)
+
+    def plan(self, arguments: list[str]) -> int:
+        """What a run will need and take, without making the model."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        default, program = self.preset(name), f"{self.program} plan"
+        options, rest = tyro.cli(
+            PlanOptions, args=arguments, prog=program, return_unknown_args=True
+        )
+        config = tyro.cli(self.task.config_type, args=rest, default=default, prog=program)
+        found = report(config, options)
+        show(f"{config.model}, {self.program} --preset {name}", found)
+        result = {"task": self.task.name, "preset": name, "plan": found}
+        print_json(result | {"config": config.to_json()}, options.json)
+        return 0
 
 
 def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:

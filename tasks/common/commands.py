@@ -112,7 +112,8 @@ class Commands(CommandLine):
             f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
             f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
             f"  {self.program} compare              models at equal size and time, one table\n"
-            f"  {self.program} serve                answers over HTTP, and a page\n\n"
+            f"  {self.program} serve                answers over HTTP, and a page\n"
+            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
             "Each command's --help lists its flags.\n"
         )
 
@@ -124,6 +125,7 @@ class Commands(CommandLine):
             "solve": self.solve,
             "compare": self.compare,
             "serve": self.serve,
+            "plan": self.plan,
         }
 
     def train(self, arguments: list[str]) -> int:

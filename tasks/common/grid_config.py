@@ -54,6 +54,7 @@ class GridConfig(TrainConfig):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("out", "train_data", "test_data")
+    unit: ClassVar[str] = "puzzle"
 
     train_puzzles: int = 1000
     copies: int | None = None
@@ -104,6 +105,16 @@ class GridConfig(TrainConfig):
     def steps_of_segment(self) -> tuple[int, int]:
         """Free and recorded updates of a training segment."""
         return PUBLISHED_STEPS.get(self.model, (self.free_steps, self.recorded_steps))
+
+    @property
+    def length(self) -> int:
+        """Inputs of a row of the batch."""
+        return self.spec().num_cells
+
+    @property
+    def units_per_sample(self) -> int:
+        """Puzzles of a row of the batch."""
+        return 1
 
     @property
     def train_steps(self) -> int:

@@ -1,118 +1,196 @@
-"""What a run will cost, found on the meta device: nothing of the model is allocated."""
+"""What a run will cost: parameters, operations and bytes, before anything is allocated."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
-from models import GridTransformer
-from tasks.common.grid_config import GridConfig
-
-# Weights, gradients, AdamW's two moments and the averaged weights, in float32.
-BYTES_PER_PARAMETER = 5 * 4
+from implicit import Exact
+from tasks.common.anatomy import Anatomy, dissect
+from tasks.common.costs import (
+    FLOAT32,
+    Cost,
+    Plannable,
+    costs_of,
+    optimizer_bytes,
+    solver_bytes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Estimates for one device.
+    """Estimates for one device. Bytes are of float32 where a network does not run in bfloat16.
+
+    Left out: padding and fragmentation of the allocator, the libraries' workspaces, what
+    `--compile` saves by fusing, evaluation, the moments of the optimiser step itself, and all
+    operations but products of matrices, as is usual in counts of FLOPs; causal attention counts
+    in full, and its backward pass with the scores that it computes anew. A solve counts its calls
+    of the map: solvers that call it more often than once a step cost more. The mode "unrolled"
+    also records a solver's windows, which are not counted.
 
     Attributes:
-        parameters: How many.
-        weight_bytes: Weights, gradients, optimiser and average.
-        activation_bytes: What backpropagation keeps of one segment of a batch.
-        flops: Floating point operations of one optimiser step, that is, of one segment.
+        unit: "token" or "puzzle".
+        units_per_sample: How many of them are in a sample.
+        batch_size: Samples of an optimiser step.
+        budget: Solver updates, at most; expected loops of a looped model.
+        parameters: How many, by part.
+        optimizer_bytes: The optimiser's state.
+        block_parameters: Parameters of the largest block of the backbone.
+        solver_bytes: What a solve holds per sample besides the map's own memory.
+        embed: Cost of the embedding.
+        backbone: Of each block.
+        update: Of the map that is solved; None without one.
+        head: Of the head and the loss.
+        anatomy: The networks.
     """
 
-    parameters: int
-    weight_bytes: int
-    activation_bytes: int
-    flops: int
+    unit: str
+    units_per_sample: int
+    batch_size: int
+    budget: int
+    parameters: dict[str, int]
+    optimizer_bytes: int
+    block_parameters: int
+    solver_bytes: int
+    embed: Cost
+    backbone: tuple[Cost, ...]
+    update: Cost | None
+    head: Cost
+    anatomy: Anatomy = dataclasses.field(repr=False)
+
+    @property
+    def num_parameters(self) -> int:
+        """In all."""
+        return sum(self.parameters.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights, gradients, optimiser and average."""
+        return 3 * FLOAT32 * self.num_parameters + self.optimizer_bytes
+
+    def flops(self, steps: int | None = None, checkpoint: bool = False) -> int:
+        """Operations of training on one sample, in one optimiser step.
+
+        Args:
+            steps: Updates that the solve makes; by default its whole budget.
+            checkpoint: The backbone's blocks are computed once more in the backward pass.
+        """
+        count = self.embed.both + self.head.both + sum(cost.both for cost in self.backbone)
+        if checkpoint:
+            count += sum(cost.forward for cost in self.backbone)
+        if self.update is not None:
+            calls = self.anatomy.calls(self.budget if steps is None else steps)
+            count += calls.free * self.update.forward + calls.recorded * self.update.both
+            count += calls.products * self.update.product
+        return count
+
+    def kept_bytes(self, checkpoint: bool = False) -> int:
+        """What backpropagation keeps of one sample, with the solver at its budget."""
+        return sum(kept for kept, _ in self._timeline(checkpoint))
+
+    @property
+    def shared_bytes(self) -> int:
+        """What it keeps whatever the batch."""
+        return sum(cost.shared for cost in self._costs)
+
+    def network_bytes(self, checkpoint: bool = False) -> int:
+        """Most that the networks need of one sample at one moment, the solve left aside."""
+        done = most = 0
+        for kept, working in self._timeline(checkpoint):
+            done += kept
+            most = max(most, done + working)
+        return most
+
+    def peak_bytes(self, checkpoint: bool = False) -> int:
+        """Most that a sample needs at one moment of an optimiser step.
+
+        A solve takes place after the backbone. What it holds is freed before the loss, but for
+        the modes that need it, or another solve, in the backward pass.
+        """
+        network = self.network_bytes(checkpoint)
+        if self.update is None:
+            return network
+        before = list(self._timeline(checkpoint))[: 1 + len(self.backbone)]
+        solving = sum(kept for kept, _ in before) + self.update.free_peak + self.solver_bytes
+        held = self.solver_bytes if self._holds_solver else 0
+        return max(network + held, solving)
 
     def describe(self) -> str:
         """One line."""
+        size, flops = self.batch_size, self.batch_size * self.flops()
         return (
-            f"Plan: {self.parameters:,} parameters, {_bytes(self.weight_bytes)} for weights, "
-            f"gradients, optimiser and average, about {_bytes(self.activation_bytes)} for "
-            f"activations, {self.flops / 1e9:,.1f} GFLOP per optimiser step"
+            f"Plan: {self.num_parameters:,} parameters, {show_bytes(self.weight_bytes)} for "
+            f"weights, gradients, optimiser and average, about "
+            f"{show_bytes(self.shared_bytes + size * self.kept_bytes())} for activations, "
+            f"{flops / 1e9:,.1f} GFLOP per optimiser step"
+        )
+
+    @property
+    def _costs(self) -> list[Cost]:
+        update = [] if self.update is None else [self.update]
+        return [self.embed, *self.backbone, *update, self.head]
+
+    def _timeline(self, checkpoint: bool) -> Iterator[tuple[int, int]]:
+        """Bytes kept and, at the worst moment, needed besides, of each network in order."""
+        yield self.embed.kept, self.embed.working
+        for cost in self.backbone:
+            yield (cost.inputs, cost.peak) if checkpoint else (cost.kept, cost.working)
+        if self.update is not None:
+            yield self.anatomy.calls(self.budget).kept * self.update.kept, self.update.working
+        yield self.head.kept, self.head.working
+
+    @property
+    def _holds_solver(self) -> bool:
+        """Whether a solver's memory is needed in the backward pass."""
+        layer = self.anatomy.layer
+        return layer is not None and (
+            layer.backward_mode.needs_memory or isinstance(layer.backward_mode, Exact)
         )
 
 
-def plan(config: GridConfig) -> Plan:
+def plan(config: Plannable) -> Plan:
     """Estimate the cost of training.
-
-    The solver is assumed to use its whole budget of free steps. Its own states and verdicts,
-    and the loss, are left out: they are small beside the recorded updates.
 
     Args:
         config: The run.
+
+    Raises:
+        TypeError: The model is none that can be taken apart.
     """
     with torch.device("meta"):
-        model: Any = config.build()
-        x = torch.zeros(1, config.spec().num_cells, dtype=torch.long)
-        if isinstance(model, GridTransformer):
-            parts = [(1, _cost(lambda: model(x).logits, config))]
-            flops = parts[0][1].both
-        else:
-            free, recorded = config.steps_of_segment
-            state = pytree.tree_map(lambda leaf: leaf.detach().clone(), model.first_state(x))
-            injected = _injected(model, x).detach().requires_grad_()
-            update = _cost(lambda: model.solving.module(state, injected), config)
-            rest = _cost(lambda: (_injected(model, x), model.head(_answer(state))), config)
-            parts = [(recorded, update), (1, rest)]
-            # A solve of n steps calls its map once more, for the residual where it ends.
-            flops = (free + 1) * update.forward + recorded * update.both + rest.both
-    kept = sum(count * cost.kept for count, cost in parts)
-    parameters = sum(p.numel() for p in model.parameters())
+        model: nn.Module = config.build()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        anatomy = dissect(model)
+        embed, *inner, head = costs_of(model, anatomy, config)
+        state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
+        shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
+    blocks = len(anatomy.backbone)
+    layer = anatomy.layer
     return Plan(
-        parameters=parameters,
-        weight_bytes=BYTES_PER_PARAMETER * parameters,
-        activation_bytes=config.batch_size * kept,
-        flops=config.batch_size * flops,
+        unit=config.unit,
+        units_per_sample=config.units_per_sample,
+        batch_size=config.batch_size,
+        budget=config.train_steps,
+        parameters=anatomy.parameters(model),
+        optimizer_bytes=optimizer_bytes(model, config),
+        block_parameters=max(
+            (sum(p.numel() for p in block.parameters()) for block in anatomy.backbone), default=0
+        ),
+        solver_bytes=0 if layer is None else solver_bytes(layer, shapes, config.train_steps),
+        embed=embed,
+        backbone=tuple(inner[:blocks]),
+        update=None if anatomy.update is None else inner[blocks],
+        head=head,
+        anatomy=anatomy,
     )
 
 
-def _injected(model: Any, x: Tensor) -> Tensor:
-    """What the map is given besides the state."""
-    return model.encoder(x) if hasattr(model, "encoder") else model.first_state(x)
-
-
-def _answer(state: Any) -> Tensor:
-    return pytree.tree_leaves(state)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cost:
-    """Operations of a call, forward and with its backpropagation; bytes kept in between."""
-
-    forward: int
-    both: int
-    kept: int
-
-
-def _cost(call: Callable[[], Any], config: GridConfig) -> _Cost:
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    counter = FlopCounterMode(display=False)
-    with counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = pytree.tree_leaves(call())
-        forward = counter.get_total_flops()
-        torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    half = 2 if config.autocast else 1
-    return _Cost(forward, counter.get_total_flops(), sum(kept.values()) // half)
-
-
-def _bytes(count: float) -> str:
+def show_bytes(count: float) -> str:
+    """In a unit that suits it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}"

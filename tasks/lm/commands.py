@@ -154,6 +154,7 @@ class LanguageCommands(CommandLine):
             f"  {self.program} internalise          what fewer solver steps cost\n"
             f"  {self.program} compare              models at equal size and budget, one table\n"
             f"  {self.program} harness --tasks ...  tasks of the lm-evaluation-harness\n"
+            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
             f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n\n"
             "Each command's --help lists its flags.\n"
         )
@@ -167,6 +168,7 @@ class LanguageCommands(CommandLine):
             "internalise": self.internalise,
             "compare": self.compare,
             "harness": self.harness,
+            "plan": self.plan,
             "export": self.export,
         }
 

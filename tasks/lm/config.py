@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 import tyro
 
 from implicit import Phantom, get_backward
@@ -57,6 +58,7 @@ class LanguageConfig(TrainConfig):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("out", "text")
+    unit: ClassVar[str] = "token"
 
     text: Path | None = None
     dataset: str | None = None
@@ -120,6 +122,29 @@ class LanguageConfig(TrainConfig):
                 f"{self.vocabulary!r}."
             )
         self.spec()
+
+    @property
+    def length(self) -> int:
+        """Inputs of a row of the batch."""
+        return self.context
+
+    @property
+    def units_per_sample(self) -> int:
+        """Tokens of a row of the batch."""
+        return self.context
+
+    @property
+    def train_steps(self) -> int:
+        """Updates that the solver makes in training, at most; of "parcae", loops to expect."""
+        return self._longest_loop if self.model == "parcae" else self.free_steps
+
+    @property
+    def _longest_loop(self) -> int:
+        """Expected largest draw of a batch, whose sequences all loop as long; see `ParcaeLM`."""
+        below = torch.special.gammaincc(
+            torch.arange(1.0, 2 * self.loops), torch.tensor(self.loops - 1.0)
+        )
+        return 1 + round(float((1 - below**self.batch_size).sum()))
 
     def spec(self) -> LanguageSpec:
         """The shape of the model."""

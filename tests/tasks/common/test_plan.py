@@ -2,18 +2,31 @@
 
 import contextlib
 import dataclasses
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import models.language
+from tasks.common.cluster import Cluster, memory
+from tasks.common.costs import ATTENTION
 from tasks.common.grid_config import GridConfig, ModelName
+from tasks.common.loss import answer_loss
+from tasks.common.peak_memory import PeakMemory
 from tasks.common.plan import plan
+from tasks.common.train import Trainer
+from tasks.lm.config import PRESETS as LM
+from tasks.lm.config import LanguageConfig
+from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.sudoku.config import PRESETS as SUDOKU
 
-MODELS = [name for name in get_args(ModelName) if name != "unrolled"]
+# A whole training run is compared in memory, a single step in operations and in what it keeps.
+LANGUAGE_MODELS = get_args(LanguageModelName)
+LOOPS = 9
 
 
 class Untracked(contextlib.nullcontext[None]):
@@ -22,32 +35,109 @@ class Untracked(contextlib.nullcontext[None]):
     parents = frozenset({"Global"})
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("base", [SUDOKU["mini"], MAZE["tiny"]])
-def test_flops_within_5_and_activations_within_15_percent(
-    base: GridConfig, model: ModelName, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(base, model=model, batch_size=4, rtol=0.0, solver="picard")
-    expected = plan(config)
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls within a solve can be counted, and a looped model makes as many loops each time."""
+    monkeypatch.setattr("torch.utils.flop_counter.ModuleTracker", Untracked)
+    drawn = lambda rates: torch.full_like(rates, LOOPS - 1)  # noqa: E731
+    monkeypatch.setattr(models.language.torch, "poisson", drawn)
+
+
+def step(config: Any) -> tuple[int, int]:
+    """Operations of a real step, and bytes that backpropagation keeps besides the weights."""
     torch.manual_seed(0)
     network = config.build().train()
-    assert expected.parameters == sum(p.numel() for p in network.parameters())
+    owned = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    x = torch.zeros(4, config.spec().num_cells, dtype=torch.long)
-    monkeypatch.setattr("torch.utils.flop_counter.ModuleTracker", Untracked)
-    counter = FlopCounterMode(display=False)
-    with counter:
+    x = torch.zeros(config.batch_size, config.length, dtype=torch.long)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.autocast)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = network(x, max_steps=config.train_steps).logits.square().mean()
+            with autocast:
+                out = network(x, max_steps=config.train_steps)
+            loss = answer_loss(out.logits, torch.zeros_like(x), config.loss)
+        keep(out.logits)
         loss.backward()
-    assert expected.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
-    assert expected.activation_bytes == pytest.approx(sum(kept.values()), rel=0.15)
+    return counter.get_total_flops(), sum(kept.values())
+
+
+def agrees(config: Any, steps: int | None = None) -> None:
+    expected = plan(config)
+    flops, kept = step(config)
+    assert expected.num_parameters == sum(p.numel() for p in config.build().parameters())
+    assert config.batch_size * expected.flops(steps) == pytest.approx(flops, rel=0.05)
+    planned = expected.shared_bytes + config.batch_size * expected.kept_bytes()
+    assert planned == pytest.approx(kept, rel=0.15)
+
+
+@pytest.mark.parametrize("model", get_args(ModelName))
+@pytest.mark.parametrize("base", [SUDOKU["mini"], MAZE["tiny"]])
+def test_a_step_on_grids(base: GridConfig, model: ModelName) -> None:
+    agrees(dataclasses.replace(base, model=model, batch_size=4, rtol=0.0, solver="picard"))
+
+
+@pytest.mark.parametrize("model", LANGUAGE_MODELS)
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> None:
+    config = dataclasses.replace(LM[preset], model=model, batch_size=2, rtol=0.0, free_steps=6)
+    agrees(config, LOOPS if model == "parcae" else None)
+
+
+@pytest.mark.parametrize("mode", ["exact", "phantom", "neumann", "shine"])
+@pytest.mark.filterwarnings("ignore:The gradient is approximate")
+def test_a_step_with_another_gradient(mode: str) -> None:
+    config = dataclasses.replace(LM["tiny"], batch_size=2, rtol=0.0, free_steps=6, backward=mode)
+    agrees(config)
+
+
+@pytest.mark.parametrize("change", [{"autocast": True}, {"mixer": "scan"}, {"tied": False}])
+def test_a_step_of_another_kind(change: dict[str, Any]) -> None:
+    agrees(dataclasses.replace(LM["tiny"], batch_size=2, rtol=0.0, free_steps=6, **change))
+
+
+class Zeros:
+    """The same batch again and again."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        x = torch.zeros(size, self.length, dtype=torch.long)
+        return x, x.clone()
+
+    def look(self, model: Any) -> dict[str, float]:
+        return {}
+
+    def figures(self, right: Tensor) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize("model", LANGUAGE_MODELS)
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_memory_of_training_within_15_percent(
+    preset: str, model: LanguageModelName, tmp_path: Path
+) -> None:
+    """Live tensors at the worst moment of a run, weights and optimiser included."""
+    config: LanguageConfig = dataclasses.replace(
+        LM[preset], model=model, batch_size=4, steps=2, rtol=0.0, free_steps=8
+    )
+    torch.manual_seed(0)
+    with PeakMemory() as live:
+        trainer = Trainer(
+            Zeros(config.context), config.build(), config, tmp_path, config.free_steps, {}
+        )
+        trainer.run()
+    found = memory(plan(config), Cluster(gpus=1), "one device", False, config.batch_size)
+    assert found.total == pytest.approx(live.peak, rel=0.15)
 
 
 def test_description_names_every_figure() -> None:

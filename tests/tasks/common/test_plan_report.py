@@ -1,0 +1,59 @@
+"""`python -m tasks.<name> plan` from end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.lm.__main__ import main as lm
+from tasks.maze.__main__ import main as maze
+from tasks.maze.config import PRESETS
+
+
+def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    arguments = ["plan", "--preset", "140m", "--gpus", "16", "--price", "2", "--json", str(path)]
+    assert lm([*arguments, "--model", "transformer"]) == 0
+    text = capsys.readouterr().out
+    assert "Fits: DDP, without activation checkpointing, 16 sequences per GPU at once" in text
+    result = json.loads(path.read_text())
+    assert result == json.loads(text.splitlines()[-1])
+    assert result["config"]["model"] == "transformer"
+    found = result["plan"]
+    assert sum(found["parameters"].values()) == 2 * found["parameters"]["total"]
+    assert found["budget"] == pytest.approx(11.2e9, rel=0.001)
+    (row,) = found["training"]
+    # 6 N and attention: see docs/scaling.md.
+    attention = 14 * 8 * 2048 * 1024
+    expected = 6 * found["parameters"]["total"] + attention
+    assert row["flops_per_token"] == pytest.approx(expected, rel=0.01)
+    assert row["cost"] == pytest.approx(row["days"] * 24 * 16 * 2)
+
+
+def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert maze(["plan", "--preset", "tiny", "--gpus", "1", "--puzzles", "1000"]) == 0
+    text = capsys.readouterr().out
+    assert "use `--autocast`" in text
+    found = json.loads(text.splitlines()[-1])["plan"]
+    assert found["budget"] == 1000
+    assert [row["parallel"] for row in found["memory"]] == ["one device"] * 2
+    assert found["training"][-1]["solver_steps"] == PRESETS["tiny"].train_steps
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--gpus", "0"], "`--gpus` must be at least 1, got 0"),
+    (["--gpu-memory", "-1"], "`--gpu-memory` must be above 0, got -1.0"),
+    (["--utilisation", "0"], "`--utilisation` must lie in (0, 1], got 0.0"),
+    (["--utilisation", "1.5"], "`--utilisation` must lie in (0, 1], got 1.5"),
+    (["--price", "-2"], "`--price` must be 0 or more, got -2.0"),
+    (["--tokens", "0"], "`--tokens` must be at least 1, got 0"),
+    (["--preset", "14m"], "Did you mean '140m'?"),
+    (["--frobnicate", "3"], "Unrecognized options: --frobnicate"),
+])  # fmt: skip
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = lm(["plan", *arguments])
+    except SystemExit as stop:  # how the flag parser refuses a value
+        code = stop.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
