@@ -51,6 +51,7 @@ class Anatomy:
         head: From a state to logits.
         layer: What solves, if the map is solved and not looped over.
         loops: Recorded loops at the end, if the map is looped over.
+        optional: With a budget of 0, the map is not called at all.
         parts: Modules by the part that they belong to.
     """
 
@@ -61,6 +62,7 @@ class Anatomy:
     head: Callable[[Any], Tensor]
     layer: FixedPointLayer | None
     loops: int
+    optional: bool
     parts: dict[str, list[nn.Module]]
 
     def parameters(self, model: nn.Module) -> dict[str, int]:
@@ -71,7 +73,7 @@ class Anatomy:
 
     def calls(self, steps: int) -> Calls:
         """Of a step whose solve makes `steps` updates, and so evaluates its map once more."""
-        if self.update is None:
+        if self.update is None or (steps == 0 and self.optional):
             return Calls(0, 0, 0)
         if self.layer is None:
             recorded = min(steps, self.loops)
@@ -134,6 +136,7 @@ def _language(model: AttractorLM | TransformerLM | ParcaeLM) -> Anatomy:
         head=words.decode,
         layer=layer,
         loops=loops,
+        optional=True,
         parts={
             "embedding": [words.embedding],
             "backbone": blocks,
@@ -164,6 +167,7 @@ def _grid(model: GridAttractor | GridTransformer | Reasoner) -> Anatomy:
         head=lambda state: model.head(state[0] if isinstance(model, Reasoner) else state),
         layer=layer,
         loops=0,
+        optional=not isinstance(model, Reasoner),
         parts={"embedding": [embed], "backbone": blocks, "refiner": refiner, "head": head},
     )
 
