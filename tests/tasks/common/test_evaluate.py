@@ -1,6 +1,7 @@
 """What evaluation shows of a solve."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
     assert [number for number, _, _ in frames] == list(range(len(frames)))
     assert len(frames) == int(found.num_steps) + 1
     assert bool(found.converged)
-    number, residual, logits = frames[-1]
+    _, residual, logits = frames[-1]
     assert residual == pytest.approx(found.residual.item(), rel=1e-3)
     assert torch.equal(logits.argmax(-1), predict(model, x[None], max_steps=64).classes[0])
     assert torch.allclose(logits, model.read(state)[0], atol=1e-5)
@@ -38,5 +39,5 @@ def test_a_residual_that_rises_does_not_stop_the_show() -> None:
             parameter.mul_(6)
     frames = list(trajectory(model, torch.randint(0, 5, (16,)), 24, lambda logits: logits))
     residuals = [residual for _, residual, _ in frames]
-    assert any(later > earlier for earlier, later in zip(residuals, residuals[1:], strict=False))
+    assert any(later > earlier for earlier, later in itertools.pairwise(residuals))
     assert len(set(residuals)) == len(residuals)
