@@ -191,7 +191,7 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title, title_justify="left")
     columns = ("model", "parameters", "rate", "bits per byte", "steps", "min", "solver", "T=0")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         spread = f" +- {row['spread']:.4f}" if row["spread"] is not None else ""
         solved = "mean_steps" in row
