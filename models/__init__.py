@@ -13,6 +13,7 @@ from models.blocks import (
     UnitAttention,
 )
 from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer, Layout
+from models.hugging_face import HuggingFaceStack
 from models.language import (
     AttractorLM,
     Cache,
@@ -41,6 +42,7 @@ __all__ = [
     "GridSpec",
     "GridTransformer",
     "Gru",
+    "HuggingFaceStack",
     "LanguageModel",
     "LanguageOutput",
     "LanguageSpec",

@@ -143,6 +143,25 @@ class Past(NamedTuple):
         self.values[:, :, -self.room :] = values
         return Past(self.keys, self.values, valid)
 
+    def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
+        """What tells tokens from padding once T = `num_new` have come, and their positions.
+
+        Padding has no position, and gets 0. Where none is padding, one row of positions holds
+        for all sequences.
+        """
+        known, valid = self.keys.shape[2] - self.room, self.valid
+        if valid is None:
+            return None, torch.arange(known, known + num_new, device=self.keys.device)[None]
+        if valid.shape[1] == known:
+            valid = F.pad(valid, (0, num_new), value=True)
+        return valid, (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+
+    @classmethod
+    def before(cls, valid: Bool[Tensor, "B T"], like: Tensor, heads: int, each: int) -> "Past":
+        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
+        none = like.detach().new_empty(len(valid), heads, 0, each)
+        return cls(none, none, None if bool(valid.all()) else valid)
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention, bidirectional or causal, with optional masks and rotary positions.
@@ -176,11 +195,7 @@ class SelfAttention(nn.Module):
         qk_norm: bool = False,
     ):
         super().__init__()
-        if width % num_heads or (rotary and (width // num_heads) % 2):
-            raise ValueError(
-                f"`num_heads` must divide the width into {'even ' if rotary else ''}parts: got "
-                f"{num_heads} heads for width {width}."
-            )
+        head_width(width, num_heads, even=rotary)
         self.num_heads, self.rotary, self.causal, self.qk_norm = num_heads, rotary, causal, qk_norm
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -218,28 +233,23 @@ class SelfAttention(nn.Module):
         if past is None:
             q, k, v = self._project(h_BTD, None)
             return q, Past(k, v), None, True
-        T, known, valid = h_BTD.shape[1], past.keys.shape[2] - past.room, past.valid
+        T, known = h_BTD.shape[1], past.keys.shape[2] - past.room
+        valid, position = past.with_new(T)
         order = torch.arange(known + T, device=h_BTD.device)
-        if valid is None:
-            position, mask = order[None, known:], order <= order[known:, None] if T > 1 else None
-        else:
-            padded = valid.shape[1] > known
-            valid = valid if padded else F.pad(valid, (0, T), value=True)
-            position = (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
-            mask = valid[:, None]
-            if T > 1 or padded:
-                # Padding attends to itself, so that no row of the softmax is empty.
-                itself = order == order[known:, None]
-                mask = mask & (order <= order[known:, None]) | itself
-            mask = mask[:, None]
+        earlier = order <= order[known:, None]
+        mask = None
+        if valid is not None:
+            # Padding attends to itself, so that no row of the softmax is empty.
+            mask = (valid[:, None] & earlier | (order == order[known:, None]))[:, None]
+        elif T > 1:
+            mask = earlier
         q, k, v = self._project(h_BTD, position)
         return q, past.followed_by(k, v, valid), mask, False
 
     def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
         """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
-        weight = self.out.weight.detach()
-        none = weight.new_empty(len(valid), self.num_heads, 0, len(weight) // self.num_heads)
-        return Past(none, none, None if bool(valid.all()) else valid)
+        weight = self.out.weight
+        return Past.before(valid, weight, self.num_heads, len(weight) // self.num_heads)
 
     def _project(self, h_BTD: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
@@ -255,6 +265,20 @@ class SelfAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def head_width(width: int, num_heads: int, even: bool) -> int:
+    """K, which must be whole, and for rotary positions even.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if width % num_heads or (even and (width // num_heads) % 2):
+        raise ValueError(
+            f"`num_heads` must divide the width into {'even ' if even else ''}parts: got "
+            f"{num_heads} heads for width {width}."
+        )
+    return width // num_heads
 
 
 def rotate(x: Tensor, position: Tensor | None = None, base: float = 10_000.0) -> Tensor:

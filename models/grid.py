@@ -176,7 +176,11 @@ class GridAttractor(nn.Module):
             max_steps: Budget of this call.
         """
         out = self.attractor(x_BT, start=start, fresh=fresh, max_steps=max_steps)
-        return GridOutput(self.head(out.value), out.value, out.solution)
+        return GridOutput(self.read(out.value), out.value, out.solution)
+
+    def read(self, state: Tensor) -> Float[Tensor, "B T S"]:
+        """The logits of a state."""
+        return self.head(state)
 
     @property
     def solving(self) -> FixedPointLayer:

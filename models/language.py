@@ -13,7 +13,7 @@ Legend: B batch, T tokens, V vocabulary, D width.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import torch
@@ -24,11 +24,13 @@ from torch.nn import functional as F
 from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import Past, PreNormBlock, SelfAttention
+from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
+from models.stack import Stack
 from solvers import FixedPointSolver
 
 Injection = Literal["additive", "concat", "initial"]
-Mixer = Literal["attention", "scan", "gru"]
+Mixer = Literal["attention", "scan", "gru", "gpt2", "llama"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,13 @@ class LanguageSpec:
         num_heads: Heads of the attention; divides the width.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
-        expansion: Hidden width of the MLPs over D.
+        expansion: Hidden width of the MLPs over D; two thirds of it where they have three
+            matrices ("llama").
         mixer: What lets tokens of the backbone exchange information: attention, a scan as in
-            state-space models, or a GRU. The refiner has attention.
+            state-space models, or a GRU; or the backbone as a whole: "gpt2" or "llama" of the
+            package `transformers`, with their own norms and positions. The refiner has our
+            attention.
+        context: Longest sequence, for "gpt2", which learns its positions; others have no limit.
         gate: Upper bound of the refiner's learned gates.
         injection: How the refiner sees the proposal. "additive": y <- H(y + y0) - y.
             "concat": y <- H(W [y, y0]). "initial": y <- H(y), it is the start alone.
@@ -61,13 +67,14 @@ class LanguageSpec:
     refiner_blocks: int = 1
     expansion: float = 4.0
     mixer: Mixer = "attention"
+    context: int = 1024
     gate: float = 1.0
     injection: Injection = "additive"
     start: Start = "proposal"
     tied: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "num_heads", "refiner_blocks"):
+        for name in ("vocabulary", "width", "num_heads", "refiner_blocks", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         choices = (("injection", Injection), ("start", Start), ("mixer", Mixer))
@@ -81,16 +88,23 @@ class LanguageSpec:
         mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
         return PreNormBlock(mixer, self.width, self.expansion, gate)
 
-    def block(self) -> PreNormBlock:
-        """A block of the backbone."""
+    def stack(self, count: int) -> Stack | HuggingFaceStack:
+        """Several blocks of the backbone, each used once. None of them: the identity.
+
+        Raises:
+            ValueError: The blocks are those of `transformers`, which is missing.
+        """
+        if count and (self.mixer == "gpt2" or self.mixer == "llama"):
+            return HuggingFaceStack(
+                self.mixer, count, self.width, self.num_heads, self.expansion, self.context
+            )
+        return Stack(self._block() for _ in range(count))
+
+    def _block(self) -> PreNormBlock:
         if self.mixer == "attention":
             return self.attention()
         mixer = Scan(self.width) if self.mixer == "scan" else Gru(self.width)
         return PreNormBlock(mixer, self.width, self.expansion)
-
-    def stack(self, count: int) -> "Stack":
-        """Several blocks of the backbone, each used once."""
-        return Stack(self.block() for _ in range(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +159,8 @@ class Vocabulary(nn.Module):
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
         self.norm = nn.RMSNorm(spec.width, eps=1e-6)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
-        # Logits of a normalised state then have a variance of one.
-        nn.init.normal_(self.embedding.weight, std=spec.width**-0.5)
+        # Larger, and a token's state, near its embedding at first, would predict itself.
+        nn.init.normal_(self.embedding.weight, std=spec.width**-0.75)
 
     def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Embed, at unit scale."""
@@ -156,50 +170,6 @@ class Vocabulary(nn.Module):
         """Logits."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(y_BTD), weight)
-
-
-class Stack(nn.Module):
-    """Blocks one after the other."""
-
-    def __init__(self, blocks: Iterable[PreNormBlock]):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def __iter__(self) -> Iterator[PreNormBlock]:
-        return iter(self.blocks)  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (B, T, D) in and out."""
-        for block in self:
-            h = block(h)
-        return h
-
-    def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """As `forward`, for tokens that follow `past`, one per block."""
-        return _extend(self, h, past)
-
-    def remember(self, h: Tensor, past: Sequence[Any]) -> tuple[Any, ...]:
-        """The past that `extend` returns, without the output."""
-        *first, last = self
-        h, longer = _extend(first, h, past[:-1])
-        return (*longer, last.remember(h, past[-1]))
-
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
-        """Nothing yet, for each block."""
-        return tuple(block.mixer.empty_past(valid) for block in self)
-
-
-def _extend(
-    blocks: Iterable[PreNormBlock], h: Tensor, past: Sequence[Any]
-) -> tuple[Tensor, tuple[Any, ...]]:
-    longer = []
-    for block, before in zip(blocks, past, strict=True):
-        h, after = block.extend(h, before)
-        longer.append(after)
-    return h, tuple(longer)
 
 
 class Refiner(nn.Module):
@@ -305,8 +275,10 @@ class AttractorLM(nn.Module):
         value, proposal = cast(Tensor, out.value), cast(Tensor, out.proposal)
         return LanguageOutput(self.vocabulary.decode(value), value, out.solution, proposal)
 
-    def _parts(self) -> tuple[Stack, Refiner]:
-        return cast(Stack, self.attractor.backbone), cast(Refiner, self.solving.module)
+    def _parts(self) -> tuple[Stack | HuggingFaceStack, Refiner]:
+        return cast(Stack | HuggingFaceStack, self.attractor.backbone), cast(
+            Refiner, self.solving.module
+        )
 
 
 class TransformerLM(nn.Module):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer
@@ -173,7 +173,11 @@ class Reasoner(nn.Module):
         solution = self.solving(first, x, max_steps=max_steps)
         y = solution.value[0]
         halt = None if self.halt is None else self.halt(y.flatten(1, -2).mean(1))[:, 0]
-        return GridOutput(self.head(y), solution.value, solution, halt)
+        return GridOutput(self.read(solution.value), solution.value, solution, halt)
+
+    def read(self, state: Latents) -> Float[Tensor, "B T S"]:
+        """The logits of a state."""
+        return self.head(state[0])
 
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
         """Where a solve starts."""

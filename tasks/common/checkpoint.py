@@ -1,7 +1,13 @@
-"""Checkpoints: one safetensors file, written atomically, read without running any code."""
+"""Checkpoints: one safetensors file, written atomically, read without running any code.
 
+The file holds a checksum of all that is in it, so that damage is found when it is read.
+"""
+
+import contextlib
+import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = "attractor-models-1"
+# Files of the first format have no checksum.
+FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
 
 
 class CheckpointError(ValueError):
@@ -30,46 +37,96 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write to a temporary file beside `path`, then replace it in one step."""
+    def save(self, path: Path, previous: Path | None = None) -> None:
+        """Write to a temporary file beside `path`, then replace it in one step.
+
+        Args:
+            path: The file.
+            previous: Where the file that is replaced stays, if there is one.
+
+        Raises:
+            OSError: It could not be written, and what was there is untouched.
+        """
         flat = {
             f"{group}/{name}": tensor.detach().cpu().contiguous()
             for group, tensors in self.tensors.items()
             for name, tensor in tensors.items()
         }
+        meta = json.dumps(self.meta)
+        header = {"format": FORMAT, "meta": meta, "sha256": _checksum(flat, meta)}
         temporary = path.with_name(path.name + ".tmp")
-        save_file(flat, temporary, {"format": FORMAT, "meta": json.dumps(self.meta)})
-        os.replace(temporary, path)
+        try:
+            save_file(flat, temporary, header)
+            _to_disk(temporary)
+            if previous is not None and path.exists():
+                keep_as(path, previous)
+            os.replace(temporary, path)
+        except (SafetensorError, OSError) as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OSError(f"{path} could not be written ({error})") from error
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
         """Read a file written by `save`.
 
         Raises:
-            CheckpointError: The file is missing, truncated, or something else.
+            CheckpointError: The file is missing, truncated, damaged, or something else.
         """
         if not path.is_file():
             raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                names = list(file.keys())
-                flat = {name: file.get_tensor(name) for name in names}
+                flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is not a readable checkpoint ({error}). It may be truncated: use an "
                 "earlier one, or train again."
             ) from error
-        if header.get("format") != FORMAT:
+        if header.get("format") not in (FORMAT, FIRST_FORMAT):
             raise CheckpointError(
                 f"{path} is a safetensors file, but not a checkpoint of this project: its format "
                 f"is {header.get('format')!r}, expected {FORMAT!r}."
+            )
+        meta = header.get("meta", "")
+        if header["format"] == FORMAT and header.get("sha256") != _checksum(flat, meta):
+            raise CheckpointError(
+                f"{path} is damaged: its content does not have the checksum that it was written "
+                "with. Use an earlier one, or train again."
             )
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, tensor in flat.items():
             group, _, rest = name.partition("/")
             tensors.setdefault(group, {})[rest] = tensor
-        return cls(tensors, json.loads(header["meta"]))
+        return cls(tensors, json.loads(meta))
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """Give a file a second name, in one step; `save` replaces the first and leaves the second."""
+    temporary = name.with_name(name.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+        _to_disk(temporary)
+    os.replace(temporary, name)
+
+
+def _checksum(flat: dict[str, Tensor], meta: str) -> str:
+    """SHA-256 of names, types, shapes and bytes of all tensors, and of the meta data."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(flat.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Let a file survive a power cut: its content must be there before its name is."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import tyro
 from solvers.registry import unknown
 from tasks.common.checkpoint import Checkpoint, CheckpointError
 from tasks.common.device import choose_device
+from tasks.common.keeper import load_newest
+from tasks.common.parallel import Group, joined
 from tasks.common.plan_report import PlanOptions, report, show
 from tasks.common.runs import new_folder, read_config
 from tasks.common.train import Interrupted
@@ -63,10 +66,17 @@ class CommandLine(ABC):
         try:
             if command not in commands:
                 raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
-            return commands[command](arguments[1:] if named else arguments)
+            with joined() as group:
+                if group.size > 1 and command != "train":
+                    raise ValueError(f"`torchrun` is for training: `{command}` is one process.")
+                return commands[command](arguments[1:] if named else arguments)
         except Interrupted as stop:
             print("\nStopped; nothing is lost. Go on with:")
-            print(f"  {self.program} train --resume {stop.path}")
+            size = os.environ.get("WORLD_SIZE", "1")
+            start = self.program
+            if size != "1":
+                start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
+            print(f"  {start} train --resume {stop.path}")
             return 130
         except KeyboardInterrupt:
             print("\nStopped before there was anything to keep.")
@@ -88,21 +98,32 @@ class CommandLine(ABC):
 
     def start(self, arguments: list[str]) -> Start:
         """A new run from a preset and flags, or an old one from its checkpoint."""
+        group = Group.current()
         arguments, resume = take(arguments, "--resume")
         arguments, name = take(arguments, "--preset")
         if resume is not None:
+            arguments, parallel = take(arguments, "--parallel")
             if arguments or name:
-                raise ValueError("`--resume` takes its options from the checkpoint: drop others.")
+                raise ValueError(
+                    "`--resume` takes its options from the checkpoint, but for `--parallel`: drop "
+                    "others."
+                )
             path = Path(resume)
-            checkpoint = Checkpoint.load(path)
+            # One after the other: the first may rename a damaged file.
+            checkpoint = load_newest(path) if group.first else None
+            group.of_first(None)
+            checkpoint = checkpoint or load_newest(path)
             config = read_config(self.task, checkpoint, path)
+            if parallel is not None:
+                config = dataclasses.replace(config, parallel=parallel)
             return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
         name = name or self.task.default_preset
         default, program = self.preset(name), f"{self.program} train"
         config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
         choose_device(config.device)
         label = name if config.model == default.model else f"{name}-{config.model}"
-        return Start(name, config, new_folder(config.out, self.task.name, label), None)
+        folder = new_folder(config.out, self.task.name, label) if group.first else None
+        return Start(name, config, group.of_first(folder), None)
 
     def plan(self, arguments: list[str]) -> int:
         """What a run will need and take, without making the model."""

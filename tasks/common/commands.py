@@ -1,4 +1,4 @@
-"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve] ...`."""
+"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve|...] ...`."""
 
 import dataclasses
 import json
@@ -112,6 +112,7 @@ class Commands(CommandLine):
             f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
             f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
             f"  {self.program} compare              models at equal size and time, one table\n"
+            f"  {self.program} serve                answers over HTTP, and a page\n"
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
             "Each command's --help lists its flags.\n"
         )
@@ -123,6 +124,7 @@ class Commands(CommandLine):
             "eval": self.evaluate,
             "solve": self.solve,
             "compare": self.compare,
+            "serve": self.serve,
             "plan": self.plan,
         }
 
@@ -215,6 +217,14 @@ class Commands(CommandLine):
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
+
+    def serve(self, arguments: list[str]) -> int:
+        """Answer puzzles over HTTP until told to stop."""
+        # Here, since an extra is needed.
+        from tasks.common.serve import ServeOptions, serve
+
+        options = tyro.cli(ServeOptions, args=arguments, prog=f"{self.program} serve")
+        return serve(self.task, options)
 
     def _texts(self, text: str) -> list[str]:
         """The puzzles that an argument holds or, if it names a file, that are in there."""

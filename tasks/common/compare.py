@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks.common.checkpoint import Checkpoint
 from tasks.common.experiment import train
 from tasks.common.grid_config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.common.grid_task import GridTask
 from tasks.common.jobs import Job, SearchOptions, search_and_repeat
+from tasks.common.keeper import NAME, load_newest
 from tasks.common.measure import measure
-from tasks.common.runs import NAME, RUNS, load_model
+from tasks.common.runs import RUNS, load_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class _Run(Job):
         config = dataclasses.replace(self.config, out=place)
         place.mkdir(parents=True, exist_ok=True)
         path = place / NAME
-        checkpoint = Checkpoint.load(path) if path.is_file() else None
+        checkpoint = load_newest(path) if path.is_file() else None
         _, test, result = train(task, self.preset, config, place, checkpoint, look_at=0)
         model, _ = load_model(task, path, device=config.device)
         middle = len(test) // 2

@@ -18,7 +18,8 @@ class TrainConfig:
         seed: Seed of the weights, the data and the augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
-        out: Folder for checkpoint, log, pictures and result; by default a new one in `runs/`.
+        out: Folder for checkpoints, log, pictures and result; by default a new one in `runs/`.
+        save_every: Seconds between checkpoints.
         batch_size: Puzzles per batch.
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
@@ -35,6 +36,8 @@ class TrainConfig:
         halting: Also learn to tell right answers from wrong ones. With `refill`, that verdict
             decides which samples leave, as published for TRM and HRM.
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
+        parallel: How processes of `torchrun` share the work. "ddp": each has all weights. "fsdp":
+            each has a share of them. One process alone needs neither.
         compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
 
@@ -46,6 +49,7 @@ class TrainConfig:
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
+    save_every: float = 60.0
     batch_size: int = 64
     segments: int = 4
     refill: bool = False
@@ -59,16 +63,19 @@ class TrainConfig:
     loss: Literal["softmax", "stablemax"] = "softmax"
     halting: bool = False
     autocast: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "batch_size", "segments", "learning_rate", "clip"):
+        for name in ("minutes", "batch_size", "segments", "learning_rate", "clip", "save_every"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"`parallel` must be 'ddp' or 'fsdp', got {self.parallel!r}.")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 

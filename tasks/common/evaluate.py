@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from models import GridModel, GridTransformer
+from models import GridAttractor, GridModel, GridTransformer, Reasoner
 from solvers.types import State
 
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
@@ -179,17 +179,21 @@ def step_curve(
 
 @torch.no_grad()
 def trajectory(
-    model: GridModel, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
+    model: GridAttractor | Reasoner, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[int, float, Tensor]]:
-    """One grid's solve, update by update: (step, relative residual, read(logits)).
+    """One grid's solve, evaluation by evaluation: (number, relative residual, read(logits)).
 
-    Step 0 is the start, whose residual is not measured (NaN).
+    Number 0 is the start. A solve that converges ends early.
     """
+    points: list[tuple[State, State]] = []
     device = next(model.parameters()).device
-    x, state = x[None].to(device), None
-    for step in range(steps + 1):
-        out = model(x, start=state, max_steps=1 if step else 0)
-        state = out.state
-        assert out.solution is not None
-        residual = (out.solution.residual / rms(state))[0].item()
-        yield step, residual, read(out.logits[0]).cpu()
+    watch = model.solving.module.register_forward_hook(
+        lambda _, given, value: points.append((given[0], value))
+    )
+    try:
+        model(x[None].to(device), max_steps=steps)
+    finally:
+        watch.remove()
+    for number, (y, fy) in enumerate(points):
+        residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
+        yield number, residual.item(), read(model.read(y)[0]).cpu()

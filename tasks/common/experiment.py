@@ -44,6 +44,8 @@ def run_experiment(
     """
     began = time.monotonic()
     trainer, test_set, result = train(task, name, config, folder, checkpoint)
+    if not trainer.group.first:
+        return result
     result |= {
         "eval": _evaluate(task, trainer, name, test_set),
         "wall_seconds": round(time.monotonic() - began, 1),

@@ -13,6 +13,7 @@ from models import GridModel
 from tasks.common.evaluate import predict, scores
 from tasks.common.grid_config import GridConfig
 from tasks.common.puzzle_files import GridPuzzle
+from tasks.common.train import Task
 
 # How many held-out puzzles the curve during training looks at.
 LOOK_PUZZLES = 100
@@ -39,6 +40,7 @@ class GridTask(ABC, Generic[P, C]):
         noun: What one puzzle is called in messages.
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
+        first_symbol: The symbol that class 0 stands for; the others follow.
     """
 
     name: ClassVar[str]
@@ -48,6 +50,7 @@ class GridTask(ABC, Generic[P, C]):
     noun: ClassVar[str] = "puzzle"
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
+    first_symbol: ClassVar[int] = 0
 
     @abstractmethod
     def make(self, config: C) -> tuple[list[P], list[P]]:
@@ -83,6 +86,20 @@ class GridTask(ABC, Generic[P, C]):
     @abstractmethod
     def parse(self, text: str) -> P:
         """A question that somebody typed, with its exact answer; refused if it has none."""
+
+    @abstractmethod
+    def question(self, text: str, config: C) -> list[int]:
+        """The symbols of a question of the size that `config` names.
+
+        Unlike `parse`, looks for no answer: the cost is small whatever somebody sends.
+
+        Raises:
+            ValueError: The text is no question of this size.
+        """
+
+    @abstractmethod
+    def line(self, symbols: Sequence[int]) -> str:
+        """A question or an answer in one line, one character a cell."""
 
     def split(self, text: str) -> list[str]:
         """The questions in a file of them: one a line."""
@@ -121,7 +138,7 @@ class GridTask(ABC, Generic[P, C]):
         return sum(self.identity(puzzle, config) in known for puzzle in test)
 
 
-class Batches:
+class Batches(Task):
     """A task as the training loop sees it.
 
     Args:
@@ -151,6 +168,10 @@ class Batches:
             return {}
         found = predict(model, x, max_steps=self.eval_steps)
         return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
+
+    def score(self, looked: dict[str, float]) -> float:
+        """Exact accuracy."""
+        return looked["test_exact"]
 
     def figures(self, right: Tensor) -> dict[str, float]:
         """Accuracy of cells and of whole answers."""

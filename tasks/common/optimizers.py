@@ -43,9 +43,11 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     }
     matrices, others = [], []
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            inner = isinstance(module, nn.Linear) and id(parameter) not in embeddings
-            (matrices if inner and parameter.ndim == 2 else others).append(parameter)
+        for name, parameter in module.named_parameters(recurse=False):
+            # By name and shape: GPT-2's linear layers are no `nn.Linear`.
+            linear = name == "weight" and parameter.ndim == 2
+            inner = linear and id(parameter) not in embeddings
+            (matrices if inner else others).append(parameter)
     muon = torch.optim.Muon(
         matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
     )

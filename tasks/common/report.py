@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,13 +21,19 @@ class Reporter:
 
     Args:
         folder: Receives `log.jsonl` and the TensorBoard event file.
-        resumed_step: Where the run goes on; the log is appended to.
+        history: Rows so far: the log starts with them, so that it has none from beyond the
+            checkpoint that a run goes on from.
     """
 
-    def __init__(self, folder: Path, resumed_step: int = 0):
+    def __init__(self, folder: Path, history: Sequence[Mapping[str, float]] = ()):
         self.console = Console()
-        self.log = (folder / "log.jsonl").open("a" if resumed_step else "w")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step or None)
+        self.log = (folder / "log.jsonl").open("w")
+        self.log.writelines(json.dumps(dict(row)) + "\n" for row in history)
+        next_step = int(history[-1]["step"]) + 1 if history else None
+        self.board: SummaryWriter | None = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=next_step
+        )
+        self.failed = False
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -50,8 +57,8 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
-        self.log.close()
-        self.board.close()
+        self._write(self.log.close)
+        self._on_board(lambda board: board.close())
 
     def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
         """Move the bar; without a terminal, print a line now and then."""
@@ -64,10 +71,42 @@ class Reporter:
     def record(self, figures: Mapping[str, float]) -> None:
         """Append a row to the log and to TensorBoard; needs `step` among the figures."""
         self.log.write(json.dumps(dict(figures)) + "\n")
-        self.log.flush()
-        for name, value in figures.items():
-            if name != "step":
-                self.board.add_scalar(f"train/{name}", value, int(figures["step"]))
+        self._write(self.log.flush)
+        values = {name: value for name, value in figures.items() if name != "step"}
+        self._on_board(lambda board: _add(board, values, int(figures["step"])))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """A row that the disk does not take stays in the buffer for the next attempt."""
+        try:
+            write()
+        except OSError as error:
+            if not self.failed:
+                warnings.warn(
+                    f"The log in {self.log.name} cannot be written ({error}). Training goes on.",
+                    stacklevel=4,
+                )
+            self.failed = True
+        else:
+            self.failed = False
+
+    def _on_board(self, use: Callable[[SummaryWriter], None]) -> None:
+        """TensorBoard's writer does not recover from a failed write: go on without it."""
+        if self.board is None:
+            return
+        try:
+            use(self.board)
+        except OSError as error:
+            self.board = None
+            warnings.warn(
+                f"TensorBoard's file cannot be written ({error}): its curves end here. "
+                "`log.jsonl` goes on.",
+                stacklevel=4,
+            )
+
+
+def _add(board: SummaryWriter, values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        board.add_scalar(f"train/{name}", value, step)
 
 
 def describe(figures: Mapping[str, float]) -> str:

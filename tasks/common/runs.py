@@ -11,9 +11,9 @@ from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
 from tasks.common.device import choose_device
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import GridTask
+from tasks.common.keeper import NAME
 
 RUNS = Path("runs")
-NAME = "checkpoint.safetensors"
 
 
 def new_folder(wanted: Path | None, task: str, name: str) -> Path:

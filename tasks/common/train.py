@@ -1,14 +1,17 @@
 """The one training loop: supervised segments, a schedule over the budget, averaged weights.
 
+Several processes may share the batches, see `parallel`: each draws all of a batch from the same
+generator and takes its rows, so that their number changes no number.
+
 A batch is a set of slots. A segment solves each slot's sample from the state that the last
 segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
 where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
 sample takes its slot.
 """
 
+import contextlib
 import dataclasses
-import signal
-import threading
+import math
 import time
 import warnings
 from pathlib import Path
@@ -26,13 +29,24 @@ from tasks.common.checkpoint import (
     restore_optimizer,
 )
 from tasks.common.config import TrainConfig
+from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.keeper import Keeper
 from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.optimizers import SCHEDULES, build_optimizers
+from tasks.common.parallel import (
+    Group,
+    distribute,
+    parameters_of,
+    sharded,
+    unsharded,
+    whole,
+)
 from tasks.common.report import Reporter
+from tasks.common.slots import Slots
+from tasks.common.stop_signal import StopSignal
 
-# Fractions of the budget between looks at held-out data, seconds between checkpoints, and
-# optimiser steps between rows of the log.
-LOOK_EVERY, SAVE_EVERY, LOG_EVERY = 0.1, 60.0, 10
+# Looks at held-out data in a run, and optimiser steps between rows of the log.
+LOOKS, LOG_EVERY = 10, 10
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
 
@@ -50,32 +64,20 @@ class Task(Protocol):
         """Figures on a few held-out samples, named test_*; nothing depends on them."""
         ...
 
+    def score(self, looked: dict[str, float]) -> float:
+        """How good a look was: more is better."""
+        ...
+
     def figures(self, right: Tensor) -> dict[str, float]:
         """What to show of a training batch, given which of its classes are right."""
         ...
 
+    def position(self) -> Any:
+        """Where the next batch begins, as JSON values; None if the generator decides that."""
+        return None
 
-class _StopSignal:
-    """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once."""
-
-    def __enter__(self) -> "_StopSignal":
-        self.requested = False
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+    def go_to(self, position: Any) -> None:
+        """Go on from what `position` returned."""
 
 
 class Interrupted(Exception):
@@ -86,40 +88,12 @@ class Interrupted(Exception):
         self.path = path
 
 
+class SourceLost(ValueError):
+    """The data cannot be read on; a task's `batch` raises it before it gives anything away."""
+
+
 class Diverged(ValueError):
     """Training came to an end without numbers to go on with."""
-
-
-@dataclasses.dataclass
-class Slots:
-    """The samples in training, one a slot.
-
-    Attributes:
-        x: Inputs, shape (slots, ...).
-        target: Classes, shape (slots, ...).
-        age: Segments that each sample has had, shape (slots,).
-        state: Where its last segment ended; None before the first.
-    """
-
-    x: Tensor
-    target: Tensor
-    age: Tensor
-    state: Any = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
-        named = {"x": self.x, "target": self.target, "age": self.age}
-        if isinstance(self.state, Tensor):
-            return {**named, "state": self.state}
-        return {**named, **{f"state.{i}": leaf for i, leaf in enumerate(self.state or ())}}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Slots":
-        """Undo `tensors`."""
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]
-        state = moved.get("state", tuple(parts) or None)
-        return cls(moved["x"], moved["target"], moved["age"], state)
 
 
 @dataclasses.dataclass
@@ -144,7 +118,14 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        self.group = Group.current()
+        if self.config.batch_size % self.group.size:
+            raise ValueError(
+                f"`batch_size` = {self.config.batch_size} cannot be split among {self.group.size} "
+                "processes. Use a multiple of their number."
+            )
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.step = 0
@@ -152,7 +133,9 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
-        self.path = self.folder / "checkpoint.safetensors"
+        self.keeper = Keeper(self.folder)
+        self.path = self.keeper.newest
+        self.meta = {**self.meta, "data": fingerprints(self.config)}
 
     def _average(self, average: Any, current: Any, count: Any) -> None:
         """Exponential, and short at first: a short run would remember its initial weights."""
@@ -167,31 +150,58 @@ class Trainer:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a checkpoint stopped."""
-        load_weights(self.model, checkpoint.tensors["model"], self.path)
-        load_weights(self.average, checkpoint.tensors["average"], self.path)
+        """Go on exactly where a checkpoint stopped.
+
+        Raises:
+            CheckpointError: Its weights do not fit this model.
+            ValueError: A data file is no longer what it was.
+        """
+        refuse_changed(checkpoint.meta.get("data", {}), self.config)
+        for module, name in ((self.model, "model"), (self.average, "average")):
+            weights = sharded(checkpoint.tensors[name], module.state_dict())
+            load_weights(module, weights, self.path)
         for name, optimizer in self._named_optimizers():
-            restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
+            state = checkpoint.tensors.get(name, {})
+            restore_optimizer(optimizer, sharded(state, parameters_of(optimizer, state)))
         self.generator.set_state(checkpoint.tensors["random"]["data"])
         torch.set_rng_state(checkpoint.tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
+            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        self.task.go_to(checkpoint.meta.get("position"))
         if slots := checkpoint.tensors.get("slots"):
-            self.slots = Slots.from_tensors(slots, self.device)
+            mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
+            self.slots = Slots.from_tensors(mine, self.device)
 
-    def save(self) -> None:
-        """Write the checkpoint, atomically."""
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
+        checkpoint = self._checkpoint()
+        if self.group.first:
+            self.keeper.save(checkpoint, best)
+
+    def _checkpoint(self) -> Checkpoint:
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "model": unsharded(self.model.state_dict()),
+            "average": unsharded(self.average.state_dict()),
             "random": random,
-            "slots": self.slots.tensors() if self.slots else {},
+            "slots": {},
         }
+        if self.slots is not None:
+            rows = self.slots.tensors()
+            tensors["slots"] = {name: self.group.whole(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = optimizer_tensors(optimizer)
-        state = {"step": self.step, "seconds": self.seconds, "history": self.history}
-        Checkpoint(tensors, {**self.meta, **state}).save(self.path)
+            tensors[name] = unsharded(optimizer_tensors(optimizer))
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "position": self.task.position(),
+        }
+        return Checkpoint(tensors, {**self.meta, **state})
 
     def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
         names = ("optimizer", "second_optimizer")
@@ -203,31 +213,62 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
             Diverged: The gradient stays non-finite.
+            NotSaved: The last state could not be written.
+            SourceLost: The task's data cannot be read on; one process leaves a checkpoint.
         """
-        next_look, saved = self.progress + LOOK_EVERY, time.monotonic()
-        with _StopSignal() as stop, Reporter(self.folder, self.step) as reporter:
-            while self.progress < 1 and not stop.requested:
-                began = time.monotonic()
-                figures = self._train_segment()
+        saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
+        if self.group.first:
+            log = Reporter(self.folder, self.history)
+        with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:
+            while self.progress < 1 and not stopped:
+                began, looks = time.monotonic(), int(LOOKS * self.progress)
+                try:
+                    figures = self._train_segment()
+                except SourceLost as error:
+                    if self.group.size == 1:
+                        self.save()
+                    raise SourceLost(
+                        f"{error} Then go on with `train --resume {self.path}`."
+                    ) from error
                 # Looks are not training: a model that is slow to solve would train less.
-                self.seconds += time.monotonic() - began
-                if self.progress >= next_look:
-                    next_look = self.progress + LOOK_EVERY
-                    figures |= self.task.look(self.average.module)
+                seconds, age = time.monotonic() - began, time.monotonic() - saved
+                figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
+                best = False
+                if int(LOOKS * self.progress) > looks:
+                    looked = self.group.mean(self.task.look(self.average.module))
+                    best = bool(looked) and self._is_best(looked)
+                    figures |= looked
                 self._note(figures, reporter)
-                if time.monotonic() - saved > SAVE_EVERY:
-                    self.save()
+                if best or age > self.config.save_every:
+                    self.save(best)
                     saved = time.monotonic()
-        self.save()
+        if self.group.of_first(self.keeper.step) != self.step:
+            self.save()
+        self.keeper.require_saved()
         if self.progress < 1:
             raise Interrupted(self.path)
         return self.average.module
 
+    def _agree(
+        self, figures: dict[str, float], seconds: float, age: float, stop: bool
+    ) -> tuple[dict[str, float], float, bool]:
+        """Count a step's time; what all processes make of figures, clocks and signals."""
+        ours = {"seconds": seconds, "age": age, "stop": float(stop)}
+        means = self.group.mean({**figures, **ours})
+        seconds, age, share = (means.pop(name) for name in ours)
+        self.seconds += seconds
+        return means, age, share > 0
+
+    def _is_best(self, looked: dict[str, float]) -> bool:
+        before = [self.task.score(row) for row in self.history if _looked(row)]
+        return self.task.score(looked) > max(before, default=-math.inf)
+
     def _train_segment(self) -> dict[str, float]:
         slots = self._filled()
         fresh = slots.age == 0
+        self.group.seed_step(self.config.seed, self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-            out = self.model(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
+            out = self.network(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
         right = out.logits.detach().argmax(-1) == slots.target
         solved = right.flatten(1).all(1)
         loss = answer_loss(out.logits, slots.target, self.config.loss)
@@ -244,18 +285,23 @@ class Trainer:
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
+        rows = self.group.rows(self.config.batch_size)
         if self.slots is None:
-            x, target = self._draw(self.config.batch_size)
+            x, target = self._draw(self.config.batch_size, rows)
             self.slots = Slots(x, target, torch.zeros(len(x), dtype=torch.long, device=x.device))
             return self.slots
-        empty = (self.slots.age == 0).nonzero()[:, 0]
+        # Of all processes: all draw alike, and each takes what is for its own slots.
+        empty = (self.group.whole(self.slots.age) == 0).nonzero()[:, 0]
         if len(empty):
-            self.slots.x[empty], self.slots.target[empty] = self._draw(len(empty))
+            ours = (empty >= rows.start) & (empty < rows.stop)
+            slots = empty[ours] - rows.start
+            self.slots.x[slots], self.slots.target[slots] = self._draw(len(empty), ours.cpu())
         return self.slots
 
-    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, count: int, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """These rows of a batch of `count`."""
         x, target = self.task.batch(count, self.generator, self.progress)
-        return x.to(self.device), target.to(self.device)
+        return x[rows].to(self.device), target[rows].to(self.device)
 
     def _update(self, loss: Tensor) -> None:
         """One optimiser step, unless the gradient is not finite: then none, and new samples."""
@@ -267,7 +313,7 @@ class Trainer:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):
             self._skip()
@@ -289,12 +335,15 @@ class Trainer:
         assert self.slots is not None
         self.slots.age[:] = self.config.segments
 
-    def _note(self, figures: dict[str, float], reporter: Reporter) -> None:
+    def _note(self, figures: dict[str, float], reporter: Reporter | None) -> None:
         row = {"step": self.step, "minutes": self.seconds / 60, **figures}
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
-            reporter.record(row)
+            if reporter is not None:
+                reporter.record(row)
+        if reporter is None:
+            return
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
         reporter.show({**self._last_look(), **row}, self.progress, left)
 

@@ -20,12 +20,13 @@ from tasks.common.runs import export, load_average, newest_checkpoint, read_conf
 from tasks.common.train import Interrupted
 from tasks.lm.compare import CompareOptions, compare
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
-from tasks.lm.data import load_corpus, measure
+from tasks.lm.data import measure
 from tasks.lm.experiment import print_figures, run_experiment
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
 from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
 
 
@@ -109,6 +110,30 @@ class ExportOptions:
     checkpoint: Path | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HarnessOptions:
+    """Evaluate a trained model on tasks of the lm-evaluation-harness.
+
+    Attributes:
+        tasks: Their names, or YAML files that describe one, with commas between them.
+        checkpoint: The model, or a folder in the Hub's form; by default the newest one under
+            `runs/`.
+        limit: Only so many examples of each task.
+        depth: Budget of solver updates; by default the run's.
+        batch_size: Texts at a time.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: Also write the result here.
+    """
+
+    tasks: str
+    checkpoint: Path | None = None
+    limit: int | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    batch_size: int = 16
+    device: str = "auto"
+    json: Path | None = None
+
+
 class LanguageCommands(CommandLine):
     """The command line of the language task."""
 
@@ -128,6 +153,7 @@ class LanguageCommands(CommandLine):
             f"  {self.program} generate PROMPT...   go on with a text\n"
             f"  {self.program} internalise          what fewer solver steps cost\n"
             f"  {self.program} compare              models at equal size and budget, one table\n"
+            f"  {self.program} harness --tasks ...  tasks of the lm-evaluation-harness\n"
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
             f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n\n"
             "Each command's --help lists its flags.\n"
@@ -141,6 +167,7 @@ class LanguageCommands(CommandLine):
             "generate": self.generate,
             "internalise": self.internalise,
             "compare": self.compare,
+            "harness": self.harness,
             "plan": self.plan,
             "export": self.export,
         }
@@ -215,6 +242,24 @@ class LanguageCommands(CommandLine):
         print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
         return 0
 
+    def harness(self, arguments: list[str]) -> int:
+        """Tasks of the lm-evaluation-harness."""
+        options = tyro.cli(HarnessOptions, args=arguments, prog=f"{self.program} harness")
+        try:
+            from tasks.lm.harness import HarnessLM, run_tasks
+        except ImportError as error:
+            raise ValueError(
+                "`harness` needs the package `lm-eval`: install the extra with `pip install "
+                "'attractor-models[lm-eval]'`."
+            ) from error
+        path = options.checkpoint or self._newest()
+        model = HarnessLM(path, options.device, options.batch_size, options.depth)
+        found, table = run_tasks(model, options.tasks.split(","), options.limit)
+        print(table)
+        result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
+        print_json(result, options.json)
+        return 0
+
     def export(self, arguments: list[str]) -> int:
         """Write config and weights in the Hub's form."""
         options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
@@ -271,8 +316,8 @@ class LanguageCommands(CommandLine):
             options.checkpoint, options.device, options.solver
         )
         if options.text is not None:
-            config = dataclasses.replace(config, text=options.text)
-        return path, model, config, load_corpus(config, tokenizer.to_json())
+            config = dataclasses.replace(config, text=options.text, dataset=None, dataset_name=None)
+        return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 
 def _export(checkpoint: Path, budget: int, path: Path) -> None:

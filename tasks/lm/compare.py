@@ -19,7 +19,8 @@ from models import AttractorLM
 from models.language import Mixer
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.jobs import Job, SearchOptions, search_and_repeat
-from tasks.common.runs import NAME, RUNS, load_average
+from tasks.common.keeper import NAME, load_newest
+from tasks.common.runs import RUNS, load_average
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.data import Corpus, measure
 from tasks.lm.experiment import train
@@ -77,7 +78,7 @@ class _Run(Job):
         config = dataclasses.replace(self.config, out=self.place)
         self.place.mkdir(parents=True, exist_ok=True)
         path = self.place / NAME
-        checkpoint = Checkpoint.load(path) if path.is_file() else None
+        checkpoint = load_newest(path) if path.is_file() else None
         _, corpus, result = train(self.preset, config, self.place, checkpoint)
         model = config.build()
         load_average(model, Checkpoint.load(path), path)
@@ -190,7 +191,7 @@ def _print(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title, title_justify="left")
     columns = ("model", "parameters", "rate", "bits per byte", "steps", "min", "solver", "T=0")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         spread = f" +- {row['spread']:.4f}" if row["spread"] is not None else ""
         solved = "mean_steps" in row

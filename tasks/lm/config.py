@@ -25,7 +25,11 @@ class LanguageConfig(TrainConfig):
     Attributes:
         text: A file or folder of text; by default the Python standard library's own sources
             and documentation, which are on every machine.
-        max_bytes: No more text than that.
+        dataset: In place of `text`, a data set that is read as it is needed: a name on the
+            Hugging Face Hub, or a file or folder of JSON lines, Parquet or text.
+        dataset_name: Which of its configurations, for a data set that has several.
+        column: Which of its columns has the texts.
+        max_bytes: No more text than that; of a data set, what the tokens are learned from.
         vocabulary: Tokens: 257 for bytes and an end of text, more for byte-pair encoding
             trained on the text.
         context: Tokens that a sequence has in training.
@@ -35,8 +39,9 @@ class LanguageConfig(TrainConfig):
             equilibrium of a hidden state, without a proposal).
         width: Numbers per token.
         num_heads: Heads of the attention.
-        mixer: "attention", "scan" (a state-space model's recurrence) or "gru": how the backbone's
-            tokens exchange information, and the baselines'.
+        mixer: What the backbone is made of, and the baselines: our blocks with "attention", "scan"
+            (a state-space model's recurrence) or "gru"; or "gpt2" or "llama", of the package
+            `transformers`.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
         injection: How the refiner sees the proposal; see `models.LanguageSpec`.
@@ -56,6 +61,9 @@ class LanguageConfig(TrainConfig):
     unit: ClassVar[str] = "token"
 
     text: Path | None = None
+    dataset: str | None = None
+    dataset_name: str | None = None
+    column: str = "text"
     max_bytes: int = 8_000_000
     vocabulary: int = 1024
     context: int = 256
@@ -99,6 +107,15 @@ class LanguageConfig(TrainConfig):
         for name in ("context", "eval_tokens", "loops", "recorded_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        if self.dataset is None and self.dataset_name is not None:
+            raise ValueError(
+                f"`dataset_name` is {self.dataset_name!r}, but no `dataset` is named that would "
+                "have such a configuration."
+            )
+        if self.dataset is not None and self.text is not None:
+            raise ValueError(
+                f"Both `text` ({self.text}) and `dataset` ({self.dataset}) are named: drop one."
+            )
         if self.vocabulary < 257:
             raise ValueError(
                 f"`vocabulary` must be at least 257 (bytes and an end of text), got "
@@ -138,6 +155,7 @@ class LanguageConfig(TrainConfig):
             width=self.width,
             num_heads=self.num_heads,
             mixer=self.mixer,
+            context=self.context,
             backbone_blocks=0 if deq else self.backbone_blocks,
             refiner_blocks=blocks if deq else self.refiner_blocks,
             injection=self.injection,
@@ -184,6 +202,7 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
     """
     batch, context = 256, 2048
     return LanguageConfig(
+        dataset="HuggingFaceFW/fineweb-edu",
         vocabulary=32_768,
         context=context,
         width=width,
@@ -208,8 +227,8 @@ PRESETS: dict[str, LanguageConfig] = {
         context=64, max_bytes=1_000_000, eval_tokens=8192,
     ),
     "mini": LanguageConfig(
-        minutes=2.0, threads=1, width=96, num_heads=4, backbone_blocks=2, vocabulary=512,
-        context=128,
+        minutes=1.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=512,
+        context=64, eval_tokens=32_768,
     ),
     "small": LanguageConfig(),
     "140m": _published(1024, 8, 7, 11.2),

@@ -60,10 +60,14 @@ def split(texts: list[str]) -> tuple[list[str], list[str]]:
         return [whole[:cut]], [whole[cut:]]
     train, held_out = [], []
     for text in texts:
-        digest = hashlib.sha256(text.encode()).digest()
-        share = int.from_bytes(digest[:4], "big") / 2**32
-        (held_out if share < HELD_OUT else train).append(text)
+        (held_out if is_held_out(text) else train).append(text)
     return train, held_out
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text is never trained on; its hash alone decides."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
 
 
 def _library() -> list[Path]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
+from tasks.common.train import Task
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
@@ -23,7 +24,8 @@ class Corpus:
 
     Attributes:
         tokenizer: What made them.
-        train: Shape (tokens,), int64: the texts, each followed by an end of text.
+        train: Shape (tokens,), int64: the texts, each followed by an end of text. Empty where
+            they are read as they are needed; see `tasks.lm.stream`.
         held_out: Likewise.
     """
 
@@ -64,7 +66,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     return torch.tensor(tokens, dtype=torch.long)
 
 
-class Batches:
+class Batches(Task):
     """A corpus as the training loop sees it: sequences from anywhere in the text.
 
     Args:
@@ -74,6 +76,11 @@ class Batches:
 
     def __init__(self, corpus: Corpus, config: LanguageConfig):
         self.corpus, self.config = corpus, config
+
+    @property
+    def source(self) -> str:
+        """What is trained on, for people."""
+        return f"{len(self.corpus.train):,} tokens"
 
     def batch(
         self, size: int, generator: torch.Generator, progress: float
@@ -90,6 +97,10 @@ class Batches:
         names = {"bits_per_byte": "test_bits", "mean_steps": "test_steps"}
         names["distance"] = "test_distance"
         return {shown: found[name] for name, shown in names.items() if name in found}
+
+    def score(self, looked: dict[str, float]) -> float:
+        """Fewer bits are better."""
+        return -looked["test_bits"]
 
     def figures(self, right: Tensor) -> dict[str, float]:
         """How often the next token was the likeliest one."""

@@ -14,10 +14,11 @@ from tasks.common.report import print_table
 from tasks.common.runs import export, load_average
 from tasks.common.train import Interrupted, Trainer
 from tasks.lm.config import LanguageConfig
-from tasks.lm.data import Batches, Corpus, load_corpus, measure
+from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END
 
 SAMPLE_TOKENS = 120
@@ -42,6 +43,8 @@ def run_experiment(
     """
     began = time.monotonic()
     trainer, corpus, result = train(name, config, folder, checkpoint)
+    if not trainer.group.first:
+        return result
     print("Evaluating ...", flush=True)
     try:
         model = config.build().to(trainer.device)
@@ -73,7 +76,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     print("Reading text ...", flush=True)
-    corpus = load_corpus(config, checkpoint and checkpoint.meta["tokenizer"])
+    batches = load_batches(config, checkpoint and checkpoint.meta["tokenizer"])
     model = config.build().to(choose_device(config.device))
     if config.compile:
         compile_blocks(model)
@@ -81,15 +84,14 @@ def train(
         "task": "lm",
         "preset": name,
         "config": config.to_json(),
-        "tokenizer": corpus.tokenizer.to_json(),
+        "tokenizer": batches.corpus.tokenizer.to_json(),
     }
-    trainer = Trainer(Batches(corpus, config), model, config, folder, config.free_steps, meta)
+    trainer = Trainer(batches, model, config, folder, config.free_steps, meta)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     parameters = sum(p.numel() for p in model.parameters())
     print(
-        f"Training {config.model}, {parameters:,} parameters, on {len(corpus.train):,} tokens, in "
-        f"{folder}",
+        f"Training {config.model}, {parameters:,} parameters, on {batches.source}, in {folder}",
         flush=True,
     )
     trainer.run()
@@ -103,7 +105,7 @@ def train(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    return trainer, corpus, figures
+    return trainer, batches.corpus, figures
 
 
 def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:

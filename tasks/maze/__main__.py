@@ -1,4 +1,4 @@
-"""The command line: `python -m tasks.maze [train|eval|solve|compare] ...`."""
+"""The command line: `python -m tasks.maze [train|eval|solve|compare|serve] ...`."""
 
 import sys
 

@@ -70,6 +70,14 @@ class MazeTask(GridTask[Maze, MazeConfig]):
         answer = label(codes)
         return Maze("typed", format_line(codes), format_line(answer), answer.count(PATH) + 1)
 
+    def question(self, text: str, config: MazeConfig) -> list[int]:
+        """One maze, row after row; its goal may be out of reach."""
+        return parse(text, config.side)
+
+    def line(self, symbols: Sequence[int]) -> str:
+        """The characters of the codes."""
+        return format_line(symbols)
+
     def split(self, text: str) -> list[str]:
         """One maze drawn in as many lines as it has rows, or one maze a line."""
         lines = text.splitlines()

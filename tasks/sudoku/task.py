@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tasks.common.grid_task import Frames, GridTask, Sampler
 from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
-from tasks.sudoku.board import Board, Puzzle, format_grid, is_valid_solution, parse
+from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid_solution, parse
 from tasks.sudoku.cache import cached
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
 from tasks.sudoku.files import read_puzzles
@@ -29,6 +29,7 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
     presets = PRESETS
     default_preset = DEFAULT_PRESET
     bands = (0, 3, 10, 30, 100)
+    first_symbol = 1
 
     def make(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
         """Made by our generator; see `generate.train_and_test`."""
@@ -87,6 +88,14 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """Digits with `.` or 0 for blanks; exactly one solution."""
         digits = parse(text)
         return complete("typed", digits, Board.for_length(len(digits)))
+
+    def question(self, text: str, config: SudokuConfig) -> list[int]:
+        """Digits with `.` or 0 for blanks; no two clues contradict each other."""
+        return parse(text, config.board)
+
+    def line(self, symbols: Sequence[int]) -> str:
+        """Digits, and `.` for blanks."""
+        return format_line(symbols)
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """The filled board."""

@@ -1,5 +1,8 @@
 """Who is trained by what, and the course of the learning rate."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +27,19 @@ def test_muon_takes_the_matrices_within_blocks_and_adamw_the_rest() -> None:
     assert "vocabulary.embedding.weight" in taken[1]
     assert all(name.endswith("weight") and "norm" not in name for name in taken[0])
     assert sum("mixer.qkv" in name for name in taken[0]) == 2
+
+
+@pytest.mark.parametrize(("mixer", "matrices"), [("gpt2", 4), ("llama", 7)])
+def test_matrices_of_transformers_are_matrices_too(mixer: Any, matrices: int) -> None:
+    """Those of GPT-2 are no `nn.Linear`; its positions are a table, not a matrix."""
+    pytest.importorskip("transformers")
+    stack = dataclasses.replace(SPEC, mixer=mixer).stack(1)
+    muon, adamw = build_optimizers(stack, LanguageConfig(optimizer="muon"))
+    names = {id(p): name for name, p in stack.named_parameters()}
+    taken = [names[id(p)] for p in muon.param_groups[0]["params"]]
+    assert len(taken) == matrices
+    assert not [name for name in taken if "wpe" in name or "norm" in name or "ln_" in name]
+    assert len(adamw.param_groups[0]["params"]) == len(names) - matrices
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("adamw", 0.01), ("muon", 0.1)])

@@ -17,7 +17,7 @@ from tasks.common.grid_config import GridConfig, ModelName
 from tasks.common.loss import answer_loss
 from tasks.common.peak_memory import PeakMemory
 from tasks.common.plan import plan
-from tasks.common.train import Trainer
+from tasks.common.train import Task, Trainer
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import LanguageConfig
 from tasks.lm.config import ModelName as LanguageModelName
@@ -97,13 +97,15 @@ def test_a_step_with_another_gradient(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"autocast": True}, {"mixer": "scan"}, {"tied": False}, {"free_steps": 0}]
+    # In bfloat16 an accelerated solve may end at points of different steps, and measure once more.
+    "change",
+    [{"autocast": True, "solver": "picard"}, {"mixer": "scan"}, {"tied": False}, {"free_steps": 0}],
 )
 def test_a_step_of_another_kind(change: dict[str, Any]) -> None:
     agrees(dataclasses.replace(LM["tiny"], batch_size=2, rtol=0.0, **{"free_steps": 6} | change))
 
 
-class Zeros:
+class Zeros(Task):
     """The same batch again and again."""
 
     def __init__(self, length: int):
@@ -117,6 +119,9 @@ class Zeros:
 
     def look(self, model: Any) -> dict[str, float]:
         return {}
+
+    def score(self, looked: dict[str, float]) -> float:
+        return 0.0
 
     def figures(self, right: Tensor) -> dict[str, float]:
         return {}

@@ -12,7 +12,7 @@ import torch
 from models import GridModel
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.grid_task import Batches
-from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, Trainer
+from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, SourceLost, Trainer
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
@@ -94,6 +94,32 @@ def test_interrupted_run_resumes_to_the_same_curve(
         assert torch.equal(second.average.state_dict()[name], value), name
 
 
+def test_data_that_are_lost_leave_a_checkpoint_with_their_position(tmp_path: Path) -> None:
+    class Lost(Recorder):
+        went_to: object = None
+
+        def batch(
+            self, size: int, generator: torch.Generator, progress: float
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if len(self.given) == 3:
+                raise SourceLost("Gone.")
+            return super().batch(size, generator, progress)
+
+        def position(self) -> object:
+            return {"given": len(self.given)}
+
+        def go_to(self, position: object) -> None:
+            self.went_to = position
+
+    first = make(tmp_path, Lost(), segments=1)
+    with pytest.raises(SourceLost, match=f"^Gone. .* `train --resume {first.path}`"):
+        first.run()
+    second = make(tmp_path, Lost(), segments=1)
+    second.restore(Checkpoint.load(first.path))
+    assert second.step == 3
+    assert second.task.went_to == {"given": 3}  # type: ignore[attr-defined]
+
+
 def test_baseline_without_a_solve_takes_one_segment_per_batch(tmp_path: Path) -> None:
     task = Recorder()
     make(tmp_path, task, steps=3, model="transformer").run()
@@ -103,7 +129,8 @@ def test_baseline_without_a_solve_takes_one_segment_per_batch(tmp_path: Path) ->
 def test_log_has_a_row_per_interval_and_nothing_else_is_left(tmp_path: Path) -> None:
     make(tmp_path, Recorder(), steps=40).run()
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"checkpoint.safetensors", "log.jsonl", "tensorboard"}
+    others = {"checkpoint-previous.safetensors", "checkpoint-best.safetensors"}
+    assert names - others == {"checkpoint.safetensors", "log.jsonl", "tensorboard"}
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) >= 3
 
 

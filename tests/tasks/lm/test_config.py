@@ -47,7 +47,7 @@ def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) ->
 
     config = dataclasses.replace(
         PRESETS["140m"], steps=3, batch_size=2, context=64, max_bytes=3_000_000, compile=False,
-        autocast=autocast, vocabulary=8192, device="cpu",
+        autocast=autocast, vocabulary=8192, device="cpu", dataset=None,
     )  # fmt: skip
     trainer, _, result = train("140m", config, tmp_path)
     assert result["train_steps"] == 3

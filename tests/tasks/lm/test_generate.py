@@ -1,5 +1,8 @@
 """Sampling, and text that does not depend on how it is computed."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,16 +10,23 @@ import solvers
 from models import AttractorLM, LanguageSpec
 from tasks.lm.generate import Sampling, generate
 
-SPEC = LanguageSpec(vocabulary=300, width=16, num_heads=2, backbone_blocks=1)
+SPEC = LanguageSpec(vocabulary=300, width=16, num_heads=2, backbone_blocks=1, context=64)
 
 
-def model() -> AttractorLM:
+MIXERS = ["attention", "gpt2", "llama"]
+
+
+def model(mixer: Any = "attention") -> AttractorLM:
+    if mixer != "attention":
+        pytest.importorskip("transformers")
     torch.manual_seed(0)
-    return AttractorLM(SPEC, solvers.Anderson(rtol=1e-12, atol=0.0)).double().eval()
+    spec = dataclasses.replace(SPEC, mixer=mixer)
+    return AttractorLM(spec, solvers.Anderson(rtol=1e-12, atol=0.0)).double().eval()
 
 
-def test_greedy_text_is_that_of_the_whole_prefix() -> None:
-    net, prompt = model(), [3, 1, 4, 1, 5]
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_greedy_text_is_that_of_the_whole_prefix(mixer: str) -> None:
+    net, prompt = model(mixer), [3, 1, 4, 1, 5]
     drawn = generate(net, [prompt], tokens=12, context=64, sampling=Sampling(temperature=0))
     found, row = [int(token) for token in drawn], list(prompt)
     with torch.no_grad():
@@ -25,8 +35,9 @@ def test_greedy_text_is_that_of_the_whole_prefix() -> None:
     assert found == row[5:]
 
 
-def test_prompts_of_different_lengths_do_not_disturb_each_other() -> None:
-    net, prompts = model(), [[3, 1, 4, 1, 5, 9, 2], [6]]
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_prompts_of_different_lengths_do_not_disturb_each_other(mixer: str) -> None:
+    net, prompts = model(mixer), [[3, 1, 4, 1, 5, 9, 2], [6]]
     greedy = Sampling(temperature=0)
     together = torch.stack(list(generate(net, prompts, tokens=8, context=64, sampling=greedy)), 1)
     for prompt, row in zip(prompts, together, strict=True):
@@ -34,8 +45,9 @@ def test_prompts_of_different_lengths_do_not_disturb_each_other() -> None:
         assert torch.equal(alone[0], row)
 
 
-def test_text_longer_than_the_context_goes_on() -> None:
-    drawn = list(generate(model(), [[7] * 30], tokens=20, context=8, sampling=Sampling()))
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_text_longer_than_the_context_goes_on(mixer: str) -> None:
+    drawn = list(generate(model(mixer), [[7] * 30], tokens=20, context=8, sampling=Sampling()))
     assert len(drawn) == 20
 
 

@@ -1,0 +1,230 @@
+"""Many clients of one service: continuous batching against whole batches, and malformed requests.
+
+64 clients on loopback each ask for one puzzle after the other, half of them easy and half hard, of
+the trained model in `results/`. A server of whole batches takes up to as many requests as
+there are slots, and replies when the slowest is done. SERVE_SECONDS,
+SERVE_PUZZLES and SERVE_MALFORMED set how long and how many, for trials.
+"""
+
+import functools
+import http.client
+import json
+import os
+import queue
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report
+import torch
+from timing import show
+from torch import Tensor
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
+from tasks.common.continuous import Engine
+from tasks.common.evaluate import Predictions, predict, solve_batch
+from tasks.common.runs import load_model
+from tasks.common.serve import Server, listen
+from tasks.common.service import Service
+from tasks.sudoku.generate import generate
+from tasks.sudoku.task import SudokuTask
+
+pytestmark = pytest.mark.benchmark
+CHECKPOINT = Path(__file__).parent.parent / "results" / "sudoku-extreme.safetensors"
+SECONDS = report.setting_or("SERVE_SECONDS", 60)
+PUZZLES = report.setting_or("SERVE_PUZZLES", 400)
+MALFORMED = report.setting_or("SERVE_MALFORMED", 10_000)
+CLIENTS, SLOTS, MAX_STEPS = 64, 32, 128
+HEADERS = {"content-type": "application/json"}
+TASK = SudokuTask()
+
+
+class WholeBatches(Engine):
+    """The baseline: a batch is filled, solved as a whole, and answered as a whole.
+
+    Args:
+        compact: Let puzzles that have converged leave the computation, though not the batch.
+    """
+
+    def __init__(self, model: Any, compact: bool):
+        super().__init__(model, MAX_STEPS, SLOTS, CLIENTS)
+        model.solving.module, model.solving.compact = self.meeting.module, compact
+        self.line: queue.Queue[tuple[Tensor, Future[Predictions]] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._work)
+        self.thread.start()
+
+    def submit(self, x: Tensor, timeout: float, watch: Any = None) -> Future[Predictions]:
+        future: Future[Predictions] = Future()
+        self.line.put((x, future))
+        return future
+
+    def close(self) -> None:
+        self.line.put(None)
+        self.thread.join()
+        self.model.solving.compact = True
+        super().close()
+
+    def _work(self) -> None:
+        while (first := self.line.get()) is not None:
+            batch = [first]
+            while len(batch) < SLOTS and not self.line.empty():
+                batch.append(self.line.get_nowait() or first)
+            x = torch.stack([x for x, _ in batch])
+            found, _ = solve_batch(self.model, x, max_steps=MAX_STEPS)
+            for row, (_, future) in enumerate(batch):
+                future.set_result(found.at(torch.tensor([row])))
+
+
+@contextmanager
+def served(engine: Engine, config: Any) -> Iterator[int]:
+    """The port of a server in a thread of its own."""
+    service = Service(TASK, config, engine, timeout=600.0, rate=1e9)
+    with listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=Server(service).run, args=([listener],))
+        thread.start()
+        yield listener.getsockname()[1]
+        service.draining = True
+        thread.join()
+    engine.close()
+
+
+def ask(connection: http.client.HTTPConnection, body: bytes) -> tuple[int, Any]:
+    connection.request("POST", "/solve", body, HEADERS)
+    reply = connection.getresponse()
+    return reply.status, json.loads(reply.read())
+
+
+def load(port: int, texts: list[str], seconds: float) -> tuple[list[Any], float]:
+    """What the clients saw, (seconds, puzzle, status, reply) each, and how long it all took."""
+    began = time.perf_counter()
+    order = random.Random(0)
+    turns = iter([order.randrange(len(texts)) for _ in range(10**6)])
+    lock = threading.Lock()
+
+    def client(_: int) -> list[Any]:
+        seen = []
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        while time.perf_counter() - began < seconds:
+            with lock:
+                number = next(turns)
+            asked = time.perf_counter()
+            status, reply = ask(connection, json.dumps({"puzzle": texts[number]}).encode())
+            seen.append((time.perf_counter() - asked, number, status, reply))
+        connection.close()
+        return seen
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        replies = [reply for seen in clients.map(client, range(CLIENTS)) for reply in seen]
+    return replies, time.perf_counter() - began
+
+
+@functools.cache
+def prepared() -> tuple[Any, Any, list[str], list[str], list[bool]]:
+    """The model, its configuration, the puzzles, what a set of them gets, and which are right."""
+    model, config = load_model(TASK, CHECKPOINT, device="cpu")
+    board = config.board  # type: ignore[attr-defined]
+    easy = generate(PUZZLES // 2, board, (30, 34), seed=7)
+    # The eighth on which our solver guesses most.
+    minimal = generate(4 * PUZZLES, board, minimal=True, seed=7)
+    hard = sorted(minimal, key=lambda puzzle: puzzle.rating)[-PUZZLES // 2 :]
+    x, _ = TASK.encode(easy + hard, config)
+    expected = predict(model, x, max_steps=MAX_STEPS)
+    answers = [TASK.line(row) for row in (expected.classes + 1).tolist()]
+    valid = TASK.is_valid(x, expected.classes, config).tolist()
+    return model, config, [puzzle.question for puzzle in easy + hard], answers, valid
+
+
+SERVERS: dict[str, Callable[[Any], Engine]] = {
+    "continuous": lambda model: Engine(model, MAX_STEPS, SLOTS, CLIENTS),
+    "whole batches": lambda model: WholeBatches(model, compact=False),
+    "whole batches, compacted": lambda model: WholeBatches(model, compact=True),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_many_clients(name: str, benchmark: Any) -> None:
+    model, config, texts, answers, valid = prepared()
+    with served(SERVERS[name](model), config) as port:
+        cpu = time.process_time()
+        replies, seconds = load(port, texts, SECONDS)
+        cpu = time.process_time() - cpu
+    times = sorted(taken for taken, _, _, _ in replies)
+    ok = [(number, reply) for _, number, status, reply in replies if status == 200]
+    # A puzzle has one solution, so a valid answer is the right one.
+    judged = [(n, r) for n, r in ok if valid[n] or r["valid"]]
+    row = {
+        "server": name,
+        "replies": len(replies),
+        "errors": len(replies) - len(ok),
+        "other_answers": sum(r["answer"] != answers[n] for n, r in judged),
+        "valid": statistics.fmean(r["valid"] for _, r in ok),
+        "puzzles_per_second": len(replies) / seconds,
+        "puzzles_per_cpu_second": len(replies) / cpu,
+        "p50_seconds": times[len(times) // 2],
+        "p99_seconds": times[min(int(len(times) * 0.99), len(times) - 1)],
+        "mean_steps": statistics.fmean(r["steps"] for _, r in ok),
+    }
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+    show("64 clients", list(row), [shown])
+    about = {"clients": CLIENTS, "slots": SLOTS, "max_steps": MAX_STEPS, "seconds": SECONDS}
+    report.save("serve", name, [row], **about, solver=str(model.solving.solver))
+    benchmark.pedantic(lambda: None, rounds=1)
+    assert row["errors"] == row["other_answers"] == 0
+
+
+def test_malformed_requests(benchmark: Any) -> None:
+    model, config = load_model(TASK, CHECKPOINT, device="cpu")
+    engine, memory, statuses = Engine(model, MAX_STEPS, SLOTS, CLIENTS), [], []
+    choose = random.Random(0)
+    with served(engine, config) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for number in range(MALFORMED):
+            statuses.append(ask(connection, malformed(choose))[0])
+            if number % (MALFORMED // 10) == MALFORMED // 10 - 1:
+                memory.append(resident())
+        connection.close()
+    row = {
+        "requests": MALFORMED,
+        "statuses": {str(code): statuses.count(code) for code in sorted(set(statuses))},
+        "megabytes": [round(size / 1e6, 1) for size in memory],
+    }
+    print(row)
+    report.save("serve", "malformed", [row])
+    benchmark.pedantic(lambda: None, rounds=1)
+    assert all(400 <= code < 500 for code in statuses)
+    assert memory[-1] - memory[0] < 16e6
+
+
+def malformed(choose: random.Random) -> bytes:
+    """No question: noise, JSON of other shapes, boards of other sizes, contradictions, far too
+    much."""
+    size = choose.randrange(1, 3000)
+    digits = "".join(choose.choice(".123456789") for _ in range(size + 81))
+    text = "".join(chr(choose.randrange(32, 0x2FFF)) for _ in range(size % 100))
+    return choose.choice(
+        [
+            choose.randbytes(size),
+            b"[" * size,
+            b'{"a":' * size,
+            b'{"puzzle": "' + b"1" * (10 * size) + b'"}',
+            json.dumps({"puzzle": digits}).encode(),
+            json.dumps({"puzzle": text}).encode(),
+            json.dumps({"puzzle": "11" + "." * 79}).encode(),
+            json.dumps({"puzzle": choose.choice([None, size, [text], {text: size}])}).encode(),
+            json.dumps({text: digits[:81]}).encode(),
+        ]
+    )
+
+
+def resident() -> int:
+    """Bytes of memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

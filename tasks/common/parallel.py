@@ -1,0 +1,210 @@
+"""Training on several processes, as `torchrun` starts them, each with a share of every batch.
+
+They meet where a step begins (FSDP2 gathers weights), in its backward pass (gradients are
+averaged) and at its end (the log, the clock). They never meet inside a solve, forward or adjoint:
+each process calls the refiner as often as its own samples need, and one that waited there for
+the others would wait for ever.
+"""
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from implicit import FixedPointLayer
+from models import ParcaeLM, Reasoner
+from models.blocks import Block, PreNormBlock
+
+Kind = Literal["ddp", "fsdp"]
+# How long a process waits for another one before it gives up.
+PATIENCE = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those that train together.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Group":
+        """The one that `joined` joined; otherwise this process is alone."""
+        if not distributed.is_initialized():
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints, logs and saves."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """This process's share of `count` rows."""
+        share = count // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def whole(self, share: Tensor) -> Tensor:
+        """The shares of all processes, one after the other along the first dim."""
+        if self.size == 1:
+            return share
+        parts = [torch.empty_like(share) for _ in range(self.size)]
+        distributed.all_gather(parts, share.contiguous())
+        return torch.cat(parts)
+
+    def of_first(self, value: Any) -> Any:
+        """What the first process passed."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """Figures of the same names, averaged over processes."""
+        if self.size == 1 or not figures:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        distributed.all_reduce(values)
+        return dict(zip(figures, (values / self.size).tolist(), strict=True))
+
+    def seed_step(self, seed: int, step: int) -> None:
+        """Let each process draw its own noise in a step, and the same when it is repeated.
+
+        One process alone goes on with the generator that it has.
+        """
+        if self.size > 1:
+            digest = hashlib.sha256(f"{seed} {step} {self.rank}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:7]))
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Group]:
+    """Join the processes that `torchrun` started; without it, be alone.
+
+    Only the first of them prints.
+
+    Raises:
+        ConnectionError: Another process died, or kept this one waiting for longer than PATIENCE.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Group()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    group = Group.current()
+    with contextlib.ExitStack() as stack:
+        if not group.first:
+            sink = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(sink))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        try:
+            yield group
+        except RuntimeError as error:
+            if not _is_about_processes(error):
+                raise
+            raise ConnectionError(
+                f"Process {group.rank} of {group.size} lost another one, whose own message says "
+                f"why ({str(error).splitlines()[0]}). Go on from the last checkpoint with "
+                "`--resume`."
+            ) from error
+        finally:
+            distributed.destroy_process_group()
+
+
+def _is_about_processes(error: RuntimeError) -> bool:
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
+def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -> nn.Module:
+    """Let processes train one model: what to call instead of it.
+
+    Args:
+        model: Trained, with equal weights in each process; "fsdp" shards it in place.
+        average: Another model of the same structure, not trained; likewise.
+        kind: "ddp": every process has all weights. "fsdp": each has a share of every weight,
+            and of the optimiser's state and the average.
+        group: The processes.
+    """
+    if group.size == 1:
+        return model
+    if kind == "fsdp":
+        # Nobody changes an output in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        _shard(model, group, keep=True)
+        _shard(average, group, keep=False)
+        return model
+    # The start of an implicit solve has no gradient.
+    partly = isinstance(model, Reasoner)
+    return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=partly)
+
+
+def _shard(model: nn.Module, group: Group, keep: bool) -> None:
+    """Blocks that are used once per pass are gathered one by one, and all else at its start.
+
+    What is solved or looped is therefore in one piece, and stays so, before its first call.
+    """
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (group.size,))
+    repeated: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, FixedPointLayer):
+            repeated.update(module.modules())
+        elif isinstance(module, ParcaeLM):
+            repeated.update(module.blocks.modules())
+    for module in list(model.modules()):
+        if isinstance(module, Block | PreNormBlock) and module not in repeated:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=not keep)
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and device == "cpu":
+            module.set_force_sum_reduction_for_comms(True)  # gloo does not average
+
+
+def unsharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in one piece, on the CPU; every process must ask."""
+    return {name: whole(tensor).detach().cpu() for name, tensor in tensors.items()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """One tensor in one piece."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `unsharded`: each tensor is split as the one of its name and shape in `like`, if any."""
+    return {name: _split(tensor, like.get(name)) for name, tensor in tensors.items()}
+
+
+def _split(tensor: Tensor, like: Tensor | None) -> Tensor:
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    here = tensor.to(like.device)
+    # Every process has read the same file: nothing needs to be sent.
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer, names: Mapping[str, Any]) -> dict[str, Tensor]:
+    """For each name of `checkpoint.optimizer_tensors`, the parameter that it belongs to."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {name: parameters[int(name.partition(".")[0])] for name in names}

@@ -1,0 +1,248 @@
+"""What a run keeps: damage is found and gone round, and a full disk does not end training."""
+
+import dataclasses
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.common.commands import Commands
+from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.grid_task import Batches
+from tasks.common.keeper import BEST, NAME, PREVIOUS, REFUSED, Keeper, NotSaved, load_newest
+from tasks.common.train import Trainer
+from tasks.lm.config import LanguageConfig
+from tasks.sudoku.board import Board
+from tasks.sudoku.config import SudokuConfig
+from tasks.sudoku.generate import generate
+from tasks.sudoku.task import SudokuTask
+
+CONFIG = SudokuConfig(
+    side=4, min_clues=6, max_clues=8, steps=12, width=8, batch_size=4, save_every=1e-9
+)
+PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
+
+
+def state(step: int) -> Checkpoint:
+    return Checkpoint({"model": {"a": torch.full((8,), float(step))}}, {"step": step})
+
+
+def make(folder: Path, config: SudokuConfig = CONFIG) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    task = SudokuTask()
+    held_out = task.encode(PUZZLES[:4], config)
+    batches = Batches(task.sampler(PUZZLES, config), len(PUZZLES), held_out, eval_steps=4)
+    torch.manual_seed(0)
+    return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
+
+
+def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    for step, best in ((1, False), (2, True), (3, False), (4, False)):
+        keeper.save(state(step), best)
+    steps = {path.name: Checkpoint.load(path).meta["step"] for path in tmp_path.iterdir()}
+    assert steps == {NAME: 4, PREVIOUS: 3, BEST: 2}
+
+
+def test_links_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", no_links)
+    test_the_newest_the_one_before_and_the_best_are_kept(tmp_path)
+
+
+def truncate(content: bytes) -> bytes:
+    return content[:-7]
+
+
+def flip_in_weights(content: bytes) -> bytes:
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+def flip_in_meta(content: bytes) -> bytes:
+    at = content.index(b"step")
+    return content[:at] + b"stop" + content[at + 4 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_in_weights, flip_in_meta])
+def test_damage_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    keeper = Keeper(tmp_path)
+    keeper.save(state(1))
+    keeper.save(state(2))
+    keeper.newest.write_bytes(damage(keeper.newest.read_bytes()))
+    with pytest.warns(UserWarning, match="Refused: .*(damaged|truncated).*of step 1.*refused"):
+        assert load_newest(keeper.newest).meta["step"] == 1
+    keeper.save(state(3))
+    # The damaged file has not taken the place of the good one.
+    assert Checkpoint.load(keeper.newest).meta["step"] == 3
+    assert Checkpoint.load(keeper.previous).meta["step"] == 1
+    assert (tmp_path / REFUSED).is_file()
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    state(1).save(path)
+    whole = path.read_bytes()
+    found = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            read = Checkpoint.load(path)
+        except CheckpointError:
+            found += 1
+        else:  # a space of the header may have become another
+            assert read.meta == {"step": 1}
+            assert torch.equal(read.tensors["model"]["a"], torch.ones(8))
+    assert found > len(whole) - 8
+
+
+def test_without_an_earlier_checkpoint_damage_is_an_error(tmp_path: Path) -> None:
+    state(1).save(tmp_path / NAME)
+    (tmp_path / NAME).write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_newest(tmp_path / NAME)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process can grow beyond 8 kB, which is more than a log and less than a
+    checkpoint."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.filterwarnings("ignore:TensorBoard's file")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_to_the_end(tmp_path: Path, full_disk: None) -> None:
+    trainer = make(tmp_path)
+    with (
+        pytest.warns(UserWarning, match=r"Step \d+ is not saved: .*File too large.*Training"),
+        pytest.raises(NotSaved, match=r"last state of this run is lost.*no checkpoint"),
+    ):
+        trainer.run()
+    assert trainer.step == 12
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.common import checkpoint
+
+    trainer = make(tmp_path)
+    real, seen = checkpoint.save_file, []
+
+    def save_file(*args: object) -> None:
+        if 4 <= trainer.step < 7:
+            seen.append(Checkpoint.load(trainer.path).meta["step"])
+            Path(str(args[1])).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    with pytest.warns(UserWarning, match=r"Step [456] is not saved: .*No space left"):
+        trainer.run()
+    assert set(seen) == {3}
+    assert Checkpoint.load(trainer.path).meta["step"] == 12
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.filterwarnings("ignore:TensorBoard's file")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
+    """A file in its place: that stops root as well."""
+    trainer = make(tmp_path / "run")
+    moved = tmp_path / "moved"
+    inner = trainer._train_segment
+
+    def segment() -> dict[str, float]:
+        if trainer.step == 5:
+            (tmp_path / "run").rename(moved)
+            (tmp_path / "run").write_text("")
+        return inner()
+
+    trainer._train_segment = segment  # type: ignore[method-assign]
+    with (
+        pytest.warns(UserWarning, match=r"Step \d+ is not saved"),
+        pytest.raises(NotSaved, match="last state of this run is lost"),
+    ):
+        trainer.run()
+    assert trainer.step == 12
+    assert Checkpoint.load(moved / NAME).meta["step"] == 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.save(state(1))
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.warns(UserWarning, match="Step 2 is not saved"):
+            keeper.save(state(2))
+        with pytest.raises(NotSaved, match="intact, of step 1"):
+            keeper.require_saved()
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_log_that_cannot_be_written_for_a_while_is_complete_all_the_same(tmp_path: Path) -> None:
+    from tasks.common.report import Reporter
+
+    with Reporter(tmp_path) as reporter:
+        good = reporter.log
+        reporter.record({"step": 1.0, "loss": 1.0})
+        reporter.log = open("/dev/full", "w")  # noqa: SIM115
+        with pytest.warns(UserWarning, match="log in /dev/full cannot be written .*No space"):
+            reporter.record({"step": 2.0, "loss": 1.0})
+        reporter.record({"step": 3.0, "loss": 1.0})
+        # What the disk refused is kept for the next attempt: here, the file that has room.
+        os.dup2(good.fileno(), reporter.log.fileno())
+        good.close()
+    rows = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [row[:12] for row in rows] == [f'{{"step": {n}.0' for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", ["train_data", "test_data"])
+def test_a_data_file_that_changed_is_refused(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "puzzles.txt"
+    data.write_text("".join(f"{puzzle.question}\n" for puzzle in PUZZLES))
+    config = dataclasses.replace(CONFIG, **{kind: data})
+    first = make(tmp_path / "run", config)
+    first.save()
+    checkpoint = Checkpoint.load(first.path)
+    make(tmp_path / "run", config).restore(checkpoint)
+    data.write_text("".join(f"{puzzle.question}\n" for puzzle in reversed(PUZZLES)))
+    second = make(tmp_path / "run", config)
+    with pytest.raises(ValueError, match=f"`{kind}` = .*puzzles.txt changed since this run began"):
+        second.restore(checkpoint)
+
+
+def test_a_folder_of_texts_that_changed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "ab":
+        (folder / name).write_text(name)
+    config = LanguageConfig(text=folder)
+    before = fingerprints(config)
+    refuse_changed(before, config)
+    (folder / "a").rename(folder / "c")
+    with pytest.raises(ValueError, match=r"`text` = .*texts changed since this run began"):
+        refuse_changed(before, config)
+
+
+def test_resume_goes_round_a_damaged_file(tmp_path: Path) -> None:
+    task, trainer = SudokuTask(), make(tmp_path)
+    trainer.meta |= {"task": "sudoku", "preset": "tiny", "config": CONFIG.to_json()}
+    for trainer.step in (3, 4):
+        trainer.save()
+    trainer.path.write_bytes(trainer.path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="Refused: .*Going on from .*of step 3"):
+        start = Commands(task).start(["--resume", str(trainer.path)])
+    assert start.checkpoint is not None
+    assert start.checkpoint.meta["step"] == 3

@@ -1,0 +1,326 @@
+"""Two processes with half of each batch: the losses of one process with all of it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from tasks.common import parallel
+from tasks.common.checkpoint import Checkpoint
+from tasks.common.grid_task import Batches as GridBatches
+from tasks.common.parallel import Group, joined
+from tasks.common.train import Interrupted, Trainer
+from tasks.lm.config import LanguageConfig
+from tasks.lm.data import Batches, Corpus
+from tasks.lm.tokenizer import train_tokenizer
+from tasks.sudoku.board import Board
+from tasks.sudoku.config import SudokuConfig
+from tasks.sudoku.generate import generate
+from tasks.sudoku.task import SudokuTask
+
+pytestmark = pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo"
+)
+STEPS = 6
+# Budgets and tolerances at which the halves of a batch need unequal numbers of calls.
+PUZZLES: dict[str, Any] = {
+    "side": 4, "min_clues": 6, "max_clues": 8, "steps": STEPS, "width": 8, "batch_size": 4,
+    "segments": 2, "free_steps": 30, "rtol": 1e-2, "learning_rate": 1e-2, "warmup": 1,
+}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "vocabulary": 257, "context": 16, "width": 16, "num_heads": 2, "backbone_blocks": 1,
+    "steps": STEPS, "batch_size": 4, "free_steps": 30, "rtol": 1e-2, "eval_tokens": 64,
+    "warmup": 1,
+}  # fmt: skip
+CASES: dict[str, Any] = {
+    "sudoku": SudokuConfig(**PUZZLES, refill=True),
+    "reasoner": SudokuConfig(**PUZZLES, model="reasoner", halting=True, refill=True),
+    "lm": LanguageConfig(**TEXT, optimizer="adamw", backward="exact"),
+    "lm-muon": LanguageConfig(**TEXT),
+}
+KINDS = ("ddp", "fsdp")
+
+
+def make(name: str, kind: str, folder: Path) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(CASES[name], parallel=kind)
+    torch.manual_seed(0)
+    if isinstance(config, LanguageConfig):
+        tokens = torch.randint(60, 120, (2000,), generator=torch.Generator().manual_seed(1))
+        batches: Any = Batches(Corpus(train_tokenizer([], 257), tokens, tokens[:80]), config)
+    else:
+        task, puzzles = SudokuTask(), generate(16, Board.of(4), clues=(6, 8), seed=3)
+        held_out = task.encode(puzzles[:4], config)
+        batches = GridBatches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
+    return Trainer(batches, config.build(), config, folder, max_steps=config.free_steps, meta={})
+
+
+def log_every_step(trainer: Trainer) -> list[float]:
+    losses: list[float] = []
+    inner = trainer._note
+
+    def note(figures: dict[str, float], reporter: Any) -> None:
+        losses.append(figures["loss"])
+        inner(figures, reporter)
+
+    trainer._note = note  # type: ignore[method-assign]
+    return losses
+
+
+def note_calls(trainer: Trainer) -> list[int]:
+    """For each call of the map that is solved, the step that it belongs to."""
+    steps: list[int] = []
+    solving: Any = trainer.model.solving
+    solving.module.register_forward_pre_hook(lambda *_: steps.append(trainer.step))
+    return steps
+
+
+def stop_after(trainer: Trainer, step: int) -> None:
+    """Only the first process gets the signal."""
+    inner = trainer.task.batch
+
+    def batch(*args: Any) -> Any:
+        if trainer.step == step and trainer.group.first:
+            os.kill(os.getpid(), signal.SIGINT)
+        return inner(*args)
+
+    trainer.task.batch = batch  # type: ignore[method-assign]
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    """One process; runs every case, so that torch is loaded once."""
+    torch.set_num_threads(1)
+    parallel.PATIENCE = timedelta(seconds=100)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    found = {}
+    try:
+        with joined():
+            for name in CASES:
+                for kind in KINDS:
+                    found[name, kind] = train(name, kind, folder)
+            for first, second in (KINDS, KINDS[::-1]):
+                found["over", second] = go_on("sudoku", first, second, folder)
+            torch.save(found, folder / f"{rank}.pt")
+            left_alone(rank, folder)
+    except ConnectionError as error:
+        (folder / "message").write_text(str(error))
+
+
+def train(name: str, kind: str, folder: Path) -> dict[str, Any]:
+    trainer = make(name, kind, folder / f"{name}-{kind}")
+    losses, calls = log_every_step(trainer), note_calls(trainer)
+    trainer.run()
+    return {"losses": losses, "calls": calls}
+
+
+def go_on(name: str, first: str, second: str, folder: Path) -> dict[str, Any]:
+    """Stop with one kind after half of the steps, and go on with the other."""
+    place = folder / f"over-{second}"
+    begun = make(name, first, place)
+    losses = log_every_step(begun)
+    stop_after(begun, STEPS // 2 - 1)
+    with contextlib.suppress(Interrupted):
+        begun.run()
+    Group.current().of_first(None)  # the file is there
+    if begun.group.first:
+        (place / "half").write_bytes(begun.path.read_bytes())
+    ended = make(name, second, place)
+    ended.restore(Checkpoint.load(begun.path))
+    Group.current().of_first(None)
+    later = log_every_step(ended)
+    ended.run()
+    return {"losses": losses + later, "begun": len(losses)}
+
+
+def left_alone(rank: int, folder: Path) -> None:
+    """The second process dies."""
+    trainer = make("sudoku", "ddp", folder / "alone")
+    inner = trainer._train_segment
+
+    def segment() -> dict[str, float]:
+        if rank == 1 and trainer.step == 2:
+            os._exit(0)
+        return inner()
+
+    trainer._train_segment = segment  # type: ignore[method-assign]
+    trainer.run()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(work, (folder, port), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[Any, Any]]:
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process."""
+    folder = tmp_path_factory.mktemp("one")
+    return {name: train(name, "ddp", folder) | {"folder": folder / f"{name}-ddp"} for name in CASES}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_those_of_one_process(
+    name: str, kind: str, found: list[dict[Any, Any]], alone: dict[str, Any], folder: Path
+) -> None:
+    expected = alone[name]["losses"]
+    assert len(expected) == STEPS
+    for process in found:
+        assert process[name, kind]["losses"] == pytest.approx(expected, rel=1e-5)
+    ours = Checkpoint.load(folder / f"{name}-{kind}" / "checkpoint.safetensors")
+    one = Checkpoint.load(alone[name]["folder"] / "checkpoint.safetensors")
+    assert {g: set(t) for g, t in ours.tensors.items()} == {
+        g: set(t) for g, t in one.tensors.items()
+    }
+    assert torch.equal(ours.tensors["random"]["data"], one.tensors["random"]["data"])
+    for name in ("x", "target", "age"):
+        assert torch.equal(ours.tensors["slots"][name], one.tensors["slots"][name])
+    for name, tensor in one.tensors["average"].items():
+        # A bias that all classes share has a gradient of rounding alone, which AdamW scales up.
+        if tensor.numel() > 1:
+            torch.testing.assert_close(ours.tensors["average"][name], tensor, rtol=0, atol=1e-3)
+
+
+def test_processes_needed_unequal_numbers_of_calls(found: list[dict[Any, Any]]) -> None:
+    """Otherwise the tests above say nothing of dead-locks."""
+    for name in ("sudoku", "lm", "lm-muon"):
+        for kind in KINDS:
+            first, second = (process[name, kind]["calls"] for process in found)
+            assert first != second, (name, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_goes_on_with_the_other_kind(
+    kind: str, found: list[dict[Any, Any]], alone: dict[str, Any]
+) -> None:
+    """And a signal to one process stops all of them after the same step."""
+    for process in found:
+        assert process["over", kind]["begun"] == STEPS // 2
+        assert process["over", kind]["losses"] == pytest.approx(alone["sudoku"]["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_two_processes_goes_on_in_one(
+    kind: str, folder: Path, alone: dict[str, Any], tmp_path: Path, found: list[dict[Any, Any]]
+) -> None:
+    trainer = make("sudoku", "ddp", tmp_path)
+    trainer.restore(Checkpoint.load(folder / f"over-{kind}" / "half"))
+    losses = log_every_step(trainer)
+    trainer.run()
+    assert losses == pytest.approx(alone["sudoku"]["losses"][STEPS // 2 :], rel=1e-5)
+
+
+def test_only_the_first_process_writes(folder: Path, found: list[dict[Any, Any]]) -> None:
+    rows = (folder / "sudoku-ddp" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def test_a_process_that_loses_the_others_says_so(folder: Path, found: list[dict[Any, Any]]) -> None:
+    message = (folder / "message").read_text()
+    assert "Process 0 of 2 lost another one" in message
+    assert "--resume" in message
+
+
+def launch(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """What `torchrun` is short for."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "XDG_CACHE_HOME": str(folder)}
+    return subprocess.Popen(
+        [sys.executable, *torchrun, "-m", "tasks.sudoku", "train", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+SMALL = ["--preset", "tiny", "--width", "8", "--batch-size", "8", "--train-puzzles", "60",
+         "--test-puzzles", "8", "--eval-steps", "4"]  # fmt: skip
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [json.loads(row)["loss"] for row in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchrun_trains_evaluates_and_resumes(kind: str, tmp_path: Path) -> None:
+    """Fifty steps, in two parts: the first is ended by a signal to `torchrun`."""
+    from tasks.sudoku.__main__ import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        one = tmp_path / "one"
+        assert main(["train", *SMALL, "--steps", "50", "--out", str(one)]) == 0
+    two = tmp_path / "two"
+    options = [*SMALL, "--steps", "50", "--out", str(two), "--parallel", kind]
+    process = launch(options, tmp_path)
+    wait_for(two / "log.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    step = Checkpoint.load(two / "checkpoint.safetensors").meta["step"]
+    assert 0 < step < 50
+    process = launch(["--resume", str(two / "checkpoint.safetensors")], tmp_path)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert out.count("Checkpoint, log and pictures are in") == 1
+    assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_torchrun_ends_and_says_so(tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "100000", "--save-every", "0.5", "--out", str(tmp_path / "run")]
+    process = launch(options, tmp_path)
+    wait_for(tmp_path / "run" / "checkpoint.safetensors", process)
+    child = children_of(process.pid)[-1]
+    os.kill(child, signal.SIGKILL)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "lost another one" in out
+    assert "SIGKILL" in out or "-9" in out
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not (path.is_file() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that one has started."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    if not path.is_file():
+        pytest.skip("the children of a process are read from /proc")
+    return [int(child) for child in path.read_text().split()]
+
+
+def test_a_batch_that_cannot_be_split_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Group, "current", lambda: Group(0, 3))
+    with pytest.raises(ValueError, match="`batch_size` = 4 cannot be split among 3 processes"):
+        make("sudoku", "ddp", tmp_path)
