@@ -183,12 +183,16 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     if chosen.parts > 1:
         work = (
             f"{chosen.parts} micro-batches of {at.micro_batch} {name}{'s' * (at.micro_batch != 1)} "
-            f"per GPU (gradient accumulation; at most {chosen.largest} fit)"
+            f"per GPU (at most {chosen.largest} fit)"
         )
     text = (
         f"Fits: {_way(at)}, {work}, {at.total / 1e9:.1f} GB of {cluster.usable_bytes / 1e9:.1f} "
         "usable."
     )
+    lacking = ["gradient accumulation"] * (chosen.parts > 1)
+    lacking += ["activation checkpointing"] * at.checkpoint
+    if lacking:
+        text += f" `train` has no {' and no '.join(lacking)} yet: until then, take more GPUs."
     if plan.batch_size % cluster.gpus:
         text += f" A batch of {plan.batch_size} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import GridModel, GridTransformer
+from models import GridAttractor, GridModel, GridTransformer, Reasoner
 from tasks.common.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import GridTask
@@ -188,7 +188,7 @@ def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
 
 def draw_run(
     task: GridTask[Any, Any],
-    model: GridModel,
+    model: GridAttractor | Reasoner,
     puzzle: Any,
     figures: dict[str, Any],
     config: GridConfig,
