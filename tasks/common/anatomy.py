@@ -19,7 +19,7 @@ from models import (
     Reasoner,
     TransformerLM,
 )
-from models.language import Stack
+from models.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
