@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
+from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,
     load_weights,
@@ -30,6 +31,7 @@ from tasks.common.checkpoint import (
 )
 from tasks.common.config import TrainConfig
 from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
 from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.optimizers import SCHEDULES, build_optimizers
@@ -133,6 +135,7 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
+        self.adviser = Adviser(self.model, self.config)
         self.keeper = Keeper(self.folder)
         self.path = self.keeper.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
@@ -169,6 +172,8 @@ class Trainer:
             torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        for row in self.history:
+            self.adviser.read(row)  # what it said then is known
         self.task.go_to(checkpoint.meta.get("position"))
         if slots := checkpoint.tensors.get("slots"):
             mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
@@ -235,7 +240,7 @@ class Trainer:
                 figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
                 best = False
                 if int(LOOKS * self.progress) > looks:
-                    looked = self.group.mean(self.task.look(self.average.module))
+                    looked = self.group.mean(self._look())
                     best = bool(looked) and self._is_best(looked)
                     figures |= looked
                 self._note(figures, reporter)
@@ -259,6 +264,11 @@ class Trainer:
         self.seconds += seconds
         return means, age, share > 0
 
+    def _look(self) -> dict[str, float]:
+        with watched(self.average.module) as health:
+            looked = self.task.look(self.average.module)
+        return {**health, **looked} if looked else {}
+
     def _is_best(self, looked: dict[str, float]) -> bool:
         before = [self.task.score(row) for row in self.history if _looked(row)]
         return self.task.score(looked) > max(before, default=-math.inf)
@@ -281,7 +291,7 @@ class Trainer:
             done[:] = True
         slots.age[done] = 0
         slots.state = pytree.tree_map(torch.detach, out.state)
-        return {"loss": loss.item(), **self.task.figures(right), **_evidence(out)}
+        return {"loss": loss.item(), **self.task.figures(right), **step_figures(out.solution)}
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
@@ -340,6 +350,8 @@ class Trainer:
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
+            if (advice := self.adviser.read(row)) is not None:
+                warnings.warn(advice, stacklevel=2)
             if reporter is not None:
                 reporter.record(row)
         if reporter is None:
@@ -354,12 +366,3 @@ class Trainer:
 
 def _looked(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}
-
-
-def _evidence(out: Any) -> dict[str, float]:
-    if out.solution is None:
-        return {}
-    return {
-        "residual": out.solution.residual.median().item(),
-        "solver_steps": out.solution.num_steps.float().mean().item(),
-    }
