@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +45,7 @@ from tasks.common.parallel import (
     whole,
 )
 from tasks.common.report import Reporter
+from tasks.common.sharded import ShardedKeeper
 from tasks.common.slots import Slots
 from tasks.common.stop_signal import StopSignal
 
@@ -137,6 +139,8 @@ class Trainer:
         self.slots: Slots | None = None
         self.adviser = Adviser(self.model, self.config)
         self.keeper = Keeper(self.folder)
+        if self.config.checkpoints == "sharded":
+            self.keeper = ShardedKeeper(self.folder, self.group)
         self.path = self.keeper.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
@@ -181,25 +185,33 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
-        checkpoint = self._checkpoint()
+        if isinstance(self.keeper, ShardedKeeper):
+            self.keeper.save(self._checkpoint(dict, self.keeper.rows), best)
+            return
+        checkpoint = self._checkpoint(unsharded, self.group.whole)
         if self.group.first:
             self.keeper.save(checkpoint, best)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(
+        self,
+        gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        gather_rows: Callable[[Tensor], Tensor],
+    ) -> Checkpoint:
+        """All state, of which each process has a share unless it is gathered."""
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": unsharded(self.model.state_dict()),
-            "average": unsharded(self.average.state_dict()),
+            "model": gather(self.model.state_dict()),
+            "average": gather(self.average.state_dict()),
             "random": random,
             "slots": {},
         }
         if self.slots is not None:
             rows = self.slots.tensors()
-            tensors["slots"] = {name: self.group.whole(rows[name]) for name in rows}
+            tensors["slots"] = {name: gather_rows(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = unsharded(optimizer_tensors(optimizer))
+            tensors[name] = gather(optimizer_tensors(optimizer))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -232,6 +244,7 @@ class Trainer:
                 except SourceLost as error:
                     if self.group.size == 1:
                         self.save()
+                        self.keeper.finish()
                     raise SourceLost(
                         f"{error} Then go on with `train --resume {self.path}`."
                     ) from error
@@ -247,6 +260,7 @@ class Trainer:
                 if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
+        self.keeper.finish()
         if self.group.of_first(self.keeper.step) != self.step:
             self.save()
         self.keeper.require_saved()
