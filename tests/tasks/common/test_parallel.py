@@ -34,9 +34,13 @@ from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 
-pytestmark = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (distributed.is_available() and distributed.is_gloo_available()), reason="no gloo"
+    ),
+    # After six steps the reasoner's map is still much as it was drawn.
+    pytest.mark.filterwarnings("ignore:Step .. the map does not contract"),
+]
 STEPS = 6
 # Budgets and tolerances at which the halves of a batch need unequal numbers of calls.
 PUZZLES: dict[str, Any] = {
@@ -191,7 +195,7 @@ def fail_to_write(rank: int, folder: Path) -> dict[str, Any]:
         warnings.simplefilter("always")
         trainer.run()
     sharded._sum = real
-    messages = [str(warning.message) for warning in said]
+    messages = [text for warning in said if "not saved" in (text := str(warning.message))]
     return {"seen": seen, "said": messages, "step": trainer.keeper.step}
 
 
@@ -317,8 +321,8 @@ def test_a_write_that_fails_in_one_process_fails_in_both_and_ends_no_run(
         steps = [step for step, failure in process["failed"]["seen"] if failure != "None"]
         assert steps == [3, 4]
         assert process["failed"]["step"] == STEPS
-        assert sum("is not saved" in text for text in process["failed"]["said"]) == 2
-    assert "No space left" in found[0]["failed"]["said"][0]
+        assert len(process["failed"]["said"]) == 2
+        assert "No space left" in process["failed"]["said"][0]
     assert Checkpoint.load(folder / "failed" / "checkpoint").meta["step"] == STEPS
 
 
