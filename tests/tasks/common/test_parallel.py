@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from tasks.common import parallel, sharded
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.grid_task import Batches as GridBatches
+from tasks.common.keeper import FOLDER, NAME
 from tasks.common.parallel import Group, joined
 from tasks.common.train import Interrupted, Trainer
 from tasks.lm.config import LanguageConfig
@@ -375,8 +376,8 @@ def losses_of(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_torchrun_trains_evaluates_and_resumes(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "form"), [("ddp", "file"), ("fsdp", "file"), ("fsdp", "sharded")])
+def test_torchrun_trains_evaluates_and_resumes(kind: str, form: str, tmp_path: Path) -> None:
     """Fifty steps, in two parts: the first is ended by a signal to `torchrun`."""
     from tasks.sudoku.__main__ import main
 
@@ -385,15 +386,17 @@ def test_torchrun_trains_evaluates_and_resumes(kind: str, tmp_path: Path) -> Non
         one = tmp_path / "one"
         assert main(["train", *SMALL, "--steps", "50", "--out", str(one)]) == 0
     two = tmp_path / "two"
-    options = [*SMALL, "--steps", "50", "--out", str(two), "--parallel", kind]
+    options = [*SMALL, "--steps", "50", "--out", str(two)]
+    options += ["--parallel", kind, "--checkpoints", form]
+    newest = two / (NAME if form == "file" else FOLDER)
     process = launch(options, tmp_path)
     wait_for(two / "log.jsonl", process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    step = Checkpoint.load(two / "checkpoint.safetensors").meta["step"]
+    step = Checkpoint.load(newest).meta["step"]
     assert 0 < step < 50
-    process = launch(["--resume", str(two / "checkpoint.safetensors")], tmp_path)
+    process = launch(["--resume", str(newest)], tmp_path)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     assert out.count("Checkpoint, log and pictures are in") == 1
