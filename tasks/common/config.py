@@ -20,6 +20,8 @@ class TrainConfig:
         threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
         out: Folder for checkpoints, log, pictures and result; by default a new one in `runs/`.
         save_every: Seconds between checkpoints.
+        checkpoints: "file": one, which the first process gathers and writes while training waits.
+            "sharded": a folder; each process writes its share while training goes on.
         batch_size: Puzzles per batch.
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
@@ -50,6 +52,9 @@ class TrainConfig:
     threads: int | None = None
     out: Path | None = None
     save_every: float = 60.0
+    # Not chosen by `parallel`: a file is easier to move, and shares only pay where gathering and
+    # writing all of it takes long.
+    checkpoints: Literal["file", "sharded"] = "file"
     batch_size: int = 64
     segments: int = 4
     refill: bool = False
@@ -76,6 +81,10 @@ class TrainConfig:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
         if self.parallel not in ("ddp", "fsdp"):
             raise ValueError(f"`parallel` must be 'ddp' or 'fsdp', got {self.parallel!r}.")
+        if self.checkpoints not in ("file", "sharded"):
+            raise ValueError(
+                f"`checkpoints` must be 'file' or 'sharded', got {self.checkpoints!r}."
+            )
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 

@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
+from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,
     load_weights,
@@ -30,6 +32,7 @@ from tasks.common.checkpoint import (
 )
 from tasks.common.config import TrainConfig
 from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
 from tasks.common.loss import answer_loss, halt_loss
 from tasks.common.optimizers import SCHEDULES, build_optimizers
@@ -42,6 +45,7 @@ from tasks.common.parallel import (
     whole,
 )
 from tasks.common.report import Reporter
+from tasks.common.sharded import ShardedKeeper
 from tasks.common.slots import Slots
 from tasks.common.stop_signal import StopSignal
 
@@ -133,7 +137,10 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
+        self.adviser = Adviser(self.model, self.config)
         self.keeper = Keeper(self.folder)
+        if self.config.checkpoints == "sharded":
+            self.keeper = ShardedKeeper(self.folder, self.group)
         self.path = self.keeper.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
@@ -169,6 +176,8 @@ class Trainer:
             torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        for row in self.history:
+            self.adviser.read(row)  # what it said then is known
         self.task.go_to(checkpoint.meta.get("position"))
         if slots := checkpoint.tensors.get("slots"):
             mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
@@ -176,25 +185,33 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
-        checkpoint = self._checkpoint()
+        if isinstance(self.keeper, ShardedKeeper):
+            self.keeper.save(self._checkpoint(dict, self.keeper.rows), best)
+            return
+        checkpoint = self._checkpoint(unsharded, self.group.whole)
         if self.group.first:
             self.keeper.save(checkpoint, best)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(
+        self,
+        gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        gather_rows: Callable[[Tensor], Tensor],
+    ) -> Checkpoint:
+        """All state, of which each process has a share unless it is gathered."""
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": unsharded(self.model.state_dict()),
-            "average": unsharded(self.average.state_dict()),
+            "model": gather(self.model.state_dict()),
+            "average": gather(self.average.state_dict()),
             "random": random,
             "slots": {},
         }
         if self.slots is not None:
             rows = self.slots.tensors()
-            tensors["slots"] = {name: self.group.whole(rows[name]) for name in rows}
+            tensors["slots"] = {name: gather_rows(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = unsharded(optimizer_tensors(optimizer))
+            tensors[name] = gather(optimizer_tensors(optimizer))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -227,6 +244,7 @@ class Trainer:
                 except SourceLost as error:
                     if self.group.size == 1:
                         self.save()
+                        self.keeper.finish()
                     raise SourceLost(
                         f"{error} Then go on with `train --resume {self.path}`."
                     ) from error
@@ -235,13 +253,14 @@ class Trainer:
                 figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
                 best = False
                 if int(LOOKS * self.progress) > looks:
-                    looked = self.group.mean(self.task.look(self.average.module))
+                    looked = self.group.mean(self._look())
                     best = bool(looked) and self._is_best(looked)
                     figures |= looked
                 self._note(figures, reporter)
                 if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
+        self.keeper.finish()
         if self.group.of_first(self.keeper.step) != self.step:
             self.save()
         self.keeper.require_saved()
@@ -258,6 +277,11 @@ class Trainer:
         seconds, age, share = (means.pop(name) for name in ours)
         self.seconds += seconds
         return means, age, share > 0
+
+    def _look(self) -> dict[str, float]:
+        with watched(self.average.module) as health:
+            looked = self.task.look(self.average.module)
+        return {**health, **looked} if looked else {}
 
     def _is_best(self, looked: dict[str, float]) -> bool:
         before = [self.task.score(row) for row in self.history if _looked(row)]
@@ -281,7 +305,7 @@ class Trainer:
             done[:] = True
         slots.age[done] = 0
         slots.state = pytree.tree_map(torch.detach, out.state)
-        return {"loss": loss.item(), **self.task.figures(right), **_evidence(out)}
+        return {"loss": loss.item(), **self.task.figures(right), **step_figures(out.solution)}
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
@@ -340,6 +364,8 @@ class Trainer:
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
+            if (advice := self.adviser.read(row)) is not None:
+                warnings.warn(advice, stacklevel=2)
             if reporter is not None:
                 reporter.record(row)
         if reporter is None:
@@ -354,12 +380,3 @@ class Trainer:
 
 def _looked(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}
-
-
-def _evidence(out: Any) -> dict[str, float]:
-    if out.solution is None:
-        return {}
-    return {
-        "residual": out.solution.residual.median().item(),
-        "solver_steps": out.solution.num_steps.float().mean().item(),
-    }
