@@ -129,6 +129,8 @@ class Trainer:
                 "processes. Use a multiple of their number."
             )
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        # Never trained itself: looks at it are without the noise of training.
+        self.average.eval()
         self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
@@ -279,7 +281,9 @@ class Trainer:
         return means, age, share > 0
 
     def _look(self) -> dict[str, float]:
-        with watched(self.average.module) as health:
+        # What it draws, such as a random start, is not missing from the run.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), watched(self.average.module) as health:
             looked = self.task.look(self.average.module)
         return {**health, **looked} if looked else {}
 
