@@ -1,5 +1,6 @@
 """Networks: the Attractor wrapper, its blocks, grid models, reasoners and language models."""
 
+from models.activation_checkpointing import checkpoint_activations, modules_used_once
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
@@ -61,4 +62,6 @@ __all__ = [
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
+    "checkpoint_activations",
+    "modules_used_once",
 ]

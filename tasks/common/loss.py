@@ -22,7 +22,7 @@ def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     """
     flat, classes = logits.flatten(0, 1), target.flatten()
     if kind == "softmax":
-        return F.cross_entropy(flat.float(), classes)
+        return F.cross_entropy(_precise(flat), classes)
     x = flat.double()
     weight = torch.where(x >= 0, x.clamp(min=0) + 1, 1 / (1 - x.clamp(max=0)))
     return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).float()
@@ -34,4 +34,10 @@ def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
     References:
         A. Jolicoeur-Martineau, arXiv:2510.04871, sec. 4.6.
     """
-    return HALT_WEIGHT * F.binary_cross_entropy_with_logits(halt.float(), right.float())
+    precise = _precise(halt)
+    return HALT_WEIGHT * F.binary_cross_entropy_with_logits(precise, right.to(precise.dtype))
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32, or more if it is more."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
