@@ -20,12 +20,12 @@ def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
         L. Prieto et al., Grokking at the Edge of Numerical Stability, arXiv:2501.04697, sec. 4
         (StableMax), as used by HRM and TRM.
     """
-    flat, classes = logits.flatten(0, 1), target.flatten()
+    flat, classes = _precise(logits.flatten(0, 1)), target.flatten()
     if kind == "softmax":
-        return F.cross_entropy(_precise(flat), classes)
+        return F.cross_entropy(flat, classes)
     x = flat.double()
     weight = torch.where(x >= 0, x.clamp(min=0) + 1, 1 / (1 - x.clamp(max=0)))
-    return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).float()
+    return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).to(flat)
 
 
 def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
