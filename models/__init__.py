@@ -1,6 +1,10 @@
 """Networks: the Attractor wrapper, its blocks, grid models, reasoners and language models."""
 
-from models.activation_checkpointing import checkpoint_activations, modules_used_once
+from models.activation_checkpointing import (
+    checkpoint_activations,
+    modules_used_once,
+    recomputes,
+)
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
@@ -64,4 +68,5 @@ __all__ = [
     "UnitAttention",
     "checkpoint_activations",
     "modules_used_once",
+    "recomputes",
 ]

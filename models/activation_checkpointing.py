@@ -53,3 +53,10 @@ def checkpoint_activations(model: nn.Module) -> None:
             f"{type(model).__name__} has none: leave it off. A solve keeps no activations of its "
             "steps anyway."
         )
+
+
+def recomputes(network: object) -> bool:
+    """Whether `checkpoint_activations` has reached this block, or stack of blocks."""
+    if isinstance(network, HuggingFaceStack):
+        return network.model.is_activation_checkpointing
+    return isinstance(network, RecomputableBlock) and network.recomputed

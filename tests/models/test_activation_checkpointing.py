@@ -62,10 +62,10 @@ def step(model: nn.Module, autocast: bool = False) -> tuple[list[torch.Tensor], 
     model.train().zero_grad()
     torch.manual_seed(1)
     x = torch.randint(SIDE, (8, SIDE**2))
-    with PeakMemory() as live:
+    with PeakMemory([*model.parameters(), *model.buffers()]) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(x, max_steps=6).logits.float().square().mean()
-        between = sum(size for _, size in live.live.values())
+        between = live.now
         loss.backward()
     return [p.grad for p in model.parameters() if p.grad is not None], between
 

@@ -74,8 +74,8 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
 
 
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:
-    assert found.update is not None
-    assert found.flops(9) - found.flops(4) == 5 * found.update.forward
+    assert found.costs.update is not None
+    assert found.flops(9) - found.flops(4) == 5 * found.costs.update.forward
     assert found.flops(4, checkpoint=True) > found.flops(4)
 
 
