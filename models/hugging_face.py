@@ -90,7 +90,7 @@ class HuggingFaceStack(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep the inputs of blocks alone in training; see `models.checkpoint_activations`."""
-        # It would warn that there are no embeddings to reach, which are ours and get their gradient.
+        # It would warn that it has no embeddings: they are ours, and get their gradient.
         log = logging.getLogger("transformers.modeling_utils")
         before = log.level
         log.setLevel(logging.ERROR)

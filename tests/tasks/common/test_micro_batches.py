@@ -121,9 +121,7 @@ def test_memory_falls(name: str, tmp_path: Path) -> None:
     size = {"context": 64} if name != "sudoku" else {"width": 32, "train_puzzles": 32}
     peaks = []
     for parts in (1, 4):
-        config = dataclasses.replace(
-            CASES[name], **size, batch_size=32, steps=3, accumulate=parts
-        )
+        config = dataclasses.replace(CASES[name], **size, batch_size=32, steps=3, accumulate=parts)
         trainer = make(config, tmp_path / str(parts))
         trainer.task.look = lambda model: {}  # type: ignore[method-assign]
         with PeakMemory() as live:
@@ -184,10 +182,11 @@ def test_state_is_kept_only_for_a_segment_to_come(tmp_path: Path) -> None:
 
 def test_batches_that_do_not_divide_are_refused() -> None:
     assert micro_batch(24, 2, 3) == 4
-    with pytest.raises(ValueError, match=r"`accumulate` = 5 does not divide the 12 rows of each of "
-                                         r"2 processes\. It may be 1, 2, 3, 4, 6, 12\."):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"= 5 does not divide the 12 rows of each of 2 .* 1, 2, 3, 4, 6, 12\."
+    ):
         micro_batch(24, 2, 5)
-    with pytest.raises(ValueError, match="does not divide the 24 rows. It may be"):
+    with pytest.raises(ValueError, match=r"= 7 does not divide the 24 rows\. It may be 1, 2, 3"):
         micro_batch(24, 1, 7)
     with pytest.raises(ValueError, match="`accumulate` must be at least 1, got 0"):
         SudokuConfig(accumulate=0)

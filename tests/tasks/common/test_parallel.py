@@ -57,9 +57,7 @@ CASES: dict[str, Any] = {
 # Each process takes its two rows one by one, and trains as one process does with all at once.
 IN_PARTS: dict[str, Any] = {
     "reasoner in parts": dataclasses.replace(CASES["reasoner"], accumulate=2),
-    "lm in parts": dataclasses.replace(
-        CASES["lm-muon"], accumulate=2, checkpoint_activations=True
-    ),
+    "lm in parts": dataclasses.replace(CASES["lm-muon"], accumulate=2, checkpoint_activations=True),
 }
 WHOLE = {"reasoner in parts": "reasoner", "lm in parts": "lm-muon"}
 KINDS = ("ddp", "fsdp")

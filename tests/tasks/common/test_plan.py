@@ -21,7 +21,6 @@ from tasks.common.peak_memory import PeakMemory
 from tasks.common.plan import plan
 from tasks.common.train import Task, Trainer
 from tasks.lm.config import PRESETS as LM
-from tasks.lm.config import LanguageConfig
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.sudoku.config import PRESETS as SUDOKU
