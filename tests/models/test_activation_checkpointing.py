@@ -1,5 +1,6 @@
 """Backbones that compute their activations anew: the same gradients, in less memory."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from models import (
     checkpoint_activations,
     modules_used_once,
 )
-from models.blocks import Block
+from models.blocks import Block, TokenMixer
 from models.language import Mixer
 from models.reasoners import UPDATES
 from tasks.common.peak_memory import PeakMemory
@@ -124,3 +125,22 @@ def test_a_model_without_a_backbone_is_refused() -> None:
     for model in (reasoner, language(AttractorLM, backbone_blocks=0)):
         with pytest.raises(ValueError, match=r"this \w+ has none: leave it off"):
             checkpoint_activations(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+def test_a_compiled_block_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    block, h = Block(TokenMixer(9), 16), torch.randn(4, 9, 16)
+
+    def gradients() -> list[torch.Tensor]:
+        block.zero_grad()
+        block(h).square().sum().backward()
+        return [p.grad.clone() for p in block.parameters() if p.grad is not None]
+
+    expected = gradients()
+    block.compile()
+    block.recomputed = True
+    for found, plain in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)

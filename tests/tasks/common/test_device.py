@@ -43,14 +43,11 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     weights = []
-    for compiled, again in ((False, False), (True, False), (True, True)):
-        config = dataclasses.replace(
-            TINY, steps=5, compile=compiled, checkpoint_activations=again, accumulate=1 + again
-        )
-        folder = tmp_path / f"{compiled}-{again}"
+    for compiled in (False, True):
+        config = dataclasses.replace(TINY, steps=5, compile=compiled)
+        folder = tmp_path / str(compiled)
         folder.mkdir()
         run_experiment(SudokuTask(), "tiny", config, folder)
         weights.append(load_file(folder / "model.safetensors"))
     for name, plain in weights[0].items():
-        for other in weights[1:]:
-            assert torch.allclose(plain, other[name], rtol=1e-3, atol=1e-5), name
+        assert torch.allclose(plain, weights[1][name], rtol=1e-3, atol=1e-5), name
