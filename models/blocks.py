@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.recomputable import RecomputableBlock
 
-class Block(nn.Module):
+
+class Block(RecomputableBlock):
     """Post-norm residual block: h <- norm(h + mixer(h)), then h <- norm(h + mlp(h)).
 
     A norm after each sum keeps the state bounded however often the block is applied, which
@@ -36,7 +38,7 @@ class Block(nn.Module):
         self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
         self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def apply_once(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
         h = self.mixer_norm(h + self.mixer(h))
         return self.mlp_norm(h + self.mlp(h))
@@ -56,7 +58,7 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(a) * b)
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(RecomputableBlock):
     """Pre-norm residual block: h <- h + gate * mixer(norm(h)), then h <- h + gate * mlp(norm(h)).
 
     Args:
@@ -84,9 +86,9 @@ class PreNormBlock(nn.Module):
         # The sigmoid of 0 is a half.
         self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
+    def apply_once(self, h: Tensor) -> Tensor:
         """Shape (B, T, D) in and out."""
-        return self.extend(h_BTD, None)[0]
+        return self.extend(h, None)[0]
 
     def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
         """As `forward`, for tokens that follow `past`; see `SelfAttention.extend`."""

@@ -23,6 +23,8 @@ class TrainConfig:
         checkpoints: "file": one, which the first process gathers and writes while training waits.
             "sharded": a folder; each process writes its share while training goes on.
         batch_size: Puzzles per batch.
+        accumulate: Micro-batches that a process takes its share of a batch in, one after the
+            other: less memory for the same gradient.
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
         refill: A solved sample leaves the batch at once, and a new one takes its place.
@@ -40,6 +42,8 @@ class TrainConfig:
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
         parallel: How processes of `torchrun` share the work. "ddp": each has all weights. "fsdp":
             each has a share of them. One process alone needs neither.
+        checkpoint_activations: Compute what the backbone's blocks leave for the backward pass
+            anew in it: less memory for the same gradient, and one more forward pass of them.
         compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
 
@@ -56,6 +60,7 @@ class TrainConfig:
     # writing all of it takes long.
     checkpoints: Literal["file", "sharded"] = "file"
     batch_size: int = 64
+    accumulate: int = 1
     segments: int = 4
     refill: bool = False
     learning_rate: float = 2e-3
@@ -69,6 +74,7 @@ class TrainConfig:
     halting: bool = False
     autocast: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_activations: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -77,6 +83,8 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
+        if self.accumulate < 1:
+            raise ValueError(f"`accumulate` must be at least 1, got {self.accumulate!r}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
         if self.parallel not in ("ddp", "fsdp"):

@@ -7,7 +7,7 @@ Nothing here draws from the global generators. What the figures mean is for `adv
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,24 @@ from solvers.types import State
 SAMPLES, PRODUCTS = 4, 24
 
 
-def step_figures(solution: Solution | None) -> dict[str, float]:
+class Evidence(NamedTuple):
+    """What of a `Solution` tells how a solve went: shapes (samples,) or more, all alike."""
+
+    converged: Tensor
+    residual: Tensor
+    num_steps: Tensor
+
+
+def step_figures(solve: Evidence | Solution | None) -> dict[str, float]:
     """What a training step logs of its solve; nothing for a model without one.
 
     Returns:
         `converged` (share of samples), `residual` and `residual_90` (median and 90th percentile
         of rms(f(y) - y), in the state's units), and `solver_steps` (mean).
     """
-    if solution is None:
+    if solve is None:
         return {}
-    return _figures(solution.converged, solution.residual, solution.num_steps)
+    return _figures(solve.converged, solve.residual, solve.num_steps)
 
 
 @contextlib.contextmanager

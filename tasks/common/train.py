@@ -6,7 +6,7 @@ generator and takes its rows, so that their number changes no number.
 A batch is a set of slots. A segment solves each slot's sample from the state that the last
 segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
 where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
-sample takes its slot.
+sample takes its slot. A batch may go through the model in micro-batches, see `micro_batches`.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
+from models import checkpoint_activations
 from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,
@@ -34,11 +35,12 @@ from tasks.common.config import TrainConfig
 from tasks.common.data_files import fingerprints, refuse_changed
 from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
-from tasks.common.loss import answer_loss, halt_loss
+from tasks.common.micro_batches import Outcome, loss_of, micro_batch
 from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.common.parallel import (
     Group,
     distribute,
+    exchanging,
     parameters_of,
     sharded,
     unsharded,
@@ -123,11 +125,10 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.group = Group.current()
-        if self.config.batch_size % self.group.size:
-            raise ValueError(
-                f"`batch_size` = {self.config.batch_size} cannot be split among {self.group.size} "
-                "processes. Use a multiple of their number."
-            )
+        config = self.config
+        self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         # Never trained itself: looks at it are without the noise of training.
         self.average.eval()
@@ -295,21 +296,40 @@ class Trainer:
         slots = self._filled()
         fresh = slots.age == 0
         self.group.seed_step(self.config.seed, self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-            out = self.network(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
-        right = out.logits.detach().argmax(-1) == slots.target
-        solved = right.flatten(1).all(1)
-        loss = answer_loss(out.logits, slots.target, self.config.loss)
-        self._update(loss if out.halt is None else loss + halt_loss(out.halt, solved))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        found = Outcome.joined([self._pass(part, fresh) for part in range(self.config.accumulate)])
+        self._update()
         slots.age += 1
         done = slots.age >= self.config.segments
         if self.config.refill:
-            done |= solved if out.halt is None else out.halt > 0
-        if out.solution is None:  # nothing to go on from
+            done |= found.solved if found.halt is None else found.halt > 0
+        if found.solve is None:  # nothing to go on from
             done[:] = True
         slots.age[done] = 0
-        slots.state = pytree.tree_map(torch.detach, out.state)
-        return {"loss": loss.item(), **self.task.figures(right), **step_figures(out.solution)}
+        figures = self.task.figures(found.right)
+        return {"loss": found.loss.item(), **figures, **step_figures(found.solve)}
+
+    def _pass(self, part: int, fresh: Tensor) -> Outcome:
+        """Forward and backward, of one micro-batch; its gradient is added to that of others."""
+        assert self.slots is not None
+        slots, config = self.slots, self.config
+        rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
+        with exchanging(self.network, on=part == config.accumulate - 1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
+                out = self.network(
+                    slots.x[rows],
+                    start=slots.start(rows),
+                    fresh=fresh[rows],
+                    max_steps=self.max_steps,
+                )
+            loss, outcome = loss_of(out, slots.target[rows], config.loss, config.accumulate)
+            state = pytree.tree_map(torch.detach, out.state)
+            del out  # the logits are large, and no longer needed
+            loss.backward()
+        if config.segments > 1 and outcome.solve is not None:
+            slots.keep(rows, state)
+        return outcome
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
@@ -331,7 +351,7 @@ class Trainer:
         x, target = self.task.batch(count, self.generator, self.progress)
         return x[rows].to(self.device), target[rows].to(self.device)
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self) -> None:
         """One optimiser step, unless the gradient is not finite: then none, and new samples."""
         config = self.config
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
@@ -339,8 +359,6 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):

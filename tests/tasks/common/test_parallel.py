@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
 
 from tasks.common import parallel, sharded
 from tasks.common.checkpoint import Checkpoint
@@ -59,13 +62,19 @@ CASES: dict[str, Any] = {
     "lm": LanguageConfig(**TEXT, optimizer="adamw", backward="exact"),
     "lm-muon": LanguageConfig(**TEXT),
 }
+# Each process takes its two rows one by one, and trains as one process does with all at once.
+IN_PARTS: dict[str, Any] = {
+    "reasoner in parts": dataclasses.replace(CASES["reasoner"], accumulate=2),
+    "lm in parts": dataclasses.replace(CASES["lm-muon"], accumulate=2, checkpoint_activations=True),
+}
+WHOLE = {"reasoner in parts": "reasoner", "lm in parts": "lm-muon"}
 KINDS = ("ddp", "fsdp")
 FORMS = ("file", "sharded")
 
 
 def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(CASES[name], parallel=kind, checkpoints=form)
+    config = dataclasses.replace({**CASES, **IN_PARTS}[name], parallel=kind, checkpoints=form)
     torch.manual_seed(0)
     if isinstance(config, LanguageConfig):
         tokens = torch.randint(60, 120, (2000,), generator=torch.Generator().manual_seed(1))
@@ -118,7 +127,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     found = {}
     try:
         with joined():
-            for name in CASES:
+            for name in (*CASES, *IN_PARTS):
                 for kind in KINDS:
                     found[name, kind] = train(name, kind, folder)
             for first, second in (KINDS, KINDS[::-1]):
@@ -135,8 +144,32 @@ def work(rank: int, folder: Path, port: int) -> None:
 def train(name: str, kind: str, folder: Path) -> dict[str, Any]:
     trainer = make(name, kind, folder / f"{name}-{kind}")
     losses, calls = log_every_step(trainer), note_calls(trainer)
-    trainer.run()
-    return {"losses": losses, "calls": calls}
+    with counted_exchanges(trainer) as exchanges:
+        trainer.run()
+    return {"losses": losses, "calls": calls, "exchanges": len(exchanges)}
+
+
+@contextlib.contextmanager
+def counted_exchanges(trainer: Trainer) -> Iterator[list[None]]:
+    """An entry for each collective that sums gradients."""
+    exchanges: list[None] = []
+    network, scatter = trainer.network, distributed.reduce_scatter_single
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        exchanges.append(None)
+        return scatter(*args, **kwargs)
+
+    def summed(_: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        exchanges.append(None)
+        return default_hooks.allreduce_hook(distributed.group.WORLD, bucket)
+
+    if isinstance(network, DistributedDataParallel):
+        network.register_comm_hook(None, summed)
+    distributed.reduce_scatter_single = counted
+    try:
+        yield exchanges
+    finally:
+        distributed.reduce_scatter_single = scatter
 
 
 def go_on(name: str, first: str, second: str, folder: Path, form: str) -> dict[str, Any]:
@@ -241,16 +274,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *IN_PARTS])
 def test_losses_are_those_of_one_process(
     name: str, kind: str, found: list[dict[Any, Any]], alone: dict[str, Any], folder: Path
 ) -> None:
-    expected = alone[name]["losses"]
+    expected = alone[WHOLE.get(name, name)]["losses"]
     assert len(expected) == STEPS
     for process in found:
         assert process[name, kind]["losses"] == pytest.approx(expected, rel=1e-5)
     ours = Checkpoint.load(folder / f"{name}-{kind}" / "checkpoint.safetensors")
-    one = Checkpoint.load(alone[name]["folder"] / "checkpoint.safetensors")
+    one = Checkpoint.load(alone[WHOLE.get(name, name)]["folder"] / "checkpoint.safetensors")
     assert {g: set(t) for g, t in ours.tensors.items()} == {
         g: set(t) for g, t in one.tensors.items()
     }
@@ -261,6 +294,15 @@ def test_losses_are_those_of_one_process(
         # A bias that all classes share has a gradient of rounding alone, which AdamW scales up.
         if tensor.numel() > 1:
             torch.testing.assert_close(ours.tensors["average"][name], tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_gradients_are_exchanged_once_a_step(
+    name: str, kind: str, found: list[dict[Any, Any]]
+) -> None:
+    for process in found:
+        assert process[name, kind]["exchanges"] == process[WHOLE[name], kind]["exchanges"] > 0
 
 
 def test_processes_needed_unequal_numbers_of_calls(found: list[dict[Any, Any]]) -> None:
