@@ -122,6 +122,8 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             _eager(layer.module),
         ):
+            # The same vectors to begin with at every look: figures of one map are then alike.
+            torch.manual_seed(0)
             return spectral_radius(f, point, num_steps=PRODUCTS)
     finally:
         layer.module.train(was_training)

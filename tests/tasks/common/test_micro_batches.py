@@ -21,6 +21,9 @@ from tasks.maze.task import MazeTask
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 
+# Maps that are hardly trained need not contract.
+pytestmark = pytest.mark.filterwarnings("ignore:Step .. the map does not contract")
+
 STEPS = 5
 COMMON: dict[str, Any] = {"steps": STEPS, "batch_size": 8, "warmup": 1, "rtol": 1e-3}
 PUZZLES: dict[str, Any] = {
@@ -93,7 +96,10 @@ def test_four_parts_train_as_the_whole(
     for row, other in zip(expected, found, strict=True):
         assert list(row) == list(other)
         assert other["loss"] == pytest.approx(row["loss"], rel=rtol)
-        for figure in row:  # a residual is a difference of almost equal numbers
+        for figure in row:
+            if figure.startswith("test_radius"):  # of samples that are looked at together
+                continue
+            # A residual is a difference of almost equal numbers.
             assert other[figure] == pytest.approx(row[figure], rel=5e-2, nan_ok=True), figure
     assert whole.slots is not None
     assert parts.slots is not None
