@@ -25,12 +25,13 @@ import pytest
 import report
 import torch
 from timing import show
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from tasks.common.continuous import Engine
 from tasks.common.evaluate import Predictions, predict, solve_batch
+from tasks.common.meeting import CPU_NUMBERS
 from tasks.common.runs import load_model
 from tasks.common.serve import Server, listen
 from tasks.common.service import Service
@@ -47,6 +48,19 @@ HEADERS = {"content-type": "application/json"}
 TASK = SudokuTask()
 
 
+class InParts(nn.Module):
+    """A map that is evaluated on as many rows at a time as the cache holds, as `Meeting` does."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, y: Tensor, y0: Tensor) -> Tensor:
+        size = max(1, CPU_NUMBERS // y[0].numel())
+        pairs = zip(y.split(size), y0.split(size), strict=True)
+        return torch.cat([self.module(*pair) for pair in pairs])
+
+
 class WholeBatches(Engine):
     """The baseline: a batch is filled, solved as a whole, and answered as a whole.
 
@@ -56,7 +70,8 @@ class WholeBatches(Engine):
 
     def __init__(self, model: Any, compact: bool):
         super().__init__(model, MAX_STEPS, SLOTS, CLIENTS)
-        model.solving.module, model.solving.compact = self.meeting.module, compact
+        model.solving.module, model.solving.solver = InParts(self.meeting.module), self.solver
+        model.solving.compact = compact
         self.line: queue.Queue[tuple[Tensor, Future[Predictions]] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._work)
         self.thread.start()

@@ -257,7 +257,7 @@ class Metrics:
         waiting = max(self.engine.pending - self.engine.running, 0)
         for name, kind, value in (
             ("solver_steps_total", "counter", self.steps),
-            ("network_calls_total", "counter", meeting.rounds),
+            ("network_calls_total", "counter", meeting.calls),
             ("network_rows_total", "counter", meeting.rows),
             ("puzzles_running", "gauge", self.engine.running),
             ("puzzles_waiting", "gauge", waiting),

@@ -91,7 +91,7 @@ def test_solves_share_their_calls_of_the_network() -> None:
     for future in [engine.submit(row, timeout=60) for row in x]:
         future.result()
     engine.close()
-    assert engine.meeting.rows > 3 * engine.meeting.rounds
+    assert engine.meeting.rows > 3 * engine.meeting.calls
     assert engine.running == engine.pending == 0
 
 
