@@ -177,6 +177,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misshapen)
     config, engine = service.config, service.engine
+    example = service.task.example(config)
 
     @app.post("/solve")
     async def solve(question: Question) -> Answer:
@@ -195,6 +196,7 @@ def create_app(service: Service) -> FastAPI:
             "side": spec.side,
             "units": spec.units,
             "max_steps": engine.max_steps,
+            "example": example,
         }
         return JSONResponse(about, 503 if service.draining else 200)
 
