@@ -6,8 +6,9 @@ each of them has asked for its next evaluation, a call of the network answers al
 keeps its memory from its first step to its last, whoever joins or leaves, and no answer depends
 on the company but for rounding.
 
-Cost: under load a solve starts with `together` puzzles, so that a step's own cost in Python is
-paid once for them all; when all that wait fit, they start at once.
+Cost: a step's own cost in Python is paid once for the puzzles that started together. So those that
+come while others make their first step start after it, and under load `together` of them start
+when as many slots are free.
 """
 
 import dataclasses
@@ -66,6 +67,7 @@ class Company:
         requests: The puzzles, in the order of the solve's rows.
         judge: Makes a prediction from the solution for one puzzle.
         leave: Called for each that has ended, before anybody hears of it.
+        begun: Called after the first step.
     """
 
     def __init__(
@@ -73,12 +75,17 @@ class Company:
         requests: list[Request],
         judge: Callable[[Solution], Predictions],
         leave: Callable[[], None],
+        begun: Callable[[], None],
     ):
-        self.requests, self.judge, self.leave = requests, judge, leave
+        self.requests, self.judge, self.leave, self.begun = requests, judge, leave, begun
+        self.num_steps = 0
         self.known: set[int] = set()
 
     def after_step(self, ledger: Ledger) -> None:
         """Look at the books of the solve."""
+        self.num_steps += 1
+        if self.num_steps == 1:
+            self.begun()
         now = time.monotonic()
         late = [now > request.deadline for request in self.requests]
         if any(late):
@@ -145,6 +152,7 @@ class Engine:
         self._lock = threading.Condition()
         self._closed = False
         self._waiting: deque[Request] = deque()
+        self._starting: Company | None = None
         self.pending = self.running = 0
 
     def submit(
@@ -186,14 +194,15 @@ class Engine:
 
     def _start(self) -> None:
         """Begin solves while there is room; holds the lock."""
-        while self._waiting:
+        while self._waiting and self._starting is None:
             free = self.max_batch - self.running
             if free < min(len(self._waiting), self.together):
                 return
             requests = self._next(min(free, self.together))
             self.running += len(requests)
             if requests:
-                company = Company(requests, self._judged, self._leave)
+                company = Company(requests, self._judged, self._leave, self._begun)
+                self._starting = company
                 solved = self._slots.submit(self._solve, company)
                 solved.add_done_callback(functools.partial(self._end, company))
 
@@ -223,6 +232,8 @@ class Engine:
 
     def _end(self, company: Company, solved: "Future[None]") -> None:
         """If the solve failed, so have the puzzles that it has not answered."""
+        if self._starting is company:
+            self._begun()
         error = solved.exception()
         if error is not None:
             for row in range(len(company.requests)):
@@ -246,6 +257,12 @@ class Engine:
     def _judged(self, solution: Solution) -> Predictions:
         logits = self.model.read(solution.value)  # type: ignore[union-attr]
         return Predictions.of(logits, solution.value, solution)
+
+    def _begun(self) -> None:
+        """Those that start have made a step, or have ended: the next may start."""
+        with self._lock:
+            self._starting = None
+            self._start()
 
     def _leave(self) -> None:
         """A puzzle has left its slot."""

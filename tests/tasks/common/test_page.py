@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+pytest.importorskip("playwright", reason="needs the extra `browser`")
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
+from playwright import sync_api as playwright
 
 from tasks.common.continuous import Engine
 from tasks.common.runs import load_model
