@@ -95,11 +95,17 @@ class Checkpoint:
                 f"{path} is damaged: its content does not have the checksum that it was written "
                 "with. Use an earlier one, or train again."
             )
+        try:
+            read = json.loads(meta)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: its meta data are no JSON.") from error
+        if not isinstance(read, dict):
+            raise CheckpointError(f"{path} is damaged: its meta data are no JSON object.")
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, tensor in flat.items():
             group, _, rest = name.partition("/")
             tensors.setdefault(group, {})[rest] = tensor
-        return cls(tensors, json.loads(meta))
+        return cls(tensors, read)
 
 
 def keep_as(path: Path, name: Path) -> None:
