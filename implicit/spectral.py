@@ -24,15 +24,18 @@ class SpectralRadius:
     Attributes:
         radius: Shape `(*batch,)`, at least float32. NaN where `f` or its derivative is not
             finite.
-        residual: Shape `(*batch,)`. Norm of J w - lambda w for the unit vector w and the
-            lambda that `radius` is the modulus of (J^T under `product="vjp"`): `lambda` is
-            an eigenvalue of a matrix this near to J. For a normal J an eigenvalue lies this
-            near to it; it need not be the largest, and for other J it may lie further away.
+        eigenvalue: Shape `(*batch,)`, complex: the lambda that `radius` is the modulus of; of
+            a conjugate pair, either one. With a real part below 1 it is tamed by damping.
+        residual: Shape `(*batch,)`. Norm of J w - lambda w for the unit vector w (J^T under
+            `product="vjp"`): `eigenvalue` is an eigenvalue of a matrix this near to J. For a
+            normal J an eigenvalue lies this near to it; it need not be the largest, and for
+            other J it may lie further away.
         num_evals: Calls of `f`.
         num_products: Products with J or its transpose.
     """
 
     radius: PerSample
+    eigenvalue: Tensor
     residual: PerSample
     num_evals: int
     num_products: int
@@ -115,10 +118,11 @@ def spectral_radius(
             v = _unit(multiply(v))
         width = min(2 if method == "power" else num_steps, size)
         hessenberg = _arnoldi(multiply, v, width)
-    radius, residual = _largest(hessenberg)
+    eigenvalue, residual = _largest(hessenberg)
     num_products = lead + width
     return SpectralRadius(
-        radius=radius.to(flat).view(layout.batch_shape),
+        radius=eigenvalue.abs().to(flat).view(layout.batch_shape),
+        eigenvalue=eigenvalue.to(flat.device, flat.dtype.to_complex()).view(layout.batch_shape),
         residual=residual.to(flat).view(layout.batch_shape),
         num_evals=1 if product == "vjp" else num_products,
         num_products=num_products,
@@ -163,19 +167,20 @@ def _arnoldi(multiply: FlatMap, v: Flat, width: int) -> Small:
 
 
 def _largest(hessenberg: Small) -> tuple[Tensor, Tensor]:
-    """Largest modulus among the Ritz values, and the residual norm of its Ritz vector."""
+    """The Ritz value of largest modulus, and the residual norm of its Ritz vector."""
     wide = hessenberg.double() if hessenberg.device.type != "mps" else hessenberg.cpu().double()
     rows, width = wide.shape[0], wide.shape[2]
     if width == 0:
-        return wide.new_zeros(rows), wide.new_zeros(rows)
+        return wide.new_zeros(rows).to(torch.complex128), wide.new_zeros(rows)
     bad = ~wide.isfinite().flatten(1).all(1)
     # LAPACK refuses NaN, and would refuse the whole batch.
     square = wide[:, :width].masked_fill(bad[:, None, None], 0)
     values, vectors = torch.linalg.eig(square)
-    radius, largest = values.abs().max(1)
-    weight = vectors[:, -1].gather(1, largest[:, None])[:, 0].abs()
+    largest = values.abs().argmax(1)[:, None]
+    weight = vectors[:, -1].gather(1, largest)[:, 0].abs()
     residual = wide[:, width, width - 1] * weight
-    return radius.masked_fill(bad, math.nan), residual.masked_fill(bad, math.nan)
+    value = values.gather(1, largest)[:, 0]
+    return value.masked_fill(bad, math.nan), residual.masked_fill(bad, math.nan)
 
 
 def _check_options(num_steps: int, method: str, product: str) -> None:

@@ -1,5 +1,10 @@
 """Networks: the Attractor wrapper, its blocks, grid models, reasoners and language models."""
 
+from models.activation_checkpointing import (
+    checkpoint_activations,
+    modules_used_once,
+    recomputes,
+)
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
@@ -61,4 +66,7 @@ __all__ = [
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
+    "checkpoint_activations",
+    "modules_used_once",
+    "recomputes",
 ]

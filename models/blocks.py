@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.recomputable import RecomputableBlock
 
-class Block(nn.Module):
+
+class Block(RecomputableBlock):
     """Post-norm residual block: h <- norm(h + mixer(h)), then h <- norm(h + mlp(h)).
 
     A norm after each sum keeps the state bounded however often the block is applied, which
@@ -36,7 +38,7 @@ class Block(nn.Module):
         self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
         self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def apply_once(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
         h = self.mixer_norm(h + self.mixer(h))
         return self.mlp_norm(h + self.mlp(h))
@@ -56,7 +58,7 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(a) * b)
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(RecomputableBlock):
     """Pre-norm residual block: h <- h + gate * mixer(norm(h)), then h <- h + gate * mlp(norm(h)).
 
     Args:
@@ -84,24 +86,25 @@ class PreNormBlock(nn.Module):
         # The sigmoid of 0 is a half.
         self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
+    def apply_once(self, h: Tensor) -> Tensor:
         """Shape (B, T, D) in and out."""
-        return self.extend(h_BTD, None)[0]
+        return self.extend(h, None)[0]
 
     def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
         """As `forward`, for tokens that follow `past`; see `SelfAttention.extend`."""
         mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
-        h_BTD = h_BTD + self._gated(0, mixed)
-        return h_BTD + self._gated(1, self.mlp(self.mlp_norm(h_BTD))), past
+        h_BTD = self._plus(0, h_BTD, mixed)
+        return self._plus(1, h_BTD, self.mlp(self.mlp_norm(h_BTD))), past
 
     def remember(self, h_BTD: Tensor, past: Any) -> Any:
         """The past that `extend` returns, without the block's output."""
         return self.mixer.remember(self.mixer_norm(h_BTD), past)
 
-    def _gated(self, branch: int, h: Tensor) -> Tensor:
+    def _plus(self, branch: int, h_BTD: Tensor, change: Tensor) -> Tensor:
+        """The residual sum of a branch."""
         if self.raw_gates is None or self.gate is None:
-            return h
-        return self.gate * self.raw_gates[branch].sigmoid() * h
+            return h_BTD + change
+        return torch.addcmul(h_BTD, self.raw_gates[branch].sigmoid(), change, value=self.gate)
 
 
 class SquaredReLU(nn.Module):
@@ -121,18 +124,23 @@ class Past(NamedTuple):
     """Keys and values of tokens that came before, and which of them are no padding.
 
     Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
-    last `room` of the P are unset: new tokens are written there instead of appended.
+    last `room` of the P are unset: new tokens are written there instead of appended, and `turns`
+    are theirs, see `turns_at`.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor | None = None
     room: int = 0
+    turns: tuple[Tensor, Tensor] | None = None
 
     def with_room(self, count: int) -> "Past":
         """A copy with room for so many tokens, which many calls with others may fill in turn."""
         keys, values = (F.pad(part, (0, 0, 0, count)) for part in (self.keys, self.values))
-        return Past(keys, values, self.valid, count)
+        valid, position = self.with_new(count)
+        # A row of turns for each sequence: sequences that are solved leave the batch.
+        turns = turns_at(position.expand(len(keys), count), keys)
+        return Past(keys, values, valid, count, turns)
 
     def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
         """With new tokens at the end."""
@@ -234,16 +242,18 @@ class SelfAttention(nn.Module):
             q, k, v = self._project(h_BTD, None)
             return q, Past(k, v), None, True
         T, known = h_BTD.shape[1], past.keys.shape[2] - past.room
-        valid, position = past.with_new(T)
-        order = torch.arange(known + T, device=h_BTD.device)
-        earlier = order <= order[known:, None]
+        valid, turns = past.valid, past.turns
+        if turns is None:
+            valid, position = past.with_new(T)
+            turns = turns_at(position, past.keys)
         mask = None
-        if valid is not None:
-            # Padding attends to itself, so that no row of the softmax is empty.
-            mask = (valid[:, None] & earlier | (order == order[known:, None]))[:, None]
-        elif T > 1:
-            mask = earlier
-        q, k, v = self._project(h_BTD, position)
+        if valid is not None or T > 1:
+            order = torch.arange(known + T, device=h_BTD.device)
+            mask = order <= order[known:, None]
+            if valid is not None:
+                # Padding attends to itself, so that no row of the softmax is empty.
+                mask = (valid[:, None] & mask | (order == order[known:, None]))[:, None]
+        q, k, v = self._project(h_BTD, turns)
         return q, past.followed_by(k, v, valid), mask, False
 
     def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
@@ -251,7 +261,9 @@ class SelfAttention(nn.Module):
         weight = self.out.weight
         return Past.before(valid, weight, self.num_heads, len(weight) // self.num_heads)
 
-    def _project(self, h_BTD: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, h_BTD: Tensor, turns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
@@ -259,7 +271,7 @@ class SelfAttention(nn.Module):
             qk = F.rms_norm(qk, qk.shape[-1:])
         qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            qk = rotate(qk, position)
+            qk = rotate(qk, turns)
         return qk[0], qk[1], v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -281,22 +293,31 @@ def head_width(width: int, num_heads: int, even: bool) -> int:
     return width // num_heads
 
 
-def rotate(x: Tensor, position: Tensor | None = None, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of dims of a token by an angle of position * base^(-i / pairs).
+def rotate(x: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Turn each pair of dims of a token by an angle that grows with its position.
 
     Args:
         x: Shape (..., B, H, T, K).
-        position: Shape (B or 1, T); by default tokens are counted from 0.
-        base: Of the wave lengths.
+        turns: See `turns_at`; by default tokens are counted from 0.
     """
-    pairs = x.shape[-1] // 2
-    rates = base ** (-torch.arange(pairs, device=x.device) / pairs)
-    if position is None:
-        position = torch.arange(x.shape[-2], device=x.device)[None]
-    angle = position[:, None, :, None] * rates
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    if turns is None:
+        turns = turns_at(torch.arange(x.shape[-2], device=x.device)[None], x)
+    cos, sin = turns
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+def turns_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles position * 10000^(-i / pairs), shapes (B, 1, T, K / 2).
+
+    Args:
+        position: Of tokens; one row may do for all sequences.
+        like: A tensor whose dtype they take, and whose last dim is K.
+    """
+    pairs = like.shape[-1] // 2
+    rates = 10_000.0 ** (-torch.arange(pairs, device=like.device) / pairs)
+    angle = position[:, None, :, None] * rates
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
 class Convolution(nn.Module):

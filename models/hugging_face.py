@@ -3,6 +3,7 @@
 Legend: B batch, T new tokens, D width.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -86,6 +87,15 @@ class HuggingFaceStack(nn.Module):
         """
         self._check(h_BTD.shape[1])
         return self.model(inputs_embeds=h_BTD, use_cache=False).last_hidden_state
+
+    def checkpoint_activations(self) -> None:
+        """Keep the inputs of blocks alone in training; see `models.checkpoint_activations`."""
+        # It would warn that it has no embeddings: they are ours, and get their gradient.
+        log = logging.getLogger("transformers.modeling_utils")
+        before = log.level
+        log.setLevel(logging.ERROR)
+        self.model.activation_checkpointing_enable()
+        log.setLevel(before)
 
     def extend(
         self, h_BTD: Float[Tensor, "B T D"], past: Sequence[Past]

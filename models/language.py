@@ -77,6 +77,8 @@ class LanguageSpec:
         for name in ("vocabulary", "width", "num_heads", "refiner_blocks", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.backbone_blocks < 0:
+            raise ValueError(f"`backbone_blocks` must be 0 or more, got {self.backbone_blocks}.")
         choices = (("injection", Injection), ("start", Start), ("mixer", Mixer))
         for name, options in choices:
             if getattr(self, name) not in get_args(options):

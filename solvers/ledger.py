@@ -83,7 +83,7 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            usual = (self.routine or step == 0) and step < self.next_look
+            usual = (self.routine or step == 0) and not (self.joint and step >= self.next_look)
             routine = usual and self._routine(y, fy, step)
             self.suspicious = not routine
             recorded = self.improved if routine else self._judge_each(y, fy, step)
@@ -123,63 +123,61 @@ class Ledger:
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
+        routine = self._even(norm, scale, step) or (step > 0 and self._uneven(norm, scale))
+        if routine and step >= self.next_look:
+            self.stop(self._look(norm, scale, step), Result.stalled)
+        return routine
+
+    def _even(self, norm: PerSample, scale: PerSample, step: int) -> bool:
+        """All run, and all set a record without converging."""
+        if self.stopped is not None:
+            return False
         limit = torch.add(self.floor, scale, alpha=self.rtol)
         # False for NaN, and for norms that have left the range of the dtype.
-        record = norm < self.best
-        usual = (norm > limit).logical_and_(record)
-        if self.stopped is not None:
-            usual = self._with_stopped(usual, norm, limit)
-            norm = torch.where(self.stopped, self.best, norm) if self.independent else norm
-        if bool(usual.all()):
-            if step == 0:
-                self._begin(norm, scale)
-                self.routine = True
-            self._all_gain(norm)
-            return True
-        return step > 0 and self._uneven(norm, scale, record)
+        if not bool((norm > limit).logical_and_(norm < self.best).all()):
+            return False
+        if step == 0:
+            self._begin(norm, scale)
+            self.routine = True
+        self.norm = self.best = norm
+        self.mixes_steps = False
+        self.improved = None
+        return True
 
     def _begin(self, norm: PerSample, scale: PerSample) -> None:
         self.first = norm
         self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
 
-    def _all_gain(self, norm: PerSample) -> None:
-        self.norm = self.best = norm
-        self.mixes_steps = False
-        self.improved = None
-
-    def _uneven(self, norm: PerSample, scale: PerSample, record: torch.Tensor) -> bool:
-        """Some set no record or converge, but nobody has diverged."""
+    def _uneven(self, norm: PerSample, scale: PerSample) -> bool:
+        """Some set no record or converge, but nobody resumes, diverges or leaves the range."""
         limit = torch.add(self.atol_tensor, scale, alpha=self.rtol)
-        converged = norm <= limit
-        sound = (norm <= self.limit).logical_and_(norm > self.smallest)
-        sound.logical_and_(limit < math.inf)
-        gain = record | converged
-        if self.stopped is not None:
-            sound = self._with_stopped(sound, norm, limit)
-            converged.logical_and_(~self.stopped)
-            # Where they are kept, what is recorded anew is the same; elsewhere, it is due.
-            gain.logical_or_(self.stopped)
-        some_converged = bool(converged.any())
-        if not bool(sound.all()) or (some_converged and self.joint):
+        stopped, running = self.stopped, norm
+        if stopped is not None:
+            if not self.independent and not bool((norm <= limit).logical_or_(~stopped).all()):
+                return False
+            running = norm.masked_fill(stopped, math.inf)
+        converged = running <= limit
+        gain = (running < self.best).logical_or_(converged)
+        # Those who have stopped are where they were, or are moved by the others and due anew.
+        fine = gain if stopped is None else gain | stopped
+        due = gain if self.independent else fine
+        all_fine, some_converged = bool(fine.all()), bool(converged.any())
+        in_range = float(running.amin()) > self.smallest
+        if some_converged:
+            in_range = in_range and float(limit.amax()) < math.inf and not self.joint
+        if not all_fine and in_range:
+            in_range = bool((running <= self.limit).logical_or_(fine).all())
+        if not in_range:
             return False
-        if bool(gain.all()):
-            self._all_gain(norm)
-        else:
-            self.mixes_steps = self.coupled
-            self.norm = self.best = torch.where(gain, norm, self.best)
-            self.improved = gain
+        everyone = all_fine and (stopped is None or not self.independent)
+        self.norm = self.best = norm if everyone else torch.where(due, norm, self.best)
+        self.improved = None if all_fine else fine
+        self.mixes_steps = self.coupled and not all_fine
         if some_converged:
             self.result.masked_fill_(converged, int(Result.converged))
             self.num_steps.add_(converged, alpha=self.pending_steps)
-            self._set_stopped(converged if self.stopped is None else self.stopped | converged)
+            self._set_stopped(converged if stopped is None else stopped | converged)
         return True
-
-    def _with_stopped(self, fine: torch.Tensor, norm: PerSample, limit: PerSample) -> torch.Tensor:
-        """`fine` of those who run; of the others, whether they are still within tolerance."""
-        assert self.stopped is not None
-        if self.independent:
-            return fine.logical_or_(self.stopped)
-        return torch.where(self.stopped, norm <= limit, fine)
 
     def _judge_each(self, y: Flat, fy: Flat, step: int) -> torch.Tensor:
         """Judge sample by sample; return whose point is a record."""
@@ -197,14 +195,13 @@ class Ledger:
         self._set_stopped(self.result != RUNNING)
 
     def _set_stopped(self, stopped: torch.Tensor) -> None:
-        num_stopped = int(stopped.sum())
-        self.num_running = len(stopped) - num_stopped
-        self.stopped = stopped if num_stopped else None
-        self.stopped_rows = stopped.nonzero().flatten() if num_stopped else None
+        rows = stopped.nonzero().flatten()
+        self.num_running = len(stopped) - len(rows)
+        self.stopped, self.stopped_rows = (stopped, rows) if len(rows) else (None, None)
         # Tokens that share a row are looked at together, and failures among coupled samples.
         alone = self.independent or not bool((self.result > 0).any())
         self.routine = self.stopped is None or (alone and not self.joint)
-        self.may_compact = num_stopped > 0
+        self.may_compact = len(rows) > 0
 
     def _settle_counts(self) -> None:
         """Write to each sample what was counted for all."""
@@ -221,10 +218,14 @@ class Ledger:
         if few or not self.may_compact:
             return None
         self.may_compact = False
-        alive = (self.result == RUNNING).view(-1, self.layout.samples_per_row).any(1)
+        alive = self.result == RUNNING
+        if self.joint:
+            alive = alive.view(-1, self.layout.samples_per_row).any(1)
+        rows = alive.nonzero().flatten()
         fewest = FEW_ROWS if self.value.numel() // len(alive) in ENTRIES else 0
-        padding = (~alive).nonzero().flatten()[: max(fewest - int(alive.sum()), 0)]
-        rows = alive.index_fill_(0, padding, True).nonzero().flatten()
+        if len(rows) < fewest:
+            padding = (~alive).nonzero().flatten()[: fewest - len(rows)]
+            rows = alive.index_fill_(0, padding, True).nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
             return None
         if self.mixes_steps:
@@ -319,8 +320,7 @@ class Ledger:
         self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
         stalled = torch.zeros_like(converged)
         if step >= self.next_look:
-            stalled = self._stalled(norm, scale)
-            self.mark, self.next_look = self.best, step + step // 2
+            stalled = self._look(norm, scale, step)
         if self.joint:
             # A token waits for those before it, which may move it. Waiting for those behind it
             # would let a causal model see them.
@@ -336,11 +336,13 @@ class Ledger:
         self.norm = torch.where(recorded, norm, self.norm)
         return recorded
 
-    def _stalled(self, norm: PerSample, scale: PerSample) -> torch.Tensor:
+    def _look(self, norm: PerSample, scale: PerSample, step: int) -> torch.Tensor:
         """Samples whose best residual no longer falls, at the end of their way."""
-        flat = (self.best <= STALL_SHARE * self.first) & (self.best > (1 - STALL_GAIN) * self.mark)
-        still = (self.best <= STALL_FLOOR * scale) & (self.best == self.mark)
-        near = torch.maximum(STALL_SPREAD * self.best, STALL_SHARE * self.first)
+        best = self.best
+        flat = (best <= STALL_SHARE * self.first) & (best > (1 - STALL_GAIN) * self.mark)
+        still = (best <= STALL_FLOOR * scale) & (best == self.mark)
+        near = torch.maximum(STALL_SPREAD * best, STALL_SHARE * self.first)
+        self.mark, self.next_look = best, step + step // 2
         return (flat | still) & (norm <= near)
 
     def _retire(self, gone: Index) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file, written atomically, read without running any code.
 
-The file holds a checksum of all that is in it, so that damage is found when it is read.
+The file holds a checksum of all that is in it, so that damage is found when it is read. The other
+form, a folder that many processes write at once, is in `sharded`.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,17 +49,13 @@ class Checkpoint:
         Raises:
             OSError: It could not be written, and what was there is untouched.
         """
-        flat = {
-            f"{group}/{name}": tensor.detach().cpu().contiguous()
-            for group, tensors in self.tensors.items()
-            for name, tensor in tensors.items()
-        }
+        flat = {n: tensor.cpu().contiguous() for n, tensor in flattened(self.tensors).items()}
         meta = json.dumps(self.meta)
         header = {"format": FORMAT, "meta": meta, "sha256": _checksum(flat, meta)}
         temporary = path.with_name(path.name + ".tmp")
         try:
             save_file(flat, temporary, header)
-            _to_disk(temporary)
+            to_disk(temporary)
             if previous is not None and path.exists():
                 keep_as(path, previous)
             os.replace(temporary, path)
@@ -68,11 +66,15 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read a file written by `save`.
+        """Read a file written by `save`, or a folder of `tasks.common.sharded`.
 
         Raises:
-            CheckpointError: The file is missing, truncated, damaged, or something else.
+            CheckpointError: It is missing, truncated, damaged, or something else.
         """
+        if path.is_dir():
+            from tasks.common import sharded  # it builds on this module
+
+            return sharded.read(path)
         if not path.is_file():
             raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
         try:
@@ -101,11 +103,25 @@ class Checkpoint:
             raise CheckpointError(f"{path} is damaged: its meta data are no JSON.") from error
         if not isinstance(read, dict):
             raise CheckpointError(f"{path} is damaged: its meta data are no JSON object.")
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in flat.items():
-            group, _, rest = name.partition("/")
-            tensors.setdefault(group, {})[rest] = tensor
-        return cls(tensors, read)
+        return cls(grouped(flat), read)
+
+
+def flattened(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of all groups as `group/name`, without gradients."""
+    return {
+        f"{group}/{name}": tensor.detach()
+        for group, named in tensors.items()
+        for name, tensor in named.items()
+    }
+
+
+def grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo `flattened`."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        group, _, rest = name.partition("/")
+        tensors.setdefault(group, {})[rest] = tensor
+    return tensors
 
 
 def keep_as(path: Path, name: Path) -> None:
@@ -116,7 +132,7 @@ def keep_as(path: Path, name: Path) -> None:
         os.link(path, temporary)
     except OSError:  # a file system without links
         shutil.copyfile(path, temporary)
-        _to_disk(temporary)
+        to_disk(temporary)
     os.replace(temporary, name)
 
 
@@ -129,7 +145,7 @@ def _checksum(flat: dict[str, Tensor], meta: str) -> str:
     return digest.hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Let a file survive a power cut: its content must be there before its name is."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

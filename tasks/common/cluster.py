@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tasks.common.costs import FLOAT32
+from tasks.common.micro_batches import micro_batch as rows_at_once
 from tasks.common.plan import Plan
 
 # NVIDIA H100 SXM data sheet: dense bfloat16 (half of the 1,979 with sparsity), TFLOP/s.
@@ -83,7 +84,8 @@ class Memory:
         optimizer: Likewise.
         average: The averaged weights.
         exchange: Buffers of gradients under DDP; gathered weights, and gradients before they are
-            scattered, under FSDP.
+            scattered, under FSDP: of micro-batches, all gradients.
+        slots: The device's share of the batch, and the states that its samples go on from.
         activations: What the networks need at their worst moment, the loss included.
         solver: What the solver holds; freed before the loss.
         total: At the worst moment.
@@ -97,6 +99,7 @@ class Memory:
     optimizer: int
     average: int
     exchange: int
+    slots: int
     activations: int
     solver: int
     total: int
@@ -105,7 +108,7 @@ class Memory:
 def memory(
     plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool, micro_batch: int
 ) -> Memory:
-    """What a device holds with micro-batches of this many samples.
+    """What a device holds with this many samples at a time: its share of the batch, or a part.
 
     Under FSDP the blocks of the backbone are gathered one by one, the next one early; all else
     stays gathered, since no device may wait for others within a solve.
@@ -120,17 +123,26 @@ def memory(
         rest = size - FLOAT32 * plan.parameters.get("backbone", 0)
         block = FLOAT32 * plan.block_parameters
         exchange = rest + 2 * block + max(rest, block)
-    dynamic = plan.shared_bytes + micro_batch * plan.peak_bytes(checkpoint)
+        if micro_batch < share_of_batch(plan, cluster):
+            exchange += size
+    slots = max(micro_batch, share_of_batch(plan, cluster)) * plan.slot_bytes
+    shared = plan.shared_bytes(checkpoint)
     return Memory(
         parallel,
         checkpoint,
         micro_batch,
         *stored,
         exchange=exchange,
-        activations=plan.shared_bytes + micro_batch * plan.network_bytes(checkpoint),
+        slots=slots,
+        activations=shared + micro_batch * plan.network_bytes(checkpoint),
         solver=micro_batch * plan.solver_bytes,
-        total=sum(stored) + exchange + dynamic,
+        total=sum(stored) + exchange + slots + shared + micro_batch * plan.peak_bytes(checkpoint),
     )
+
+
+def share_of_batch(plan: Plan, cluster: Cluster) -> int:
+    """Samples of a batch on each device, or on most of them."""
+    return math.ceil(plan.batch_size / cluster.gpus)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,40 +152,62 @@ class Fit:
     Attributes:
         largest: Most samples at a time that would fit; 0: not even one.
         parts: Micro-batches of a device's share of a batch.
-        memory: With micro-batches that divide the share, or of one sample.
+        memory: With that many micro-batches.
     """
 
     largest: int
     parts: int
     memory: Memory
 
+    @property
+    def enough(self) -> bool:
+        """Whether these micro-batches fit."""
+        return self.memory.micro_batch <= self.largest
+
 
 def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> Fit:
-    """The largest micro-batches that fit."""
-    local = math.ceil(plan.batch_size / cluster.gpus)
-    empty = memory(plan, cluster, parallel, checkpoint, 0)
-    room = (cluster.usable_bytes - empty.total) // max(1, plan.peak_bytes(checkpoint))
-    largest = max(0, int(room))
-    micro = max((d for d in range(1, min(local, largest) + 1) if local % d == 0), default=1)
-    return Fit(largest, local // micro, memory(plan, cluster, parallel, checkpoint, micro))
+    """As few micro-batches as fit, or as many as the run is told to take.
+
+    Raises:
+        ValueError: It is told to take a number that does not divide a device's share.
+    """
+
+    def at(micro_batch: int) -> Memory:
+        return memory(plan, cluster, parallel, checkpoint, micro_batch)
+
+    local = share_of_batch(plan, cluster)
+    # The share in one piece, and more; or parts of it.
+    known = local if at(local).total <= cluster.usable_bytes else 0
+    each = plan.peak_bytes(checkpoint) + (plan.slot_bytes if known else 0)
+    largest = max(0, known + int((cluster.usable_bytes - at(known).total) // max(1, each)))
+    if plan.accumulate > 1:
+        micro = rows_at_once(plan.batch_size, cluster.gpus, plan.accumulate)
+    else:
+        divisors = [d for d in range(1, min(local, largest) + 1) if local % d == 0]
+        micro = max(divisors, default=1)
+    return Fit(largest, local // micro, at(micro))
 
 
 def fits(plan: Plan, cluster: Cluster) -> list[Fit]:
     """All ways, the one that costs least time first: sharding costs less than recomputing."""
     ways: Sequence[Parallel] = ("one device",) if cluster.gpus == 1 else ("DDP", "FSDP")
-    again = (False, True) if plan.backbone else (False,)
+    again = [False] * (not plan.checkpoint) + [True] * bool(plan.costs.backbone)
     return [fit(plan, cluster, way, checkpoint) for checkpoint in again for way in ways]
 
 
 def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | None, str]:
     """The first way that fits, and the advice in words."""
     name = sample_name(plan.unit)[:-1]
-    chosen = next((way for way in ways if way.largest), None)
+    chosen = next((way for way in ways if way.enough), None)
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.total).memory
         more = "take more GPUs or larger ones" if cluster.gpus > 1 else "take several, with FSDP"
+        count = least.micro_batch
+        if count > 1:
+            more = f"raise `--accumulate`, {more}"
         return None, (
-            f"Does not fit: one {name} at a time needs {least.total / 1e9:.1f} GB of "
+            f"Does not fit: {count} {name}{'s' * (count != 1)} at a time "
+            f"take{'s' * (count == 1)} {least.total / 1e9:.1f} GB of "
             f"{cluster.usable_bytes / 1e9:.1f} usable, with {_way(least)}. Go on: {more}, or make "
             f"the model or its {'context' if plan.unit == 'token' else 'batch'} smaller."
         )
@@ -189,10 +223,11 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
         f"Fits: {_way(at)}, {work}, {at.total / 1e9:.1f} GB of {cluster.usable_bytes / 1e9:.1f} "
         "usable."
     )
-    lacking = ["gradient accumulation"] * (chosen.parts > 1)
-    lacking += ["activation checkpointing"] * at.checkpoint
-    if lacking:
-        text += f" `train` has no {' and no '.join(lacking)} yet: until then, take more GPUs."
+    flags = ["--parallel fsdp"] * (at.parallel == "FSDP")
+    flags += [f"--accumulate {chosen.parts}"] * (chosen.parts > 1)
+    flags += ["--checkpoint-activations"] * at.checkpoint
+    if flags:
+        text += f" `train` does so with `{' '.join(flags)}`."
     if plan.batch_size % cluster.gpus:
         text += f" A batch of {plan.batch_size} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text
@@ -210,7 +245,7 @@ def _way(at: Memory) -> str:
 def steps_shown(plan: Plan) -> list[int]:
     """Powers of two below the solver's budget, and the budget; a loop has only its length."""
     if plan.anatomy.layer is None:
-        return [plan.budget] if plan.update is not None else [0]
+        return [plan.budget] if plan.costs.update is not None else [0]
     powers = [2**k for k in range(plan.budget.bit_length()) if 2**k < plan.budget]
     return [*powers, plan.budget]
 
@@ -241,7 +276,8 @@ def scaling(
     within a solve, so that the volumes do not depend on the solver:
 
         DDP    2 (n - 1) / n * gradients      (all-reduce around a ring)
-        FSDP   3 (n - 1) / n * weights        (gathered twice, gradients scattered once)
+        FSDP   (2 N + 1) (n - 1) / n * weights  (gathered twice for each of N micro-batches,
+                                                 gradients scattered once)
 
     Nothing is taken off for communication that runs beside computing.
 
@@ -252,10 +288,11 @@ def scaling(
         counts: Numbers of GPUs.
     """
     rows = []
-    size = FLOAT32 * plan.num_parameters
+    size, gathered = FLOAT32 * plan.num_parameters, 2 * plan.accumulate + 1
     for n in counts:
         batch = max(plan.batch_size, n)
-        seconds = batch * plan.flops(steps) / dataclasses.replace(cluster, gpus=n).flops_per_second
+        seconds = batch * plan.flops(steps, plan.checkpoint)
+        seconds /= dataclasses.replace(cluster, gpus=n).flops_per_second
         bandwidth = NVLINK if n <= NODE else NETWORK
         rows.append(
             {
@@ -263,9 +300,9 @@ def scaling(
                 "batch": batch,
                 "compute_seconds": seconds,
                 "ddp_bytes": 2 * (n - 1) / n * size,
-                "fsdp_bytes": 3 * (n - 1) / n * size,
+                "fsdp_bytes": gathered * (n - 1) / n * size,
                 "ddp_share": 2 * (n - 1) / n * size / bandwidth / seconds,
-                "fsdp_share": 3 * (n - 1) / n * size / bandwidth / seconds,
+                "fsdp_share": gathered * (n - 1) / n * size / bandwidth / seconds,
             }
         )
     return rows

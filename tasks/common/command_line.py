@@ -102,20 +102,22 @@ class CommandLine(ABC):
         arguments, resume = take(arguments, "--resume")
         arguments, name = take(arguments, "--preset")
         if resume is not None:
-            arguments, parallel = take(arguments, "--parallel")
+            # What changes no number: how processes share the work, and how they save.
+            changed = {}
+            for option in ("parallel", "checkpoints"):
+                arguments, value = take(arguments, f"--{option}")
+                changed |= {option: value} if value is not None else {}
             if arguments or name:
                 raise ValueError(
-                    "`--resume` takes its options from the checkpoint, but for `--parallel`: drop "
-                    "others."
+                    "`--resume` takes its options from the checkpoint, but for `--parallel` and "
+                    "`--checkpoints`: drop others."
                 )
             path = Path(resume)
             # One after the other: the first may rename a damaged file.
             checkpoint = load_newest(path) if group.first else None
             group.of_first(None)
             checkpoint = checkpoint or load_newest(path)
-            config = read_config(self.task, checkpoint, path)
-            if parallel is not None:
-                config = dataclasses.replace(config, parallel=parallel)
+            config = dataclasses.replace(read_config(self.task, checkpoint, path), **changed)
             return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
         name = name or self.task.default_preset
         default, program = self.preset(name), f"{self.program} train"

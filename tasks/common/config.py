@@ -20,7 +20,11 @@ class TrainConfig:
         threads: CPU threads; by default as many as torch chooses. One is best for tiny tensors.
         out: Folder for checkpoints, log, pictures and result; by default a new one in `runs/`.
         save_every: Seconds between checkpoints.
+        checkpoints: "file": one, which the first process gathers and writes while training waits.
+            "sharded": a folder; each process writes its share while training goes on.
         batch_size: Puzzles per batch.
+        accumulate: Micro-batches that a process takes its share of a batch in, one after the
+            other: less memory for the same gradient.
         segments: Supervised segments per sample: each ends in a loss and an optimiser step,
             and hands its detached state to the next.
         refill: A solved sample leaves the batch at once, and a new one takes its place.
@@ -38,6 +42,8 @@ class TrainConfig:
         autocast: Run networks in bfloat16; residuals and coefficients stay in float32.
         parallel: How processes of `torchrun` share the work. "ddp": each has all weights. "fsdp":
             each has a share of them. One process alone needs neither.
+        checkpoint_activations: Compute what the backbone's blocks leave for the backward pass
+            anew in it: less memory for the same gradient, and one more forward pass of them.
         compile: Compile the blocks in training, for some 20 s; on a CPU it needs a C++ compiler.
     """
 
@@ -50,7 +56,11 @@ class TrainConfig:
     threads: int | None = None
     out: Path | None = None
     save_every: float = 60.0
+    # Not chosen by `parallel`: a file is easier to move, and shares only pay where gathering and
+    # writing all of it takes long.
+    checkpoints: Literal["file", "sharded"] = "file"
     batch_size: int = 64
+    accumulate: int = 1
     segments: int = 4
     refill: bool = False
     learning_rate: float = 2e-3
@@ -64,6 +74,7 @@ class TrainConfig:
     halting: bool = False
     autocast: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_activations: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -72,10 +83,16 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
+        if self.accumulate < 1:
+            raise ValueError(f"`accumulate` must be at least 1, got {self.accumulate!r}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"`threads` must be at least 1, got {self.threads!r}.")
         if self.parallel not in ("ddp", "fsdp"):
             raise ValueError(f"`parallel` must be 'ddp' or 'fsdp', got {self.parallel!r}.")
+        if self.checkpoints not in ("file", "sharded"):
+            raise ValueError(
+                f"`checkpoints` must be 'file' or 'sharded', got {self.checkpoints!r}."
+            )
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 

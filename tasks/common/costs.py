@@ -19,6 +19,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from models import checkpoint_activations, recomputes
 from solvers import FixedPointSolver
 from tasks.common.anatomy import Anatomy
 from tasks.common.loss import answer_loss
@@ -73,6 +74,21 @@ class Plannable(Protocol):
         ...
 
     @property
+    def accumulate(self) -> int:
+        """Micro-batches of a process's share of the rows."""
+        ...
+
+    @property
+    def checkpoint_activations(self) -> bool:
+        """Compute the activations of the backbone's blocks anew."""
+        ...
+
+    @property
+    def segments(self) -> int:
+        """Optimiser steps of a sample; a state goes from one to the next."""
+        ...
+
+    @property
     def autocast(self) -> bool:
         """Run networks in bfloat16."""
         ...
@@ -96,7 +112,8 @@ class Cost:
         both: The same with its backpropagation.
         product: Of a product with the transposed Jacobian; 0 where it was not asked for.
         inputs: Bytes of its input.
-        kept: Bytes that backpropagation keeps; without the network's own weights.
+        kept: Bytes that backpropagation keeps; without the network's own weights. A network that
+            computes its activations anew keeps its input, and what else is alive after the call.
         peak: Bytes that are alive at the worst moment of a recorded call and its backpropagation,
             besides the input.
         free_peak: Likewise of a call that records nothing.
@@ -143,42 +160,61 @@ def solver_bytes(layer: Any, shapes: list[tuple[int, ...]], steps: int) -> int:
     return max(0, round(rows * per_row * entries / few))
 
 
-def costs_of(model: nn.Module, anatomy: Anatomy, config: Plannable) -> list[Cost]:
-    """Of the embedding, each block, the update if there is one, and head with loss; per sample.
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What each network of a model costs, per sample.
 
-    To be called in a `FakeTensorMode`, with a model of fake parameters.
+    Attributes:
+        embed: The embedding.
+        backbone: Each block.
+        recomputed: Each block if it computes its activations anew.
+        update: The map that is solved; None without one.
+        head: Head and loss.
+    """
+
+    embed: Cost
+    backbone: tuple[Cost, ...]
+    recomputed: tuple[Cost, ...]
+    update: Cost | None
+    head: Cost
+
+
+def costs_of(model: nn.Module, anatomy: Anatomy, config: Plannable) -> Costs:
+    """Costs of a model of fake parameters, to be called in a `FakeTensorMode`.
+
+    It is left with activation checkpointing.
+
+    Raises:
+        ValueError: The configuration wants that, and the model has no backbone.
     """
     # A batch of one would not do: where another one is copied, it may be only viewed.
-    two, three = (_measure(model, anatomy, config, batch) for batch in (2, 3))
-    return [_per_sample(a, b) for a, b in zip(two, three, strict=True)]
+    batches = (2, 3)
+    measured = [_measure(model, anatomy, config, batch) for batch in batches]
+    embed, *inner, head = (_per_sample(*pair) for pair in zip(*measured, strict=True))
+    if anatomy.backbone or config.checkpoint_activations:
+        checkpoint_activations(model)
+    again = [_measure_backbone(model, anatomy, config, batch) for batch in batches]
+    blocks = len(anatomy.backbone)
+    return Costs(
+        embed=embed,
+        backbone=tuple(inner[:blocks]),
+        recomputed=tuple(_per_sample(*pair) for pair in zip(*again, strict=True)),
+        update=inner[blocks] if anatomy.update is not None else None,
+        head=head,
+    )
 
 
 def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) -> list[Cost]:
-    """Costs of a whole batch."""
-    owned = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-    known: dict[Any, Cost] = {}
+    """Costs of a whole batch, for networks in the order of a step."""
     ids = torch.zeros(batch, config.length, dtype=torch.long)
+    cost = _meter(model, config)
 
-    def cost(call: Callable[..., Any], *inputs: Any, product: bool = False) -> Cost:
-        model.zero_grad()
-        return _run(call, inputs, owned, config.autocast, product)
-
-    def cost_of_block(block: nn.Module, h: Tensor) -> Cost:
-        """Those of one make cost the same."""
-        make = type(block), *((name, p.shape) for name, p in block.named_parameters())
-        if make not in known:
-            known[make] = cost(block, h)
-        return known[make]
-
-    def loss(state: Any) -> tuple[Tensor, Tensor]:
+    def loss(state: Any) -> Tensor:
         logits = anatomy.head(state)
-        # The loop holds on to the logits until the step is over.
-        return answer_loss(logits, ids.expand(logits.shape[:-1]), config.loss), logits.detach()
+        return answer_loss(logits, ids.expand(logits.shape[:-1]), config.loss)
 
-    costs = [cost(anatomy.embed, ids)]
-    with _autocast(config.autocast):
-        h = anatomy.embed(ids).detach().requires_grad_()
-    costs += [cost_of_block(block, h) for block in anatomy.backbone]
+    costs = [cost(anatomy.embed, ids), *_measure_backbone(model, anatomy, config, batch)]
+    h = _embedded(anatomy, config, batch)
     state = pytree.tree_map(lambda t: t.detach().clone().requires_grad_(), anatomy.start(h))
     if anatomy.update is not None:
         exact = anatomy.layer is not None and anatomy.calls(1).products > 0
@@ -186,37 +222,70 @@ def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) 
     return [*costs, cost(loss, state)]
 
 
+def _measure_backbone(
+    model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int
+) -> list[Cost]:
+    """Of each block; those of one make cost the same."""
+    cost, h = _meter(model, config), _embedded(anatomy, config, batch)
+    makes = [
+        (type(block), *((name, p.shape) for name, p in block.named_parameters()))
+        for block in anatomy.backbone
+    ]
+    first = dict(zip(makes, anatomy.backbone, strict=True))
+    known = {make: cost(block, h) for make, block in first.items()}
+    return [known[make] for make in makes]
+
+
+def _embedded(anatomy: Anatomy, config: Plannable, batch: int) -> Tensor:
+    with _autocast(config.autocast):
+        h = anatomy.embed(torch.zeros(batch, config.length, dtype=torch.long))
+    return h.detach().requires_grad_()
+
+
+def _meter(model: nn.Module, config: Plannable) -> Callable[..., Cost]:
+    owned = [*model.parameters(), *model.buffers()]
+
+    def cost(call: Callable[..., Any], *inputs: Any, product: bool = False) -> Cost:
+        model.zero_grad()
+        return _run(call, inputs, owned, config.autocast, product)
+
+    return cost
+
+
 def _run(
-    call: Callable[..., Any], inputs: Any, owned: set[int], autocast: bool, product: bool
+    call: Callable[..., Any], inputs: Any, owned: list[Tensor], autocast: bool, product: bool
 ) -> Cost:
     """Call once without recording, and once with backpropagation."""
     kept: dict[int, int] = {}
+    weights = {tensor.untyped_storage()._cdata for tensor in owned}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
+        if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.no_grad(), _autocast(autocast), PeakMemory() as free:
         call(*inputs)
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
-    with counter, PeakMemory() as live:
+    with counter, PeakMemory([*owned, *pytree.tree_leaves(inputs)]) as live:
         with _autocast(autocast), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             outputs = pytree.tree_leaves(call(*inputs))
         forward = counter.get_total_flops()
+        left = live.now - sum(output.untyped_storage().nbytes() for output in outputs)
         recorded = [output for output in outputs if output.requires_grad]
         for output in outputs:
             if not output.requires_grad:
                 keep(output)
         torch.autograd.backward(recorded, [torch.ones_like(output) for output in recorded])
     both = counter.get_total_flops()
+    size = sum(t.nbytes for t in pytree.tree_leaves(inputs))
     return Cost(
         forward=forward,
         both=both,
         product=_product(call, inputs, autocast) if product else 0,
-        inputs=sum(t.nbytes for t in pytree.tree_leaves(inputs)),
-        kept=sum(kept.values()),
+        inputs=size,
+        kept=size + left if recomputes(call) else sum(kept.values()),
         peak=live.peak,
         free_peak=free.peak,
         shared=0,

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import shutil
 import warnings
 from pathlib import Path
 
 from tasks.common.checkpoint import Checkpoint, CheckpointError, keep_as
 
-NAME = "checkpoint.safetensors"
+# The newest checkpoint, as one file or as a folder of files.
+NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
 PREVIOUS = "checkpoint-previous.safetensors"
 BEST = "checkpoint-best.safetensors"
 REFUSED = "checkpoint-refused.safetensors"
@@ -24,14 +26,16 @@ class Keeper:
 
     Args:
         folder: Where they are.
+        name: Of the newest; the others are named after it.
 
     Attributes:
         step: The one that was written last; None before the first.
         failure: Why the last write failed; None if it did not.
     """
 
-    def __init__(self, folder: Path):
-        self.newest, self.previous, self.best = folder / NAME, folder / PREVIOUS, folder / BEST
+    def __init__(self, folder: Path, name: str = NAME):
+        self.newest = folder / name
+        self.previous, self.best = (beside(self.newest, like) for like in (PREVIOUS, BEST))
         self.step: int | None = None
         self.failure: OSError | None = None
 
@@ -42,30 +46,45 @@ class Keeper:
             if best:
                 keep_as(self.newest, self.best)
         except OSError as error:
-            self.failure = error
-            warnings.warn(
-                f"Step {checkpoint.meta['step']} is not saved: {error}. Training goes on and will "
-                "try again; free space, or make the folder writable.",
-                stacklevel=3,
-            )
+            self._note(checkpoint.meta["step"], error)
         else:
-            self.step, self.failure = checkpoint.meta["step"], None
+            self._note(checkpoint.meta["step"], None)
+
+    def finish(self) -> None:
+        """Wait for what `save` began: here, nothing."""
+
+    def _note(self, step: int, failure: OSError | None) -> None:
+        self.failure = failure
+        if failure is None:
+            self.step = step
+            return
+        warnings.warn(
+            f"Step {step} is not saved: {failure}. Training goes on and will try again; free "
+            "space, or make the folder writable.",
+            stacklevel=4,
+        )
 
     def require_saved(self) -> None:
         """Raise `NotSaved` if the last save failed."""
         if self.failure is None:
             return
         left = "There is no checkpoint to go on from."
-        if self.newest.is_file():
+        if self.newest.exists():
             step = Checkpoint.load(self.newest).meta["step"]
             left = f"{self.newest} is intact, of step {step}: go on from it with `--resume`."
         raise NotSaved(f"The last state of this run is lost: {self.failure}. {left}")
 
 
+def beside(newest: Path, like: str) -> Path:
+    """The path of another checkpoint of a run, in the form that its newest one has."""
+    return newest.with_name(Path(like).stem + newest.suffix)
+
+
 def load_newest(path: Path) -> Checkpoint:
     """A run's checkpoint; if it is damaged, the one before, with a warning.
 
-    The damaged file is renamed, so that the next save does not take it for the one before.
+    What is damaged is renamed, so that the next save does not take it for the one before. A folder
+    may also be missing: a process was killed just before the new one got its name.
 
     Raises:
         CheckpointError: Neither can be used, or `path` is no run's newest checkpoint.
@@ -73,16 +92,17 @@ def load_newest(path: Path) -> Checkpoint:
     try:
         return Checkpoint.load(path)
     except CheckpointError as error:
-        previous = path.with_name(PREVIOUS)
-        if path.name != NAME or not previous.is_file():
+        previous, refused = beside(path, PREVIOUS), beside(path, REFUSED)
+        if path.name not in (NAME, FOLDER) or not previous.exists():
             raise
-        checkpoint = Checkpoint.load(previous)
-        refused = path.with_name(REFUSED)
+        checkpoint, moved = Checkpoint.load(previous), ""
         with contextlib.suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(refused, ignore_errors=True)
             os.replace(path, refused)
+            moved = f" What was refused is now {refused}."
         warnings.warn(
-            f"Refused: {error} Going on from {previous}, of step {checkpoint.meta['step']}. The "
-            f"refused file is now {refused}.",
+            f"Refused: {error} Going on from {previous}, of step {checkpoint.meta['step']}.{moved}",
             stacklevel=2,
         )
         return checkpoint

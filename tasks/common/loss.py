@@ -20,12 +20,12 @@ def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
         L. Prieto et al., Grokking at the Edge of Numerical Stability, arXiv:2501.04697, sec. 4
         (StableMax), as used by HRM and TRM.
     """
-    flat, classes = logits.flatten(0, 1), target.flatten()
+    flat, classes = _precise(logits.flatten(0, 1)), target.flatten()
     if kind == "softmax":
-        return F.cross_entropy(flat.float(), classes)
+        return F.cross_entropy(flat, classes)
     x = flat.double()
     weight = torch.where(x >= 0, x.clamp(min=0) + 1, 1 / (1 - x.clamp(max=0)))
-    return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).float()
+    return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).to(flat)
 
 
 def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
@@ -34,4 +34,10 @@ def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
     References:
         A. Jolicoeur-Martineau, arXiv:2510.04871, sec. 4.6.
     """
-    return HALT_WEIGHT * F.binary_cross_entropy_with_logits(halt.float(), right.float())
+    precise = _precise(halt)
+    return HALT_WEIGHT * F.binary_cross_entropy_with_logits(precise, right.to(precise.dtype))
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """In float32, or more if it is more."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -22,8 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from implicit import FixedPointLayer
-from models import ParcaeLM, Reasoner
+from models import Reasoner, modules_used_once
 from models.blocks import Block, PreNormBlock
 
 Kind = Literal["ddp", "fsdp"]
@@ -166,19 +165,27 @@ def _shard(model: nn.Module, group: Group, keep: bool) -> None:
     """
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (group.size,))
-    repeated: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, FixedPointLayer):
-            repeated.update(module.modules())
-        elif isinstance(module, ParcaeLM):
-            repeated.update(module.blocks.modules())
-    for module in list(model.modules()):
-        if isinstance(module, Block | PreNormBlock) and module not in repeated:
+    for module in list(modules_used_once(model)):
+        if isinstance(module, Block | PreNormBlock):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=not keep)
     for module in model.modules():
         if isinstance(module, FSDPModule) and device == "cpu":
             module.set_force_sum_reduction_for_comms(True)  # gloo does not average
+
+
+def exchanging(network: nn.Module, on: bool) -> contextlib.AbstractContextManager[Any]:
+    """Whether backward passes within exchange gradients, or each process only adds its own up.
+
+    Args:
+        network: What `distribute` returned.
+        on: Off saves the exchange, but FSDP then holds gradients of whole weights.
+    """
+    if isinstance(network, DistributedDataParallel) and not on:
+        return network.no_sync()
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(on)
+    return contextlib.nullcontext()
 
 
 def unsharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

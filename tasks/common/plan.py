@@ -13,6 +13,7 @@ from tasks.common.anatomy import Anatomy, dissect
 from tasks.common.costs import (
     FLOAT32,
     Cost,
+    Costs,
     Plannable,
     costs_of,
     optimizer_bytes,
@@ -35,30 +36,30 @@ class Plan:
         unit: "token" or "puzzle".
         units_per_sample: How many of them are in a sample.
         batch_size: Samples of an optimiser step.
+        accumulate: Micro-batches that the run is told to take; 1 leaves it open.
+        checkpoint: Whether the run is told to compute the backbone's activations anew.
         budget: Solver updates, at most; expected loops of a looped model.
         parameters: How many, by part.
         optimizer_bytes: The optimiser's state.
         block_parameters: Parameters of the largest block of the backbone.
         solver_bytes: What a solve holds per sample besides the map's own memory.
-        embed: Cost of the embedding.
-        backbone: Of each block.
-        update: Of the map that is solved; None without one.
-        head: Of the head and the loss.
+        slot_bytes: What the loop holds of a sample, whether or not it is in work.
+        costs: Of each network.
         anatomy: The networks.
     """
 
     unit: str
     units_per_sample: int
     batch_size: int
+    accumulate: int
+    checkpoint: bool
     budget: int
     parameters: dict[str, int]
     optimizer_bytes: int
     block_parameters: int
     solver_bytes: int
-    embed: Cost
-    backbone: tuple[Cost, ...]
-    update: Cost | None
-    head: Cost
+    slot_bytes: int
+    costs: Costs
     anatomy: Anatomy = dataclasses.field(repr=False)
 
     @property
@@ -76,25 +77,27 @@ class Plan:
 
         Args:
             steps: Updates that the solve makes; by default its whole budget.
-            checkpoint: The backbone's blocks are computed once more in the backward pass.
+            checkpoint: The backbone's activations are computed once more in the backward pass,
+                up to the last one that it needs.
         """
-        count = self.embed.both + self.head.both + sum(cost.both for cost in self.backbone)
-        if checkpoint:
-            count += sum(cost.forward for cost in self.backbone)
-        if self.update is not None:
+        costs, update = self.costs, self.costs.update
+        count = costs.embed.both + costs.head.both
+        count += sum(cost.both for cost in self._backbone(checkpoint))
+        if update is not None:
             calls = self.anatomy.calls(self.budget if steps is None else steps)
-            count += calls.free * self.update.forward + calls.recorded * self.update.both
-            count += calls.products * self.update.product
+            count += calls.free * update.forward + calls.recorded * update.both
+            count += calls.products * update.product
         return count
 
     def kept_bytes(self, checkpoint: bool = False) -> int:
         """What backpropagation keeps of one sample, with the solver at its budget."""
         return sum(kept for kept, _ in self._timeline(checkpoint))
 
-    @property
-    def shared_bytes(self) -> int:
+    def shared_bytes(self, checkpoint: bool = False) -> int:
         """What it keeps whatever the batch."""
-        return sum(cost.shared for cost in self._costs)
+        update = [] if self.costs.update is None else [self.costs.update]
+        outer = [self.costs.embed, *update, self.costs.head]
+        return sum(cost.shared for cost in (*outer, *self._backbone(checkpoint)))
 
     def network_bytes(self, checkpoint: bool = False) -> int:
         """Most that the networks need of one sample at one moment, the solve left aside."""
@@ -111,36 +114,38 @@ class Plan:
         the modes that need it, or another solve, in the backward pass.
         """
         network = self.network_bytes(checkpoint)
-        if self.update is None:
+        if self.costs.update is None:
             return network
-        before = list(self._timeline(checkpoint))[: 1 + len(self.backbone)]
-        solving = sum(kept for kept, _ in before) + self.update.free_peak + self.solver_bytes
+        before = list(self._timeline(checkpoint))[: 1 + len(self.costs.backbone)]
+        solving = sum(kept for kept, _ in before) + self.costs.update.free_peak + self.solver_bytes
         held = self.solver_bytes if self._holds_solver else 0
         return max(network + held, solving)
 
     def describe(self) -> str:
         """One line."""
-        size, flops = self.batch_size, self.batch_size * self.flops()
+        flops = self.batch_size * self.flops(checkpoint=self.checkpoint)
+        kept = self.batch_size // self.accumulate * self.kept_bytes(self.checkpoint)
         return (
             f"Plan: {self.num_parameters:,} parameters, {show_bytes(self.weight_bytes)} for "
             f"weights, gradients, optimiser and average, about "
-            f"{show_bytes(self.shared_bytes + size * self.kept_bytes())} for activations, "
+            f"{show_bytes(self.shared_bytes(self.checkpoint) + kept)} for activations, "
             f"{flops / 1e9:,.1f} GFLOP per optimiser step"
         )
 
-    @property
-    def _costs(self) -> list[Cost]:
-        update = [] if self.update is None else [self.update]
-        return [self.embed, *self.backbone, *update, self.head]
+    def _backbone(self, checkpoint: bool) -> tuple[Cost, ...]:
+        return self.costs.recomputed if checkpoint else self.costs.backbone
 
     def _timeline(self, checkpoint: bool) -> Iterator[tuple[int, int]]:
-        """Bytes kept and, at the worst moment, needed besides, of each network in order."""
-        yield self.embed.kept, self.embed.working
-        for cost in self.backbone:
-            yield (cost.inputs, cost.peak) if checkpoint else (cost.kept, cost.working)
-        if self.update is not None:
-            yield self.anatomy.calls(self.budget).kept * self.update.kept, self.update.working
-        yield self.head.kept, self.head.working
+        """Bytes kept and, at the worst moment, needed besides, of each network in order.
+
+        That moment comes in its backward pass, when those after it have let go of theirs.
+        """
+        costs = self.costs
+        for cost in (costs.embed, *self._backbone(checkpoint)):
+            yield cost.kept, cost.working
+        if costs.update is not None:
+            yield self.anatomy.calls(self.budget).kept * costs.update.kept, costs.update.working
+        yield costs.head.kept, costs.head.working
 
     @property
     def _holds_solver(self) -> bool:
@@ -159,21 +164,25 @@ def plan(config: Plannable) -> Plan:
 
     Raises:
         TypeError: The model is none that can be taken apart.
+        ValueError: It has no backbone whose activations could be computed anew.
     """
     with torch.device("meta"):
         model: nn.Module = config.build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         anatomy = dissect(model)
-        embed, *inner, head = costs_of(model, anatomy, config)
+        costs = costs_of(model, anatomy, config)
         state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
         shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
-    blocks = len(anatomy.backbone)
     layer = anatomy.layer
+    goes_on = layer is not None and config.segments > 1
+    entries = sum(torch.Size(shape).numel() for shape in shapes) if goes_on else 0
     return Plan(
         unit=config.unit,
         units_per_sample=config.units_per_sample,
         batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        checkpoint=config.checkpoint_activations,
         budget=config.train_steps,
         parameters=anatomy.parameters(model),
         optimizer_bytes=optimizer_bytes(model, config),
@@ -181,10 +190,9 @@ def plan(config: Plannable) -> Plan:
             (sum(p.numel() for p in block.parameters()) for block in anatomy.backbone), default=0
         ),
         solver_bytes=0 if layer is None else solver_bytes(layer, shapes, config.train_steps),
-        embed=embed,
-        backbone=tuple(inner[:blocks]),
-        update=None if anatomy.update is None else inner[blocks],
-        head=head,
+        # Symbols and classes are integers of eight bytes.
+        slot_bytes=2 * 8 * config.length + FLOAT32 * entries,
+        costs=costs,
         anatomy=anatomy,
     )
 

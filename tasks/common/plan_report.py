@@ -25,6 +25,7 @@ PURPOSES = {
     "optimizer": "optimiser",
     "average": "averaged weights",
     "exchange": "buffers of the exchange",
+    "slots": "the batch and its states",
     "activations": "activations and loss",
     "solver": "solver's history",
     "total": "total",

@@ -120,6 +120,8 @@ def describe(figures: Mapping[str, float]) -> str:
         parts.append(f"held-out {figures['test_exact']:.0%}")
     if "test_bits" in figures:
         parts.append(f"held-out {figures['test_bits']:.3f} bits per byte")
+    if "test_radius" in figures:
+        parts.append(f"radius {figures['test_radius']:.2f}")
     return " | ".join(parts)
 
 

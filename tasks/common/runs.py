@@ -11,7 +11,7 @@ from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
 from tasks.common.device import choose_device
 from tasks.common.grid_config import GridConfig
 from tasks.common.grid_task import GridTask
-from tasks.common.keeper import NAME
+from tasks.common.keeper import FOLDER, NAME, PREVIOUS
 
 RUNS = Path("runs")
 
@@ -24,11 +24,13 @@ def new_folder(wanted: Path | None, task: str, name: str) -> Path:
     """
     folder = wanted or RUNS / task / name
     number = 1
-    while (folder / NAME).exists():
+    # Of the folders the newest may be missing; see `load_newest`.
+    names = (NAME, FOLDER, Path(PREVIOUS).stem)
+    while held := [path for name in names if (path := folder / name).exists()]:
         if wanted is not None:
             raise ValueError(
-                f"{folder} already holds a run. Go on with it by `--resume {folder / NAME}`, or "
-                "name another folder with `--out`."
+                f"{folder} already holds a run. Go on with it by `--resume {held[0]}`, or name "
+                "another folder with `--out`."
             )
         number += 1
         folder = RUNS / task / f"{name}-{number}"
@@ -54,7 +56,8 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
         CheckpointError: There is none.
     """
     folder = RUNS / task.name
-    found = sorted(folder.glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for name in (NAME, FOLDER) for path in folder.glob(f"*/{name}")]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
             config = read_config(task, Checkpoint.load(path), path)

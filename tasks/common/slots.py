@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 @dataclasses.dataclass
@@ -22,6 +23,19 @@ class Slots:
     target: Tensor
     age: Tensor
     state: Any = None
+
+    def start(self, rows: slice) -> Any:
+        """Where the next segment of these slots begins; None if all of them are new."""
+        if self.state is None:
+            return None
+        return pytree.tree_map(lambda leaf: leaf[rows], self.state)
+
+    def keep(self, rows: slice, state: Any) -> None:
+        """Note where the last segment of these slots ended, in place of where it began."""
+        if self.state is None:
+            count = len(self.age)
+            self.state = pytree.tree_map(lambda leaf: leaf.new_zeros(count, *leaf.shape[1:]), state)
+        pytree.tree_map(lambda all_, some: all_[rows].copy_(some), self.state, state)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint."""

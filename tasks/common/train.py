@@ -6,7 +6,7 @@ generator and takes its rows, so that their number changes no number.
 A batch is a set of slots. A segment solves each slot's sample from the state that the last
 segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
 where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
-sample takes its slot.
+sample takes its slot. A batch may go through the model in micro-batches, see `micro_batches`.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils import _pytree as pytree
 
+from models import checkpoint_activations
+from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,
     load_weights,
@@ -30,18 +33,21 @@ from tasks.common.checkpoint import (
 )
 from tasks.common.config import TrainConfig
 from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
-from tasks.common.loss import answer_loss, halt_loss
+from tasks.common.micro_batches import Outcome, loss_of, micro_batch
 from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.common.parallel import (
     Group,
     distribute,
+    exchanging,
     parameters_of,
     sharded,
     unsharded,
     whole,
 )
 from tasks.common.report import Reporter
+from tasks.common.sharded import ShardedKeeper
 from tasks.common.slots import Slots
 from tasks.common.stop_signal import StopSignal
 
@@ -119,12 +125,13 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.group = Group.current()
-        if self.config.batch_size % self.group.size:
-            raise ValueError(
-                f"`batch_size` = {self.config.batch_size} cannot be split among {self.group.size} "
-                "processes. Use a multiple of their number."
-            )
+        config = self.config
+        self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        # Never trained itself: looks at it are without the noise of training.
+        self.average.eval()
         self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
         self.generator = torch.Generator().manual_seed(self.config.seed)
@@ -133,7 +140,10 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
+        self.adviser = Adviser(self.model, self.config)
         self.keeper = Keeper(self.folder)
+        if self.config.checkpoints == "sharded":
+            self.keeper = ShardedKeeper(self.folder, self.group)
         self.path = self.keeper.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
@@ -169,6 +179,8 @@ class Trainer:
             torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        for row in self.history:
+            self.adviser.read(row)  # what it said then is known
         self.task.go_to(checkpoint.meta.get("position"))
         if slots := checkpoint.tensors.get("slots"):
             mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
@@ -176,25 +188,33 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
-        checkpoint = self._checkpoint()
+        if isinstance(self.keeper, ShardedKeeper):
+            self.keeper.save(self._checkpoint(dict, self.keeper.rows), best)
+            return
+        checkpoint = self._checkpoint(unsharded, self.group.whole)
         if self.group.first:
             self.keeper.save(checkpoint, best)
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(
+        self,
+        gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+        gather_rows: Callable[[Tensor], Tensor],
+    ) -> Checkpoint:
+        """All state, of which each process has a share unless it is gathered."""
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": unsharded(self.model.state_dict()),
-            "average": unsharded(self.average.state_dict()),
+            "model": gather(self.model.state_dict()),
+            "average": gather(self.average.state_dict()),
             "random": random,
             "slots": {},
         }
         if self.slots is not None:
             rows = self.slots.tensors()
-            tensors["slots"] = {name: self.group.whole(rows[name]) for name in rows}
+            tensors["slots"] = {name: gather_rows(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = unsharded(optimizer_tensors(optimizer))
+            tensors[name] = gather(optimizer_tensors(optimizer))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -227,6 +247,7 @@ class Trainer:
                 except SourceLost as error:
                     if self.group.size == 1:
                         self.save()
+                        self.keeper.finish()
                     raise SourceLost(
                         f"{error} Then go on with `train --resume {self.path}`."
                     ) from error
@@ -235,13 +256,14 @@ class Trainer:
                 figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
                 best = False
                 if int(LOOKS * self.progress) > looks:
-                    looked = self.group.mean(self.task.look(self.average.module))
+                    looked = self.group.mean(self._look())
                     best = bool(looked) and self._is_best(looked)
                     figures |= looked
                 self._note(figures, reporter)
                 if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
+        self.keeper.finish()
         if self.group.of_first(self.keeper.step) != self.step:
             self.save()
         self.keeper.require_saved()
@@ -259,6 +281,13 @@ class Trainer:
         self.seconds += seconds
         return means, age, share > 0
 
+    def _look(self) -> dict[str, float]:
+        # What it draws, such as a random start, is not missing from the run.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), watched(self.average.module) as health:
+            looked = self.task.look(self.average.module)
+        return {**health, **looked} if looked else {}
+
     def _is_best(self, looked: dict[str, float]) -> bool:
         before = [self.task.score(row) for row in self.history if _looked(row)]
         return self.task.score(looked) > max(before, default=-math.inf)
@@ -267,21 +296,40 @@ class Trainer:
         slots = self._filled()
         fresh = slots.age == 0
         self.group.seed_step(self.config.seed, self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-            out = self.network(slots.x, start=slots.state, fresh=fresh, max_steps=self.max_steps)
-        right = out.logits.detach().argmax(-1) == slots.target
-        solved = right.flatten(1).all(1)
-        loss = answer_loss(out.logits, slots.target, self.config.loss)
-        self._update(loss if out.halt is None else loss + halt_loss(out.halt, solved))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        found = Outcome.joined([self._pass(part, fresh) for part in range(self.config.accumulate)])
+        self._update()
         slots.age += 1
         done = slots.age >= self.config.segments
         if self.config.refill:
-            done |= solved if out.halt is None else out.halt > 0
-        if out.solution is None:  # nothing to go on from
+            done |= found.solved if found.halt is None else found.halt > 0
+        if found.solve is None:  # nothing to go on from
             done[:] = True
         slots.age[done] = 0
-        slots.state = pytree.tree_map(torch.detach, out.state)
-        return {"loss": loss.item(), **self.task.figures(right), **_evidence(out)}
+        figures = self.task.figures(found.right)
+        return {"loss": found.loss.item(), **figures, **step_figures(found.solve)}
+
+    def _pass(self, part: int, fresh: Tensor) -> Outcome:
+        """Forward and backward, of one micro-batch; its gradient is added to that of others."""
+        assert self.slots is not None
+        slots, config = self.slots, self.config
+        rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
+        with exchanging(self.network, on=part == config.accumulate - 1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
+                out = self.network(
+                    slots.x[rows],
+                    start=slots.start(rows),
+                    fresh=fresh[rows],
+                    max_steps=self.max_steps,
+                )
+            loss, outcome = loss_of(out, slots.target[rows], config.loss, config.accumulate)
+            state = pytree.tree_map(torch.detach, out.state)
+            del out  # the logits are large, and no longer needed
+            loss.backward()
+        if config.segments > 1 and outcome.solve is not None:
+            slots.keep(rows, state)
+        return outcome
 
     def _filled(self) -> Slots:
         """The slots, with a new sample in each that the last segment left empty."""
@@ -303,7 +351,7 @@ class Trainer:
         x, target = self.task.batch(count, self.generator, self.progress)
         return x[rows].to(self.device), target[rows].to(self.device)
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self) -> None:
         """One optimiser step, unless the gradient is not finite: then none, and new samples."""
         config = self.config
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
@@ -311,8 +359,6 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):
@@ -340,6 +386,8 @@ class Trainer:
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
             self.history.append(row)
+            if (advice := self.adviser.read(row)) is not None:
+                warnings.warn(advice, stacklevel=2)
             if reporter is not None:
                 reporter.record(row)
         if reporter is None:
@@ -354,12 +402,3 @@ class Trainer:
 
 def _looked(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}
-
-
-def _evidence(out: Any) -> dict[str, float]:
-    if out.solution is None:
-        return {}
-    return {
-        "residual": out.solution.residual.median().item(),
-        "solver_steps": out.solution.num_steps.float().mean().item(),
-    }

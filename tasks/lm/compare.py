@@ -35,6 +35,8 @@ class CompareOptions(SearchOptions):
         mixers: Backbones that each of them is given.
         ablations: Attractors that differ in one option, as in `injection=concat start=zeros`;
             each is a row of its own.
+        backbone_blocks: Of the Attractor, whose parameter count the others match; by default the
+            preset's.
         steps: Optimiser steps of a run: equal tokens. By default `minutes` decide.
     """
 
@@ -42,6 +44,7 @@ class CompareOptions(SearchOptions):
     mixers: tuple[Mixer, ...] = ("attention",)
     ablations: tuple[str, ...] = ()
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    backbone_blocks: int | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,9 +146,10 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
     Returns:
         The rows of the table, best first, as JSON values.
     """
-    base = options.applied(base, ("steps", "minutes", "threads"))
+    base = options.applied(base, ("steps", "minutes", "threads", "backbone_blocks"))
     budget = f"{base.minutes:g}min" if base.steps is None else f"{base.steps}steps"
-    label = f"{name}-{budget}" + (f"-{base.threads}threads" if base.threads else "")
+    label = f"{name}-{budget}-{base.backbone_blocks}+{base.refiner_blocks}blocks"
+    label += f"-{base.threads}threads" if base.threads else ""
     folder = options.out or RUNS / "lm" / "compare" / label
     runs = [
         _Run(name, matched(base, model, mixer), folder)
@@ -156,7 +160,8 @@ def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[st
     best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: row["bits_per_byte"])
-    table = {"task": "lm", "preset": name, "budget": budget, "rows": rows}
+    blocks = {"backbone_blocks": base.backbone_blocks, "refiner_blocks": base.refiner_blocks}
+    table = {"task": "lm", "preset": name, "budget": budget, **blocks, "rows": rows}
     (folder / "table.json").write_text(json.dumps(table) + "\n")
     _print(f"{name}, {budget} each", rows)
     return table

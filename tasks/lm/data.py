@@ -16,6 +16,8 @@ from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 
 LOOK_TOKENS = 8192
+# Logits of more at a time would not fit, of a vocabulary of usual size.
+TOKENS_AT_ONCE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,8 @@ def measure(
     Args:
         model: The model.
         corpus: Its text.
-        config: The run: windows of `context` tokens, in batches of `batch_size`.
+        config: The run: windows of `context` tokens, as many at a time as in a micro-batch, or
+            fewer if they are long.
         limit: So many tokens, from the start; by default `eval_tokens`.
         max_steps: Budget of solver updates, or loops; by default the model's.
 
@@ -135,8 +138,9 @@ def measure(
     used = corpus.held_out[: windows * context + 1]
     x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
     nats, solutions, scales, distances = 0.0, [], [], []
-    for at in range(0, windows, config.batch_size):
-        rows = slice(at, at + config.batch_size)
+    at_once = max(1, min(config.batch_size // config.accumulate, TOKENS_AT_ONCE // context))
+    for at in range(0, windows, at_once):
+        rows = slice(at, at + at_once)
         out = model(x[rows].to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
         nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()

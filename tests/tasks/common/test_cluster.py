@@ -62,6 +62,37 @@ def test_less_memory_is_met_in_order_of_cost(found: Plan) -> None:
     assert way(0.9 * again / scale) is None
 
 
+def test_what_the_run_is_told_is_what_is_planned() -> None:
+    told = dataclasses.replace(PRESETS["tiny"], accumulate=4, checkpoint_activations=True)
+    given, cluster = plan(told), Cluster(gpus=2)
+    ways = fits(given, cluster)
+    assert [(way.memory.checkpoint, way.parts, way.memory.micro_batch) for way in ways] == [
+        (True, 4, 2)
+    ] * 2
+    chosen, text = recommend(given, cluster, ways)
+    assert chosen is ways[0]
+    assert "4 micro-batches of 2 sequences per GPU" in text
+    assert "`train` does so with `--accumulate 4 --checkpoint-activations`." in text
+    with pytest.raises(
+        ValueError, match="`accumulate` = 4 does not divide the 2 rows of each of 8"
+    ):
+        fits(given, Cluster(gpus=8))
+    _, text = recommend(given, Cluster(gpus=2, gpu_memory=1e-3), fits(given, dataclasses.replace(
+        cluster, gpu_memory=1e-3)))  # fmt: skip
+    assert "2 sequences at a time take" in text
+    assert "raise `--accumulate`" in text
+
+
+def test_micro_batches_cost_fsdp_whole_gradients_and_more_gathering(found: Plan) -> None:
+    size = FLOAT32 * found.num_parameters
+    whole, part = (memory(found, Cluster(gpus=2), "FSDP", False, rows) for rows in (8, 4))
+    assert part.exchange - whole.exchange == size
+    assert part.slots == whole.slots == 8 * found.slot_bytes
+    told = plan(dataclasses.replace(PRESETS["tiny"], accumulate=2))
+    rows = scaling(told, Cluster(), 4, [2])
+    assert rows[0]["fsdp_bytes"] == 5 / 2 * size
+
+
 def test_time_and_cost_follow_from_operations(found: Plan) -> None:
     cluster = Cluster(gpus=4, utilisation=0.5, peak_tflops=1e-3, price=3.0)
     row = duration(found, cluster, 2, 10**9, False)
@@ -74,8 +105,8 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
 
 
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:
-    assert found.update is not None
-    assert found.flops(9) - found.flops(4) == 5 * found.update.forward
+    assert found.costs.update is not None
+    assert found.flops(9) - found.flops(4) == 5 * found.costs.update.forward
     assert found.flops(4, checkpoint=True) > found.flops(4)
 
 

@@ -69,6 +69,22 @@ def test_overfits_one_batch(tmp_path: Path) -> None:
     assert trainer.history[-1]["loss"] < 0.1 * trainer.history[0]["loss"]
 
 
+@pytest.mark.parametrize("options", [{"start_noise": 0.5}, {"model": "eqr"}])
+def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> None:
+    class Blind(Recorder):
+        def look(self, model: GridModel) -> dict[str, float]:
+            return {}
+
+    runs = []
+    for name, task in (("seeing", Recorder()), ("blind", Blind())):
+        runs.append(make(tmp_path / name, task, **options))
+        runs[-1].run()
+    seeing, blind = runs
+    assert any("test_exact" in row for row in seeing.history)
+    for one, other in zip(seeing.model.parameters(), blind.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("model", ["attractor", "reasoner", "eqr"])
 @pytest.mark.parametrize("refill", [False, True])
 def test_interrupted_run_resumes_to_the_same_curve(

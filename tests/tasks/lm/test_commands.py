@@ -107,7 +107,7 @@ def test_compare_repeats_nothing_and_matches_sizes(
     small = {"width": 16, "num_heads": 2, "max_bytes": 100_000, "eval_tokens": 256}
     monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], **small))
     arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
-    arguments += ["--ablations", "start=zeros"]
+    arguments += ["--ablations", "start=zeros", "--backbone-blocks", "2"]
     arguments += ["--rates", "1e-3", "8e-3", "--seeds", "2", "--steps", "3", "--out", "runs"]
     assert main(arguments) == 0
     rows = json.loads(Path("runs/table.json").read_text())["rows"]
@@ -117,7 +117,11 @@ def test_compare_repeats_nothing_and_matches_sizes(
     assert set(parameters) == {"attractor", "transformer", "attractor-start=zeros"}
     assert parameters["transformer"] == pytest.approx(parameters["attractor"], rel=0.05)
     config = json.loads(next(Path("runs").glob("*zeros*/compare.json")).read_text())["config"]
-    assert (config["start"], config["model"]) == ("zeros", "attractor")
+    assert (config["start"], config["model"], config["backbone_blocks"]) == (
+        "zeros",
+        "attractor",
+        2,
+    )
     runs = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/compare.json")}
     assert len(runs) == 9
     assert main(arguments) == 0

@@ -1,0 +1,62 @@
+"""Activation checkpointing of a model's backbone: less memory in training, one more forward pass.
+
+What is solved needs none of it: an implicit gradient does not keep the solve. What is looped over
+records its last loops as they are.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from implicit import FixedPointLayer
+from models.hugging_face import HuggingFaceStack
+from models.language import ParcaeLM
+from models.recomputable import RecomputableBlock
+
+
+def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:
+    """The model and the modules in it, but for those that are solved or looped over."""
+    repeated: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, FixedPointLayer):
+            repeated.update(module.modules())
+        elif isinstance(module, ParcaeLM):
+            repeated.update(module.blocks.modules())
+    return (module for module in model.modules() if module not in repeated)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let every block of the backbone keep its input alone for the backward pass.
+
+    The gradient stays the same. Cost: about one more forward pass of the backbone. Worth it
+    where memory is short, or a larger batch pays for it.
+
+    Args:
+        model: Changed in place. Blocks of `transformers` do so in training mode alone.
+
+    Raises:
+        ValueError: It has no block that is used once in a pass.
+
+    References:
+        T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
+    """
+    found = False
+    for module in modules_used_once(model):
+        if isinstance(module, RecomputableBlock):
+            module.recomputed = found = True
+        elif isinstance(module, HuggingFaceStack):
+            module.checkpoint_activations()
+            found = True
+    if not found:
+        raise ValueError(
+            f"Activation checkpointing is for the blocks of a backbone, and this "
+            f"{type(model).__name__} has none: leave it off. A solve keeps no activations of its "
+            "steps anyway."
+        )
+
+
+def recomputes(network: object) -> bool:
+    """Whether `checkpoint_activations` has reached this block, or stack of blocks."""
+    if isinstance(network, HuggingFaceStack):
+        return network.model.is_activation_checkpointing
+    return isinstance(network, RecomputableBlock) and network.recomputed
