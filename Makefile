@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku maze test lint bench docs clean
+.PHONY: help sudoku maze test lint bench docs audit clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
 	@echo "make docs     build the documentation site"
+	@echo "make audit    known vulnerabilities of the pinned packages; asks PyPI"
 	@echo "make clean    remove .venv"
 	@echo "ARGS=... is passed on, as in: make sudoku ARGS='--preset tiny'"
 
@@ -38,6 +39,12 @@ bench: .venv/dev
 docs: .venv/torch pyproject.toml
 	$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# In an environment of its own. Strict, since a package that could not be looked up is not safe.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 
 clean:
 	rm -rf .venv

@@ -406,7 +406,7 @@ class UnitAttention(nn.Module):
         both = torch.cat((weight, weight * value), -1)
         pooled = self.member_UT @ both.reshape(B, T, S * 2 * D)
         pooled = _ratio(pooled.view(B, self.kinds, -1, 2 * D)) @ self.out[:-1]
-        spread = self.member_UT.T @ pooled.reshape(B, -1, S * D)
+        spread = self.member_UT.transpose(0, 1) @ pooled.reshape(B, -1, S * D)
         own = _ratio(both.sum(2, keepdim=True)) @ self.out[-1]
         return spread.view(B, T, S, D) + own
 

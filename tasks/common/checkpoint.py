@@ -97,7 +97,13 @@ class Checkpoint:
                 f"{path} is damaged: its content does not have the checksum that it was written "
                 "with. Use an earlier one, or train again."
             )
-        return cls(grouped(flat), json.loads(meta))
+        try:
+            read = json.loads(meta)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: its meta data are no JSON.") from error
+        if not isinstance(read, dict):
+            raise CheckpointError(f"{path} is damaged: its meta data are no JSON object.")
+        return cls(grouped(flat), read)
 
 
 def flattened(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

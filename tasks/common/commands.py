@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from models import GridTransformer
@@ -91,6 +92,23 @@ class SolveOptions:
     draw: Path | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained model as a program that runs without this project.
+
+    Attributes:
+        file: The program, which ends in `.pt2`; `torch.export.load` reads it.
+        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        depth: Budget of solver updates; by default the run's.
+        solver: "picard": others cannot be exported.
+    """
+
+    file: tyro.conf.Positional[Path]
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
+
+
 class Commands(CommandLine):
     """The command line of one grid puzzle.
 
@@ -113,6 +131,7 @@ class Commands(CommandLine):
             f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
             f"  {self.program} compare              models at equal size and time, one table\n"
             f"  {self.program} serve                answers over HTTP, and a page\n"
+            f"  {self.program} export FILE.pt2      a program that runs without this project\n"
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
             "Each command's --help lists its flags.\n"
         )
@@ -125,6 +144,7 @@ class Commands(CommandLine):
             "solve": self.solve,
             "compare": self.compare,
             "serve": self.serve,
+            "export": self.export,
             "plan": self.plan,
         }
 
@@ -225,6 +245,22 @@ class Commands(CommandLine):
 
         options = tyro.cli(ServeOptions, args=arguments, prog=f"{self.program} serve")
         return serve(self.task, options)
+
+    def export(self, arguments: list[str]) -> int:
+        """Write a program with a fixed budget of steps."""
+        # Here, since it loads the compiler.
+        from tasks.common.program import write_program
+
+        options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        default_side = self.task.presets[self.task.default_preset].spec().side
+        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
+        model, config = load_model(self.task, path, device="cpu", solver=options.solver)
+        depth = config.eval_steps if options.depth is None else options.depth
+        x = torch.tensor([self.task.question(self.task.example(config), config)] * 2)
+        about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
+        write_program(model, x, depth, options.file, about)
+        print(f"Written: {options.file}, for grids of {x.shape[1]} cells and {depth} steps.")
+        return 0
 
     def _texts(self, text: str) -> list[str]:
         """The puzzles that an argument holds or, if it names a file, that are in there."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from models import GridAttractor, GridModel, GridTransformer, Reasoner
+from solvers import Solution
 from solvers.types import State
 
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
@@ -35,6 +36,13 @@ class Predictions:
     residual: Tensor
     converged: Tensor
     num_steps: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, state: State, solution: Solution) -> "Predictions":
+        """What a solve says that ended in `state`; logits of shape (puzzles, cells, symbols)."""
+        residual = (solution.residual / rms(state)).cpu()
+        classes, converged = logits.argmax(-1).cpu(), solution.converged.cpu()
+        return cls(classes, residual, converged, solution.num_steps.cpu())
 
     @classmethod
     def join(cls, parts: list["Predictions"]) -> "Predictions":
@@ -72,13 +80,11 @@ def solve_batch(
     """One batch, from the model's start or from `start`; and where the solve ended."""
     device = next(model.parameters()).device
     out = model(x.to(device), start=start, max_steps=max_steps)  # type: ignore[arg-type]
-    classes = out.logits.argmax(-1).cpu()
     if out.solution is None:
         none = torch.zeros(len(x), dtype=torch.int64)
+        classes = out.logits.argmax(-1).cpu()
         return Predictions(classes, none / 0, none.bool(), none), out.state
-    residual = (out.solution.residual / rms(out.state)).cpu()
-    found = out.solution
-    return Predictions(classes, residual, found.converged.cpu(), found.num_steps.cpu()), out.state
+    return Predictions.of(out.logits, out.state, out.solution), out.state
 
 
 def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:

@@ -98,6 +98,10 @@ class GridTask(ABC, Generic[P, C]):
         """
 
     @abstractmethod
+    def example(self, config: C) -> str:
+        """An easy question of the size that `config` names, always the same, in one line."""
+
+    @abstractmethod
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""
 

@@ -177,6 +177,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misshapen)
     config, engine = service.config, service.engine
+    example = service.task.example(config)
 
     @app.post("/solve")
     async def solve(question: Question) -> Answer:
@@ -195,6 +196,7 @@ def create_app(service: Service) -> FastAPI:
             "side": spec.side,
             "units": spec.units,
             "max_steps": engine.max_steps,
+            "example": example,
         }
         return JSONResponse(about, 503 if service.draining else 200)
 
@@ -257,7 +259,7 @@ class Metrics:
         waiting = max(self.engine.pending - self.engine.running, 0)
         for name, kind, value in (
             ("solver_steps_total", "counter", self.steps),
-            ("network_calls_total", "counter", meeting.rounds),
+            ("network_calls_total", "counter", meeting.calls),
             ("network_rows_total", "counter", meeting.rows),
             ("puzzles_running", "gauge", self.engine.running),
             ("puzzles_waiting", "gauge", waiting),

@@ -99,15 +99,20 @@ class GenerateOptions(Sampling):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write a trained model as a folder that the Hugging Face Hub takes.
+    """Write a trained model as a folder that the Hugging Face Hub takes, or as a program.
 
     Attributes:
-        folder: Receives `config.json` and `model.safetensors`.
+        target: A folder, which receives `config.json` and `model.safetensors`; or, if it ends in
+            `.pt2`, a file that `torch.export.load` reads without this project.
         checkpoint: The model; by default the newest one under `runs/`.
+        depth: A program's budget of solver updates; by default the run's.
+        solver: A program's; "picard", as others cannot be exported.
     """
 
-    folder: tyro.conf.Positional[Path]
+    target: tyro.conf.Positional[Path]
     checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,8 @@ class LanguageCommands(CommandLine):
             f"  {self.program} compare              models at equal size and budget, one table\n"
             f"  {self.program} harness --tasks ...  tasks of the lm-evaluation-harness\n"
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
-            f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n\n"
+            f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n"
+            f"  {self.program} export FILE.pt2      a program that runs without this project\n\n"
             "Each command's --help lists its flags.\n"
         )
 
@@ -263,12 +269,31 @@ class LanguageCommands(CommandLine):
     def export(self, arguments: list[str]) -> int:
         """Write config and weights in the Hub's form."""
         options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        path = options.checkpoint or self._newest()
+        if options.target.suffix == ".pt2":
+            return self._export_program(options, path)
+        if (options.depth, options.solver) != (None, None):
+            raise ValueError(
+                "A folder has no budget and no solver of its own. Leave `--depth` and `--solver` "
+                "out, or name a program, FILE.pt2."
+            )
         from tasks.lm.hub import PretrainedLM
 
-        path = options.checkpoint or self._newest()
         read_config(self.task, Checkpoint.load(path), path)
-        PretrainedLM.of_checkpoint(path).save_pretrained(options.folder)
-        print(f"Written: {options.folder}; tasks.lm.hub.PretrainedLM.from_pretrained reads it.")
+        PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
+        print(f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it.")
+        return 0
+
+    def _export_program(self, options: ExportOptions, path: Path) -> int:
+        # Here, since it loads the compiler.
+        from tasks.common.program import write_program
+
+        _, model, config, _ = self._load(path, "cpu", options.solver)
+        depth = config.eval_steps if options.depth is None else options.depth
+        x = torch.zeros(2, min(config.context, 16), dtype=torch.int64)
+        about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
+        write_program(model, x, depth, options.target, about, longest=config.context)
+        print(f"Written: {options.target}, for up to {config.context} tokens and {depth} steps.")
         return 0
 
     def _newest(self) -> Path:

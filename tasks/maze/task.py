@@ -11,7 +11,7 @@ from tasks.common.set_cache import SetCache, default_directory
 from tasks.maze.augment import Symmetries, to_tensors
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
 from tasks.maze.files import read_mazes, write_mazes
-from tasks.maze.generate import GENERATOR_VERSION, identity, train_and_test
+from tasks.maze.generate import GENERATOR_VERSION, generate, identity, train_and_test
 from tasks.maze.maze import PATH, Maze, format_grid, format_line, is_shortest, label, parse
 from tasks.maze.pictures import animate_convergence, draw_convergence, draw_maze
 
@@ -73,6 +73,11 @@ class MazeTask(GridTask[Maze, MazeConfig]):
     def question(self, text: str, config: MazeConfig) -> list[int]:
         """One maze, row after row; its goal may be out of reach."""
         return parse(text, config.side)
+
+    def example(self, config: MazeConfig) -> str:
+        """From start to goal at least a side's length."""
+        kind, side = config.kind, config.side
+        return generate(1, side, kind=kind, min_path=side, seed=config.seed)[0].question
 
     def line(self, symbols: Sequence[int]) -> str:
         """The characters of the codes."""

@@ -13,7 +13,7 @@ from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid
 from tasks.sudoku.cache import cached
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
 from tasks.sudoku.files import read_puzzles
-from tasks.sudoku.generate import symmetry_invariant
+from tasks.sudoku.generate import generate, symmetry_invariant
 from tasks.sudoku.pictures import animate_convergence, draw_convergence
 from tasks.sudoku.solver import complete
 
@@ -92,6 +92,11 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
     def question(self, text: str, config: SudokuConfig) -> list[int]:
         """Digits with `.` or 0 for blanks; no two clues contradict each other."""
         return parse(text, config.board)
+
+    def example(self, config: SudokuConfig) -> str:
+        """Two fifths of the cells are given."""
+        clues = round(0.4 * config.board.num_cells)
+        return generate(1, config.board, (clues, clues + 1), seed=config.seed)[0].question
 
     def line(self, symbols: Sequence[int]) -> str:
         """Digits, and `.` for blanks."""

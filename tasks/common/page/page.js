@@ -2,14 +2,16 @@
 
 const FRAME_MS = 120;
 const find = (id) => document.getElementById(id);
-const [form, puzzle, board, step, status] = ["form", "puzzle", "board", "step", "status"].map(find);
+const [puzzle, board, step, status, error] = ["puzzle", "board", "step", "status", "error"].map(find);
 let model = null; // what /health says of it
 let shown = null; // the trajectory on the board
 let timer = null;
 
 function say(text, isError = false) {
-  status.textContent = text;
-  status.className = isError ? "error" : "";
+  status.textContent = isError ? "" : text;
+  status.className = "";
+  error.textContent = isError ? text : "";
+  error.hidden = !isError;
 }
 
 // A thick line stands between cells that are neighbours but in different boxes.
@@ -28,27 +30,51 @@ function makeBoard(side, units) {
   }
 }
 
+function draw(symbols, isGiven, confidence, before) {
+  [...board.children].forEach((span, cell) => {
+    const symbol = symbols[cell];
+    span.textContent = symbol;
+    span.dataset.symbol = symbol;
+    span.style.opacity = isGiven(cell) ? 1 : 0.2 + 0.08 * (Number(confidence[cell]) + 1);
+    span.classList.toggle("given", isGiven(cell));
+    span.classList.toggle("changed", before[cell] !== symbol);
+  });
+}
+
 function show(number) {
   const { question, frames } = shown;
   const frame = frames[number];
   const before = number > 0 ? frames[number - 1].cells : frame.cells;
-  [...board.children].forEach((span, cell) => {
-    const symbol = frame.cells[cell];
-    const given = question[cell] === symbol;
-    span.textContent = symbol;
-    span.style.opacity = given ? 1 : 0.2 + 0.08 * (Number(frame.confidence[cell]) + 1);
-    span.classList.toggle("given", given);
-    span.classList.toggle("changed", before[cell] !== symbol);
-  });
+  draw(frame.cells, (cell) => question[cell] === frame.cells[cell], frame.confidence, before);
   step.value = number;
+  const at = frames.length > 1 ? (100 * number) / (frames.length - 1) : 0;
+  find("now").setAttribute("x1", at);
+  find("now").setAttribute("x2", at);
   const residual = frame.residual === null ? "not finite" : frame.residual.toExponential(1);
-  const at = `Step ${number} of ${frames.length - 1}, residual ${residual}. `;
-  const verdict = `${shown.valid ? "Valid" : "Not valid"}, ` +
-    `${shown.converged ? "converged" : "not converged"} after ${shown.steps} steps: ${shown.answer}`;
-  say(number === frames.length - 1 ? at + verdict : at);
+  const last = number === frames.length - 1;
+  say(`Step ${number} of ${frames.length - 1}, residual ${residual}. ${last ? verdict() : ""}`);
+  status.classList.toggle("solved", last && shown.valid);
+}
+
+function verdict() {
+  const converged = shown.converged ? "converged" : "not converged";
+  return `${shown.valid ? "Valid" : "Not valid"}, ${converged} after ${shown.steps} steps.`;
+}
+
+// The residuals of all steps, the largest on top; what is not finite stands there too.
+function drawCurve(frames) {
+  const logs = frames.map((frame) => (frame.residual > 0 ? Math.log10(frame.residual) : null));
+  const finite = logs.filter((log) => log !== null);
+  const [low, high] = [Math.min(...finite, 0), Math.max(...finite, 0)];
+  const points = logs.map((log, number) => {
+    const height = log === null ? 1 : (log - low) / (high - low || 1);
+    return `${(100 * number) / Math.max(logs.length - 1, 1)},${29 - 28 * height}`;
+  });
+  find("curve").setAttribute("points", points.join(" "));
 }
 
 function play(number) {
+  clearTimeout(timer);
   show(number);
   if (number + 1 < shown.frames.length) timer = setTimeout(play, FRAME_MS, number + 1);
 }
@@ -57,6 +83,7 @@ async function solve(event) {
   event.preventDefault();
   clearTimeout(timer);
   say("Solving ...");
+  find("solve").disabled = true;
   try {
     const reply = await fetch("/trajectory", {
       method: "POST",
@@ -67,11 +94,30 @@ async function solve(event) {
     if (!reply.ok) return say(body.error, true);
     shown = body;
     step.max = body.frames.length - 1;
-    step.disabled = false;
+    find("player").hidden = false;
+    drawCurve(body.frames);
     play(0);
-  } catch (error) {
-    say(`The service does not answer: ${error.message}`, true);
+  } catch (failure) {
+    say(`The service does not answer: ${failure.message}`, true);
+  } finally {
+    find("solve").disabled = false;
   }
+}
+
+function clear() {
+  clearTimeout(timer);
+  find("player").hidden = true;
+  puzzle.value = "";
+  draw(" ".repeat(board.children.length), () => true, "", " ".repeat(board.children.length));
+  [...board.children].forEach((span) => span.classList.remove("given"));
+  say("");
+  puzzle.focus();
+}
+
+function example() {
+  const rows = model.example.match(new RegExp(`.{${model.side}}`, "g"));
+  clear();
+  puzzle.value = rows.join("\n");
 }
 
 async function start() {
@@ -79,13 +125,17 @@ async function start() {
     model = await (await fetch("/health")).json();
     makeBoard(model.side, model.units);
     puzzle.rows = Math.min(model.side, 30);
-    say(`A model of ${model.task}, ${model.side} x ${model.side}.`);
-  } catch (error) {
-    say(`The service does not answer: ${error.message}`, true);
+    find("model").textContent =
+      `A model of ${model.task}, ${model.side} × ${model.side}, with at most ${model.max_steps} steps.`;
+  } catch (failure) {
+    say(`The service does not answer: ${failure.message}`, true);
   }
 }
 
-form.addEventListener("submit", solve);
+find("form").addEventListener("submit", solve);
+find("example").addEventListener("click", () => model && example());
+find("clear").addEventListener("click", clear);
+find("play").addEventListener("click", () => shown && play(0));
 step.addEventListener("input", () => {
   clearTimeout(timer);
   show(Number(step.value));

@@ -91,8 +91,27 @@ def test_solves_share_their_calls_of_the_network() -> None:
     for future in [engine.submit(row, timeout=60) for row in x]:
         future.result()
     engine.close()
-    assert engine.meeting.rows > 3 * engine.meeting.rounds
+    assert engine.meeting.rows > 3 * engine.meeting.calls
     assert engine.running == engine.pending == 0
+
+
+def test_who_is_done_does_not_wait_for_its_company() -> None:
+    x, network = questions(30), model()
+    order = predict(network, x, max_steps=BUDGET).num_steps.argsort()
+    engine = Engine(network, BUDGET, max_batch=8, max_waiting=8)
+    gate = Gate(engine.meeting.module)
+    engine.meeting.module = gate
+    # While the first one starts the others wait, and then start together.
+    first = engine.submit(x[0], timeout=60)
+    quick, slow = (engine.submit(x[order[place]], timeout=60) for place in (0, -1))
+    assert engine.running == 1
+    seen: list[bool] = []
+    quick.add_done_callback(lambda _: seen.append(slow.done()))
+    gate.open.set()
+    assert slow.result().num_steps > quick.result().num_steps
+    first.result()
+    engine.close()
+    assert seen == [False]
 
 
 def test_a_late_request_joins_a_running_solve() -> None:

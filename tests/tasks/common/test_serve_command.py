@@ -117,5 +117,5 @@ def test_the_page_in_a_browser(process: tuple[subprocess.Popen[str], int], tmp_p
         [browser, *options, "--virtual-time-budget=3000", f"http://127.0.0.1:{process[1]}/"],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
-    assert "A model of sudoku, 4 x 4." in page
+    assert "A model of sudoku, 4 \u00d7 4, with at most" in page
     assert page.count("<span") == 16
