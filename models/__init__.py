@@ -5,13 +5,12 @@ from models.activation_checkpointing import (
     modules_used_once,
     recomputes,
 )
+from models.attention import Past, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
     Convolution,
-    Past,
     PreNormBlock,
-    SelfAttention,
     SquaredReLU,
     SwiGLU,
     TokenMixer,

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer, Solution
+from models.attention import SelfAttention
 from models.attractor import Attractor
-from models.blocks import Block, Convolution, SelfAttention, TokenMixer, UnitAttention
+from models.blocks import Block, Convolution, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
 from solvers.types import State
 

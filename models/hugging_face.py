@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.blocks import Past, head_width
+from models.attention import Past, head_width
 
 Architecture = Literal["gpt2", "llama"]
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
+from models.attention import Past, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
-from models.blocks import Past, PreNormBlock, SelfAttention
+from models.blocks import PreNormBlock
 from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
 from models.stack import Stack

@@ -13,7 +13,7 @@ from models import GridModel
 from tasks.common.evaluate import predict, scores
 from tasks.common.grid_config import GridConfig
 from tasks.common.puzzle_files import GridPuzzle
-from tasks.common.train import Task
+from tasks.common.task import Task
 
 # How many held-out puzzles the curve during training looks at.
 LOOK_PUZZLES = 100

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,40 +50,12 @@ from tasks.common.report import Reporter
 from tasks.common.sharded import ShardedKeeper
 from tasks.common.slots import Slots
 from tasks.common.stop_signal import StopSignal
+from tasks.common.task import Task
 
 # Looks at held-out data in a run, and optimiser steps between rows of the log.
 LOOKS, LOG_EVERY = 10, 10
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
-
-
-class Task(Protocol):
-    """What the loop needs to know of a task."""
-
-    def batch(
-        self, size: int, generator: torch.Generator, progress: float
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs, and target classes of the same leading dims, at this share of the budget."""
-        ...
-
-    def look(self, model: Any) -> dict[str, float]:
-        """Figures on a few held-out samples, named test_*; nothing depends on them."""
-        ...
-
-    def score(self, looked: dict[str, float]) -> float:
-        """How good a look was: more is better."""
-        ...
-
-    def figures(self, right: Tensor) -> dict[str, float]:
-        """What to show of a training batch, given which of its classes are right."""
-        ...
-
-    def position(self) -> Any:
-        """Where the next batch begins, as JSON values; None if the generator decides that."""
-        return None
-
-    def go_to(self, position: Any) -> None:
-        """Go on from what `position` returned."""
 
 
 class Interrupted(Exception):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
-from tasks.common.train import Task
+from tasks.common.task import Task
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.blocks import Block, SelfAttention, SwiGLU, UnitAttention, rotate
+from models.attention import SelfAttention, rotate
+from models.blocks import Block, SwiGLU, UnitAttention
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
 

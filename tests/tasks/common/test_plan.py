@@ -19,7 +19,8 @@ from tasks.common.loss import answer_loss
 from tasks.common.micro_batches import loss_of
 from tasks.common.peak_memory import PeakMemory
 from tasks.common.plan import plan
-from tasks.common.train import Task, Trainer
+from tasks.common.task import Task
+from tasks.common.train import Trainer
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE

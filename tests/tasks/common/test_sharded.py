@@ -1,7 +1,4 @@
-"""Folders of shards: what is kept, what damage does, and that nothing in them is ever executed.
-
-With several processes: `test_parallel`.
-"""
+"""Shards: what is kept, what damage does, and that nothing in them is ever executed."""
 
 import contextlib
 import errno
@@ -115,34 +112,21 @@ def flip_in_meta(folder: Path) -> None:
     (folder / MANIFEST).write_text(text.replace("step", "stop", 1))
 
 
-def lose_a_shard(folder: Path) -> None:
-    (folder / SHARD).unlink()
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut short": truncate,
+    "a bit of the weights": flip_in_weights,
+    "a bit of the manifest": flip_in_meta,
+    "no shard": lambda folder: (folder / SHARD).unlink(),
+    "one more": lambda folder: shutil.copy(folder / SHARD, folder / SHARD.replace("1", "9", 1)),
+    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
+    "a garbled manifest": lambda folder: (folder / MANIFEST).write_text("[1, 2"),
+    "killed between two renames": shutil.rmtree,
+}
 
 
-def add_a_shard(folder: Path) -> None:
-    shutil.copy(folder / SHARD, folder / SHARD.replace("00001", "00009", 1))
-
-
-def lose_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST).unlink()
-
-
-def garble_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST).write_text("[1, 2")
-
-
-def lose_all(folder: Path) -> None:
-    """As when a process is killed between the old folder's new name and the new folder's."""
-    shutil.rmtree(folder)
-
-
-DAMAGES = [truncate, flip_in_weights, flip_in_meta, lose_a_shard, add_a_shard, lose_the_manifest,
-           garble_the_manifest, lose_all]  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_falls_back_to_the_checkpoint_before_and_says_so(
-    tmp_path: Path, damage: Callable[[Path], None]
+    tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     keeper = kept(tmp_path, 1, 2)
     damage(keeper.newest)
@@ -154,7 +138,7 @@ def test_damage_falls_back_to_the_checkpoint_before_and_says_so(
     keeper.finish()
     # What was damaged has not taken the place of the good one.
     assert Checkpoint.load(keeper.newest).meta["step"] == 3
-    if damage is not lose_all:
+    if damage is not shutil.rmtree:
         assert Checkpoint.load(keeper.previous).meta["step"] == 1
         assert (tmp_path / "checkpoint-refused").is_dir()
 

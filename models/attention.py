@@ -1,0 +1,211 @@
+"""Self-attention, with what it keeps of the tokens that came before, and rotary positions.
+
+Legend: B batch, T tokens, P tokens of the past, D width, H heads, K width of a head.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Past(NamedTuple):
+    """Keys and values of tokens that came before, and which of them are no padding.
+
+    Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
+    last `room` of the P are unset: new tokens are written there instead of appended, and `turns`
+    are theirs, see `turns_at`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor | None = None
+    room: int = 0
+    turns: tuple[Tensor, Tensor] | None = None
+
+    def with_room(self, count: int) -> "Past":
+        """A copy with room for so many tokens, which many calls with others may fill in turn."""
+        keys, values = (F.pad(part, (0, 0, 0, count)) for part in (self.keys, self.values))
+        valid, position = self.with_new(count)
+        # A row of turns for each sequence: sequences that are solved leave the batch.
+        turns = turns_at(position.expand(len(keys), count), keys)
+        return Past(keys, values, valid, count, turns)
+
+    def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
+        """With new tokens at the end."""
+        if not self.room:
+            whole = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+            return Past(*whole, valid)
+        self.keys[:, :, -self.room :] = keys
+        self.values[:, :, -self.room :] = values
+        return Past(self.keys, self.values, valid)
+
+    def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
+        """What tells tokens from padding once T = `num_new` have come, and their positions.
+
+        Padding has no position, and gets 0. Where none is padding, one row of positions holds
+        for all sequences.
+        """
+        known, valid = self.keys.shape[2] - self.room, self.valid
+        if valid is None:
+            return None, torch.arange(known, known + num_new, device=self.keys.device)[None]
+        if valid.shape[1] == known:
+            valid = F.pad(valid, (0, num_new), value=True)
+        return valid, (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
+
+    @classmethod
+    def before(cls, valid: Bool[Tensor, "B T"], like: Tensor, heads: int, each: int) -> "Past":
+        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
+        none = like.detach().new_empty(len(valid), heads, 0, each)
+        return cls(none, none, None if bool(valid.all()) else valid)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, bidirectional or causal, with optional masks and rotary positions.
+
+    Args:
+        width: D.
+        num_heads: H; divides D.
+        mask: Shape (H, T, T), bool: which keys (last) each query may see. None: all.
+        rotary: Rotate queries and keys by their position in the sequence.
+        causal: A token sees itself and what came before.
+        qk_norm: Normalise queries and keys, so that no score exceeds sqrt(K).
+
+    Raises:
+        ValueError: `num_heads` does not divide `width`, or leaves an odd head for rotary.
+
+    References:
+        A. Vaswani et al., Attention Is All You Need, NeurIPS 2017. J. Su et al., RoFormer,
+        2021, arXiv:2104.09864 (rotary positions). M. Dehghani et al., ICML 2023,
+        arXiv:2302.05442 (norms of queries and keys).
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mask: Tensor | None = None,
+        rotary: bool = False,
+        causal: bool = False,
+        qk_norm: bool = False,
+    ):
+        super().__init__()
+        head_width(width, num_heads, even=rotary)
+        self.num_heads, self.rotary, self.causal, self.qk_norm = num_heads, rotary, causal, qk_norm
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Attend within each sequence."""
+        q_BHTK, k_BHTK, v_BHTK = self._project(h_BTD, None)
+        return self._attend(q_BHTK, k_BHTK, v_BHTK, self.mask, self.causal)
+
+    def extend(
+        self, h_BTD: Float[Tensor, "B T D"], past: Past | None
+    ) -> tuple[Float[Tensor, "B T D"], Past]:
+        """Attend from new tokens to `past` and to each other, causally.
+
+        Args:
+            h_BTD: The new tokens.
+            past: Those before. Its `valid` may be T longer than its keys: it then says which
+                of the new tokens are padding as well. None: none came before.
+
+        Returns:
+            The output, and the past of the tokens to come.
+        """
+        q, longer, mask, causal = self._look_back(h_BTD, past)
+        return self._attend(q, longer.keys, longer.values, mask, causal), longer
+
+    def remember(self, h_BTD: Float[Tensor, "B T D"], past: Past | None) -> Past:
+        """The past of the tokens to come, as from `extend`, without the output."""
+        return self._look_back(h_BTD, past)[1]
+
+    def _look_back(
+        self, h_BTD: Tensor, past: Past | None
+    ) -> tuple[Tensor, Past, Tensor | None, bool]:
+        """Queries, the longer past, which of it each query may see, and whether that is causal."""
+        if past is None:
+            q, k, v = self._project(h_BTD, None)
+            return q, Past(k, v), None, True
+        T, known = h_BTD.shape[1], past.keys.shape[2] - past.room
+        valid, turns = past.valid, past.turns
+        if turns is None:
+            valid, position = past.with_new(T)
+            turns = turns_at(position, past.keys)
+        mask = None
+        if valid is not None or T > 1:
+            order = torch.arange(known + T, device=h_BTD.device)
+            mask = order <= order[known:, None]
+            if valid is not None:
+                # Padding attends to itself, so that no row of the softmax is empty.
+                mask = (valid[:, None] & mask | (order == order[known:, None]))[:, None]
+        q, k, v = self._project(h_BTD, turns)
+        return q, past.followed_by(k, v, valid), mask, False
+
+    def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
+        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
+        weight = self.out.weight
+        return Past.before(valid, weight, self.num_heads, len(weight) // self.num_heads)
+
+    def _project(
+        self, h_BTD: Tensor, turns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, shapes (B, H, T, K)."""
+        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        if self.qk_norm:
+            qk = F.rms_norm(qk, qk.shape[-1:])
+        qk = qk.permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            qk = rotate(qk, turns)
+        return qk[0], qk[1], v.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def head_width(width: int, num_heads: int, even: bool) -> int:
+    """K, which must be whole, and for rotary positions even.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if width % num_heads or (even and (width // num_heads) % 2):
+        raise ValueError(
+            f"`num_heads` must divide the width into {'even ' if even else ''}parts: got "
+            f"{num_heads} heads for width {width}."
+        )
+    return width // num_heads
+
+
+def rotate(x: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Turn each pair of dims of a token by an angle that grows with its position.
+
+    Args:
+        x: Shape (..., B, H, T, K).
+        turns: See `turns_at`; by default tokens are counted from 0.
+    """
+    if turns is None:
+        turns = turns_at(torch.arange(x.shape[-2], device=x.device)[None], x)
+    cos, sin = turns
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+def turns_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the angles position * 10000^(-i / pairs), shapes (B, 1, T, K / 2).
+
+    Args:
+        position: Of tokens; one row may do for all sequences.
+        like: A tensor whose dtype they take, and whose last dim is K.
+    """
+    pairs = like.shape[-1] // 2
+    rates = 10_000.0 ** (-torch.arange(pairs, device=like.device) / pairs)
+    angle = position[:, None, :, None] * rates
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
