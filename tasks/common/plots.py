@@ -173,7 +173,11 @@ def plot_curves(
                 f"The curve {name!r} has {len(values)} values for {len(x)} positions: give as many."
             )
         axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
-    axes.set_xscale("log", base=2 if min(x, default=1) >= 1 else 10)
+    doubles = min(x, default=1) >= 1
+    axes.set_xscale("log", base=2 if doubles else 10)
+    if doubles:
+        axes.set_xticks(list(x), [f"{position:g}" for position in x])
+        axes.set_xticks([], minor=True)
     axes.set(xlabel=label, ylabel="exact accuracy (%)", ylim=(-3, 103), title=title)
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
