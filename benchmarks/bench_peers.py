@@ -1,6 +1,7 @@
 """Our solvers and other libraries' on four shared problems, judged by one independent residual."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import report
 import torch
-from peers import Contender, Observed, our_contenders, their_contenders
+from peers import Contender, Observed, compiled_contenders, our_contenders, their_contenders
 from shared_problems import PROBLEMS, Posed, SharedProblem, relative_residuals
 from timing import interleaved, show
 
@@ -52,17 +53,20 @@ NOTES = [
     "`worst residual` is recomputed from the returned value; `converged`: it is at most "
     f"{SLACK:g} times the tolerance. `ms`: median of interleaved rounds, after a warm-up; one "
     f"run if it takes more than {SLOW:g} s, interrupted after {LIMIT:g} s.",
-    "`overhead`: time over as many bare calls of f on the whole batch; below 1 where samples "
-    "left the batch. `time / torchdeq's`: over the quickest torchdeq solver of that family that "
-    "converged.",
+    "`f compiled`: f went through `torch.compile`, the loop did not; everything jitted by JAX "
+    "includes its loop. `compile ms`: the first call, compiling included.",
+    "`overhead`: time over as many bare calls of the same f on the whole batch; below 1 where "
+    "samples left the batch. `time / torchdeq's`: over the quickest torchdeq solver of "
+    "that family that converged.",
 ]
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), CASES)
 def test_peers(benchmark: Any, name: str, dtype: torch.dtype, tolerance: float) -> None:
     problem = PROBLEMS[name]()
-    contenders = our_contenders() | their_contenders()
+    contenders = our_contenders() | compiled_contenders() | their_contenders()
     rows = measure(problem, contenders, dtype, tolerance, report.rounds(5))
     rows += measure_jax(problem, dtype, tolerance, report.rounds(5))
     compare_with_torchdeq(rows)
@@ -88,28 +92,49 @@ def measure(
 ) -> list[report.Row]:
     """Evidence from one observed run of each, then time in interleaved rounds."""
     posed = problem.to(dtype)
-    for contender in contenders.values():  # what is loaded at first use is no solver's time
-        with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
-            contender.solve(posed.f, posed.y0, posed.args, 0.5, 2)
+    compiled = dataclasses.replace(posed, f=torch.compile(posed.f))
+    given = {name: compiled if it.compiled else posed for name, it in contenders.items()}
+    first = {
+        name: warm_up(it, given[name], tolerance, problem.max_steps)
+        for name, it in contenders.items()
+    }
     rows = {
-        name: observe(name, contender, posed, tolerance, problem.max_steps)
+        name: observe(name, contender, given[name], tolerance, problem.max_steps)
         for name, contender in contenders.items()
     }
     calls: dict[str, Callable[[], object]] = {}
+    bare = {
+        name: f"bare {rows[name]['evaluations']}{' compiled' * contender.compiled}"
+        for name, contender in contenders.items()
+    }
     for name, row in rows.items():
+        f, y0, args = given[name].f, given[name].y0, given[name].args
         if row["wall_ms"] is not None and row["wall_ms"] < 1e3 * SLOW:
             calls[name] = functools.partial(
-                contenders[name].solve, posed.f, posed.y0, posed.args, tolerance, problem.max_steps
+                contenders[name].solve, f, y0, args, tolerance, problem.max_steps
             )
         if row["wall_ms"] is not None:
-            count = row["evaluations"]
-            calls[f"bare {count}"] = functools.partial(repeat, posed, count)
+            calls[bare[name]] = functools.partial(repeat, given[name], row["evaluations"])
     seconds = interleaved(calls, rounds)
     for name, row in rows.items():
+        if contenders[name].compiled:
+            row["compile_ms"] = 1e3 * first[name]
         if row["wall_ms"] is not None:
             row["wall_ms"] = 1e3 * seconds.get(name, row["wall_ms"] / 1e3)
-            row["overhead"] = row["wall_ms"] / 1e3 / seconds[f"bare {row['evaluations']}"]
+            row["overhead"] = row["wall_ms"] / 1e3 / seconds[bare[name]]
     return list(rows.values())
+
+
+def warm_up(contender: Contender, posed: Posed, tolerance: float, max_steps: int) -> float:
+    """Seconds of a first use: what is loaded or compiled then is no solver's time.
+
+    Compiled maps are given all batch sizes that they will meet; the others need two steps.
+    """
+    rtol, budget = (tolerance, max_steps) if contender.compiled else (0.5, 2)
+    began = time.perf_counter()
+    with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
+        contender.solve(posed.f, posed.y0, posed.args, rtol, budget)
+    return time.perf_counter() - began
 
 
 def observe(

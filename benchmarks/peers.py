@@ -31,11 +31,12 @@ Solve = Callable[[Map, Tensor, tuple[Tensor, ...], float, int], Answer]
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A solver, its library, and the family within which it is compared."""
+    """A solver, its library, the family within which it is compared, and whether f is compiled."""
 
     library: str
     family: str
     solve: Solve
+    compiled: bool = False
 
 
 class Observed:
@@ -142,6 +143,14 @@ def our_contenders() -> dict[str, Contender]:
         found[f"anderson, history {history}"] = Contender("ours", "anderson", solve)
     found["broyden, history 64"] = Contender("ours", "broyden", ours("broyden", history=64))
     return found
+
+
+def compiled_contenders() -> dict[str, Contender]:
+    """Two of ours over a map that went through torch.compile."""
+    return {
+        f"{name}, f compiled": Contender("ours", name, ours(name), compiled=True)
+        for name in ("picard", "anderson")
+    }
 
 
 def their_contenders() -> dict[str, Contender]:

@@ -6,10 +6,11 @@ form, a folder that many processes write at once, is in `sharded`.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,12 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path, previous: Path | None = None) -> None:
+    def save(self, path: Path, older: Sequence[Path] = ()) -> None:
         """Write to a temporary file beside `path`, then replace it in one step.
 
         Args:
             path: The file.
-            previous: Where the file that is replaced stays, if there is one.
+            older: Names of the files that it replaces, from the last one back; others go.
 
         Raises:
             OSError: It could not be written, and what was there is untouched.
@@ -56,8 +57,9 @@ class Checkpoint:
         try:
             save_file(flat, temporary, header)
             to_disk(temporary)
-            if previous is not None and path.exists():
-                keep_as(path, previous)
+            if older and path.exists():
+                shift(older)
+                keep_as(path, older[0])
             os.replace(temporary, path)
         except (SafetensorError, OSError) as error:
             with contextlib.suppress(OSError):
@@ -134,6 +136,15 @@ def keep_as(path: Path, name: Path) -> None:
         shutil.copyfile(path, temporary)
         to_disk(temporary)
     os.replace(temporary, name)
+
+
+def shift(older: Sequence[Path]) -> None:
+    """Every checkpoint takes the next name, as far as there are some; the last one goes."""
+    for newer, name in reversed(list(itertools.pairwise(older))):
+        if newer.exists():
+            if name.is_dir():
+                shutil.rmtree(name)
+            newer.rename(name)
 
 
 def _checksum(flat: dict[str, Tensor], meta: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
@@ -86,15 +86,18 @@ class CommandLine(ABC):
             return 2
 
     def preset(self, name: str) -> Any:
-        """A configuration by name.
+        """A configuration by name, such as "770m"; "parcae-770m" has that model instead.
 
         Raises:
             ValueError: There is none of this name.
         """
         presets = self.task.presets
-        if name not in presets:
-            raise ValueError(unknown("preset", name, list(presets), "Presets"))
-        return presets[name]
+        if name in presets:
+            return presets[name]
+        model, _, rest = name.partition("-")
+        if rest in presets and model in get_args(get_type_hints(self.task.config_type)["model"]):
+            return dataclasses.replace(presets[rest], model=model)
+        raise ValueError(unknown("preset", name, list(presets), "Presets"))
 
     def start(self, arguments: list[str]) -> Start:
         """A new run from a preset and flags, or an old one from its checkpoint."""

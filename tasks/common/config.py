@@ -22,6 +22,8 @@ class TrainConfig:
         save_every: Seconds between checkpoints.
         checkpoints: "file": one, which the first process gathers and writes while training waits.
             "sharded": a folder; each process writes its share while training goes on.
+        keep_last: Newest checkpoints to keep, besides the best one, at least 2: a damaged one
+            is replaced by the one before.
         batch_size: Puzzles per batch.
         accumulate: Micro-batches that a process takes its share of a batch in, one after the
             other: less memory for the same gradient.
@@ -59,6 +61,7 @@ class TrainConfig:
     # Not chosen by `parallel`: a file is easier to move, and shares only pay where gathering and
     # writing all of it takes long.
     checkpoints: Literal["file", "sharded"] = "file"
+    keep_last: int = 2
     batch_size: int = 64
     accumulate: int = 1
     segments: int = 4
@@ -83,6 +86,8 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {self.steps!r}.")
+        if self.keep_last < 2:
+            raise ValueError(f"`keep_last` must be at least 2, got {self.keep_last!r}.")
         if self.accumulate < 1:
             raise ValueError(f"`accumulate` must be at least 1, got {self.accumulate!r}.")
         if self.threads is not None and self.threads < 1:

@@ -37,6 +37,7 @@ from tasks.common.checkpoint import (
     flattened,
     grouped,
     keep_as,
+    shift,
     to_disk,
 )
 from tasks.common.keeper import FOLDER, Keeper
@@ -98,8 +99,8 @@ class ShardedKeeper(Keeper):
         group: The processes.
     """
 
-    def __init__(self, folder: Path, group: Group):
-        super().__init__(folder, FOLDER)
+    def __init__(self, folder: Path, group: Group, keep_last: int = 2):
+        super().__init__(folder, FOLDER, keep_last)
         self.temporary = folder / (FOLDER + ".tmp")
         self.group = group
         self.thread = ThreadPoolExecutor(max_workers=1)
@@ -207,8 +208,9 @@ class ShardedKeeper(Keeper):
         """Between two of these steps the one before may be the newest: `load_newest` takes it."""
         _write_manifest(self.temporary, meta, sums)
         if self.newest.exists():
-            _remove(self.previous)
-            self.newest.rename(self.previous)
+            shift(self.older)
+            _remove(self.older[0])
+            self.newest.rename(self.older[0])
         self.temporary.rename(self.newest)
         if best:
             twin = self.best.with_name(self.best.name + ".tmp")

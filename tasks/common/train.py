@@ -113,9 +113,10 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.slots: Slots | None = None
         self.adviser = Adviser(self.model, self.config)
-        self.keeper = Keeper(self.folder)
+        keep = self.config.keep_last
+        self.keeper = Keeper(self.folder, keep_last=keep)
         if self.config.checkpoints == "sharded":
-            self.keeper = ShardedKeeper(self.folder, self.group)
+            self.keeper = ShardedKeeper(self.folder, self.group, keep)
         self.path = self.keeper.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 

@@ -15,6 +15,8 @@ from tasks.common.commands import Commands
 from tasks.common.data_files import fingerprints, refuse_changed
 from tasks.common.grid_task import Batches
 from tasks.common.keeper import BEST, NAME, PREVIOUS, REFUSED, Keeper, NotSaved, load_newest
+from tasks.common.parallel import Group
+from tasks.common.sharded import ShardedKeeper
 from tasks.common.train import Trainer
 from tasks.lm.config import LanguageConfig
 from tasks.sudoku.board import Board
@@ -49,6 +51,34 @@ def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None
     assert steps == {NAME: 4, PREVIOUS: 3, BEST: 2}
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_as_many_stay_as_one_asks_for_and_the_newest_intact_one_is_read(
+    sharded: bool, tmp_path: Path
+) -> None:
+    keeper = ShardedKeeper(tmp_path, Group(), 4) if sharded else Keeper(tmp_path, keep_last=4)
+    for step in range(1, 7):
+        keeper.save(state(step))
+    keeper.finish()
+    paths = [keeper.newest, *keeper.older]
+    assert [path.stem.removeprefix("checkpoint") for path in paths] == [
+        "", "-previous", "-previous-2", "-previous-3",
+    ]  # fmt: skip
+    assert set(paths) == set(tmp_path.iterdir())
+    assert [Checkpoint.load(path).meta["step"] for path in paths] == [6, 5, 4, 3]
+    truncate_all(paths[:3])
+    with pytest.warns(UserWarning, match="Going on from .*previous-3.*, of step 3"):
+        assert load_newest(keeper.newest).meta["step"] == 3
+    truncate_all(paths[3:])
+    with pytest.raises(CheckpointError, match="checkpoint-previous-3"):
+        load_newest(keeper.newest)
+
+
+def truncate_all(paths: list[Path]) -> None:
+    for path in paths:
+        path = path / "manifest.json" if path.is_dir() else path
+        path.write_bytes(truncate(path.read_bytes()))
+
+
 def test_links_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, "no links")
@@ -81,7 +111,7 @@ def test_damage_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, 
     keeper.save(state(3))
     # The damaged file has not taken the place of the good one.
     assert Checkpoint.load(keeper.newest).meta["step"] == 3
-    assert Checkpoint.load(keeper.previous).meta["step"] == 1
+    assert Checkpoint.load(keeper.older[0]).meta["step"] == 1
     assert (tmp_path / REFUSED).is_file()
 
 

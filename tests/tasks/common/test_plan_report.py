@@ -30,6 +30,16 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert row["cost"] == pytest.approx(row["days"] * 24 * 16 * 2)
 
 
+def test_a_preset_takes_another_model(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name in ("140m", "attractor-140m", "parcae-140m"):
+        assert lm(["plan", "--preset", name, "--gpus", "8"]) == 0
+        found[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["attractor-140m"]["plan"] == found["140m"]["plan"]
+    assert found["attractor-140m"]["preset"] == "attractor-140m"
+    assert found["parcae-140m"]["config"]["model"] == "parcae"
+
+
 def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert maze(["plan", "--preset", "tiny", "--gpus", "1", "--puzzles", "1000"]) == 0
     text = capsys.readouterr().out
@@ -47,6 +57,7 @@ def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     (["--utilisation", "1.5"], "`--utilisation` must lie in (0, 1], got 1.5"),
     (["--price", "-2"], "`--price` must be 0 or more, got -2.0"),
     (["--tokens", "0"], "`--tokens` must be at least 1, got 0"),
+    (["--preset", "attracter-140m"], "Unknown preset 'attracter-140m'"),
     (["--preset", "14m"], "Did you mean '140m'?"),
     (["--frobnicate", "3"], "Unrecognized options: --frobnicate"),
 ])  # fmt: skip

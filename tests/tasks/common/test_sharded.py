@@ -139,7 +139,7 @@ def test_damage_falls_back_to_the_checkpoint_before_and_says_so(
     # What was damaged has not taken the place of the good one.
     assert Checkpoint.load(keeper.newest).meta["step"] == 3
     if damage is not shutil.rmtree:
-        assert Checkpoint.load(keeper.previous).meta["step"] == 1
+        assert Checkpoint.load(keeper.older[0]).meta["step"] == 1
         assert (tmp_path / "checkpoint-refused").is_dir()
 
 
