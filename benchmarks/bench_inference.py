@@ -1,15 +1,18 @@
 """What solving many puzzles costs when those that have converged leave the batch, and when not.
 
-Ten thousand puzzles of uneven difficulty, in batches of 256, with the trained model in `results/`.
+Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in batches of 256,
+with the trained model in `results/`.
 """
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import report
 import torch
 from timing import show
 
@@ -21,7 +24,8 @@ from tasks.sudoku.task import SudokuTask
 pytestmark = pytest.mark.benchmark
 RESULTS = Path(__file__).parent.parent / "results"
 CHECKPOINT = RESULTS / "sudoku-extreme.safetensors"
-PUZZLES, MADE, MAX_STEPS = 10_000, 500, 128
+PUZZLES = report.setting_or("BENCH_PUZZLES", 10_000)
+MADE, MAX_STEPS = 500, 128
 
 
 def test_inference_with_and_without_compaction(benchmark: Any) -> None:
@@ -32,7 +36,7 @@ def test_inference_with_and_without_compaction(benchmark: Any) -> None:
         test_puzzles=MADE, min_clues=22, max_clues=30, minimal=False,
     )  # fmt: skip
     made, _ = to_tensors(task.load(config)[1], config.board)
-    repeated = made.repeat(PUZZLES // MADE, 1)
+    repeated = made.repeat(math.ceil(PUZZLES / MADE), 1)[:PUZZLES]
     generator = torch.Generator().manual_seed(0)
     x, _ = augment(repeated, repeated, config.board, generator)
     seconds, found = {}, {}
