@@ -42,7 +42,8 @@ from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
-CHECKPOINT = Path(__file__).parent.parent / "results" / "sudoku-extreme.safetensors"
+RESULTS = Path(__file__).parent.parent / "results"
+CHECKPOINT = RESULTS / "sudoku-extreme-curriculum.safetensors"
 SECONDS = report.setting_or("SERVE_SECONDS", 60)
 TURNS = report.setting_or("SERVE_TURNS", 2)
 PUZZLES = report.setting_or("SERVE_PUZZLES", 400)
