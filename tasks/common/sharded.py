@@ -97,6 +97,7 @@ class ShardedKeeper(Keeper):
     Args:
         folder: Where the checkpoints are.
         group: The processes.
+        keep_last: See `Keeper`.
     """
 
     def __init__(self, folder: Path, group: Group, keep_last: int = 2):
@@ -207,10 +208,7 @@ class ShardedKeeper(Keeper):
     def _publish(self, meta: dict[str, Any], sums: dict[str, str], best: bool) -> None:
         """Between two of these steps the one before may be the newest: `load_newest` takes it."""
         _write_manifest(self.temporary, meta, sums)
-        if self.newest.exists():
-            shift(self.older)
-            _remove(self.older[0])
-            self.newest.rename(self.older[0])
+        shift([self.newest, *self.older])
         self.temporary.rename(self.newest)
         if best:
             twin = self.best.with_name(self.best.name + ".tmp")
