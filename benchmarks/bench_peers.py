@@ -54,8 +54,8 @@ NOTES = [
     f"{SLACK:g} times the tolerance. `ms`: median of interleaved rounds, after a warm-up; one "
     f"run if it takes more than {SLOW:g} s, interrupted after {LIMIT:g} s.",
     "`f compiled`: f went through `torch.compile`, the loop did not; everything jitted by JAX "
-    "includes its loop. `compile ms`: the first call, compiling included; of the second solver over "
-    "a compiled f, what the first has left to compile.",
+    "includes its loop. `compile ms`: the first call, compiling included; of the second solver "
+    "over a compiled f, what the first has left to compile.",
     "`overhead`: time over as many bare calls of the same f on the whole batch; below 1 where "
     "samples left the batch. `time / torchdeq's`: over the quickest torchdeq solver of "
     "that family that converged.",
