@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.common import set_cache
@@ -9,6 +10,7 @@ from tasks.common.set_cache import SetCache
 from tasks.sudoku.board import Board, Puzzle
 from tasks.sudoku.files import read_puzzles, write_puzzles
 from tasks.sudoku.generate import GENERATOR_VERSION, train_and_test
+from tasks.sudoku.relatives import RELATIVES_VERSION, relatives
 
 
 def default_directory() -> Path:
@@ -57,9 +59,7 @@ def cached(
         "minimal": minimal or clues is None,
         "seed": seed,
     }
-    folder = Path(directory) if directory is not None else default_directory()
-    cache = SetCache(folder, lambda path: read_puzzles(path, board), write_puzzles)
-    return cache.get(
+    return _cache(board, directory).get(
         board.name,
         wanted,
         (train_count, test_count),
@@ -67,3 +67,42 @@ def cached(
             train_count, test_count, board, clues, minimal=minimal, seed=seed, workers=workers
         ),
     )
+
+
+def cached_relatives(
+    puzzles: Sequence[Puzzle],
+    count: int,
+    board: Board,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    directory: str | Path | None = None,
+) -> list[Puzzle]:
+    """`relatives`, but read from disk where they were made before; see `cached`.
+
+    Args:
+        puzzles: See `relatives`.
+        count: See `relatives`.
+        board: That of the puzzles.
+        seed: See `relatives`.
+        workers: See `relatives`.
+        directory: See `cached`.
+    """
+    wanted = {
+        "version": RELATIVES_VERSION,
+        "puzzles": [puzzle.question for puzzle in puzzles],
+        "count": count,
+        "seed": seed,
+    }
+    made, _ = _cache(board, directory).get(
+        f"{board.name}-relatives",
+        wanted,
+        (count * len(puzzles), 0),
+        lambda: (relatives(puzzles, count, seed=seed, workers=workers), []),
+    )
+    return made
+
+
+def _cache(board: Board, directory: str | Path | None) -> SetCache[Puzzle]:
+    folder = Path(directory) if directory is not None else default_directory()
+    return SetCache(folder, lambda path: read_puzzles(path, board), write_puzzles)

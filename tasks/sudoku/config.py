@@ -18,6 +18,8 @@ class SudokuConfig(GridConfig):
         minimal: Only puzzles in which every clue is needed.
         extra_clues: Training puzzles show up to so many cells more, at random, at the start of
             training; ever fewer later, and none in its last half.
+        relatives: Puzzles made from each training puzzle, with its solution and other clues, to
+            train on too; see `tasks.sudoku.relatives`.
     """
 
     side: int = 9
@@ -25,13 +27,15 @@ class SudokuConfig(GridConfig):
     max_clues: int = 34
     minimal: bool = False
     extra_clues: int = 0
+    relatives: int = 0
     # Trained maps turn about their fixed points: plain iteration gets the same answers, slowly.
     eval_solver: str | None = "broyden"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.extra_clues < 0:
-            raise ValueError(f"`extra_clues` must be 0 or more, got {self.extra_clues}.")
+        for name in ("extra_clues", "relatives"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         Board.of(self.side)
         if not 0 < self.min_clues <= self.max_clues <= self.side**2:
             raise ValueError(

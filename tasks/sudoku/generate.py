@@ -11,19 +11,14 @@ Puzzle number i depends on the seed and on i alone, never on how many processes 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
+import itertools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
 
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
+from tasks.sudoku.workers import Job, answer, chunks, in_processes, num_cores
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other puzzles: caches depend on it."""
@@ -34,7 +29,6 @@ SOURCE = "generated"
 _FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # no puzzle with fewer has a unique solution
 _MAX_GRIDS = 5000  # full grids tried for one puzzle before its clue range is called hopeless
 _MIN_DRAWS_PER_WORKER = 250  # below about half a second of work a process does not pay
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -164,67 +158,22 @@ def _collect(
 
 
 def _draw_all(recipe: _Recipe, indices: range, workers: int | None) -> Iterable[Puzzle]:
-    if workers is None:
-        workers = _num_cores()
-    workers = min(workers, len(indices) // _MIN_DRAWS_PER_WORKER)
+    workers = min(workers or num_cores(), len(indices) // _MIN_DRAWS_PER_WORKER)
     if workers <= 1:
         return [_draw(recipe, index) for index in indices]
-    # Several chunks a worker, as some puzzles take longer than others.
-    size = -(-len(indices) // (4 * workers))
-    chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-    with ThreadPoolExecutor(workers) as pool:
-        drawn = pool.map(lambda chunk: _draw_in_process(recipe, chunk), chunks)
-        return [puzzle for puzzles in drawn for puzzle in puzzles]
+    start = indices.start
+    jobs = [
+        {"recipe": asdict(recipe), "start": start + part.start, "stop": start + part.stop}
+        for part in chunks(len(indices), workers)
+    ]
+    return itertools.chain.from_iterable(in_processes("tasks.sudoku.generate", jobs, workers))
 
 
-def _num_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _draw_in_process(recipe: _Recipe, indices: range) -> list[Puzzle]:
-    """Draw in a fresh interpreter.
-
-    Not `multiprocessing`: forking a process in which torch runs threads is unsafe, and spawning
-    imports the caller's main module, hence torch, in each worker, which takes longer than the
-    work itself, and fails for a script without a main guard.
-    """
-    job = {"recipe": asdict(recipe), "start": indices.start, "stop": indices.stop}
-    path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
-    finished = subprocess.run(
-        [sys.executable, "-m", "tasks.sudoku.generate"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=_PACKAGE_ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if finished.returncode:
-        raise RuntimeError(
-            f"A worker that makes puzzles ended with exit status {finished.returncode}. Use "
-            f"`workers=1` to make them in this process. Its last words:\n{finished.stderr}"
-        )
-    reply = json.loads(finished.stdout)
-    if reply["error"] is not None:
-        raise ValueError(reply["error"])
-    return [Puzzle(*row) for row in reply["puzzles"]]
-
-
-def _work() -> None:
-    """The other end of `_draw_in_process`."""
-    job = json.load(sys.stdin)
+def _work(job: Job) -> list[Puzzle]:
+    """What a worker does."""
     fields = job["recipe"]
     recipe = _Recipe(**{**fields, "clues": fields["clues"] and tuple(fields["clues"])})
-    reply: dict[str, Any] = {"puzzles": [], "error": None}
-    try:
-        for index in range(job["start"], job["stop"]):
-            reply["puzzles"].append(astuple(_draw(recipe, index)))
-    except ValueError as error:
-        reply["error"] = str(error)
-    json.dump(reply, sys.stdout)
+    return [_draw(recipe, index) for index in range(job["start"], job["stop"])]
 
 
 def _draw(recipe: _Recipe, index: int) -> Puzzle:
@@ -345,4 +294,4 @@ def _structure(board: Board) -> tuple[list[int], list[list[int]]]:
 
 
 if __name__ == "__main__":
-    _work()
+    answer(_work)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tasks.common.grid_task import Frames, GridTask, Sampler
 from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid_solution, parse
-from tasks.sudoku.cache import cached
+from tasks.sudoku.cache import cached, cached_relatives
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
 from tasks.sudoku.files import read_puzzles
 from tasks.sudoku.generate import generate, symmetry_invariant
@@ -41,6 +41,13 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
             minimal=config.minimal,
             seed=config.seed,
         )
+
+    def load(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
+        """See `GridTask.load`; after the training puzzles, their relatives."""
+        train, test = super().load(config)
+        if config.relatives:
+            train += cached_relatives(train, config.relatives, config.board, seed=config.seed)
+        return train, test
 
     def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_puzzles`."""

@@ -7,6 +7,7 @@ from itertools import permutations
 import pytest
 
 from tasks.sudoku import generate as generate_module
+from tasks.sudoku import workers as workers_module
 from tasks.sudoku.board import Board, Puzzle, check_answer, parse
 from tasks.sudoku.generate import generate, symmetry_invariant, train_and_test
 from tasks.sudoku.solver import rating, search
@@ -100,14 +101,14 @@ def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_failing_worker_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_module, "_MIN_DRAWS_PER_WORKER", 1)
-    monkeypatch.setattr(generate_module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(workers_module.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"exit status 1\. Use `workers=1`"):
         generate(4, Board.of(4), workers=2)
 
 
 def test_workers_do_not_load_torch() -> None:
     code = "import sys, tasks.sudoku.generate; sys.exit('torch' in sys.modules)"
-    root = generate_module._PACKAGE_ROOT
+    root = workers_module._PACKAGE_ROOT
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 

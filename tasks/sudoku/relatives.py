@@ -1,0 +1,115 @@
+"""More puzzles like given ones: as hard, with the same solution, and with other clues.
+
+Hard puzzles are rare: of the minimal puzzles that digging in random grids leads to, next to none
+is as hard as those of the published lists. But near a hard puzzle there are others, which is how
+many of those lists were made. Here a walk starts at a puzzle, and each step
+
+1. shows one to three cells more, drawn at random;
+2. takes away, in random order, the old clues that are no longer necessary, and then the new
+   ones, so that a minimal puzzle is left;
+3. stays where it was if the puzzle that is left has less than half the guesses of the first one
+   (those of our solver), and less than 40.
+
+Every puzzle that the walk comes to for the first time is a relative.
+
+All have the solution of the first, so a relative of a training puzzle is a test puzzle in
+disguise only if the two shared a solution already.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import astuple
+from random import Random
+
+from tasks.sudoku.board import Board, Puzzle, parse
+from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
+from tasks.sudoku.workers import Job, answer, chunks, in_processes, num_cores
+
+RELATIVES_VERSION = 1
+"""Raise it with any change that makes the same call return other puzzles: caches depend on it."""
+
+SOURCE = "relative"
+"""The `source` of every puzzle made here."""
+
+_MOST_SHOWN = 3  # with one cell a step mostly leads back; with four to much easier puzzles
+_HARD = 40  # guesses of our solver; the hardest puzzles have few neighbours that are as hard
+_FEWEST_STEPS, _STEPS_PER_RELATIVE = 150, 10  # then the walk gives up
+
+
+def relatives(
+    puzzles: Sequence[Puzzle], count: int, *, seed: int = 0, workers: int | None = None
+) -> list[Puzzle]:
+    """As many relatives of each puzzle.
+
+    Costs some 40 ms for each on one core, near the hardest puzzles.
+
+    Args:
+        puzzles: Each with one solution; see `generate` and `read_puzzles`.
+        count: Relatives of each. A puzzle that has fewer within reach fills up with itself.
+        seed: The same seed gives the same relatives.
+        workers: Processes to share the work, by default one per CPU core.
+
+    Returns:
+        `count` puzzles for the first, for the second, and so on.
+    """
+    parts = chunks(len(puzzles), workers or num_cores())
+    jobs: list[Job] = [
+        {"puzzles": [astuple(puzzles[i]) for i in part], "count": count, "seed": seed}
+        for part in parts
+    ]
+    if workers == 1:
+        return list(itertools.chain.from_iterable(map(_work, jobs)))
+    made = in_processes("tasks.sudoku.relatives", jobs, workers or num_cores())
+    return list(itertools.chain.from_iterable(made))
+
+
+def _work(job: Job) -> list[Puzzle]:
+    """What a worker does."""
+    found = []
+    for row in job["puzzles"]:
+        found += _walk(Puzzle(*row), job["count"], job["seed"])
+    return found
+
+
+def _walk(puzzle: Puzzle, count: int, seed: int) -> list[Puzzle]:
+    rng = Random(f"{seed}/relatives/{puzzle.question}")
+    board = Board.for_length(len(puzzle.question))
+    engine = engine_for(board)
+    solution = sum(engine.clue_bits(parse(puzzle.answer, board)))
+    clues = sum(engine.clue_bits(parse(puzzle.question, board)))
+    hard_enough = min(_guesses(clues, engine) / 2, _HARD)
+    seen, known, found = {clues}, {clues}, []
+    for _ in range(max(_FEWEST_STEPS, _STEPS_PER_RELATIVE * count)):
+        if len(found) == count:
+            break
+        step = _step(clues, solution, engine, rng)
+        if step not in seen:
+            seen.add(step)
+            if _guesses(step, engine) < hard_enough:
+                continue
+            known.add(step)
+            found.append(complete(SOURCE, engine.digits(step), board))
+        clues = step if step in known else clues
+    return found + [puzzle] * (count - len(found))
+
+
+def _step(clues: int, solution: int, engine: Engine, rng: Random) -> int:
+    """Another minimal puzzle with this solution, or the same one."""
+    old, hidden = list(single_bits(clues)), list(single_bits(solution & ~clues))
+    shown = rng.sample(hidden, min(rng.randint(1, _MOST_SHOWN), len(hidden)))
+    rng.shuffle(old)
+    clues |= sum(shown)
+    for clue in old + shown:
+        if not engine.is_needed(clue, single_bits(clues & ~clue)):
+            clues &= ~clue
+    return clues
+
+
+def _guesses(clues: int, engine: Engine) -> int:
+    return engine.search(*engine.start(single_bits(clues)), limit=2)[1]
+
+
+if __name__ == "__main__":
+    answer(_work)

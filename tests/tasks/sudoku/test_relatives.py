@@ -1,0 +1,102 @@
+"""Relatives of puzzles: proper, minimal, with the same solution, and as hard."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.sudoku import workers as workers_module
+from tasks.sudoku.board import Board, Puzzle, parse
+from tasks.sudoku.cache import cached_relatives
+from tasks.sudoku.config import PRESETS
+from tasks.sudoku.generate import generate
+from tasks.sudoku.relatives import SOURCE, relatives
+from tasks.sudoku.solver import complete, rating, search
+from tasks.sudoku.task import SudokuTask
+
+BOARD = Board.of(9)
+# The puzzle of the README, by A. Inkala (2012): our solver makes some 90 guesses.
+HARD = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
+
+
+@pytest.fixture(scope="module")
+def hard() -> Puzzle:
+    return complete("known", parse(HARD), BOARD)
+
+
+def test_relatives_are_minimal_puzzles_with_the_same_solution(hard: Puzzle) -> None:
+    found = relatives([hard], 6, workers=1)
+    assert len({puzzle.question for puzzle in found} | {hard.question}) == 7
+    for puzzle in found:
+        clues = parse(puzzle.question, BOARD)
+        assert puzzle.answer == hard.answer
+        assert puzzle.source == SOURCE
+        assert len(search(clues, BOARD).solutions) == 1
+        for cell in range(BOARD.num_cells):
+            if clues[cell]:
+                fewer = [*clues[:cell], 0, *clues[cell + 1 :]]
+                assert len(search(fewer, BOARD).solutions) == 2
+
+
+def test_relatives_are_as_hard_up_to_a_bound(hard: Puzzle) -> None:
+    found = relatives([hard], 6, workers=1)
+    assert min(rating(parse(puzzle.question), BOARD) for puzzle in found) >= 40
+    ordinary = generate(50, BOARD, minimal=True, workers=1)
+    assert sum(puzzle.rating >= 40 for puzzle in ordinary) == 0
+
+
+def test_seed_and_puzzle_decide(hard: Puzzle) -> None:
+    other = generate(1, BOARD, (24, 26), seed=1, workers=1)[0]
+    both = relatives([other, hard], 3, workers=1)
+    assert both[3:] == relatives([hard], 3, workers=1)
+    assert both[3:] != relatives([hard], 3, seed=1, workers=1)
+
+
+def test_workers_change_nothing(hard: Puzzle) -> None:
+    puzzles = generate(3, Board.of(6), minimal=True, workers=1)
+    assert relatives(puzzles, 4, workers=2) == relatives(puzzles, 4, workers=1)
+
+
+def test_workers_do_not_load_torch() -> None:
+    code = "import sys, tasks.sudoku.relatives; sys.exit('torch' in sys.modules)"
+    root = workers_module._PACKAGE_ROOT
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_puzzle_without_enough_relatives_fills_up_with_itself() -> None:
+    puzzle = generate(1, Board.of(4), (4, 4), workers=1)[0]
+    found = relatives([puzzle], 2000, workers=1)
+    different = len({other.question for other in found})
+    assert len(found) == 2000
+    assert found[different - 1 :] == [puzzle] * (2001 - different)
+
+
+def test_they_are_kept(tmp_path: Path, hard: Puzzle, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cached_relatives([hard], 2, BOARD, workers=1, directory=tmp_path)
+    monkeypatch.setattr("tasks.sudoku.cache.relatives", lambda *_, **__: pytest.fail("made again"))
+    assert cached_relatives([hard], 2, BOARD, workers=1, directory=tmp_path) == made
+
+
+def test_training_sees_them_and_testing_does_not(
+    tmp_path: Path, hard: Puzzle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "hard.txt"
+    path.write_text(f"{hard.question}\n")
+    config = replace(
+        PRESETS["hard"], train_data=path, test_data=path, relatives=3, batch_size=1, extra_clues=0
+    )
+    train, test = SudokuTask().load(config)
+    assert [puzzle.question for puzzle in test] == [hard.question]
+    assert [puzzle.source for puzzle in train[1:]] == [SOURCE] * 3
+    sampler = SudokuTask().sampler(train, config)
+    x, classes = sampler(torch.arange(4), torch.Generator().manual_seed(0), 0.0)
+    assert bool(SudokuTask().is_valid(x, classes, config).all())
+
+
+def test_fewer_than_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="`relatives` must be 0 or more, got -1"):
+        replace(PRESETS["hard"], relatives=-1)
