@@ -1,6 +1,6 @@
 """What solving many puzzles costs when those that have converged leave the batch, and when not.
 
-Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in batches of 256,
+Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in the batches of `eval`,
 with the trained model in `results/`.
 """
 

@@ -1,10 +1,12 @@
 """What a person sees while a model trains: a live bar, a log file, TensorBoard scalars."""
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console
@@ -135,3 +137,16 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the rows that have it, and where it is finite if it ever is.
+
+    Args:
+        rows: Figures of steps; those of a skipped step may not be finite.
+    """
+    found = {}
+    for name in {name: None for row in rows for name in row}:
+        values = [row[name] for row in rows if name in row]
+        found[name] = fmean([value for value in values if math.isfinite(value)] or values)
+    return found

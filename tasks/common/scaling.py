@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from models import GridModel
-from tasks.common.evaluate import BATCH, Predictions, perturbed, solve_batch
+from tasks.common.evaluate import Predictions, batches, perturbed, solve_batch
 
 Choice = Literal["residual", "vote", "valid"]
 Validity = Callable[[Tensor, Tensor], Tensor]
@@ -87,7 +87,7 @@ def solve_from_starts(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     columns: list[list[Predictions]] = []
-    for rows in x.split(BATCH):
+    for rows in batches(model, x):
         columns.append(_starts(model, rows, max_steps, breadth, noise, generator))
     predictions = [Predictions.join(list(parts)) for parts in zip(*columns, strict=True)]
     kept = torch.stack([valid(x, p.classes) for p in predictions])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from models import GridModel
-from tasks.common.evaluate import BATCH
+from tasks.common.evaluate import batches
 from tasks.common.scaling import Validity
 
 Assume = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -78,7 +78,7 @@ def search(
             found.append(classes)
         return found
 
-    return [torch.cat(parts) for parts in zip(*map(answers, x.split(BATCH)), strict=True)]
+    return [torch.cat(parts) for parts in zip(*map(answers, batches(model, x)), strict=True)]
 
 
 class _Solve:

@@ -46,7 +46,7 @@ from tasks.common.parallel import (
     unsharded,
     whole,
 )
-from tasks.common.report import Reporter
+from tasks.common.report import Reporter, means
 from tasks.common.sharded import ShardedKeeper
 from tasks.common.slots import Slots
 from tasks.common.stop_signal import StopSignal
@@ -111,6 +111,7 @@ class Trainer:
         self.seconds = 0.0
         self.skipped = 0
         self.history: list[dict[str, float]] = []
+        self.unlogged: list[dict[str, float]] = []
         self.slots: Slots | None = None
         self.adviser = Adviser(self.model, self.config)
         keep = self.config.keep_last
@@ -152,6 +153,7 @@ class Trainer:
             torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         self.history = checkpoint.meta["history"]
+        self.unlogged = checkpoint.meta.get("unlogged", [])
         for row in self.history:
             self.adviser.read(row)  # what it said then is known
         self.task.go_to(checkpoint.meta.get("position"))
@@ -192,6 +194,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "unlogged": self.unlogged,
             "position": self.task.position(),
         }
         return Checkpoint(tensors, {**self.meta, **state})
@@ -355,9 +358,16 @@ class Trainer:
         self.slots.age[:] = self.config.segments
 
     def _note(self, figures: dict[str, float], reporter: Reporter | None) -> None:
-        row = {"step": self.step, "minutes": self.seconds / 60, **figures}
+        """Log the mean of the steps since the last row.
+
+        A single step would mislead: samples that came together are of one age, and a loss that
+        is looked at every tenth step would beat with the number of their segments.
+        """
+        self.unlogged.append(figures)
+        row = {"step": self.step, "minutes": self.seconds / 60, **means(self.unlogged)}
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
         if self.step - last >= LOG_EVERY or _looked(row):
+            self.unlogged = []
             self.history.append(row)
             if (advice := self.adviser.read(row)) is not None:
                 warnings.warn(advice, stacklevel=2)

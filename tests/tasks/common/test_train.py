@@ -1,6 +1,7 @@
 """The training loop: it learns, stops on request, and resumes to the same numbers."""
 
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -67,6 +68,24 @@ def test_overfits_one_batch(tmp_path: Path) -> None:
     trainer = make(tmp_path, task, steps=240, learning_rate=5e-3)
     trainer.run()
     assert trainer.history[-1]["loss"] < 0.1 * trainer.history[0]["loss"]
+
+
+def test_a_row_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:
+    class Counting(Recorder):
+        steps = 0.0
+
+        def look(self, model: GridModel) -> dict[str, float]:
+            return {}
+
+        def figures(self, right: torch.Tensor) -> dict[str, float]:
+            self.steps += 1
+            return {"number": self.steps if self.steps != 14 else math.nan}
+
+    trainer = make(tmp_path, Counting(), steps=21)
+    trainer.run()
+    rows = [(row["step"], row["number"]) for row in trainer.history]
+    between = (12 + 13 + 15 + 16 + 17 + 18 + 19 + 20 + 21) / 9
+    assert rows == [(1, 1.0), (11, sum(range(2, 12)) / 10), (21, between)]
 
 
 @pytest.mark.parametrize("options", [{"start_noise": 0.5}, {"model": "eqr"}])

@@ -75,6 +75,19 @@ def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]["puzzles"] == 20
 
 
+def test_compiled_blocks_give_the_same_figures(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "--checkpoint", str(run / "checkpoint.safetensors"), "--quick"]
+    found = []
+    for options in ([], ["--compile"]):
+        assert main([*arguments, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["eval"])
+    plain, compiled = found
+    assert compiled["exact_accuracy"] == plain["exact_accuracy"]
+    assert compiled["mean_steps"] == pytest.approx(plain["mean_steps"], rel=0.02)
+
+
 def test_solve_prints_grid_steps_residual_and_verdict(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
