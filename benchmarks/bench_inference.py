@@ -1,7 +1,7 @@
 """What solving many puzzles costs when those that have converged leave the batch, and when not.
 
-Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in the batches of `eval`,
-with the trained model in `results/`.
+Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in the batches of
+`eval`, with the trained model in `results/`.
 """
 
 import dataclasses

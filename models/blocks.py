@@ -123,6 +123,9 @@ class SquaredReLU(nn.Module):
 class Convolution(nn.Module):
     """A 3 x 3 convolution over the square that the tokens form, with zeros around it.
 
+    Its weight is kept as a matrix, from the 9 D numbers under the filter to D, so that an
+    optimiser of matrices such as Muon takes it for one.
+
     Args:
         width: D.
         side: T is side * side.
@@ -131,13 +134,15 @@ class Convolution(nn.Module):
     def __init__(self, width: int, side: int):
         super().__init__()
         self.side = side
-        self.weight = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.weight = nn.Parameter(torch.empty(width, width * 9))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Exchange messages with the eight neighbours."""
         # Tokens with their channels last are an image in the channels-last format already.
-        image = h_BTD.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
-        return self.weight(image).permute(0, 2, 3, 1).flatten(1, 2)
+        image_BDSS = h_BTD.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        filters = self.weight.unflatten(1, (-1, 3, 3))
+        return F.conv2d(image_BDSS, filters, padding=1).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class TokenMixer(nn.Module):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from models.attention import SelfAttention, rotate
-from models.blocks import Block, SwiGLU, UnitAttention
+from models.blocks import Block, Convolution, SwiGLU, UnitAttention
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
 
@@ -77,3 +78,12 @@ def test_block_keeps_the_state_bounded() -> None:
     for _ in range(50):
         h = block(h)
     assert h.square().mean(-1).sqrt().max() < 1.01
+
+
+def test_a_convolution_is_that_of_torch() -> None:
+    ours, theirs = Convolution(6, 5).double(), nn.Conv2d(6, 6, 3, padding=1, bias=False).double()
+    ours.weight.data.copy_(theirs.weight.flatten(1))
+    h = torch.randn(2, 25, 6, dtype=torch.float64)
+    image = h.view(2, 5, 5, 6).permute(0, 3, 1, 2)
+    expected = theirs(image).permute(0, 2, 3, 1).reshape(2, 25, 6)
+    assert torch.allclose(ours(h), expected, atol=1e-14)

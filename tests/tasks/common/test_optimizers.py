@@ -10,6 +10,7 @@ from torch import nn
 from models import AttractorLM, LanguageSpec
 from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.lm.config import LanguageConfig
+from tasks.maze.config import MazeConfig
 
 SPEC = LanguageSpec(vocabulary=300, width=16, num_heads=2, backbone_blocks=1)
 
@@ -40,6 +41,14 @@ def test_matrices_of_transformers_are_matrices_too(mixer: Any, matrices: int) ->
     assert len(taken) == matrices
     assert not [name for name in taken if "wpe" in name or "norm" in name or "ln_" in name]
     assert len(adamw.param_groups[0]["params"]) == len(names) - matrices
+
+
+def test_filters_of_convolutions_are_matrices_too() -> None:
+    model = MazeConfig().build()
+    muon, _ = build_optimizers(model, MazeConfig(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    taken = [names[id(p)] for p in muon.param_groups[0]["params"]]
+    assert sum(name.endswith("mixer.weight") for name in taken) == 3
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("adamw", 0.01), ("muon", 0.1)])
