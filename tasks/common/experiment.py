@@ -82,6 +82,7 @@ def train(
         torch.set_num_threads(config.threads)
     print(f"Getting {task.noun}s ...", flush=True)
     train_set, test_set = task.load(config)
+    train_set = task.enlarged(train_set, config)
     overlap = _overlap(task, train_set, test_set, config)
     held_out = task.encode(test_set[:look_at], config)
     batches = Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps)

@@ -64,6 +64,10 @@ class GridTask(ABC, Generic[P, C]):
     def identity(self, puzzle: P, config: C) -> Any:
         """Equal for two puzzles if one is the other in disguise."""
 
+    def enlarged(self, puzzles: list[P], config: C) -> list[P]:
+        """Training puzzles, and others that are made from them."""
+        return puzzles
+
     @abstractmethod
     def encode(self, puzzles: Sequence[P], config: C) -> tuple[Tensor, Tensor]:
         """Symbols of the questions and classes of the answers, shape (puzzles, cells)."""

@@ -10,7 +10,7 @@ from tasks.common.set_cache import SetCache
 from tasks.sudoku.board import Board, Puzzle
 from tasks.sudoku.files import read_puzzles, write_puzzles
 from tasks.sudoku.generate import GENERATOR_VERSION, train_and_test
-from tasks.sudoku.relatives import RELATIVES_VERSION, relatives
+from tasks.sudoku.relatives import RELATIVES_VERSION, harder, relatives
 
 
 def default_directory() -> Path:
@@ -25,6 +25,7 @@ def cached(
     clues: tuple[int, int] | None = None,
     *,
     minimal: bool = False,
+    guesses: int = 0,
     seed: int = 0,
     workers: int | None = None,
     directory: str | Path | None = None,
@@ -41,6 +42,7 @@ def cached(
         board: See `train_and_test`.
         clues: See `train_and_test`.
         minimal: See `train_and_test`.
+        guesses: Fewest guesses of our solver; see `relatives.harder`.
         seed: See `train_and_test`.
         workers: See `train_and_test`. Not part of the hash, as it changes no puzzle.
         directory: The folder of the cache, by default `default_directory()`.
@@ -49,7 +51,7 @@ def cached(
         Training puzzles and test puzzles.
 
     Raises:
-        ValueError: See `train_and_test`.
+        ValueError: See `train_and_test` and `relatives.harder`.
     """
     wanted = {
         "version": GENERATOR_VERSION,
@@ -59,14 +61,20 @@ def cached(
         "minimal": minimal or clues is None,
         "seed": seed,
     }
-    return _cache(board, directory).get(
-        board.name,
-        wanted,
-        (train_count, test_count),
-        lambda: train_and_test(
+    if guesses:
+        wanted |= {"guesses": guesses, "relatives_version": RELATIVES_VERSION}
+
+    def make() -> tuple[list[Puzzle], list[Puzzle]]:
+        train, test = train_and_test(
             train_count, test_count, board, clues, minimal=minimal, seed=seed, workers=workers
-        ),
-    )
+        )
+        if guesses:
+            train, test = (
+                harder(part, guesses, seed=seed, workers=workers) for part in (train, test)
+            )
+        return train, test
+
+    return _cache(board, directory).get(board.name, wanted, (train_count, test_count), make)
 
 
 def cached_relatives(

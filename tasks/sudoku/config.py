@@ -16,6 +16,8 @@ class SudokuConfig(GridConfig):
         min_clues: Fewest clues of a puzzle that is made.
         max_clues: Most clues.
         minimal: Only puzzles in which every clue is needed.
+        min_guesses: Made puzzles are exchanged for puzzles near them, with the same solution,
+            that our solver needs at least so many guesses for.
         extra_clues: Training puzzles show up to so many cells more, at random, at the start of
             training; ever fewer later, and none in its last half.
         relatives: Puzzles made from each training puzzle, with its solution and other clues, to
@@ -26,6 +28,7 @@ class SudokuConfig(GridConfig):
     min_clues: int = 30
     max_clues: int = 34
     minimal: bool = False
+    min_guesses: int = 0
     extra_clues: int = 0
     relatives: int = 0
     # Trained maps turn about their fixed points: plain iteration gets the same answers, slowly.
@@ -33,7 +36,7 @@ class SudokuConfig(GridConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("extra_clues", "relatives"):
+        for name in ("min_guesses", "extra_clues", "relatives"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         Board.of(self.side)
@@ -106,8 +109,9 @@ PRESETS: dict[str, SudokuConfig] = {
         _HARD,
         min_clues=17,
         max_clues=25,
+        min_guesses=20,
+        relatives=15,
         minutes=100.0,
-        extra_clues=20,
         start_noise=0.5,
         averaging=0.999,
         eval_steps=128,

@@ -39,15 +39,17 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
             config.board,
             (config.min_clues, config.max_clues),
             minimal=config.minimal,
+            guesses=config.min_guesses,
             seed=config.seed,
         )
 
-    def load(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
-        """See `GridTask.load`; after the training puzzles, their relatives."""
-        train, test = super().load(config)
-        if config.relatives:
-            train += cached_relatives(train, config.relatives, config.board, seed=config.seed)
-        return train, test
+    def enlarged(self, puzzles: list[Puzzle], config: SudokuConfig) -> list[Puzzle]:
+        """After the puzzles, their relatives."""
+        if not config.relatives:
+            return puzzles
+        print(f"Getting {config.relatives} relatives of each, made once and then kept ...")
+        board = config.board
+        return puzzles + cached_relatives(puzzles, config.relatives, board, seed=config.seed)
 
     def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_puzzles`."""

@@ -4,16 +4,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tasks.sudoku import workers as workers_module
 from tasks.sudoku.board import Board, Puzzle, parse
-from tasks.sudoku.cache import cached_relatives
+from tasks.sudoku.cache import cached, cached_relatives
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.generate import generate
-from tasks.sudoku.relatives import SOURCE, relatives
+from tasks.sudoku.relatives import SOURCE, harder, relatives
 from tasks.sudoku.solver import complete, rating, search
 from tasks.sudoku.task import SudokuTask
 
@@ -46,6 +47,31 @@ def test_relatives_are_as_hard_up_to_a_bound(hard: Puzzle) -> None:
     assert min(rating(parse(puzzle.question), BOARD) for puzzle in found) >= 40
     ordinary = generate(50, BOARD, minimal=True, workers=1)
     assert sum(puzzle.rating >= 40 for puzzle in ordinary) == 0
+
+
+def test_harder_puzzles_keep_their_solution() -> None:
+    puzzles = generate(4, BOARD, minimal=True, workers=1)
+    found = harder(puzzles, 10, workers=1)
+    assert [puzzle.answer for puzzle in found] == [puzzle.answer for puzzle in puzzles]
+    assert [puzzle.rating >= 10 for puzzle in found] == [True] * 4
+    assert sum(puzzle.rating >= 10 for puzzle in puzzles) < 4
+    assert harder(found, 10, workers=1) == found
+
+
+def test_what_cannot_be_harder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.sudoku.relatives._MOST_STEPS_UP", 20)
+    puzzle = generate(1, Board.of(4), (4, 4), workers=1)
+    with pytest.raises(ValueError, match=r"that needs 100 guesses; .* Ask for fewer\."):
+        harder(puzzle, 100, workers=1)
+
+
+def test_harder_sets_are_kept_apart_from_others(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"minimal": True, "workers": 1, "directory": tmp_path}
+    plain = cached(2, 1, BOARD, **options)
+    hard = cached(2, 1, BOARD, guesses=6, **options)
+    assert min(puzzle.rating for part in hard for puzzle in part) >= 6
+    assert cached(2, 1, BOARD, guesses=6, **options) == hard
+    assert cached(2, 1, BOARD, **options) == plain
 
 
 def test_seed_and_puzzle_decide(hard: Puzzle) -> None:
@@ -87,9 +113,15 @@ def test_training_sees_them_and_testing_does_not(
     path = tmp_path / "hard.txt"
     path.write_text(f"{hard.question}\n")
     config = replace(
-        PRESETS["hard"], train_data=path, test_data=path, relatives=3, batch_size=1, extra_clues=0
+        PRESETS["hard"],
+        train_data=path,
+        test_data=path,
+        relatives=3,
+        batch_size=1,
     )
     train, test = SudokuTask().load(config)
+    assert train == test
+    train = SudokuTask().enlarged(train, config)
     assert [puzzle.question for puzzle in test] == [hard.question]
     assert [puzzle.source for puzzle in train[1:]] == [SOURCE] * 3
     sampler = SudokuTask().sampler(train, config)
