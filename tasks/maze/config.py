@@ -72,7 +72,15 @@ _PUBLISHED = MazeConfig(
 )
 
 PRESETS: dict[str, MazeConfig] = {
-    "tiny": MazeConfig(side=9, min_path=14, minutes=2.2, test_puzzles=500, threads=1),
+    "tiny": MazeConfig(
+        side=9,
+        min_path=14,
+        minutes=2.5,
+        test_puzzles=500,
+        optimizer="muon",
+        learning_rate=5e-3,
+        averaging=0.995,
+    ),
     "mini": MazeConfig(
         side=15,
         min_path=30,

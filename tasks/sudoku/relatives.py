@@ -1,4 +1,4 @@
-"""Puzzles near given ones: with the same solution and other clues, as hard or harder.
+"""Puzzles near given ones: with the same solution and other clues, still hard or harder.
 
 Hard puzzles are rare: of the minimal puzzles that digging in random grids leads to, next to none
 is as hard as those of the published lists. But near a hard puzzle there are others, which is how

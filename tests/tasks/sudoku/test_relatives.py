@@ -1,4 +1,4 @@
-"""Relatives of puzzles: proper, minimal, with the same solution, and as hard."""
+"""Relatives of puzzles: proper, minimal, with the same solution, still hard."""
 
 import subprocess
 import sys
