@@ -75,7 +75,7 @@ PRESETS: dict[str, MazeConfig] = {
     "tiny": MazeConfig(
         side=9,
         min_path=14,
-        minutes=2.5,
+        minutes=2.4,
         test_puzzles=500,
         optimizer="muon",
         learning_rate=5e-3,
