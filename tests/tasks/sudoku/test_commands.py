@@ -75,6 +75,7 @@ def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]["puzzles"] == 20
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_compiled_blocks_give_the_same_figures(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
