@@ -140,7 +140,7 @@ def compare(
         label += "-compiled"
     folder = options.out or RUNS / task.name / "compare" / label
     runs = [_Run(task, name, matched(base, model), folder) for model in options.models]
-    task.load(base)  # made once, before several processes look for them
+    task.enlarged(task.load(base)[0], base)  # once, before several processes look for them
     best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -row["exact_accuracy"])

@@ -79,11 +79,12 @@ def harder(
 
 
 def _shared(puzzles: Sequence[Puzzle], what: Job, workers: int | None) -> list[Puzzle]:
-    parts = chunks(len(puzzles), workers or num_cores())
-    jobs = [{"puzzles": [astuple(puzzles[i]) for i in part], **what} for part in parts]
     if workers == 1:
-        return list(itertools.chain.from_iterable(map(_work, jobs)))
-    made = in_processes("tasks.sudoku.relatives", jobs, workers or num_cores())
+        return _work({"puzzles": [astuple(puzzle) for puzzle in puzzles], **what})
+    workers = workers or num_cores()
+    parts = chunks(len(puzzles), workers)
+    jobs = [{"puzzles": [astuple(puzzles[i]) for i in part], **what} for part in parts]
+    made = in_processes("tasks.sudoku.relatives", jobs, workers)
     return list(itertools.chain.from_iterable(made))
 
 

@@ -47,7 +47,9 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """After the puzzles, their relatives."""
         if not config.relatives:
             return puzzles
-        print(f"Getting {config.relatives} relatives of each, made once and then kept ...")
+        print(
+            f"Getting {config.relatives} relatives of each, made once and then kept ...", flush=True
+        )
         board = config.board
         return puzzles + cached_relatives(puzzles, config.relatives, board, seed=config.seed)
 

@@ -106,8 +106,9 @@ def test_a_failing_worker_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         generate(4, Board.of(4), workers=2)
 
 
-def test_workers_do_not_load_torch() -> None:
-    code = "import sys, tasks.sudoku.generate; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["generate", "relatives"])
+def test_workers_do_not_load_torch(module: str) -> None:
+    code = f"import sys, tasks.sudoku.{module}; sys.exit('torch' in sys.modules)"
     root = workers_module._PACKAGE_ROOT
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
