@@ -22,11 +22,11 @@ References:
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from random import Random
 
+from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, Maze, format_line, label
 
 GENERATOR_VERSION = 1
@@ -34,6 +34,7 @@ GENERATOR_VERSION = 1
 
 KINDS = ("hard", "unique")
 _MAX_DRAWS = 1_000_000  # for one maze, before its settings are called hopeless
+_FEWEST_PER_WORKER = 20  # mazes; for fewer a process does not pay
 _WALL_SHARE = (0.3, 0.5)
 _LARGE_SHARE = 1.5  # over the side
 _SHARE_BITS = 8
@@ -49,7 +50,7 @@ def generate(
     max_path: int | None = None,
     seed: int = 0,
     start_index: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> list[Maze]:
     """Make mazes.
 
@@ -62,20 +63,33 @@ def generate(
         max_path: Most; by default any.
         seed: Of everything.
         start_index: Number of the first maze.
-        workers: Processes that share the work.
+        workers: Processes to share the work, by default one per CPU core; few mazes are made
+            by one.
 
     Raises:
         ValueError: An argument is out of range, or no maze like that can be found.
     """
     _check(count, side, kind, min_path, max_path)
-    one = functools.partial(_maze, side, kind, min_path, max_path or side * side, seed)
-    indices = range(start_index, start_index + count)
+    recipe = _Recipe(side, kind, min_path, max_path or side * side, seed)
+    workers = min(workers or num_cores(), count // _FEWEST_PER_WORKER)
     if workers <= 1:
-        return [one(index) for index in indices]
-    # Spawned, since forking a process in which torch runs threads is unsafe.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(one, indices, chunksize=8))
+        return [_maze(recipe, index) for index in range(start_index, start_index + count)]
+    jobs = [
+        {**asdict(recipe), "start": start_index + part.start, "stop": start_index + part.stop}
+        for part in chunks(count, workers)
+    ]
+    return [Maze(*row) for row in in_processes("tasks.maze.generate", jobs, workers)]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What determines maze number i; travels to worker processes as JSON."""
+
+    side: int
+    kind: str
+    low: int
+    high: int
+    seed: int
 
 
 def train_and_test(
@@ -87,7 +101,7 @@ def train_and_test(
     min_path: int,
     max_path: int | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> tuple[list[Maze], list[Maze]]:
     """Make two sets that share no maze, not even turned or mirrored.
 
@@ -138,8 +152,17 @@ def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None
         )
 
 
-def _maze(side: int, kind: str, low: int, high: int, seed: int, index: int) -> Maze:
-    random = Random(f"maze/{kind}/{seed}/{index}")
+def _work(job: Job) -> list[Maze]:
+    """What a worker does."""
+    indices = range(job.pop("start"), job.pop("stop"))
+    recipe = _Recipe(**job)
+    return [_maze(recipe, index) for index in indices]
+
+
+def _maze(recipe: _Recipe, index: int) -> Maze:
+    """Maze number `index` of a recipe."""
+    side, kind, low, high = recipe.side, recipe.kind, recipe.low, recipe.high
+    random = Random(f"maze/{kind}/{recipe.seed}/{index}")
     draw: Callable[[], tuple[int, int, int] | None]
     if kind == "hard":
         draw = functools.partial(_draw_hard, side, low, high, random)
@@ -286,3 +309,7 @@ def _spanning_tree(side: int, random: Random) -> int:
         between = (row + other[0]) // 2 * side + (column + other[1]) // 2
         free |= 1 << _bit(between, side) | 1 << _bit(other[0] * side + other[1], side)
     return free
+
+
+if __name__ == "__main__":
+    answer(_work)

@@ -11,14 +11,13 @@ Puzzle number i depends on the seed and on i alone, never on how many processes 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from random import Random
 
+from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
-from tasks.sudoku.workers import Job, answer, chunks, in_processes, num_cores
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other puzzles: caches depend on it."""
@@ -166,7 +165,7 @@ def _draw_all(recipe: _Recipe, indices: range, workers: int | None) -> Iterable[
         {"recipe": asdict(recipe), "start": start + part.start, "stop": start + part.stop}
         for part in chunks(len(indices), workers)
     ]
-    return itertools.chain.from_iterable(in_processes("tasks.sudoku.generate", jobs, workers))
+    return [Puzzle(*row) for row in in_processes("tasks.sudoku.generate", jobs, workers)]
 
 
 def _work(job: Job) -> list[Puzzle]:

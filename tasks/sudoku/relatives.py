@@ -19,14 +19,13 @@ disguise only if the two shared a solution already.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import astuple
 from random import Random
 
+from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
-from tasks.sudoku.workers import Job, answer, chunks, in_processes, num_cores
 
 RELATIVES_VERSION = 1
 """Raise it with any change that makes the same call return other puzzles: caches depend on it."""
@@ -84,8 +83,7 @@ def _shared(puzzles: Sequence[Puzzle], what: Job, workers: int | None) -> list[P
     workers = workers or num_cores()
     parts = chunks(len(puzzles), workers)
     jobs = [{"puzzles": [astuple(puzzles[i]) for i in part], **what} for part in parts]
-    made = in_processes("tasks.sudoku.relatives", jobs, workers)
-    return list(itertools.chain.from_iterable(made))
+    return [Puzzle(*row) for row in in_processes("tasks.sudoku.relatives", jobs, workers)]
 
 
 def _work(job: Job) -> list[Puzzle]:

@@ -8,17 +8,16 @@ runs a module which imports no torch: it reads a job as JSON and writes puzzles 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
-
-from tasks.sudoku.board import Puzzle
 
 Job = dict[str, Any]
 """JSON values."""
@@ -39,8 +38,8 @@ def chunks(count: int, workers: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Puzzle]]:
-    """The puzzles of each job, in order.
+def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Any]]:
+    """The puzzles of all jobs, in order, each as the list of its fields.
 
     Args:
         module: Calls `answer` when it is run.
@@ -52,10 +51,11 @@ def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Pu
         RuntimeError: A worker died.
     """
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda job: _in_process(module, job), jobs))
+        parts = pool.map(lambda job: _in_process(module, job), jobs)
+        return list(itertools.chain.from_iterable(parts))
 
 
-def _in_process(module: str, job: Job) -> list[Puzzle]:
+def _in_process(module: str, job: Job) -> list[list[Any]]:
     path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
     finished = subprocess.run(
         [sys.executable, "-m", module],
@@ -74,11 +74,11 @@ def _in_process(module: str, job: Job) -> list[Puzzle]:
     reply = json.loads(finished.stdout)
     if reply["error"] is not None:
         raise ValueError(reply["error"])
-    return [Puzzle(*row) for row in reply["puzzles"]]
+    return reply["puzzles"]
 
 
-def answer(work: Callable[[Job], list[Puzzle]]) -> None:
-    """The other end of `in_processes`: do the job on the standard input."""
+def answer(work: Callable[[Job], Iterable[Any]]) -> None:
+    """The other end of `in_processes`: puzzles, as dataclasses, for the standard input's job."""
     job = json.load(sys.stdin)
     reply: dict[str, Any] = {"puzzles": [], "error": None}
     try:
