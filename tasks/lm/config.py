@@ -51,7 +51,8 @@ class LanguageConfig(TrainConfig):
         solver: Registered solver name.
         backward: Registered backward mode.
         history: Window of the solver, for solvers that have one.
-        rtol: Relative residual at which a token counts as solved for.
+        rtol: Relative residual at which a token counts as solved for; in training with
+            `autocast` no less than 8e-3, the precision of bfloat16.
         free_steps: Solver updates in training, at most.
         recorded_steps: Recorded updates of the phantom gradient.
         eval_steps: Budget of solver updates in evaluation; 0 decodes the proposal.

@@ -1,12 +1,15 @@
 """One run: read the text, train, measure, show a sample, and keep the result."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from implicit import FixedPointLayer
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.device import choose_device, compile_blocks
 from tasks.common.plots import plot_learning
@@ -87,6 +90,8 @@ def train(
         "tokenizer": batches.corpus.tokenizer.to_json(),
     }
     trainer = Trainer(batches, model, config, folder, config.free_steps, meta)
+    if config.autocast:
+        _loosen(model, torch.finfo(torch.bfloat16).eps)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     parameters = sum(p.numel() for p in model.parameters())
@@ -106,6 +111,18 @@ def train(
         "threads": torch.get_num_threads(),
     }
     return trainer, batches.corpus, figures
+
+
+def _loosen(model: nn.Module, rtol: float) -> None:
+    """Solve no further than the precision of the map.
+
+    Its rounding keeps the residual above a tighter tolerance, and all free steps would be used
+    up. Looks and evaluation, in float32, are of the averaged model, which keeps its tolerance.
+    """
+    for layer in model.modules():
+        if isinstance(layer, FixedPointLayer):
+            wanted = max(rtol, layer.solver.rtol)
+            layer.solver = dataclasses.replace(layer.solver, rtol=wanted)
 
 
 def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:
