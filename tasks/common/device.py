@@ -55,8 +55,8 @@ def keep_freed_memory() -> None:
     """Let the process keep freed memory for its next tensors, where the C library is glibc.
 
     As a rule glibc maps a large tensor anew and returns it to the kernel afterwards, which
-    then zeroes its pages again: an eighth of the time of a training step on Sudoku. The peak is
-    the same. For a whole process, so a program calls it, not a library.
+    then zeroes its pages again: an eighth and more of the time of a training step on Sudoku. The
+    peak stays within a few percent. For a whole process, so a program calls it, not a library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
