@@ -16,7 +16,6 @@ import report
 import torch
 from timing import show
 
-from tasks.common.device import keep_freed_memory
 from tasks.common.evaluate import predict
 from tasks.common.runs import load_model
 from tasks.sudoku.augment import augment, to_tensors
@@ -30,7 +29,6 @@ MADE, MAX_STEPS = 500, 128
 
 
 def test_inference_with_and_without_compaction(benchmark: Any) -> None:
-    keep_freed_memory()  # as `eval` does
     task = SudokuTask()
     model, config = load_model(task, CHECKPOINT, device="cpu")
     config = dataclasses.replace(
@@ -62,7 +60,7 @@ def test_inference_with_and_without_compaction(benchmark: Any) -> None:
     header = ["puzzles", "mean steps", "s with", "s without", "gain", "same answers"]
     row = [PUZZLES, figures["mean_steps"], seconds[True], seconds[False], figures["gain"], same]
     show("compaction in inference", header, [[f"{value:.4g}" for value in row]])
-    (RESULTS / "inference.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (report.folder() / "inference.json").write_text(json.dumps(figures, indent=1) + "\n")
     benchmark.extra_info.update(figures)
     benchmark.pedantic(lambda: None, rounds=1)
     assert same > 0.999

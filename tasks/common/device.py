@@ -1,6 +1,5 @@
 """The device that a command runs on, and making the most of it."""
 
-import ctypes
 import os
 import shutil
 
@@ -8,9 +7,6 @@ import torch
 from torch import nn
 
 from models.blocks import Block, PreNormBlock
-
-# Parameters of glibc's mallopt, as malloc.h numbers them.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,18 +45,3 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block | PreNormBlock):
             module.compile()
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep freed memory for its next tensors, where the C library is glibc.
-
-    As a rule glibc maps a large tensor anew and returns it to the kernel afterwards, which
-    then zeroes its pages again: an eighth and more of the time of a training step on Sudoku. The
-    peak stays within a few percent. For a whole process, so a program calls it, not a library.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
-        return
-    mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_TOP_PAD, 64 << 20)

@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Self
 
-from tasks.common.device import keep_freed_memory
 from tasks.common.train import Interrupted
 
 
@@ -138,7 +137,7 @@ def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
 def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that are waited for, whatever happens here: Ctrl-C reaches them too."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_process)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_with_parent)
     try:
         yield pool
     except KeyboardInterrupt:
@@ -147,9 +146,8 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin_process() -> None:
-    """Keep memory as the command does, and save and stop should the command be killed."""
-    keep_freed_memory()
+def _stop_with_parent() -> None:
+    """Should the command be killed, let this process save its run and stop as well."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

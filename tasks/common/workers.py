@@ -32,10 +32,10 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def chunks(count: int, workers: int) -> list[range]:
-    """All of `range(count)`, in several parts a worker, as some puzzles take longer than others."""
-    size = max(1, -(-count // (4 * workers)))
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def chunks(indices: range, workers: int) -> list[range]:
+    """The indices in several parts a worker, as some puzzles take longer than others."""
+    size = max(1, -(-len(indices) // (4 * workers)))
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 import sys
 
-from tasks.common.device import keep_freed_memory
 from tasks.lm.commands import LanguageCommands
 
 
@@ -12,5 +11,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))

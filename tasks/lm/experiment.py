@@ -116,8 +116,9 @@ def train(
 def _loosen(model: nn.Module, rtol: float) -> None:
     """Solve no further than the precision of the map.
 
-    Its rounding keeps the residual above a tighter tolerance, and all free steps would be used
-    up. Looks and evaluation, in float32, are of the averaged model, which keeps its tolerance.
+    Its rounding keeps the residual above a tighter tolerance, and the solver would go on until
+    its free steps are used up. Looks and evaluation, in float32, are of the averaged model,
+    which keeps its tolerance.
     """
     for layer in model.modules():
         if isinstance(layer, FixedPointLayer):

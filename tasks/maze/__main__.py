@@ -3,7 +3,6 @@
 import sys
 
 from tasks.common.commands import Commands
-from tasks.common.device import keep_freed_memory
 from tasks.maze.task import MazeTask
 
 
@@ -13,5 +12,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))

@@ -72,11 +72,12 @@ def generate(
     _check(count, side, kind, min_path, max_path)
     recipe = _Recipe(side, kind, min_path, max_path or side * side, seed)
     workers = min(workers or num_cores(), count // _FEWEST_PER_WORKER)
+    indices = range(start_index, start_index + count)
     if workers <= 1:
-        return [_maze(recipe, index) for index in range(start_index, start_index + count)]
+        return [_maze(recipe, index) for index in indices]
     jobs = [
-        {**asdict(recipe), "start": start_index + part.start, "stop": start_index + part.stop}
-        for part in chunks(count, workers)
+        {"recipe": asdict(recipe), "start": part.start, "stop": part.stop}
+        for part in chunks(indices, workers)
     ]
     return [Maze(*row) for row in in_processes("tasks.maze.generate", jobs, workers)]
 
@@ -154,9 +155,8 @@ def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None
 
 def _work(job: Job) -> list[Maze]:
     """What a worker does."""
-    indices = range(job.pop("start"), job.pop("stop"))
-    recipe = _Recipe(**job)
-    return [_maze(recipe, index) for index in indices]
+    recipe = _Recipe(**job["recipe"])
+    return [_maze(recipe, index) for index in range(job["start"], job["stop"])]
 
 
 def _maze(recipe: _Recipe, index: int) -> Maze:

@@ -160,10 +160,9 @@ def _draw_all(recipe: _Recipe, indices: range, workers: int | None) -> Iterable[
     workers = min(workers or num_cores(), len(indices) // _MIN_DRAWS_PER_WORKER)
     if workers <= 1:
         return [_draw(recipe, index) for index in indices]
-    start = indices.start
     jobs = [
-        {"recipe": asdict(recipe), "start": start + part.start, "stop": start + part.stop}
-        for part in chunks(len(indices), workers)
+        {"recipe": asdict(recipe), "start": part.start, "stop": part.stop}
+        for part in chunks(indices, workers)
     ]
     return [Puzzle(*row) for row in in_processes("tasks.sudoku.generate", jobs, workers)]
 

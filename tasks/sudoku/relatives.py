@@ -81,7 +81,7 @@ def _shared(puzzles: Sequence[Puzzle], what: Job, workers: int | None) -> list[P
     if workers == 1:
         return _work({"puzzles": [astuple(puzzle) for puzzle in puzzles], **what})
     workers = workers or num_cores()
-    parts = chunks(len(puzzles), workers)
+    parts = chunks(range(len(puzzles)), workers)
     jobs = [{"puzzles": [astuple(puzzles[i]) for i in part], **what} for part in parts]
     return [Puzzle(*row) for row in in_processes("tasks.sudoku.relatives", jobs, workers)]
 

@@ -1,10 +1,7 @@
 """The device, and compiled blocks."""
 
 import dataclasses
-import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,26 +51,3 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
         weights.append(load_file(folder / "model.safetensors"))
     for name, plain in weights[0].items():
         assert torch.allclose(plain, weights[1][name], rtol=1e-3, atol=1e-5), name
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_freed_memory_is_kept() -> None:
-    """A tensor takes the pages of the one before: the kernel need not make them anew."""
-    code = """
-import resource, sys, torch
-from tasks.common.device import keep_freed_memory
-if sys.argv[1:]:
-    keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(16 << 20)
-before = faults()
-for _ in range(5):
-    torch.ones(16 << 20)
-print(faults() - before)
-"""
-    run = [sys.executable, "-c", code]
-    usual, kept = (
-        int(subprocess.run([*run, *more], check=True, capture_output=True, text=True).stdout)
-        for more in ([], ["keep"])
-    )
-    assert 3 * kept < usual
