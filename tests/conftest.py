@@ -4,6 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `make test` tries a few examples of each property, `--hypothesis-profile thorough` many.
+settings.register_profile("few", max_examples=6, deadline=None)
+settings.register_profile("thorough", max_examples=100, deadline=None)
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,11 @@ from solvers.types import State
 
 # Of the others, a step also costs products with the Jacobian.
 ONE_CALL_A_STEP = [n for n in solvers.names() if n not in ("newton_krylov", "scipy.krylov")]
+
+# The peers' own solvers are slow, and their first derivatives have tests in test_adapters.py.
+PEERS_WHEN_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if "." in name else name for name in solvers.names()
+]
 
 
 def pairs() -> list[tuple[str, str]]:

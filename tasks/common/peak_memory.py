@@ -20,7 +20,8 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.known = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+        # Of those in `live`, some of which may be gone.
+        self.sum = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at what is alive."""
@@ -30,12 +31,18 @@ class PeakMemory(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 reference = StorageWeakRef(storage)
                 if reference.cdata not in self.known:
+                    _, before = self.live.get(reference.cdata, (None, 0))
                     self.live[reference.cdata] = (reference, storage.nbytes())
-        self.live = {k: (r, size) for k, (r, size) in self.live.items() if not r.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+                    self.sum += storage.nbytes() - before
+        # Looking at each takes longer than the operation, and only a sum beyond the peak matters.
+        if self.sum > self.peak:
+            self.peak = max(self.peak, self.now)
         return out
 
     @property
     def now(self) -> int:
         """Bytes that are alive."""
-        return sum(size for reference, size in self.live.values() if not reference.expired())
+        for key in [key for key, (reference, _) in self.live.items() if reference.expired()]:
+            _, size = self.live.pop(key)
+            self.sum -= size
+        return self.sum

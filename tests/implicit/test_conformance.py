@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracles import dense_gradient, relative_error, solve_densely, state_gradient
-from problems import PROBLEMS, Problem, leaves, pairs
+from problems import PEERS_WHEN_SLOW, PROBLEMS, Problem, leaves, pairs
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -63,7 +63,7 @@ def test_gradient_equals_the_dense_one(
     assert relative_error(example.gradients(solver, mode), example.dense()) < tolerance
 
 
-@SOLVERS
+@pytest.mark.parametrize("solver", PEERS_WHEN_SLOW)
 @pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.args], ids=lambda p: p.name)
 def test_exact_gradient_on_the_zoo(problem: Problem, solver: str) -> None:
     """Stiff, non-normal, rotating and tree-valued maps, each against dense linear algebra."""

@@ -42,7 +42,9 @@ def test_layer_may_raise_and_a_call_may_have_its_own_budget() -> None:
     assert torch.equal(layer(start, x, max_steps=0).value, start)
 
 
-@pytest.mark.parametrize(("solver", "mode"), pairs())
+@pytest.mark.parametrize(
+    ("solver", "mode"), [pair for pair in pairs() if "." not in pair[0] or pair[1] == "exact"]
+)
 def test_training_reduces_the_loss(mode: str, solver: str) -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(Pull(), solver=solver, backward=mode)

@@ -131,8 +131,16 @@ DIFFERENTIATING = [of_a_gradient, of_a_jacobian]
 HANDING_OVER = [of_a_handed_over_closure, of_a_derivative_by_its_closure]
 
 
-@pytest.mark.parametrize("transform", SHORT)
-@pytest.mark.parametrize("build", MAPS)
+@pytest.mark.parametrize(
+    ("build", "transform"),
+    [
+        pytest.param(build, transform, marks=pytest.mark.slow)
+        if build is of_a_solve and transform == "vmap hessian"
+        else (build, transform)
+        for build in MAPS
+        for transform in SHORT
+    ],
+)
 def test_states_starts_and_maps_of_all_kinds(build: Any, transform: str) -> None:
     apply = EVERYTHING[transform]
     agree(apply(build(run_tight)), apply(build(iterate)), 1e-8)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import ONE_CALL_A_STEP, residual
 from torch import Tensor
@@ -15,7 +15,6 @@ from solvers import Result
 NAMES = solvers.names()
 EACH = pytest.mark.parametrize("name", NAMES)
 SEEDS = st.integers(0, 10_000)
-FEW = settings(max_examples=15, deadline=None)
 
 
 def tight(name: str) -> solvers.FixedPointSolver:
@@ -35,7 +34,6 @@ def draw(seed: int, batch: int = 6, size: int = 4) -> tuple[Tensor, Tensor, Tens
 
 
 @EACH
-@FEW
 @given(seed=SEEDS)
 def test_batch_mates_change_nothing(name: str, seed: int) -> None:
     y0, rate, x = draw(seed)
@@ -51,7 +49,6 @@ def test_batch_mates_change_nothing(name: str, seed: int) -> None:
 
 
 @EACH
-@FEW
 @given(seed=SEEDS)
 def test_batch_order_changes_nothing(name: str, seed: int) -> None:
     y0, rate, x = draw(seed)
@@ -65,7 +62,6 @@ def test_batch_order_changes_nothing(name: str, seed: int) -> None:
 
 
 @EACH
-@FEW
 @given(seed=SEEDS, exponent=st.integers(-12, 12))
 def test_scaling_the_problem_scales_the_answer(name: str, seed: int, exponent: int) -> None:
     """A power of two, so that nothing is rounded; `atol` is 0, as it has the units of y."""
@@ -81,7 +77,6 @@ def test_scaling_the_problem_scales_the_answer(name: str, seed: int, exponent: i
 
 
 @EACH
-@FEW
 @given(seed=SEEDS)
 def test_affine_contractions_are_solved(name: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -97,7 +92,6 @@ def test_affine_contractions_are_solved(name: str, seed: int) -> None:
 
 
 @EACH
-@FEW
 @given(seed=SEEDS)
 def test_permuting_the_entries_permutes_the_answer(name: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -117,7 +111,6 @@ def test_permuting_the_entries_permutes_the_answer(name: str, seed: int) -> None
 
 
 @EACH
-@FEW
 @given(
     seed=SEEDS,
     sample=st.integers(0, 5),
@@ -189,7 +182,6 @@ def test_work_follows_need(name: str) -> None:
 
 
 @EACH
-@FEW
 @given(seed=SEEDS)
 def test_leaving_the_batch_changes_no_answer(name: str, seed: int) -> None:
     """Easy, hard, hopeless and broken samples together, with and without compaction."""
@@ -262,9 +254,12 @@ def coupled(seed: int, samples: int = 6) -> Callable[[Tensor], Tensor]:
 
 @EACH
 @pytest.mark.parametrize("max_steps", [6, 10, 15])
-def test_coupled_samples_report_the_joint_residual_at_any_budget(name: str, max_steps: int) -> None:
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 60), marks=pytest.mark.slow)])
+def test_coupled_samples_report_the_joint_residual_at_any_budget(
+    name: str, max_steps: int, seeds: range
+) -> None:
     solver = solvers.get_solver(name, rtol=1e-3)
-    for seed in range(60):
+    for seed in seeds:
         g = coupled(seed)
         y0 = torch.zeros(6, 2, dtype=torch.float64)
         s = solvers.solve(g, y0, solver=solver, max_steps=max_steps, throw=False)

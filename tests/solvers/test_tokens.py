@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from solvers import Result
 
 EACH = pytest.mark.parametrize("name", solvers.names())
 SEEDS = st.integers(0, 10_000)
-FEW = settings(max_examples=15, deadline=None)
 
 
 def tight(name: str) -> solvers.FixedPointSolver:
@@ -75,7 +74,6 @@ def test_coupled_tokens_report_the_joint_residual(name: str) -> None:
 
 
 @EACH
-@FEW
 @given(seed=SEEDS, max_steps=st.integers(0, 30))
 def test_coupled_tokens_report_the_joint_residual_at_any_budget(
     name: str, seed: int, max_steps: int

@@ -40,12 +40,12 @@ def test_compare_finishes_what_is_missing_and_repeats_nothing(
     monkeypatch.setitem(SUDOKU, "tiny", dataclasses.replace(SUDOKU["tiny"], **small))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "runs"
-    arguments = ["compare", "--preset", "tiny", "--models", "attractor", "trm", "--seeds", "2"]
+    arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
     arguments += ["--rates", "1e-3", "3e-3", "--minutes", "0.01", "--width", "8"]
-    arguments += ["--out", str(out)]
+    arguments += ["--seeds", "2", "--out", str(out)]
     assert main(arguments) == 0
     table = json.loads((out / "table.json").read_text())
-    assert {row["model"] for row in table["rows"]} == {"attractor", "trm"}
+    assert {row["model"] for row in table["rows"]} == {"attractor", "transformer"}
     for row in table["rows"]:
         assert row["seeds"] == 2
         assert set(row["search"]) == {"0.001", "0.003"}

@@ -127,7 +127,7 @@ def test_memory_falls(name: str, tmp_path: Path) -> None:
     size = {"context": 64} if name != "sudoku" else {"width": 32, "train_puzzles": 32}
     peaks = []
     for parts in (1, 4):
-        config = dataclasses.replace(CASES[name], **size, batch_size=32, steps=3, accumulate=parts)
+        config = dataclasses.replace(CASES[name], **size, batch_size=32, steps=2, accumulate=parts)
         trainer = make(config, tmp_path / str(parts))
         trainer.task.look = lambda model: {}  # type: ignore[method-assign]
         with PeakMemory() as live:

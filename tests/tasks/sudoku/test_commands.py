@@ -75,6 +75,7 @@ def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]["puzzles"] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_compiled_blocks_give_the_same_figures(
     run: Path, capsys: pytest.CaptureFixture[str]
@@ -190,7 +191,7 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     """Ctrl-C a real process, then go on with the command that it prints."""
     command = [sys.executable, "-m", "tasks.sudoku"]
     root = Path(__file__).parents[3]
-    small = ["--width", "8", "--batch-size", "8", "--steps", "600"]
+    small = ["--width", "8", "--batch-size", "8", "--steps", "300"]
     options = [*TINY, *small, "--out", str(tmp_path / "run")]
     environment = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
@@ -210,6 +211,6 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     assert f"--resume {checkpoint}" in out
     assert main(["train", "--resume", str(checkpoint)]) == 0
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["train_steps"] == 600
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["train_steps"] == 300
     assert main(["eval", "--checkpoint", str(checkpoint), "--limit", "4"]) == 0
     assert main(["solve", "1234341221.343.1", "--checkpoint", str(checkpoint)]) in (0, 1)
