@@ -25,7 +25,7 @@ pytestmark = pytest.mark.benchmark
 RESULTS = Path(__file__).parent.parent / "results"
 CHECKPOINT = RESULTS / "sudoku-extreme.safetensors"
 PUZZLES = report.setting_or("BENCH_PUZZLES", 10_000)
-MADE, MAX_STEPS = 500, 128
+MADE, MAX_STEPS = 500, 256
 
 
 def test_inference_with_and_without_compaction(benchmark: Any) -> None:

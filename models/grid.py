@@ -17,6 +17,10 @@ from models.blocks import Block, Convolution, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
 from solvers.types import State
 
+# Numbers of a state that a CPU takes through the blocks at a time: what these make of them, several
+# times as many, should stay in its cache. More at once take longer for each grid, not less.
+CPU_NUMBERS = 2**18
+
 Layout = Literal["candidates", "cells", "image", "attention", "mixer"]
 
 
@@ -98,6 +102,10 @@ class GridSpec:
         """Several."""
         return nn.Sequential(*(self.block() for _ in range(count)))
 
+    def network(self, count: int) -> nn.Sequential:
+        """Several that a solve calls many times."""
+        return CacheSizedSequential(*(self.block() for _ in range(count)))
+
     def encoder(self) -> nn.Module:
         """From symbols to tokens."""
         return CandidateEncoder(self) if self.layout == "candidates" else CellEncoder(self)
@@ -154,7 +162,7 @@ class GridAttractor(nn.Module):
     ):
         super().__init__()
         backbone = nn.Sequential(spec.encoder(), spec.blocks(spec.backbone_blocks))
-        refiner = AdditiveInjection(spec.blocks(spec.refiner_blocks))
+        refiner = AdditiveInjection(spec.network(spec.refiner_blocks))
         self.attractor = Attractor(
             backbone, refiner, solver, backward, max_steps=max_steps, start_noise=start_noise
         )
@@ -217,6 +225,22 @@ class GridTransformer(nn.Module):
         """One pass."""
         state = self.body(x_BT)
         return GridOutput(self.head(state), state, None)
+
+
+class CacheSizedSequential(nn.Sequential):
+    """Modules in a row that, on a CPU and where no gradient is recorded, take part after part.
+
+    For modules that do not let samples see each other.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """All of them, on the whole batch."""
+        run = super().forward
+        at_once = max(1, CPU_NUMBERS * len(input) // max(1, input.numel()))
+        plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if plain or input.device.type != "cpu" or len(input) <= at_once:
+            return run(input)
+        return torch.cat([run(part) for part in input.split(at_once)])
 
 
 class AdditiveInjection(nn.Module):

@@ -195,11 +195,11 @@ def _choose(rows: Tensor, new: Latents, old: Latents) -> Latents:
 
 
 UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {
-    "reasoner": lambda spec: Cycle(spec.blocks(spec.refiner_blocks), inner=1),
-    "trm": lambda spec: Cycle(spec.blocks(spec.refiner_blocks)),
+    "reasoner": lambda spec: Cycle(spec.network(spec.refiner_blocks), inner=1),
+    "trm": lambda spec: Cycle(spec.network(spec.refiner_blocks)),
     "hrm": lambda spec: TwoModuleCycle(
-        spec.blocks(spec.refiner_blocks), spec.blocks(spec.refiner_blocks)
+        spec.network(spec.refiner_blocks), spec.network(spec.refiner_blocks)
     ),
-    "eqr": lambda spec: PathNoise(Cycle(spec.blocks(spec.refiner_blocks))),
+    "eqr": lambda spec: PathNoise(Cycle(spec.network(spec.refiner_blocks))),
 }
 """The map of each reasoner by name."""

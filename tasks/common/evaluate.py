@@ -18,8 +18,8 @@ from solvers.types import State
 
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
 PERTURBATION = 0.5
-# More states at once than a CPU's caches hold cost a quarter of its speed.
-CPU_BATCH, BATCH = 64, 256
+# Puzzles of a solve: the more, the longer those that are left make a batch worth its cost.
+BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +88,15 @@ def solve_batch(
     return Predictions.of(out.logits, out.state, out.solution), out.state
 
 
-def batches(model: GridModel, x: Tensor) -> tuple[Tensor, ...]:
-    """A set in parts of the size that suits the device of the model."""
-    device = next(model.parameters()).device
-    return x.split(CPU_BATCH if device.type == "cpu" else BATCH)
+def batches(x: Tensor) -> tuple[Tensor, ...]:
+    """A set in parts, each for one solve."""
+    return x.split(BATCH)
 
 
 def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
     """A whole set."""
     return Predictions.join(
-        [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(model, x)]
+        [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
     )
 
 
@@ -146,7 +145,7 @@ def evaluate(
         return {"puzzles": len(x), **scores(at_budget.classes, target)}, at_budget
     generator = torch.Generator().manual_seed(seed)
     passes: list[tuple[Predictions, Predictions, Predictions]] = []
-    for rows in batches(model, x):
+    for rows in batches(x):
         first, state = solve_batch(model, rows, max_steps=max_steps)
         longer, _ = solve_batch(model, rows, max_steps=3 * max_steps, start=state)
         start = perturbed(state, PERTURBATION, generator)
@@ -176,7 +175,7 @@ def step_curve(
     """
     counts = [2**k for k in range(max_steps.bit_length()) if 2**k <= max_steps]
     found: dict[int, list[Predictions]] = {count: [] for count in counts}
-    for rows in batches(model, x):
+    for rows in batches(x):
         done, state = 0, None
         for count in counts:
             part, state = solve_batch(model, rows, max_steps=count - done, start=state)

@@ -87,7 +87,7 @@ def solve_from_starts(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     columns: list[list[Predictions]] = []
-    for rows in batches(model, x):
+    for rows in batches(x):
         columns.append(_starts(model, rows, max_steps, breadth, noise, generator))
     predictions = [Predictions.join(list(parts)) for parts in zip(*columns, strict=True)]
     kept = torch.stack([valid(x, p.classes) for p in predictions])

@@ -78,7 +78,7 @@ def search(
             found.append(classes)
         return found
 
-    return [torch.cat(parts) for parts in zip(*map(answers, batches(model, x)), strict=True)]
+    return [torch.cat(parts) for parts in zip(*map(answers, batches(x)), strict=True)]
 
 
 class _Solve:
