@@ -1,6 +1,7 @@
 """The device that a command runs on, and making the most of it."""
 
 import os
+import platform
 import shutil
 
 import torch
@@ -29,6 +30,12 @@ def choose_device(name: str) -> torch.device:
             "`--device auto`."
         )
     return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 gains time: an x86 CPU without AVX512 is 18 times slower in it."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return device.type != "cpu" or not x86 or "512" in torch.backends.cpu.get_cpu_capability()
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -33,6 +33,7 @@ from tasks.common.checkpoint import (
 )
 from tasks.common.config import TrainConfig
 from tasks.common.data_files import fingerprints, refuse_changed
+from tasks.common.device import has_fast_bfloat16
 from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
 from tasks.common.micro_batches import Outcome, loss_of, micro_batch
@@ -213,6 +214,8 @@ class Trainer:
             SourceLost: The task's data cannot be read on; one process leaves a checkpoint.
         """
         saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
+        if self.config.autocast and not has_fast_bfloat16(self.device):
+            print("This CPU has no instructions for bfloat16: faster without `--autocast`.")
         if self.group.first:
             log = Reporter(self.folder, self.history)
         with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:

@@ -103,7 +103,7 @@ PRESETS: dict[str, SudokuConfig] = {
         eval_steps=32,
     ),
     "mini": SudokuConfig(side=6, min_clues=9, max_clues=11, minutes=2.5, test_puzzles=500),
-    "standard": SudokuConfig(minutes=6.3),
+    "standard": SudokuConfig(minutes=5.6),
     "hard": _HARD,
     "extreme": dataclasses.replace(
         _HARD,

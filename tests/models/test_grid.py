@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from models import GridAttractor, GridSpec, GridTransformer
+from models import GridAttractor, GridSpec, GridTransformer, Reasoner, grid
+from models.blocks import Block
+from models.reasoners import UPDATES
 from tasks.sudoku.board import Board
 
 BOARD = Board.of(4)
@@ -49,6 +51,31 @@ def test_training_step_leaves_a_gradient_everywhere() -> None:
     model = GridAttractor(spec(), max_steps=3)
     model(torch.randint(0, 5, (3, 16))).logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", sorted(UPDATES))
+def test_a_batch_that_no_cache_holds_is_solved_in_parts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same answers; where gradients are recorded, and elsewhere, in one piece."""
+    torch.manual_seed(0)
+    model = Reasoner(spec(), UPDATES[kind](spec()), max_steps=3, start="learned").double().eval()
+    x = torch.randint(0, 5, (7, 16))
+    sizes: list[int] = []
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    with torch.no_grad():
+        whole = model(x).logits
+        assert set(sizes) == {7}
+        sizes.clear()
+        monkeypatch.setattr(grid, "CPU_NUMBERS", 3 * 16 * 4 * 16 + 5)
+        parts = model(x).logits
+    assert set(sizes) == {3, 1}
+    torch.testing.assert_close(parts, whole)
+    sizes.clear()
+    model(x, max_steps=0)
+    assert 7 in sizes  # the recorded call
 
 
 def test_unknown_layout_is_refused() -> None:

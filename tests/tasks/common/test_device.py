@@ -1,6 +1,7 @@
 """The device, and compiled blocks."""
 
 import dataclasses
+import platform
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import Block
-from tasks.common.device import choose_device, compile_blocks
+from tasks.common.device import choose_device, compile_blocks, has_fast_bfloat16
 from tasks.common.experiment import run_experiment
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
@@ -36,6 +37,15 @@ def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(shutil, "which", lambda *_: None)
     with pytest.raises(ValueError, match=r"`--compile` needs a C\+\+ compiler"):
         compile_blocks(TINY.build())
+
+
+def test_bfloat16_without_instructions_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not has_fast_bfloat16(torch.device("cpu"))
+    assert has_fast_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert has_fast_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.slow
