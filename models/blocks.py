@@ -54,8 +54,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
-        a, b = self.into(h).chunk(2, -1)
-        return self.out(F.silu(a) * b)
+        # Two products, since halves of one would be strided, and their gradients copied together.
+        to_a, to_b = self.into.weight.chunk(2)
+        return self.out(F.silu(F.linear(h, to_a)) * F.linear(h, to_b))
 
 
 class PreNormBlock(RecomputableBlock):
@@ -205,17 +206,18 @@ class UnitAttention(nn.Module):
     def forward(self, h_BTSD: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
         """Exchange messages within units."""
         B, T, S, D = h_BTSD.shape
-        score, value = self.into(h_BTSD).chunk(2, -1)
+        to_score, to_value = self.into.weight.chunk(2)
+        score = F.linear(h_BTSD, to_score)
         # A soft limit keeps the exponential, and hence the map, from running away.
         weight = torch.exp(self.limit * torch.tanh(score / self.limit))
-        both = torch.cat((weight, weight * value), -1)
-        pooled = self.member_UT @ both.reshape(B, T, S * 2 * D)
-        pooled = _ratio(pooled.view(B, self.kinds, -1, 2 * D)) @ self.out[:-1]
-        spread = self.member_UT.transpose(0, 1) @ pooled.reshape(B, -1, S * D)
-        own = _ratio(both.sum(2, keepdim=True)) @ self.out[-1]
-        return spread.view(B, T, S, D) + own
+        weighted = weight * F.linear(h_BTSD, to_value)
+        pooled = self._over_units(weighted) / self._over_units(weight)
+        sent = (pooled @ self.out[:-1]).reshape(B, -1, S * D)
+        received = (self.member_UT.transpose(0, 1) @ sent).view(B, T, S, D)
+        own = weighted.sum(2, keepdim=True) / weight.sum(2, keepdim=True)
+        return received + own @ self.out[-1]
 
-
-def _ratio(both: Tensor) -> Tensor:
-    weight, weighted = both.chunk(2, -1)
-    return weighted / weight
+    def _over_units(self, h_BTSD: Tensor) -> Float[Tensor, "B kinds units*S D"]:
+        """Sums over the members of each unit."""
+        B, _, _, D = h_BTSD.shape
+        return (self.member_UT @ h_BTSD.flatten(2)).view(B, self.kinds, -1, D)
