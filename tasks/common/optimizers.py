@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tasks.common.config import TrainConfig
+from tasks.common.muon import Muon
 
 FINAL_RATE, COOL_DOWN = 0.01, 0.5
 
@@ -48,7 +49,5 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
             linear = name == "weight" and parameter.ndim == 2
             inner = linear and id(parameter) not in embeddings
             (matrices if inner else others).append(parameter)
-    muon = torch.optim.Muon(
-        matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr=rate, **adamw)]
