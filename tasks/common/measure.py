@@ -225,7 +225,8 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any])
     if "exact_accuracy_4x" in figures:
         rows |= {
             "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
-            "same answer from a perturbed start": f"{figures['restart_agreement']:.1%}",
+            "same answer from a perturbed start": f"{figures['restart_agreement']:.1%} of "
+            f"{figures['restarted']}",
         }
     for row in figures.get("accuracy_by_residual", ()):
         rows[f"residual {row['residual']}"] = _share(row, task)

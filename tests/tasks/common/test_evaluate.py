@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common.evaluate import predict, solve_batch, trajectory
+from tasks.common import evaluate as module
+from tasks.common.evaluate import evaluate, predict, solve_batch, trajectory
 from tasks.common.grid_config import ModelName
 from tasks.sudoku.config import PRESETS
 
@@ -29,6 +30,29 @@ def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
     assert torch.equal(logits.argmax(-1), predict(model, x[None], max_steps=64).classes[0])
     assert torch.allclose(logits, model.read(state)[0], atol=1e-5)
     assert frames[0][1] > residual
+
+
+@pytest.mark.parametrize(("most", "expected"), [(5, [3, 2]), (3, [3]), (100, [3, 3, 1])])
+def test_so_many_puzzles_are_restarted_and_no_more(
+    most: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module, "RESTARTED", most)
+    seen: list[int] = []
+
+    def perturbed(state: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
+        seen.append(len(state))
+        return state
+
+    monkeypatch.setattr(module, "perturbed", perturbed)
+    torch.manual_seed(0)
+    model: Any = dataclasses.replace(PRESETS["tiny"], rtol=1e-3).build().eval()
+    x = torch.randint(0, 5, (7, 16))
+    figures, found = evaluate(model, x, torch.zeros_like(x), max_steps=64)
+    assert seen == expected
+    assert figures["restarted"] == sum(expected)
+    assert bool(found.converged.all())
+    assert figures["restart_agreement"] == 1.0
 
 
 def test_a_residual_that_rises_does_not_stop_the_show() -> None:
