@@ -161,6 +161,7 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
         "rate": rate,
         "search": {str(rate): run.repeated(rate, 0).score() for rate in options.rates},
         "seeds": len(results),
+        "train_steps": [result["train_steps"] for result in results],
         "exact_accuracy": mean(exact),
         "spread": stdev(exact) if len(exact) > 1 else None,
         "valid": mean(figure["valid"] for figure in figures),

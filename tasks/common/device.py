@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 gains time: an x86 CPU without AVX512 is 18 times slower in it."""
+    """Whether bfloat16 may gain time: an x86 CPU without AVX512 has no instructions for it."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     return device.type != "cpu" or not x86 or "512" in torch.backends.cpu.get_cpu_capability()
 

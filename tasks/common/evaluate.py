@@ -76,10 +76,6 @@ def perturbed(state: State, strength: float, generator: torch.Generator) -> Stat
     return pytree.tree_map(shake, state)
 
 
-def _at(state: State, rows: slice) -> State:
-    return pytree.tree_map(lambda leaf: leaf[rows], state)
-
-
 @torch.no_grad()
 def solve_batch(
     model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None
@@ -157,7 +153,8 @@ def evaluate(
         passes.append((first, solve_batch(model, rows, max_steps=3 * max_steps, start=state)[0]))
         some = slice(max(0, RESTARTED - sum(map(len, same))))
         if len(rows[some]):
-            start = perturbed(_at(state, some), PERTURBATION, generator)
+            ended = pytree.tree_map(lambda leaf, some=some: leaf[some], state)
+            start = perturbed(ended, PERTURBATION, generator)
             again, _ = solve_batch(model, rows[some], max_steps=max_steps, start=start)
             same.append((again.classes == first.classes[some]).all(1))
     at_budget, longer = (Predictions.join(list(p)) for p in zip(*passes, strict=True))

@@ -1,24 +1,19 @@
 """One network for several threads: their calls meet, and are evaluated together."""
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from solvers.types import State
 
 Look = Callable[[State, State], None]
 """Called with a point and the map's value there."""
-
-# Numbers of the state that a CPU evaluates at a time: what the blocks make of them, several times
-# as many, should stay in its cache. A larger batch takes longer for each sample, not less.
-CPU_NUMBERS = 2**18
 
 
 class Round:
@@ -92,10 +87,6 @@ class Meeting(nn.Module):
 
     @torch.no_grad()
     def _evaluate(self, inputs: list[tuple[Any, ...]]) -> list[State]:
-        return [value for some in parts(inputs) for value in self._together(some)]
-
-    def _together(self, inputs: list[tuple[Any, ...]]) -> list[State]:
-        """One call of the module."""
         sizes = [num_rows(each) for each in inputs]
         self.calls += 1
         self.rows += sum(sizes)
@@ -105,21 +96,6 @@ class Meeting(nn.Module):
         leaves, shape = pytree.tree_flatten(value)
         split = zip(*(leaf.split(sizes) for leaf in leaves), strict=True)
         return [pytree.tree_unflatten(list(part), shape) for part in split]
-
-
-def parts(inputs: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Neighbours whose states fit `CPU_NUMBERS` on a CPU; elsewhere, all at once."""
-    some: list[tuple[Any, ...]] = []
-    total = 0
-    for each in inputs:
-        leaves: list[Tensor] = pytree.tree_leaves(each[0])
-        numbers = sum(math.prod(leaf.shape) for leaf in leaves)
-        if some and leaves[0].device.type == "cpu" and total + numbers > CPU_NUMBERS:
-            yield some
-            some, total = [], 0
-        some.append(each)
-        total += numbers
-    yield some
 
 
 def num_rows(each: tuple[Any, ...]) -> int:

@@ -43,7 +43,13 @@ def test_layer_may_raise_and_a_call_may_have_its_own_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "mode"), [pair for pair in pairs() if "." not in pair[0] or pair[1] == "exact"]
+    ("solver", "mode"),
+    [
+        pytest.param(solver, mode, marks=pytest.mark.slow)
+        if "." in solver and mode != "exact"
+        else (solver, mode)
+        for solver, mode in pairs()
+    ],
 )
 def test_training_reduces_the_loss(mode: str, solver: str) -> None:
     torch.manual_seed(0)

@@ -106,7 +106,14 @@ def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> Non
 
 @pytest.mark.parametrize(
     ("model", "refill"),
-    [("attractor", False), ("attractor", True), ("reasoner", True), ("eqr", True)],
+    [
+        ("attractor", False),
+        ("attractor", True),
+        ("reasoner", True),
+        ("eqr", True),
+        pytest.param("reasoner", False, marks=pytest.mark.slow),
+        pytest.param("eqr", False, marks=pytest.mark.slow),
+    ],
 )
 def test_interrupted_run_resumes_to_the_same_curve(
     tmp_path: Path, model: str, refill: bool
