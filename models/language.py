@@ -320,20 +320,22 @@ class ParcaeLM(nn.Module):
     loops are recorded.
 
     Args:
-        spec: The shape. Of the backbone's blocks, the last is the coda.
+        spec: The shape.
         loops: Mean number of loops in training, and their number otherwise.
         recorded: Loops at the end that are recorded.
+        coda: So many of the backbone's blocks come after the loop, at most all of them.
 
     References:
         Parcae, arXiv:2604.12946.
     """
 
-    def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4):
+    def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4, coda: int = 1):
         super().__init__()
+        coda = min(coda, spec.backbone_blocks)
         self.vocabulary = Vocabulary(spec)
-        self.prelude = spec.stack(max(spec.backbone_blocks - 1, 0))
+        self.prelude = spec.stack(spec.backbone_blocks - coda)
         self.blocks = spec.stack(spec.refiner_blocks)
-        self.coda = spec.stack(min(spec.backbone_blocks, 1))
+        self.coda = spec.stack(coda)
         self.rate = nn.Parameter(torch.zeros(spec.width))
         self.into = nn.Parameter(torch.ones(spec.width))
         self.loops, self.recorded = loops, recorded

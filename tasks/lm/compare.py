@@ -9,7 +9,7 @@ import dataclasses
 import json
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import torch
 from rich.console import Console
@@ -33,8 +33,9 @@ class CompareOptions(SearchOptions):
     Attributes:
         models: Which.
         mixers: Backbones that each of them is given.
-        ablations: Attractors that differ in one option, as in `injection=concat start=zeros`;
-            each is a row of its own.
+        ablations: Attractors that differ in some option, or several with commas between them, as
+            in `injection=concat start=zeros solver=picard,free_steps=4`; each is a row of its
+            own. `model=parcae,...` is a Parcae model that differs.
         backbone_blocks: Of the Attractor, whose parameter count the others match; by default the
             preset's.
         steps: Optimiser steps of a run: equal tokens. By default `minutes` decide.
@@ -65,7 +66,8 @@ class _Run(Job):
     @property
     def label(self) -> str:
         """What is compared."""
-        parts = [self.config.model, self.change]
+        changes = [part for part in self.change.split(",") if not part.startswith("model=")]
+        parts = [self.config.model, ",".join(changes)]
         if self.config.mixer != "attention" and not self.change:
             parts.append(self.config.mixer)
         return "-".join(filter(None, parts))
@@ -108,26 +110,41 @@ def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageC
     other = dataclasses.replace(config, model=model, mixer=mixer)
     wanted = _parameters(dataclasses.replace(config, model="attractor"))
     step = 2 * config.num_heads
-    widths = range(config.width - 2 * step, config.width + 3 * step, step)
-    sized = [dataclasses.replace(other, width=width) for width in widths if width > 0]
+    nearest = config.width // step
+    widths = (step * n for n in range(max(1, 3 * nearest // 4), 5 * nearest // 4 + 1))
+    sized = [dataclasses.replace(other, width=width) for width in widths]
     return min(sized, key=lambda candidate: abs(_parameters(candidate) - wanted))
 
 
 def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
-    """An Attractor that differs in one option, given as "name=value".
+    """An Attractor, or with "model=..." another, that differs in options as in "name=value,...".
 
     Raises:
         ValueError: No such option, or no such value of it.
     """
     config = dataclasses.replace(base, model="attractor")
-    name, _, value = text.partition("=")
-    known = [f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), str)]
-    if name not in known or not value:
-        raise ValueError(
-            f"`ablations` takes name=value with one of the options {', '.join(known)}, got "
-            f"{text!r}."
-        )
-    return dataclasses.replace(config, **{name: value})
+    hints = get_type_hints(LanguageConfig)
+    kinds = {f.name: type(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    searched = ("learning_rate", "seed")
+    known = [name for name in kinds if kinds[name] in (str, int, float) and name not in searched]
+    changes: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in known or not value:
+            raise ValueError(
+                f"`ablations` takes name=value with one of the options {', '.join(known)}, got "
+                f"{part!r}."
+            )
+        choices = get_args(hints[name])
+        if choices and value not in choices:
+            choices = ", ".join(map(repr, choices))
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+        try:
+            changes[name] = kinds[name](value)
+        except ValueError as error:
+            wanted = kinds[name].__name__
+            raise ValueError(f"`{name}` takes one {wanted}, got {value!r}.") from error
+    return dataclasses.replace(config, **changes)
 
 
 def _parameters(config: LanguageConfig) -> int:

@@ -48,6 +48,7 @@ class LanguageConfig(TrainConfig):
         start: Where the solve starts.
         tied: Decode with the embedding.
         loops: Mean loops of "parcae" in training, and their number otherwise.
+        coda_blocks: Of the backbone's blocks, those that "parcae" has after its loop.
         solver: Registered solver name.
         backward: Registered backward mode.
         history: Window of the solver, for solvers that have one.
@@ -70,15 +71,16 @@ class LanguageConfig(TrainConfig):
     context: int = 256
     eval_tokens: int = 50_000
     model: ModelName = "attractor"
-    width: int = 160
-    num_heads: int = 5
+    width: int = 128
+    num_heads: int = 2
     mixer: Mixer = "attention"
-    backbone_blocks: int = 3
+    backbone_blocks: int = 11
     refiner_blocks: int = 1
     injection: Injection = "additive"
     start: Start = "proposal"
     tied: bool = True
     loops: int = 8
+    coda_blocks: int = 1
     solver: str = "anderson"
     backward: str = "jacobian_free"
     history: int = 5
@@ -103,8 +105,9 @@ class LanguageConfig(TrainConfig):
         super().__post_init__()
         self.build_solver()
         get_backward(self.backward)
-        if self.eval_steps < 0:
-            raise ValueError(f"`eval_steps` must be 0 or more, got {self.eval_steps!r}.")
+        for name in ("eval_steps", "coda_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)!r}.")
         for name in ("context", "eval_tokens", "loops", "recorded_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
@@ -169,7 +172,7 @@ class LanguageConfig(TrainConfig):
         if self.model == "transformer":
             return TransformerLM(self.spec())
         if self.model == "parcae":
-            return ParcaeLM(self.spec(), self.loops)
+            return ParcaeLM(self.spec(), self.loops, coda=self.coda_blocks)
         return AttractorLM(self.spec(), self.build_solver(), self.build_backward(), self.eval_steps)
 
     def build_solver(self, name: str | None = None) -> FixedPointSolver:

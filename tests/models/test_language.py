@@ -183,6 +183,14 @@ def test_parcae_draws_its_depth_in_training_alone() -> None:
         assert torch.equal(model(ids, max_steps=4).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize(("backbone_blocks", "coda", "before"), [(3, 1, 2), (3, 0, 3), (1, 2, 0)])
+def test_parcae_splits_its_backbone(backbone_blocks: int, coda: int, before: int) -> None:
+    spec = dataclasses.replace(SPEC, backbone_blocks=backbone_blocks)
+    model = ParcaeLM(spec, coda=coda).eval()
+    assert (len(model.prelude), len(model.coda)) == (before, backbone_blocks - before)
+    assert model(tokens(2, 6)).logits.shape == (2, 6, SPEC.vocabulary)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"injection": "other"}, {"mixer": "none"}, {"start": "there"}, {"width": 0}, {"context": 0}],

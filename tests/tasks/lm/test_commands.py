@@ -145,6 +145,10 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["compare", "--ablations", "depth=3"], "one of the options"),
     (["compare", "--ablations", "injection=none"], "must be one of"),
     (["compare", "--ablations", "backward=backprop"], "Unknown backward"),
+    (["compare", "--ablations", "model=lstm"], "must be one of"),
+    (["compare", "--ablations", "model=parcae,loops=few"], "takes one int"),
+    (["compare", "--ablations", "seed=3"], "one of the options"),
+    (["--coda-blocks", "-1"], "0 or more"),
     (["eval"], "No checkpoint of a language model"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.language import Mixer
-from tasks.lm.compare import matched
+from tasks.lm.compare import ablated, matched
 from tasks.lm.config import PRESETS, LanguageConfig, ModelName
 
 
@@ -24,3 +24,16 @@ def test_every_model_and_backbone_is_matched(model: Any, mixer: Any) -> None:
     found = matched(base, model, mixer)
     assert found.width % (2 * base.num_heads) == 0
     assert size(found) == pytest.approx(size(base), rel=0.06)
+
+
+def test_an_ablation_may_change_several_options() -> None:
+    found = ablated(PRESETS["tiny"], "solver=picard,free_steps=4,rtol=1e-5")
+    assert (found.model, found.solver, found.free_steps, found.rtol) == (
+        "attractor",
+        "picard",
+        4,
+        1e-5,
+    )
+    found = ablated(PRESETS["tiny"], "model=parcae,coda_blocks=0")
+    assert (found.model, found.coda_blocks) == ("parcae", 0)
+    assert len(found.build().coda) == 0
