@@ -85,7 +85,7 @@ class LanguageConfig(TrainConfig):
     backward: str = "jacobian_free"
     history: int = 5
     rtol: float = 3e-4
-    free_steps: int = 16
+    free_steps: int = 64
     recorded_steps: int = 4
     eval_steps: int = 64
     batch_size: int = 16
@@ -216,7 +216,6 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
         steps=round(billions * 1e9 / (batch * context)),
         learning_rate=2e-3,
         warmup=1,
-        free_steps=64,
         averaging=0.99,
         max_bytes=200_000_000,
         eval_tokens=10_485_760,

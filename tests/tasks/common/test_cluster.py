@@ -100,7 +100,7 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
     assert row["tokens_per_second"] == round(speed)
     assert row["days"] == pytest.approx(1e9 / speed / 86_400)
     assert row["cost"] == pytest.approx(row["days"] * 24 * 4 * 3.0)
-    assert steps_shown(found) == [1, 2, 4, 8, 16]
+    assert steps_shown(found) == [1, 2, 4, 8, 16, 32, 64]
     assert duration(found, cluster, 2, None, False)["days"] is None
 
 
