@@ -124,9 +124,12 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
     """
     config = dataclasses.replace(base, model="attractor")
     hints = get_type_hints(LanguageConfig)
-    kinds = {f.name: type(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    searched = ("learning_rate", "seed")
-    known = [name for name in kinds if kinds[name] in (str, int, float) and name not in searched]
+    kinds: dict[str, Any] = {
+        f.name: type(getattr(config, f.name))
+        for f in dataclasses.fields(config)
+        if f.name not in ("learning_rate", "seed")  # those are searched and repeated
+    }
+    known = [name for name, kind in kinds.items() if kind in (str, int, float, bool)]
     changes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -135,12 +138,13 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
                 f"`ablations` takes name=value with one of the options {', '.join(known)}, got "
                 f"{part!r}."
             )
-        choices = get_args(hints[name])
+        truths = {"true": True, "false": False}
+        choices = tuple(truths) if kinds[name] is bool else get_args(hints[name])
         if choices and value not in choices:
-            choices = ", ".join(map(repr, choices))
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+            allowed = ", ".join(map(repr, choices))
+            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
         try:
-            changes[name] = kinds[name](value)
+            changes[name] = truths[value] if kinds[name] is bool else kinds[name](value)
         except ValueError as error:
             wanted = kinds[name].__name__
             raise ValueError(f"`{name}` takes one {wanted}, got {value!r}.") from error

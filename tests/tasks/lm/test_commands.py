@@ -147,6 +147,7 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["compare", "--ablations", "backward=backprop"], "Unknown backward"),
     (["compare", "--ablations", "model=lstm"], "must be one of"),
     (["compare", "--ablations", "model=parcae,loops=few"], "takes one int"),
+    (["compare", "--ablations", "tied=no"], "must be one of 'true', 'false'"),
     (["compare", "--ablations", "seed=3"], "one of the options"),
     (["--coda-blocks", "-1"], "0 or more"),
     (["eval"], "No checkpoint of a language model"),

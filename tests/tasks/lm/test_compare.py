@@ -34,6 +34,8 @@ def test_an_ablation_may_change_several_options() -> None:
         4,
         1e-5,
     )
+    found = ablated(PRESETS["tiny"], "model=deq,tied=false")
+    assert (found.model, found.tied) == ("deq", False)
     found = ablated(PRESETS["tiny"], "model=parcae,coda_blocks=0")
     assert (found.model, found.coda_blocks) == ("parcae", 0)
     assert len(found.build().coda) == 0
