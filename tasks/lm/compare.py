@@ -214,10 +214,10 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
     """Among others, solver steps per token, and what the proposal alone costs."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", pad_edge=False)
     columns = ("model", "parameters", "rate", "bits per byte", "steps", "min", "solver", "T=0")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", min_width=11 if column == "model" else None)
     for row in rows:
         spread = f" +- {row['spread']:.4f}" if row["spread"] is not None else ""
         solved = "mean_steps" in row
