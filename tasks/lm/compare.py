@@ -111,7 +111,8 @@ def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageC
     wanted = _parameters(dataclasses.replace(config, model="attractor"))
     step = 2 * config.num_heads
     nearest = config.width // step
-    widths = (step * n for n in range(max(1, 3 * nearest // 4), 5 * nearest // 4 + 1))
+    reach = max(2, nearest // 4)
+    widths = (step * n for n in range(max(1, nearest - reach), nearest + reach + 1))
     sized = [dataclasses.replace(other, width=width) for width in widths]
     return min(sized, key=lambda candidate: abs(_parameters(candidate) - wanted))
 
@@ -130,6 +131,7 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
         if f.name not in ("learning_rate", "seed")  # those are searched and repeated
     }
     known = [name for name, kind in kinds.items() if kind in (str, int, float, bool)]
+    truths = {"true": True, "false": False}
     changes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -138,7 +140,6 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
                 f"`ablations` takes name=value with one of the options {', '.join(known)}, got "
                 f"{part!r}."
             )
-        truths = {"true": True, "false": False}
         choices = tuple(truths) if kinds[name] is bool else get_args(hints[name])
         if choices and value not in choices:
             allowed = ", ".join(map(repr, choices))
