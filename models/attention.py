@@ -11,12 +11,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Slots:
+    """Memory for keys and values, whose first `used` tokens the pasts that share it have written.
+
+    Attributes:
+        keys: Shape (B, H, C, K), C tokens in all.
+        values: Likewise.
+        turns: Of the C positions, for sequences without padding; see `turns_at`.
+        used: Slots behind it are free.
+    """
+
+    def __init__(self, past: "Past", count: int):
+        B, H, self.used, K = past.keys.shape
+        least, before = self.used + count, past.slots
+        if before is not None and before.keys.shape[2] >= least:
+            capacity, self.turns = before.keys.shape[2], before.turns
+        else:  # half as much again, so that copies are rare
+            capacity = least + least // 2
+            self.turns = turns_at(torch.arange(capacity, device=past.keys.device)[None], past.keys)
+        shape = B, H, capacity, K
+        self.keys, self.values = past.keys.new_empty(shape), past.values.new_empty(shape)
+        self.keys[:, :, : self.used] = past.keys
+        self.values[:, :, : self.used] = past.values
+
+    def fit(self, known: int, count: int) -> bool:
+        """Whether `count` tokens more can be written after the first `known`."""
+        # Otherwise another past, continued from the same one, has written there.
+        free = self.used == known and known + count <= self.keys.shape[2]
+        return free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+
+
 class Past(NamedTuple):
     """Keys and values of tokens that came before, and which of them are no padding.
 
     Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
     last `room` of the P are unset: new tokens are written there instead of appended, and `turns`
-    are theirs, see `turns_at`.
+    are theirs, see `turns_at`. `slots` is the memory of both, with more behind them.
     """
 
     keys: Tensor
@@ -24,14 +54,27 @@ class Past(NamedTuple):
     valid: Tensor | None = None
     room: int = 0
     turns: tuple[Tensor, Tensor] | None = None
+    slots: Slots | None = None
 
     def with_room(self, count: int) -> "Past":
-        """A copy with room for so many tokens, which many calls with others may fill in turn."""
-        keys, values = (F.pad(part, (0, 0, 0, count)) for part in (self.keys, self.values))
-        valid, position = self.with_new(count)
+        """This past and room for so many tokens, which many calls may fill in turn.
+
+        Not under grad mode, which may need what is overwritten.
+        """
+        B, _, known, _ = self.keys.shape
+        slots, whole = self.slots, known + count
+        if slots is None or not slots.fit(known, count):
+            slots = Slots(self, count)
+        slots.used = whole
+        if self.valid is None:
+            valid, (cos, sin) = None, (part[:, :, known:whole] for part in slots.turns)
+        else:
+            valid, position = self.with_new(count)
+            cos, sin = turns_at(position, slots.keys)
         # A row of turns for each sequence: sequences that are solved leave the batch.
-        turns = turns_at(position.expand(len(keys), count), keys)
-        return Past(keys, values, valid, count, turns)
+        turns = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
+        keys, values = slots.keys[:, :, :whole], slots.values[:, :, :whole]
+        return Past(keys, values, valid, count, turns, slots)
 
     def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
         """With new tokens at the end."""
@@ -40,7 +83,7 @@ class Past(NamedTuple):
             return Past(*whole, valid)
         self.keys[:, :, -self.room :] = keys
         self.values[:, :, -self.room :] = values
-        return Past(self.keys, self.values, valid)
+        return Past(self.keys, self.values, valid, slots=self.slots)
 
     def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
         """What tells tokens from padding once T = `num_new` have come, and their positions.
@@ -132,8 +175,10 @@ class SelfAttention(nn.Module):
         if past is None:
             q, k, v = self._project(h_BTD, None)
             return q, Past(k, v), None, True
-        T, known = h_BTD.shape[1], past.keys.shape[2] - past.room
-        valid, turns = past.valid, past.turns
+        T = h_BTD.shape[1]
+        if not (past.room or torch.is_grad_enabled()):
+            past = past.with_room(T)
+        known, valid, turns = past.keys.shape[2] - past.room, past.valid, past.turns
         if turns is None:
             valid, position = past.with_new(T)
             turns = turns_at(position, past.keys)

@@ -54,7 +54,7 @@ class Ledger:
         # What the usual step is compared with: no norm below it is left to that path.
         self.floor = self.atol_tensor.clamp(min=self.smallest)
         self.independent = independent
-        self.joint = layout.batch_dims > 1
+        self.joint = layout.samples_per_row > 1
         self.coupled = self.joint or not independent
         # Whether `value` holds points, or residuals, of different steps although they may depend
         # on each other: it must then be measured as a whole.

@@ -124,6 +124,40 @@ def test_a_cache_serves_more_than_one_continuation(mixer: str) -> None:
     assert torch.equal(first.logits, again.logits)
 
 
+@pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
+def test_continuations_of_one_cache_grow_side_by_side(kind: Any) -> None:
+    """They share memory until they part, whichever is ahead, and grow beyond its end."""
+    model = build(EXACT, kind)
+    prompt, texts = tokens(1, 4), [tokens(1, 20, seed=1), tokens(1, 20, seed=2)]
+    with torch.no_grad():
+        _, cache = model.extend(prompt, model.empty_cache(torch.ones(1, 4).bool()))
+        caches = [cache, cache]
+        for t in range(20):
+            for i in (0, 1):
+                out, caches[i] = model.extend(texts[i][:, t : t + 1], caches[i])
+                whole = model(torch.cat((prompt, texts[i][:, : t + 1]), 1)).logits
+                assert torch.allclose(out.logits[:, 0], whole[:, -1], atol=1e-9), (t, i)
+
+
+@pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
+def test_a_cache_goes_on_in_any_grad_mode(kind: Any) -> None:
+    model, ids = build(EXACT, kind), tokens(2, 9)
+    modes = (torch.inference_mode, torch.no_grad, torch.enable_grad)
+    with torch.no_grad():
+        whole = model(ids).logits
+    for first in modes:
+        for second in modes:
+            with first():
+                _, cache = model.extend(ids[:, :5], model.empty_cache(torch.ones(2, 5).bool()))
+                _, cache = model.extend(ids[:, 5:6], cache)
+            with second():
+                out, cache = model.extend(ids[:, 6:7], cache)
+            with torch.no_grad():
+                after, _ = model.extend(ids[:, 7:8], cache)
+            assert torch.allclose(out.logits[:, 0], whole[:, 6], atol=1e-9), (first, second)
+            assert torch.allclose(after.logits[:, 0], whole[:, 7], atol=1e-9), (first, second)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
 def test_padding_on_the_left_changes_nothing(kind: Any, mixer: str) -> None:
