@@ -117,10 +117,10 @@ def test_overhead_of_the_solve(benchmark: Any) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["generation", "generation_by_default"])
+@pytest.mark.parametrize("name", ["generation", "generation_small", "generation_140m"])
 def test_generation(benchmark: Any, name: str) -> None:
     """Time per token at positions 50 and 500, and against solving the prefix anew at 256."""
-    config = CONFIG if name == "generation" else PRESETS["small"]
+    config = CONFIG if name == "generation" else PRESETS[name.removeprefix("generation_")]
     model = build(dataclasses.replace(config, context=512)).eval()
     ids = torch.randint(config.vocabulary, (1, 512), generator=torch.Generator().manual_seed(0))
 
