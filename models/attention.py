@@ -239,12 +239,14 @@ def rotate(x: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
     if turns is None:
         turns = turns_at(torch.arange(x.shape[-2], device=x.device)[None], x)
     cos, sin = turns
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def turns_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles position * 10000^(-i / pairs), shapes (B, 1, T, K / 2).
+    """What `rotate` multiplies each dim and its partner by, shapes (B, 1, T, K).
+
+    The partner of dim i is i + K / 2, and the angle of both position * 10000^(-2 i / K). The
+    first are its cosines; the second its sines, negative for the first half of the dims.
 
     Args:
         position: Of tokens; one row may do for all sequences.
@@ -253,4 +255,5 @@ def turns_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor
     pairs = like.shape[-1] // 2
     rates = 10_000.0 ** (-torch.arange(pairs, device=like.device) / pairs)
     angle = position[:, None, :, None] * rates
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
