@@ -24,9 +24,9 @@ from models.language import (
     LanguageModel,
     LanguageOutput,
     LanguageSpec,
-    ParcaeLM,
     TransformerLM,
 )
+from models.parcae import ParcaeLM
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
 from models.recurrent import Gru, Scan
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from implicit import FixedPointLayer
 from models.hugging_face import HuggingFaceStack
-from models.language import ParcaeLM
+from models.parcae import ParcaeLM
 from models.recomputable import RecomputableBlock
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.norm import rms_norm
+
 
 class Slots:
     """Memory for keys and values, whose first `used` tokens the pasts that share it have written.
@@ -21,9 +23,9 @@ class Slots:
         used: Slots behind it are free.
     """
 
-    def __init__(self, past: "Past", count: int):
+    def __init__(self, past: "Past", count: int, like: "Slots | None"):
         B, H, self.used, K = past.keys.shape
-        least, before = self.used + count, past.slots
+        least, before = self.used + count, past.slots if like is None else like
         if before is not None and before.keys.shape[2] >= least:
             capacity, self.turns = before.keys.shape[2], before.turns
         else:  # half as much again, so that copies are rare
@@ -45,8 +47,9 @@ class Past(NamedTuple):
     """Keys and values of tokens that came before, and which of them are no padding.
 
     Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
-    last `room` of the P are unset: new tokens are written there instead of appended, and `turns`
-    are theirs, see `turns_at`. `slots` is the memory of both, with more behind them.
+    last `room` of the P are unset: new tokens are written there instead of appended. `turns` are
+    theirs, see `turns_at`, and `mask`, shape (B, 1, room, P), is what each of them may see (None:
+    all). `slots` is the memory of keys and values, with more behind them.
     """
 
     keys: Tensor
@@ -54,36 +57,53 @@ class Past(NamedTuple):
     valid: Tensor | None = None
     room: int = 0
     turns: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
     slots: Slots | None = None
 
-    def with_room(self, count: int) -> "Past":
+    def with_room(self, count: int, like: "Past | None" = None) -> "Past":
         """This past and room for so many tokens, which many calls may fill in turn.
 
         Not under grad mode, which may need what is overwritten.
+
+        Args:
+            count: So many.
+            like: What this gave for another block of the stack, whose tokens are the same.
         """
         B, _, known, _ = self.keys.shape
         slots, whole = self.slots, known + count
         if slots is None or not slots.fit(known, count):
-            slots = Slots(self, count)
+            slots = Slots(self, count, None if like is None else like.slots)
         slots.used = whole
-        if self.valid is None:
-            valid, (cos, sin) = None, (part[:, :, known:whole] for part in slots.turns)
+        keys, values = slots.keys.narrow(2, 0, whole), slots.values.narrow(2, 0, whole)
+        if like is not None:
+            return Past(keys, values, like.valid, count, like.turns, like.mask, slots)
+        valid, mask = self.valid, None
+        if valid is None:
+            cos, sin = (part.narrow(2, known, count) for part in slots.turns)
         else:
             valid, position = self.with_new(count)
             cos, sin = turns_at(position, slots.keys)
-        # A row of turns for each sequence: sequences that are solved leave the batch.
+        mask = visible(known, count, valid, keys)
+        # A row for each sequence: sequences that are solved leave the batch.
         turns = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
-        keys, values = slots.keys[:, :, :whole], slots.values[:, :, :whole]
-        return Past(keys, values, valid, count, turns, slots)
+        mask = None if mask is None else mask.expand(B, -1, -1, -1)
+        return Past(keys, values, valid, count, turns, mask, slots)
 
     def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
         """With new tokens at the end."""
-        if not self.room:
-            whole = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+        known = self.keys.shape[2] - self.room
+        # A transform, such as the derivative that a solver takes, must not write to outer tensors.
+        if not self.room or torch._C._are_functorch_transforms_active():
+            pairs = (self.keys, keys), (self.values, values)
+            whole = (torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs)
             return Past(*whole, valid)
-        self.keys[:, :, -self.room :] = keys
-        self.values[:, :, -self.room :] = values
-        return Past(self.keys, self.values, valid, slots=self.slots)
+        self.keys.narrow(2, known, self.room).copy_(keys)
+        self.values.narrow(2, known, self.room).copy_(values)
+        return self.filled()
+
+    def filled(self) -> "Past":
+        """The past whose room this was, once the last of the calls has filled it."""
+        return Past(self.keys, self.values, self.valid, slots=self.slots)
 
     def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
         """What tells tokens from padding once T = `num_new` have come, and their positions.
@@ -91,7 +111,7 @@ class Past(NamedTuple):
         Padding has no position, and gets 0. Where none is padding, one row of positions holds
         for all sequences.
         """
-        known, valid = self.keys.shape[2] - self.room, self.valid
+        known, valid = self.keys.shape[2], self.valid
         if valid is None:
             return None, torch.arange(known, known + num_new, device=self.keys.device)[None]
         if valid.shape[1] == known:
@@ -178,17 +198,11 @@ class SelfAttention(nn.Module):
         T = h_BTD.shape[1]
         if not (past.room or torch.is_grad_enabled()):
             past = past.with_room(T)
-        known, valid, turns = past.keys.shape[2] - past.room, past.valid, past.turns
+        valid, turns, mask = past.valid, past.turns, past.mask
         if turns is None:
             valid, position = past.with_new(T)
             turns = turns_at(position, past.keys)
-        mask = None
-        if valid is not None or T > 1:
-            order = torch.arange(known + T, device=h_BTD.device)
-            mask = order <= order[known:, None]
-            if valid is not None:
-                # Padding attends to itself, so that no row of the softmax is empty.
-                mask = (valid[:, None] & mask | (order == order[known:, None]))[:, None]
+            mask = visible(past.keys.shape[2], T, valid, past.keys)
         q, k, v = self._project(h_BTD, turns)
         return q, past.followed_by(k, v, valid), mask, False
 
@@ -202,17 +216,35 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
         if self.qk_norm:
-            qk = F.rms_norm(qk, qk.shape[-1:])
+            qk = rms_norm(qk)
         qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
             qk = rotate(qk, turns)
-        return qk[0], qk[1], v.transpose(1, 2)
+        q, k = qk.unbind()
+        return q, k, v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def visible(
+    known: int, count: int, valid: Bool[Tensor, "B P+T"] | None, like: Tensor
+) -> Bool[Tensor, "B 1 T P+T"] | None:
+    """What T = `count` new tokens may see of P = `known` before them and of themselves.
+
+    None where that is all. One row holds for all sequences where none has padding.
+    """
+    if valid is None and count == 1:
+        return None
+    order = torch.arange(known + count, device=like.device)
+    mask = (order <= order[known:, None])[None, None]
+    if valid is None:
+        return mask
+    # Padding attends to itself, so that no row of the softmax is empty.
+    return valid[:, None, None] & mask | (order == order[known:, None])
 
 
 def head_width(width: int, num_heads: int, even: bool) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.norm import RMSNorm
 from models.recomputable import RecomputableBlock
 
 
@@ -35,8 +36,8 @@ class Block(RecomputableBlock):
         super().__init__()
         self.mixer = mixer
         self.mlp = SwiGLU(width, round(expansion * width))
-        self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mixer_norm = RMSNorm(width)
+        self.mlp_norm = RMSNorm(width)
 
     def apply_once(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
@@ -81,8 +82,8 @@ class PreNormBlock(RecomputableBlock):
         super().__init__()
         self.mixer: Any = mixer
         self.mlp = SquaredReLU(width, round(expansion * width))
-        self.mixer_norm = nn.RMSNorm(width, eps=1e-6)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mixer_norm = RMSNorm(width)
+        self.mlp_norm = RMSNorm(width)
         self.gate = gate
         # The sigmoid of 0 is a half.
         self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))

@@ -2,7 +2,7 @@
 
     Attractor     a backbone proposes y0 = T_b(E x); y* = H(y* + y0) - y* refines it; E decodes
     DEQ           no backbone: the equilibrium of a hidden state, from zeros
-    Parcae        h <- A h + B e, then blocks, a number of times that is drawn in training
+    Parcae        a loop that is run and not solved: see `models.parcae`
     Transformer   as many blocks, each used once
 
 Every model decodes with its embedding, and reads y0 and y* alike, so `max_steps=0` removes the
@@ -26,8 +26,9 @@ from models.attention import Past, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import PreNormBlock
 from models.hugging_face import HuggingFaceStack
+from models.norm import RMSNorm, rms_norm
 from models.recurrent import Gru, Scan
-from models.stack import Stack
+from models.stack import Stack, with_room
 from solvers import FixedPointSolver
 
 Injection = Literal["additive", "concat", "initial"]
@@ -160,14 +161,14 @@ class Vocabulary(nn.Module):
     def __init__(self, spec: LanguageSpec):
         super().__init__()
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
-        self.norm = nn.RMSNorm(spec.width, eps=1e-6)
+        self.norm = RMSNorm(spec.width)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
         # Larger, and a token's state, near its embedding at first, would predict itself.
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.75)
 
     def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Embed, at unit scale."""
-        return F.rms_norm(self.embedding(ids_BT), self.norm.normalized_shape)
+        return rms_norm(self.embedding(ids_BT))
 
     def decode(self, y_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """Logits."""
@@ -268,11 +269,13 @@ class AttractorLM(nn.Module):
         refined = cache.refiner
         if not torch.is_grad_enabled():
             # Appended once, not at every evaluation.
-            refined = tuple(before.with_room(ids.shape[1]) for before in refined)
+            refined = with_room(refined, ids.shape[1])
         out = self.attractor.refine(proposal, *refined, max_steps=max_steps)
-        value = cast(Tensor, out.value)
-        longer = Cache(past, refiner.remember(value, proposal, refined))
-        return self._decoded(out), longer
+        if not torch.is_grad_enabled() and _ended_at_value(out.solution):
+            refined = tuple(before.filled() for before in refined)
+        else:
+            refined = refiner.remember(cast(Tensor, out.value), proposal, refined)
+        return self._decoded(out), Cache(past, refined)
 
     def _decoded(self, out: AttractorOutput) -> LanguageOutput:
         value, proposal = cast(Tensor, out.value), cast(Tensor, out.proposal)
@@ -282,6 +285,12 @@ class AttractorLM(nn.Module):
         return cast(Stack | HuggingFaceStack, self.attractor.backbone), cast(
             Refiner, self.solving.module
         )
+
+
+def _ended_at_value(solution: Solution) -> bool:
+    """Whether the last call of the map was at the solution of every token."""
+    last = solution.num_steps == solution.num_evals - 1
+    return bool(last.logical_and_(solution.converged).all())
 
 
 class TransformerLM(nn.Module):
@@ -310,85 +319,3 @@ class TransformerLM(nn.Module):
         """See `LanguageModel`."""
         state, past = self.blocks.extend(self.vocabulary(ids), cache.backbone)
         return LanguageOutput(self.vocabulary.decode(state), state, None), Cache(past, ())
-
-
-class ParcaeLM(nn.Module):
-    """A looped model: prelude e = P(x), then h <- blocks(A h + B e) several times, then a coda.
-
-    A is diagonal, exp(-softplus(rate)), so that the injection alone is stable. In training
-    each sequence draws its number of loops from a Poisson distribution, and only the last
-    loops are recorded.
-
-    Args:
-        spec: The shape.
-        loops: Mean number of loops in training, and their number otherwise.
-        recorded: Loops at the end that are recorded.
-        coda: So many of the backbone's blocks come after the loop, at most all of them.
-
-    References:
-        Parcae, arXiv:2604.12946.
-    """
-
-    def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4, coda: int = 1):
-        super().__init__()
-        coda = min(coda, spec.backbone_blocks)
-        self.vocabulary = Vocabulary(spec)
-        self.prelude = spec.stack(spec.backbone_blocks - coda)
-        self.blocks = spec.stack(spec.refiner_blocks)
-        self.coda = spec.stack(coda)
-        self.rate = nn.Parameter(torch.zeros(spec.width))
-        self.into = nn.Parameter(torch.ones(spec.width))
-        self.loops, self.recorded = loops, recorded
-
-    def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        start: Tensor | None = None,
-        fresh: Bool[Tensor, " B"] | None = None,
-        max_steps: int | None = None,
-    ) -> LanguageOutput:
-        """Logits of every token; `max_steps` is the number of loops, outside training."""
-        e = self.prelude(self.vocabulary(ids))
-        h = torch.zeros_like(e)
-        if self.training:
-            counts = torch.poisson(torch.full((len(ids), 1, 1), self.loops - 1.0)).to(e.device) + 1
-            counts = counts.clamp(max=2 * self.loops)
-        else:
-            counts = torch.full((1, 1, 1), float(self._loops(max_steps)), device=e.device)
-        most = int(counts.max())
-        for loop in range(most):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
-                # All end together: shorter ones begin later.
-                h = torch.where(loop >= most - counts, self.loop(h, e), h)
-        state = self.coda(h)
-        return LanguageOutput(self.vocabulary.decode(state), state, None)
-
-    def loop(self, h: Float[Tensor, "B T D"], e: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """One loop: h <- blocks(A h + B e)."""
-        return self.blocks(self._injected(h, e))
-
-    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
-        """See `LanguageModel`; the loops count as the refiner."""
-        outer = self.prelude.empty_past(valid) + self.coda.empty_past(valid)
-        return Cache(outer, self.blocks.empty_past(valid) * self.loops)
-
-    def extend(
-        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
-    ) -> tuple[LanguageOutput, Cache]:
-        """See `LanguageModel`."""
-        loops, each, before = self._loops(max_steps), len(self.blocks), len(self.prelude)
-        e, prelude = self.prelude.extend(self.vocabulary(ids), cache.backbone[:before])
-        h, past = torch.zeros_like(e), list(cache.refiner)
-        for loop in range(loops):
-            at = slice(loop * each, (loop + 1) * each)
-            h, past[at] = self.blocks.extend(self._injected(h, e), past[at])
-        state, coda = self.coda.extend(h, cache.backbone[before:])
-        logits = self.vocabulary.decode(state)
-        return LanguageOutput(logits, state, None), Cache(prelude + coda, tuple(past))
-
-    def _loops(self, max_steps: int | None) -> int:
-        return self.loops if max_steps is None else max_steps
-
-    def _injected(self, h: Tensor, e: Tensor) -> Tensor:
-        return torch.exp(-F.softplus(self.rate)) * h + self.into * e

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from models.attention import Past
 from models.blocks import PreNormBlock
 
 
@@ -46,8 +48,21 @@ class Stack(nn.Module):
 def _extend(
     blocks: Iterable[PreNormBlock], h: Tensor, past: Sequence[Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
+    if not torch.is_grad_enabled():
+        past = with_room(past, h.shape[1])
     longer = []
     for block, before in zip(blocks, past, strict=True):
         h, after = block.extend(h, before)
         longer.append(after)
     return h, tuple(longer)
+
+
+def with_room(past: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """Room for so many tokens where the past is that of attention; see `Past.with_room`."""
+    given, like = [], None
+    for before in past:
+        if isinstance(before, Past) and not before.room:
+            # Positions and padding are worked out once for all blocks.
+            before = like = before.with_room(count, like)
+        given.append(before)
+    return tuple(given)

@@ -171,10 +171,12 @@ class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
     def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
-        _check_args(args, layout)
+        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        _check_args(tensors, layout)
         self.f, self.layout = f, layout
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
-        self.args = args if torch.is_grad_enabled() else _detached(args)
+        attached = any(leaf.requires_grad for leaf in tensors)
+        self.args = _detached(args) if attached and not torch.is_grad_enabled() else args
         self.num_rows = layout.num_rows
         self.num_evals = 0
         self.rows_evaluated = 0
@@ -256,11 +258,11 @@ def check_counts(max_steps: int, batch_dims: int) -> None:
             raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
 
 
-def _check_args(args: tuple[Any, ...], layout: Layout) -> None:
+def _check_args(tensors: list[Tensor], layout: Layout) -> None:
     if layout.batch_dims == 0:
         return
-    for leaf in pytree.tree_leaves(args):
-        if isinstance(leaf, Tensor) and leaf.shape[:1] != (layout.num_rows,):
+    for leaf in tensors:
+        if leaf.shape[:1] != (layout.num_rows,):
             raise ValueError(
                 f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
                 f"{layout.num_rows}. Let `f` close over tensors that all samples share."

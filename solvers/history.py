@@ -88,6 +88,9 @@ class History(NamedTuple):
 
         A sample whose matrix is singular gets w = 0: a step without memory.
         """
+        if self.filled == 1:
+            weights = (rhs.double() / self.gram[:, 0, :1]).to(self.left.dtype)
+            return weights.nan_to_num(0.0, 0.0, 0.0)
         gram = self.gram[:, : self.filled, : self.filled]
         solved, info = torch.linalg.solve_ex(gram, rhs.double()[:, :, None])
         weights = solved[:, :, 0].to(self.left.dtype).nan_to_num(0.0, 0.0, 0.0)

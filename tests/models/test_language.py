@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import solvers
 from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
@@ -122,6 +123,24 @@ def test_a_cache_serves_more_than_one_continuation(mixer: str) -> None:
         model.extend(torch.tensor([[7], [8]]), cache)
         again, _ = model.extend(torch.tensor([[5], [6]]), cache)
     assert torch.equal(first.logits, again.logits)
+
+
+@pytest.mark.parametrize("max_steps", [0, 2, 64])
+@pytest.mark.parametrize("name", NATIVE)
+def test_cache_keeps_what_the_refiner_has_of_the_solution(name: str, max_steps: int) -> None:
+    """Even where the last call of the refiner was elsewhere, or its tokens stopped apart."""
+    model = build(solvers.get_solver(name, rtol=1e-3, atol=0.0))
+    refiner = model.solving.module
+    with torch.no_grad():
+        valid = torch.arange(6) >= torch.tensor([[0], [2]])
+        _, cache = model.extend(tokens(2, 6), model.empty_cache(valid), max_steps=max_steps)
+        for rows in (2, 1):
+            cache = pytree.tree_map_only(Tensor, lambda part, rows=rows: part[:rows], cache)
+            out, longer = model.extend(tokens(rows, 1), cache, max_steps=max_steps)
+            expected = refiner.remember(out.state, out.proposal, cache.refiner)
+            for kept, wanted in zip(longer.refiner, expected, strict=True):
+                torch.testing.assert_close(kept.keys, wanted.keys, rtol=0, atol=1e-12)
+                torch.testing.assert_close(kept.values, wanted.values, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])

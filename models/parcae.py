@@ -1,0 +1,93 @@
+"""Parcae, a language model whose loop is not solved: h <- blocks(A h + B e), so many times.
+
+Legend: B batch, T tokens, V vocabulary, D width.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.language import Cache, LanguageOutput, LanguageSpec, Vocabulary
+
+
+class ParcaeLM(nn.Module):
+    """A looped model: prelude e = P(x), then h <- blocks(A h + B e) several times, then a coda.
+
+    A is diagonal, exp(-softplus(rate)), so that the injection alone is stable. In training
+    each sequence draws its number of loops from a Poisson distribution, and only the last
+    loops are recorded.
+
+    Args:
+        spec: The shape.
+        loops: Mean number of loops in training, and their number otherwise.
+        recorded: Loops at the end that are recorded.
+        coda: So many of the backbone's blocks come after the loop, at most all of them.
+
+    References:
+        Parcae, arXiv:2604.12946.
+    """
+
+    def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4, coda: int = 1):
+        super().__init__()
+        coda = min(coda, spec.backbone_blocks)
+        self.vocabulary = Vocabulary(spec)
+        self.prelude = spec.stack(spec.backbone_blocks - coda)
+        self.blocks = spec.stack(spec.refiner_blocks)
+        self.coda = spec.stack(coda)
+        self.rate = nn.Parameter(torch.zeros(spec.width))
+        self.into = nn.Parameter(torch.ones(spec.width))
+        self.loops, self.recorded = loops, recorded
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        start: Tensor | None = None,
+        fresh: Bool[Tensor, " B"] | None = None,
+        max_steps: int | None = None,
+    ) -> LanguageOutput:
+        """Logits of every token; `max_steps` is the number of loops, outside training."""
+        e = self.prelude(self.vocabulary(ids))
+        h = torch.zeros_like(e)
+        if self.training:
+            counts = torch.poisson(torch.full((len(ids), 1, 1), self.loops - 1.0)).to(e.device) + 1
+            counts = counts.clamp(max=2 * self.loops)
+        else:
+            counts = torch.full((1, 1, 1), float(self._loops(max_steps)), device=e.device)
+        most = int(counts.max())
+        for loop in range(most):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
+                # All end together: shorter ones begin later.
+                h = torch.where(loop >= most - counts, self.loop(h, e), h)
+        state = self.coda(h)
+        return LanguageOutput(self.vocabulary.decode(state), state, None)
+
+    def loop(self, h: Float[Tensor, "B T D"], e: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """One loop: h <- blocks(A h + B e)."""
+        return self.blocks(self._injected(h, e))
+
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
+        """See `LanguageModel`; the loops count as the refiner."""
+        outer = self.prelude.empty_past(valid) + self.coda.empty_past(valid)
+        return Cache(outer, self.blocks.empty_past(valid) * self.loops)
+
+    def extend(
+        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
+    ) -> tuple[LanguageOutput, Cache]:
+        """See `LanguageModel`."""
+        loops, each, before = self._loops(max_steps), len(self.blocks), len(self.prelude)
+        e, prelude = self.prelude.extend(self.vocabulary(ids), cache.backbone[:before])
+        h, past = torch.zeros_like(e), list(cache.refiner)
+        for loop in range(loops):
+            at = slice(loop * each, (loop + 1) * each)
+            h, past[at] = self.blocks.extend(self._injected(h, e), past[at])
+        state, coda = self.coda.extend(h, cache.backbone[before:])
+        logits = self.vocabulary.decode(state)
+        return LanguageOutput(logits, state, None), Cache(prelude + coda, tuple(past))
+
+    def _loops(self, max_steps: int | None) -> int:
+        return self.loops if max_steps is None else max_steps
+
+    def _injected(self, h: Tensor, e: Tensor) -> Tensor:
+        return torch.exp(-F.softplus(self.rate)) * h + self.into * e
