@@ -95,8 +95,8 @@ class Past(NamedTuple):
         # A transform, such as the derivative that a solver takes, must not write to outer tensors.
         if not self.room or torch._C._are_functorch_transforms_active():
             pairs = (self.keys, keys), (self.values, values)
-            whole = (torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs)
-            return Past(*whole, valid)
+            whole = [torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs]
+            return Past(whole[0], whole[1], valid)
         self.keys.narrow(2, known, self.room).copy_(keys)
         self.values.narrow(2, known, self.room).copy_(values)
         return self.filled()
