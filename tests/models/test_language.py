@@ -193,6 +193,23 @@ def test_padding_on_the_left_changes_nothing(kind: Any, mixer: str) -> None:
         assert torch.allclose(after.logits[1, 0], model(one).logits[0, -1], atol=atol)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
+def test_prompts_of_different_lengths_are_read_in_parts(kind: Any, mode: Any) -> None:
+    model = build(EXACT, kind, refiner_blocks=2)
+    ids, padding = tokens(3, 12), [0, 2, 4]
+    with mode():
+        cache = model.empty_cache(torch.arange(5) >= torch.tensor(padding)[:, None])
+        parts = []
+        for new in ids.split([5, 3, 1, 3], 1):
+            out, cache = model.extend(new, cache)
+            parts.append(out.logits)
+        together = torch.cat(parts, 1)
+        for row, count in enumerate(padding):
+            alone = model(ids[row : row + 1, count:]).logits[0]
+            assert torch.allclose(together[row, count:], alone, rtol=0, atol=1e-11)
+
+
 def test_the_scan_is_the_recurrence() -> None:
     torch.manual_seed(0)
     a, b = torch.rand(2, 13, 3).double(), torch.randn(2, 13, 3).double()
