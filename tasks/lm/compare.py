@@ -44,7 +44,7 @@ class CompareOptions(SearchOptions):
     models: tuple[ModelName, ...] = get_args(ModelName)
     mixers: tuple[Mixer, ...] = ("attention",)
     ablations: tuple[str, ...] = ()
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     backbone_blocks: int | None = None
     steps: int | None = None
 
@@ -200,6 +200,7 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
         "seeds": len(results),
         "bits_per_byte": mean(bits),
         "spread": stdev(bits) if len(bits) > 1 else None,
+        "by_seed": bits,  # the same seed is the same text in the same order
         "perplexity": mean(result["reported"]["perplexity"] for result in results),
         "steps": mean(result["train_steps"] for result in results),
         "minutes": mean(result["train_minutes"] for result in results),

@@ -113,6 +113,7 @@ def test_compare_repeats_nothing_and_matches_sizes(
     rows = json.loads(Path("runs/table.json").read_text())["rows"]
     bits = [row["bits_per_byte"] for row in rows]
     assert bits == sorted(bits)
+    assert [sum(row["by_seed"]) / 2 for row in rows] == pytest.approx(bits)
     parameters = {row["model"]: row["parameters"] for row in rows}
     assert set(parameters) == {"attractor", "transformer", "attractor-start=zeros"}
     assert parameters["transformer"] == pytest.approx(parameters["attractor"], rel=0.05)
