@@ -36,11 +36,17 @@ class Slots:
         self.keys[:, :, : self.used] = past.keys
         self.values[:, :, : self.used] = past.values
 
-    def fit(self, known: int, count: int) -> bool:
-        """Whether `count` tokens more can be written after the first `known`."""
+    def fit(self, past: "Past", count: int) -> bool:
+        """Whether `count` tokens more can be written behind those of `past`."""
+        known = past.keys.shape[2]
         # Otherwise another past, continued from the same one, has written there.
         free = self.used == known and known + count <= self.keys.shape[2]
-        return free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+        free = free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+        # Otherwise it was chosen from the rows that are here, as beams are.
+        pairs = (past.keys, self.keys), (past.values, self.values)
+        return free and all(
+            len(part) == len(whole) and part.data_ptr() == whole.data_ptr() for part, whole in pairs
+        )
 
 
 class Past(NamedTuple):
@@ -71,13 +77,13 @@ class Past(NamedTuple):
         """
         B, _, known, _ = self.keys.shape
         slots, whole = self.slots, known + count
-        if slots is None or not slots.fit(known, count):
+        if slots is None or not slots.fit(self, count):
             slots = Slots(self, count, None if like is None else like.slots)
         slots.used = whole
         keys, values = slots.keys.narrow(2, 0, whole), slots.values.narrow(2, 0, whole)
         if like is not None:
             return Past(keys, values, like.valid, count, like.turns, like.mask, slots)
-        valid, mask = self.valid, None
+        valid = self.valid
         if valid is None:
             cos, sin = (part.narrow(2, known, count) for part in slots.turns)
         else:
@@ -90,7 +96,7 @@ class Past(NamedTuple):
         return Past(keys, values, valid, count, turns, mask, slots)
 
     def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
-        """With new tokens at the end."""
+        """With new tokens at the end, or in the room for them."""
         known = self.keys.shape[2] - self.room
         # A transform, such as the derivative that a solver takes, must not write to outer tensors.
         if not self.room or torch._C._are_functorch_transforms_active():
@@ -196,8 +202,6 @@ class SelfAttention(nn.Module):
             q, k, v = self._project(h_BTD, None)
             return q, Past(k, v), None, True
         T = h_BTD.shape[1]
-        if not (past.room or torch.is_grad_enabled()):
-            past = past.with_room(T)
         valid, turns, mask = past.valid, past.turns, past.mask
         if turns is None:
             valid, position = past.with_new(T)

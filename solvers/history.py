@@ -88,7 +88,7 @@ class History(NamedTuple):
 
         A sample whose matrix is singular gets w = 0: a step without memory.
         """
-        if self.filled == 1:
+        if self.filled == 1:  # one equation
             weights = (rhs.double() / self.gram[:, 0, :1]).to(self.left.dtype)
             return weights.nan_to_num(0.0, 0.0, 0.0)
         gram = self.gram[:, : self.filled, : self.filled]

@@ -158,6 +158,21 @@ def test_continuations_of_one_cache_grow_side_by_side(kind: Any) -> None:
                 assert torch.allclose(out.logits[:, 0], whole[:, -1], atol=1e-9), (t, i)
 
 
+@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 0], [0], [2], [0, 0, 1, 2]])
+@pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
+def test_rows_of_a_cache_can_be_chosen(kind: Any, rows: list[int]) -> None:
+    """As a beam search does."""
+    model = build(EXACT, kind)
+    prompt, texts = tokens(3, 4), tokens(len(rows), 3, seed=1)
+    with torch.no_grad():
+        _, cache = model.extend(prompt, model.empty_cache(torch.ones(3, 4).bool()))
+        cache = pytree.tree_map_only(Tensor, lambda part: part[rows], cache)
+        for t in range(3):
+            out, cache = model.extend(texts[:, t : t + 1], cache)
+            whole = model(torch.cat((prompt[rows], texts[:, : t + 1]), 1)).logits
+            assert torch.allclose(out.logits[:, 0], whole[:, -1], atol=1e-9), t
+
+
 @pytest.mark.parametrize("kind", [AttractorLM, TransformerLM, ParcaeLM])
 def test_a_cache_goes_on_in_any_grad_mode(kind: Any) -> None:
     model, ids = build(EXACT, kind), tokens(2, 9)

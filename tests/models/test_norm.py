@@ -24,8 +24,7 @@ def test_module_takes_the_place_of_torchs() -> None:
     ours, theirs = RMSNorm(8).double(), nn.RMSNorm(8, eps=1e-6).double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
-    for module in (ours, theirs):
-        torch.autograd.gradcheck(module, x)
+    torch.autograd.gradcheck(ours, x)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-14, atol=0)
 
