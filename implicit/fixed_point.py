@@ -1,6 +1,7 @@
 """`fixed_point`, the public entry: solve without gradients, then attach one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,20 +63,11 @@ def fixed_point(
         (0.739, 0.442)
     """
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
-    layout = Layout(y0, batch_dims)
-    autocast = torch.is_autocast_enabled(layout.device.type)
-    autocast_dtype = torch.get_autocast_dtype(layout.device.type)
     context = SolveContext(
         solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args)
     )
-
-    def checked(y: State, args: Any) -> State:
-        # A backward pass may call when autocast is off, or on.
-        with torch.autocast(layout.device.type, dtype=autocast_dtype, enabled=autocast):
-            fy = f(y, *args)
-        return layout.accept(y, fy, autocast)
-
     if transforms_active() and not isinstance(mode, Unrolled):
+        checked = _checked(f, y0, batch_dims)
         return solve_transformed(checked, y0, args, mode, context, throw=throw)
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
@@ -93,5 +85,21 @@ def fixed_point(
         raise_if_failed(solution)
     if not record or unrolled is not None:
         return solution
+    checked = _checked(f, y0, batch_dims)
     value = mode.attach(lambda y: checked(y, args), solution.value, context)
     return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+
+
+def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
+    """`f` of the state and all args, checked, and under the autocast that is in force now."""
+    layout = Layout(y0, batch_dims)
+    autocast = torch.is_autocast_enabled(layout.device.type)
+    autocast_dtype = torch.get_autocast_dtype(layout.device.type)
+
+    def checked(y: State, args: tuple[Any, ...]) -> State:
+        # A backward pass may call when autocast is off, or on.
+        with torch.autocast(layout.device.type, dtype=autocast_dtype, enabled=autocast):
+            fy = f(y, *args)
+        return layout.accept(y, fy, autocast)
+
+    return checked

@@ -14,18 +14,18 @@ from models.norm import rms_norm
 
 
 class Slots:
-    """Memory for keys and values, whose first `used` tokens the pasts that share it have written.
+    """Memory for keys and values, which pasts share as long as each continues the last one.
 
     Attributes:
         keys: Shape (B, H, C, K), C tokens in all.
         values: Likewise.
         turns: Of the C positions, for sequences without padding; see `turns_at`.
-        used: Slots behind it are free.
+        last: Keys and values of the tokens so far, views of the above; what is behind is free.
     """
 
     def __init__(self, past: "Past", count: int, like: "Slots | None"):
-        B, H, self.used, K = past.keys.shape
-        least, before = self.used + count, past.slots if like is None else like
+        B, H, known, K = past.keys.shape
+        least, before = known + count, past.slots if like is None else like
         if before is not None and before.keys.shape[2] >= least:
             capacity, self.turns = before.keys.shape[2], before.turns
         else:  # half as much again, so that copies are rare
@@ -33,20 +33,22 @@ class Slots:
             self.turns = turns_at(torch.arange(capacity, device=past.keys.device)[None], past.keys)
         shape = B, H, capacity, K
         self.keys, self.values = past.keys.new_empty(shape), past.values.new_empty(shape)
-        self.keys[:, :, : self.used] = past.keys
-        self.values[:, :, : self.used] = past.values
+        self.keys[:, :, :known] = past.keys
+        self.values[:, :, :known] = past.values
+        self.last = past.keys, past.values
 
     def fit(self, past: "Past", count: int) -> bool:
         """Whether `count` tokens more can be written behind those of `past`."""
-        known = past.keys.shape[2]
-        # Otherwise another past, continued from the same one, has written there.
-        free = self.used == known and known + count <= self.keys.shape[2]
-        free = free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
-        # Otherwise it was chosen from the rows that are here, as beams are.
-        pairs = (past.keys, self.keys), (past.values, self.values)
-        return free and all(
-            len(part) == len(whole) and part.data_ptr() == whole.data_ptr() for part, whole in pairs
-        )
+        # Otherwise another past, continued from the same one, has written there; or its rows
+        # were chosen from those that are here, as beams are.
+        free = past.keys is self.last[0] and past.values is self.last[1]
+        free = free and past.keys.shape[2] + count <= self.keys.shape[2]
+        return free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
+
+    def show(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `count` tokens, to be continued next."""
+        self.last = self.keys.narrow(2, 0, count), self.values.narrow(2, 0, count)
+        return self.last
 
 
 class Past(NamedTuple):
@@ -79,8 +81,7 @@ class Past(NamedTuple):
         slots, whole = self.slots, known + count
         if slots is None or not slots.fit(self, count):
             slots = Slots(self, count, None if like is None else like.slots)
-        slots.used = whole
-        keys, values = slots.keys.narrow(2, 0, whole), slots.values.narrow(2, 0, whole)
+        keys, values = slots.show(whole)
         if like is not None:
             return Past(keys, values, like.valid, count, like.turns, like.mask, slots)
         valid = self.valid
@@ -219,15 +220,14 @@ class SelfAttention(nn.Module):
         self, h_BTD: Tensor, turns: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
-        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
-        qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
+        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qk, v = qkv.narrow(0, 0, 2), qkv.select(0, 2)
         if self.qk_norm:
             qk = rms_norm(qk)
-        qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
             qk = rotate(qk, turns)
         q, k = qk.unbind()
-        return q, k, v.transpose(1, 2)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

@@ -119,7 +119,8 @@ class SquaredReLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
-        return self.out(F.relu(self.into(h)).square())
+        positive = F.relu(self.into(h))
+        return self.out(positive * positive)
 
 
 class Convolution(nn.Module):

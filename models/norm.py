@@ -45,4 +45,5 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
 def _constant(eps: float | None, dtype: torch.dtype) -> Tensor:
     """As a tensor, since one is several times slower to make than to add."""
     value = torch.finfo(dtype).eps if eps is None else eps
-    return torch.full((), value, dtype=dtype, device="cpu")
+    with torch.inference_mode(False):  # it outlives the mode, and is used outside
+        return torch.full((), value, dtype=dtype, device="cpu")

@@ -89,7 +89,7 @@ class LanguageConfig(TrainConfig):
     recorded_steps: int = 4
     eval_steps: int = 64
     batch_size: int = 16
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     schedule: Literal["cosine", "trapezoid"] = "trapezoid"
     optimizer: Literal["adamw", "muon"] = "muon"
     warmup: int = 20

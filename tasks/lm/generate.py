@@ -53,7 +53,7 @@ class Sampling:
         return order.gather(-1, rank)[:, 0]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -89,7 +89,8 @@ def generate(
     rows = [list(prompt)[-context:] for prompt in prompts]
     cache, logits = _read(model, rows, max_steps, device)
     for _ in range(tokens):
-        drawn = sampling.draw(logits.float(), generator)
+        with torch.inference_mode(False):  # a token that the caller may train on
+            drawn = sampling.draw(logits.float(), generator)
         yield drawn
         for row, token in zip(rows, drawn.tolist(), strict=True):
             row.append(token)
