@@ -123,10 +123,31 @@ class Ledger:
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
-        routine = self._even(norm, scale, step) or (step > 0 and self._uneven(norm, scale))
+        routine = (len(norm) == 1 and norm.is_cpu and self._alone(norm, scale, step)) or (
+            self._even(norm, scale, step) or (step > 0 and self._uneven(norm, scale))
+        )
         if routine and step >= self.next_look:
             self.stop(self._look(norm, scale, step), Result.stalled)
         return routine
+
+    def _alone(self, norm: PerSample, scale: PerSample, step: int) -> bool:
+        """A single sample sets a record; a few numbers are read faster than compared as tensors."""
+        residual, limit = float(norm), self.atol + self.rtol * float(scale)
+        converged = residual <= limit
+        if not self.smallest < residual < min(float(self.best), self.largest) or (
+            converged and (step == 0 or limit == math.inf)
+        ):
+            return False
+        if step == 0:
+            self._begin(norm, scale)
+            self.routine = True
+        self.norm = self.best = norm
+        self.mixes_steps, self.improved = False, None
+        if converged:
+            self.result.fill_(int(Result.converged))
+            self.num_steps.add_(self.pending_steps)
+            self.num_running = 0
+        return True
 
     def _even(self, norm: PerSample, scale: PerSample, step: int) -> bool:
         """All run, and all set a record without converging."""
@@ -205,6 +226,8 @@ class Ledger:
 
     def _settle_counts(self) -> None:
         """Write to each sample what was counted for all."""
+        if self.num_running == 0:
+            return
         self.num_steps += (self.result == RUNNING) * self.pending_steps
         self.pending_steps = 0
 
@@ -244,7 +267,8 @@ class Ledger:
     def solution(self, num_evals: int, rows_evaluated: int) -> Solution:
         """Close the books: whoever still runs has used up the step budget."""
         self._settle_counts()
-        self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
+        if self.num_running:
+            self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
         value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
         if self.index is None and self.borrowed and not torch.is_grad_enabled():
             value = value.clone()
