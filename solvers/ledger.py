@@ -123,9 +123,9 @@ class Ledger:
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
         scale = torch.linalg.vector_norm(fy, dim=1)
-        routine = (len(norm) == 1 and norm.is_cpu and self._alone(norm, scale, step)) or (
-            self._even(norm, scale, step) or (step > 0 and self._uneven(norm, scale))
-        )
+        routine = len(norm) == 1 and norm.is_cpu and self._alone(norm, scale, step)
+        routine = routine or self._even(norm, scale, step)
+        routine = routine or (step > 0 and self._uneven(norm, scale))
         if routine and step >= self.next_look:
             self.stop(self._look(norm, scale, step), Result.stalled)
         return routine
@@ -134,9 +134,9 @@ class Ledger:
         """A single sample sets a record; a few numbers are read faster than compared as tensors."""
         residual, limit = float(norm), self.atol + self.rtol * float(scale)
         converged = residual <= limit
-        if not self.smallest < residual < min(float(self.best), self.largest) or (
-            converged and (step == 0 or limit == math.inf)
-        ):
+        if not self.smallest < residual < min(float(self.best), self.largest):
+            return False
+        if converged and (step == 0 or limit == math.inf):
             return False
         if step == 0:
             self._begin(norm, scale)
