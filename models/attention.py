@@ -220,14 +220,15 @@ class SelfAttention(nn.Module):
         self, h_BTD: Tensor, turns: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
-        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        qk, v = qkv.narrow(0, 0, 2), qkv.select(0, 2)
+        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
+        qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
         if self.qk_norm:
             qk = rms_norm(qk)
+        qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
             qk = rotate(qk, turns)
         q, k = qk.unbind()
-        return q, k, v
+        return q, k, v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

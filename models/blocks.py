@@ -119,8 +119,8 @@ class SquaredReLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
-        positive = F.relu(self.into(h))
-        return self.out(positive * positive)
+        h = F.relu(self.into(h))
+        return self.out(h * h)
 
 
 class Convolution(nn.Module):
