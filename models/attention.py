@@ -20,7 +20,7 @@ class Slots:
         keys: Shape (B, H, C, K), C tokens in all.
         values: Likewise.
         turns: Of the C positions, for sequences without padding; see `turns_at`.
-        last: Keys and values of the tokens so far, views of the above; what is behind is free.
+        last: Keys and values of the tokens so far, of the past to continue; what is behind is free.
     """
 
     def __init__(self, past: "Past", count: int, like: "Slots | None"):

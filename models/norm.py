@@ -45,5 +45,4 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
 def _constant(eps: float | None, dtype: torch.dtype) -> Tensor:
     """As a tensor, since one is several times slower to make than to add."""
     value = torch.finfo(dtype).eps if eps is None else eps
-    with torch.inference_mode(False):  # it outlives the mode, and is used outside
-        return torch.full((), value, dtype=dtype, device="cpu")
+    return torch.full((), value, dtype=dtype, device="cpu")

@@ -79,7 +79,7 @@ class History(NamedTuple):
         diagonal = gram[:, slot, slot]
         if ridge:
             diagonal.mul_(1 + ridge)
-        none = diagonal.logical_not() if noise is None else diagonal.abs() <= noise
+        none = diagonal == 0 if noise is None else diagonal.abs() <= noise
         diagonal.masked_fill_(none, NO_WEIGHT)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 

@@ -138,11 +138,7 @@ class Ledger:
             return False
         if converged and (step == 0 or limit == math.inf):
             return False
-        if step == 0:
-            self._begin(norm, scale)
-            self.routine = True
-        self.norm = self.best = norm
-        self.mixes_steps, self.improved = False, None
+        self._all_improved(norm, scale, step)
         if converged:
             self.result.fill_(int(Result.converged))
             self.num_steps.add_(self.pending_steps)
@@ -157,13 +153,15 @@ class Ledger:
         # False for NaN, and for norms that have left the range of the dtype.
         if not bool((norm > limit).logical_and_(norm < self.best).all()):
             return False
+        self._all_improved(norm, scale, step)
+        return True
+
+    def _all_improved(self, norm: PerSample, scale: PerSample, step: int) -> None:
         if step == 0:
             self._begin(norm, scale)
             self.routine = True
         self.norm = self.best = norm
-        self.mixes_steps = False
-        self.improved = None
-        return True
+        self.mixes_steps, self.improved = False, None
 
     def _begin(self, norm: PerSample, scale: PerSample) -> None:
         self.first = norm

@@ -36,15 +36,12 @@ def test_greedy_text_is_that_of_the_whole_prefix(mixer: str) -> None:
 
 
 def test_what_is_generated_can_be_trained_on() -> None:
-    """Nothing of the inference mode stays behind, in the model or in the tokens drawn."""
+    """The tokens drawn are ordinary tensors, and the model stays one that learns."""
     net = model()
     greedy = Sampling(temperature=0)
     drawn = next(generate(net, [[1, 2]], tokens=4, context=64, sampling=greedy))[:, None]
     net(drawn).logits.logsumexp(-1).sum().backward()
     assert all(weight.grad is not None for weight in net.parameters())
-    net.solving.solver = solvers.NewtonKrylov(rtol=1e-12)
-    with torch.no_grad():  # derivatives, of the norms among others
-        assert bool(net(drawn).solution.converged.all())
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
