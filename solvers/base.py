@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from solvers.layout import Layout, take_rows
 from solvers.ledger import Ledger, check_unchanged, version_of
 from solvers.pushforward import pushforward
-from solvers.solution import Solution
-from solvers.types import Flat, Index, Map, State
+from solvers.solution import Result, Solution
+from solvers.types import Flat, Index, Map, Mask, State
 
 # Samples are dropped from the batch once this share of it has stopped: copying what is left
 # costs about as much as one update, so small gains are not worth it.
@@ -39,6 +39,7 @@ class FixedPointSolver(ABC):
         estimates_inverse: The memory can apply `transposed_inverse`, an estimate of
             (I - J^T)^-1.
         recordable: The steps can be differentiated through.
+        linear: For affine maps only, whose iterates may grow in between: growth ends no sample.
 
     Raises:
         ValueError: A tolerance is negative or not finite.
@@ -46,6 +47,7 @@ class FixedPointSolver(ABC):
 
     estimates_inverse: ClassVar[bool] = False
     recordable: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
 
     rtol: float = 1e-5
     atol: float = 1e-8
@@ -65,6 +67,18 @@ class FixedPointSolver(ABC):
     def move(self, y: Flat, fy: Flat, carry: Any, f: "Evaluation") -> tuple[Flat, Any]:
         """As `step`, for solvers that call `f` or its derivative once more within a step."""
         return self.step(y, fy, carry)
+
+    def on_trial(self, carry: Any) -> Mask | None:
+        """Samples whose newest point is only tried, as by a line search; None: nobody's.
+
+        Such a point may be anything, NaN included, without ending its sample; within tolerance,
+        it converges.
+        """
+        return None
+
+    def given_up(self, carry: Any) -> Mask | None:
+        """Samples that the last step left where they were for good: they are `stalled`."""
+        return None
 
     def begin(
         self, y: Flat, f: "Evaluation", ledger: Ledger
@@ -90,6 +104,7 @@ class FixedPointSolver(ABC):
         batch_dims: int = 1,
         compact: bool = True,
         independent: bool | None = None,
+        rhs: State | None = None,
         memory: list[tuple[Index, Any]] | None = None,
     ) -> Solution:
         """Run the loop in the caller's grad mode; `solvers.solve` is the public entry.
@@ -106,6 +121,9 @@ class FixedPointSolver(ABC):
             compact: Let stopped samples leave the batch.
             independent: Whether samples cannot influence each other; by default, whether
                 there are `args`.
+            rhs: The constant part b of an affine map b + K y. Given it, tolerances are relative
+                to rms(b) instead of rms(f(y)), since the solution of a nearly singular equation
+                is as large as one likes; and growth ends no sample.
             memory: Where to keep the solver's memory of the samples that stop, as pairs of
                 sample index and memory; then no sample leaves the batch.
         """
@@ -115,11 +133,20 @@ class FixedPointSolver(ABC):
         y = layout.pack(y0)
         check_readable(y)
         independent = bool(args) if independent is None else independent
-        ledger = Ledger(y, layout, rtol=self.rtol, atol=self.atol, independent=independent)
+        ledger = Ledger(
+            y,
+            layout,
+            rtol=self.rtol,
+            atol=self.atol,
+            independent=independent,
+            linear=self.linear,
+            rhs=None if rhs is None else layout.pack(rhs),
+        )
         with self.begin(y, evaluate, ledger) as carry:
             for step in range(max_steps + 1 if layout.num_samples else 0):
                 fy = evaluate(y)
-                if ledger.observe(y, fy, step) == 0 or step == max_steps:
+                trial = self.on_trial(carry)
+                if ledger.observe(y, fy, step, trial) == 0 or step == max_steps:
                     break
                 if memory is not None:
                     _remember(memory, ledger, carry)
@@ -135,6 +162,9 @@ class FixedPointSolver(ABC):
                 with evaluate.full_precision():
                     y_next, carry = self.move(y, fy, carry, evaluate)
                 del fy  # where it is not the next iterate, `f` may need its memory
+                stuck = self.given_up(carry)
+                if stuck is not None:
+                    ledger.stop(stuck, Result.stalled)
                 y = self.advance(y, layout.round(y_next), carry, ledger)
                 del y_next
                 if ledger.num_running == 0:

@@ -1,7 +1,7 @@
 """BiCGStab for affine maps: a linear solver of fixed, small memory for the adjoint equation."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 
@@ -53,6 +53,8 @@ class BiCGStab(FixedPointSolver):
         >>> s.converged.item()
         True
     """
+
+    linear: ClassVar[bool] = True
 
     def init(self, y: Flat) -> BiConjugate | None:
         """Nothing is known before the first residual."""

@@ -1,7 +1,7 @@
 """GMRES for affine maps, one evaluation a step: a linear solver for the adjoint equation."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 
@@ -58,6 +58,8 @@ class Gmres(FixedPointSolver):
         >>> s.converged.item(), s.num_steps.item()
         (True, 3)
     """
+
+    linear: ClassVar[bool] = True
 
     history: int = 30
 

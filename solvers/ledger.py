@@ -8,7 +8,7 @@ import torch
 
 from solvers.layout import Layout
 from solvers.solution import Result, Solution
-from solvers.types import Flat, Index, PerSample
+from solvers.types import Flat, Index, Mask, PerSample
 
 RUNNING = -1
 # A residual that grows this much beyond the first one, and beyond the first f(y), has diverged:
@@ -45,7 +45,17 @@ class Ledger:
     reported, since best points of different steps do not belong together.
     """
 
-    def __init__(self, y: Flat, layout: Layout, *, rtol: float, atol: float, independent: bool):
+    def __init__(
+        self,
+        y: Flat,
+        layout: Layout,
+        *,
+        rtol: float,
+        atol: float,
+        independent: bool,
+        linear: bool = False,
+        rhs: Flat | None = None,
+    ):
         self.layout, self.rtol = layout, rtol
         self.root = math.sqrt(max(y.shape[1], 1))
         self.atol = atol * self.root
@@ -80,7 +90,7 @@ class Ledger:
         self.index: Index | None = None
         self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
-    def observe(self, y: Flat, fy: Flat, step: int) -> int:
+    def observe(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             usual = (self.routine or step == 0) and not (self.joint and step >= self.next_look)

@@ -1,7 +1,7 @@
 """The Neumann series for affine maps: the plainest linear solver for the adjoint equation."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from solvers.base import FixedPointSolver
 from solvers.registry import register_linear
@@ -34,6 +34,8 @@ class Neumann(FixedPointSolver):
         >>> round(s.value.item(), 3)
         2.0
     """
+
+    linear: ClassVar[bool] = True
 
     def init(self, y: Flat) -> None:
         """The partial sum is all there is."""
