@@ -27,6 +27,7 @@ class SolveContext:
         max_steps: The forward budget.
         batch_dims: Leading dims of the state that index samples.
         independent: Whether samples cannot influence each other, as those that have `args`.
+        scale: The unit of each tensor of the state, or None; see `solvers.solve`.
         adjoints: Where solutions of adjoint equations are appended, in order.
         memory: The forward solver's memory at the end, as pairs of sample index and memory.
     """
@@ -35,6 +36,7 @@ class SolveContext:
     max_steps: int = 50
     batch_dims: int = 1
     independent: bool = False
+    scale: Any = None
     adjoints: list[Solution] = field(default_factory=list)
     memory: list[tuple[Index, Any]] = field(default_factory=list)
 

@@ -17,7 +17,7 @@ from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout
 from solvers.registry import SOLVERS
-from solvers.solve import no_loop_under_vmap, raise_if_failed
+from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
 from solvers.types import Map, State
 
 
@@ -32,6 +32,9 @@ def fixed_point(
     throw: bool = True,
     batch_dims: int = 1,
     compact: bool = True,
+    independent: bool | None = None,
+    scale: Any = None,
+    has_aux: bool = False,
 ) -> Solution:
     """Find y with f(y, *args) = y, with a gradient to `args` and all that `f` closes over.
 
@@ -45,6 +48,9 @@ def fixed_point(
         throw: Raise if any sample fails; otherwise the verdicts are in the `Solution`.
         batch_dims: Leading dims that index samples; see `solvers.solve`.
         compact: Let stopped samples leave the batch during the solve.
+        independent: Whether samples cannot influence each other; see `solvers.solve`.
+        scale: The unit of each tensor of `y0`; see `solvers.solve`.
+        has_aux: `f` returns a pair (y, aux); the solution's `aux` carries a gradient as well.
 
     Returns:
         A `Solution` whose `value` carries the gradient. After a backward pass in `exact`
@@ -53,7 +59,7 @@ def fixed_point(
     Raises:
         SolveError: A sample failed and `throw` is True; carries the `Solution`.
         ValueError: Unknown names, a bad budget, or `f` changed the shape of the state.
-        TypeError: `y0` is not floating point, or `f` changed dtype or structure.
+        TypeError: `y0` holds integers, or `f` changed dtype or structure.
 
     Example:
         >>> x = torch.ones(1, 1, requires_grad=True)
@@ -63,12 +69,18 @@ def fixed_point(
         (0.739, 0.442)
     """
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
+    paired, f = f, first_of_pair(f) if has_aux else f
     context = SolveContext(
-        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args)
+        solver=chosen,
+        max_steps=max_steps,
+        batch_dims=batch_dims,
+        independent=bool(args) if independent is None else independent,
+        scale=scale,
     )
     if transforms_active() and not isinstance(mode, Unrolled):
         checked = _checked(f, y0, batch_dims)
-        return solve_transformed(checked, y0, args, mode, context, throw=throw)
+        solution = solve_transformed(checked, y0, args, mode, context, throw=throw)
+        return with_aux(solution, paired, args) if has_aux else solution
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
     with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
@@ -79,15 +91,17 @@ def fixed_point(
             max_steps=max_steps,
             batch_dims=batch_dims,
             compact=compact,
+            independent=context.independent,
+            scale=scale,
             memory=context.memory if record and mode.needs_memory else None,
         )
     if throw:
-        raise_if_failed(solution)
-    if not record or unrolled is not None:
-        return solution
-    checked = _checked(f, y0, batch_dims)
-    value = mode.attach(lambda y: checked(y, args), solution.value, context)
-    return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+        raise_if_failed(solution, context.independent)
+    if record and unrolled is None:
+        checked = _checked(f, y0, batch_dims)
+        value = mode.attach(lambda y: checked(y, args), solution.value, context)
+        solution = dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+    return with_aux(solution, paired, args) if has_aux else solution
 
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:

@@ -27,6 +27,9 @@ class FixedPointLayer(nn.Module):
         throw: See `fixed_point`.
         batch_dims: See `fixed_point`.
         compact: See `fixed_point`.
+        independent: See `fixed_point`.
+        scale: See `fixed_point`.
+        has_aux: See `fixed_point`.
 
     Raises:
         ValueError: Unknown solver or backward mode, at construction.
@@ -47,6 +50,9 @@ class FixedPointLayer(nn.Module):
         throw: bool = False,
         batch_dims: int = 1,
         compact: bool = True,
+        independent: bool | None = None,
+        scale: Any = None,
+        has_aux: bool = False,
     ):
         super().__init__()
         self.module = module
@@ -56,6 +62,9 @@ class FixedPointLayer(nn.Module):
         self.throw = throw
         self.batch_dims = batch_dims
         self.compact = compact
+        self.independent = independent
+        self.scale = scale
+        self.has_aux = has_aux
 
     def forward(self, y0: State, *args: Any, max_steps: int | None = None) -> Solution:
         """Solve from `y0`; `args` are per-sample tensors."""
@@ -69,6 +78,9 @@ class FixedPointLayer(nn.Module):
             throw=self.throw,
             batch_dims=self.batch_dims,
             compact=self.compact,
+            independent=self.independent,
+            scale=self.scale,
+            has_aux=self.has_aux,
         )
 
     def extra_repr(self) -> str:

@@ -187,9 +187,10 @@ class _Solve(torch.autograd.Function):
                 max_steps=context.max_steps,
                 batch_dims=problem.batch_dims,
                 independent=problem.independent,
+                scale=context.scale,
             )
         if problem.throw:
-            raise_if_failed(solution)
+            raise_if_failed(solution, problem.independent)
         problem.counts.append((solution.num_evals, solution.rows_evaluated))
         shape = y0[0].shape[: len(problem.lead) + context.batch_dims]
         evidence = (solution.residual, solution.result, solution.num_steps)

@@ -104,6 +104,7 @@ class FixedPointSolver(ABC):
         batch_dims: int = 1,
         compact: bool = True,
         independent: bool | None = None,
+        scale: Any = None,
         rhs: State | None = None,
         memory: list[tuple[Index, Any]] | None = None,
     ) -> Solution:
@@ -118,9 +119,10 @@ class FixedPointSolver(ABC):
             args: Per-sample arguments of `f`.
             max_steps: Budget of updates.
             batch_dims: Leading dims that index samples.
-            compact: Let stopped samples leave the batch.
+            compact: Let stopped samples leave the batch, where they are independent.
             independent: Whether samples cannot influence each other; by default, whether
                 there are `args`.
+            scale: See `solve`.
             rhs: The constant part b of an affine map b + K y. Given it, tolerances are relative
                 to rms(b) instead of rms(f(y)), since the solution of a nearly singular equation
                 is as large as one likes; and growth ends no sample.
@@ -128,7 +130,7 @@ class FixedPointSolver(ABC):
                 sample index and memory; then no sample leaves the batch.
         """
         check_counts(max_steps, batch_dims)
-        layout = Layout(y0, batch_dims)
+        layout = Layout(y0, batch_dims, scale)
         evaluate = Evaluation(f, args, layout)
         y = layout.pack(y0)
         check_readable(y)
@@ -150,7 +152,7 @@ class FixedPointSolver(ABC):
                     break
                 if memory is not None:
                     _remember(memory, ledger, carry)
-                elif compact and args:
+                elif compact and args and independent:
                     kept = ledger.compact(COMPACT_SHARE, evaluate)
                     if kept is not None:
                         # One by one, and the arguments last, so that memory does not peak here.
@@ -161,6 +163,7 @@ class FixedPointSolver(ABC):
                         evaluate.keep(rows)
                 with evaluate.full_precision():
                     y_next, carry = self.move(y, fy, carry, evaluate)
+                ledger.may_stand = carry is None and y_next is not fy
                 del fy  # where it is not the next iterate, `f` may need its memory
                 stuck = self.given_up(carry)
                 if stuck is not None:
@@ -223,8 +226,10 @@ class Evaluation:
             if self.num_rows < self.layout.num_rows:
                 error.add_note(
                     f"`f` was called on {self.num_rows} of {self.layout.num_rows} rows, because "
-                    "the others have stopped. Tensors that differ per sample must come in "
-                    "`args`, not from the closure; `compact=False` always calls on all rows."
+                    "the others have stopped and `args` say that samples are independent. Tensors "
+                    "that differ per sample must come in `args`, not from the closure. If `f` "
+                    "couples the samples, as a graph layer does, pass `independent=False`, or "
+                    "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
                 )
             raise
         check_unchanged(y, version)

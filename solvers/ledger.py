@@ -7,23 +7,15 @@ from collections.abc import Callable
 import torch
 
 from solvers.layout import Layout
+from solvers.norms import SAFE_NORMS, row_norms
 from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, Mask, PerSample
+from solvers.verdicts import STALL_STEPS, Past, StopRule, stalled
 
 RUNNING = -1
-# A residual that grows this much beyond the first one, and beyond the first f(y), has diverged:
+# A residual that has grown so much beyond the first one, and the first f(y), has diverged:
 # transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
-# Stalls are looked for after this many steps, and then each time that half as many have passed.
-STALL_STEPS = 50
-# A sample has stalled if its best residual, having come below this share of its first one, has
-# not improved by STALL_GAIN since the last look: rounding sets smaller records by chance, and
-# linear convergence, at any rate that has come so far, larger ones. Or if it set no record, having
-# come below the share STALL_FLOOR of rms(f(y)). Above, a method that is not monotone may still be
-# finding its way; far above its best residual and the first one's share, it diverges.
-STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
-# Outside, the squares in a norm may leave the dtype's range.
-SAFE_NORMS = {torch.float32: (1e-15, 1e15), torch.float64: (1e-150, 1e150)}
 # A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
 # slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
 FEW_ROWS, ENTRIES = 4, range(64, 1025)
@@ -32,7 +24,10 @@ MANY_NUMBERS = 2**14
 
 
 # What the ledger holds for each sample.
-COLUMNS = ["index", "value", "norm", "best", "first", "limit", "mark", "result", "num_steps"]
+COLUMNS = [
+    "index", "value", "norm", "best", "first", "start", "peak", "limit", "mark", "result",
+    "num_steps",
+]  # fmt: skip
 
 
 class Ledger:
@@ -59,6 +54,12 @@ class Ledger:
         self.layout, self.rtol = layout, rtol
         self.root = math.sqrt(max(y.shape[1], 1))
         self.atol = atol * self.root
+        self.rule = StopRule(
+            rtol=rtol,
+            atol=self.atol,
+            roundoff=max(torch.finfo(dtype).eps for dtype in layout.dtypes) / 2,
+            growth=DIVERGED_GROWTH if rhs is None and not linear else math.inf,
+        )
         self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
         # What the usual step is compared with: no norm below it is left to that path.
@@ -74,16 +75,24 @@ class Ledger:
         self.value, self.borrowed, self.version = y, True, version_of(y)
         self.norm = y.new_full((count,), math.inf, requires_grad=False)
         self.best = self.norm
-        self.first = self.norm
-        self.limit = self.norm
+        # Residual and norm of f(y) at the start, the largest residual since, and the largest one
+        # that is no divergence.
+        self.first, self.start, self.peak, self.limit = [self.norm] * 4
+        # Of a linear equation, `start` holds the norm of the right-hand side instead.
+        self.given_scale = rhs is not None
+        if rhs is not None:
+            self.start = row_norms(rhs)
         # The best at the last look for stalls.
         self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.num_running, self.stopped, self.stopped_rows = count, None, None
-        # Whether someone failed to improve at the last evaluation.
-        self.suspicious = False
+        # Norms of f(y) - y and of f(y) at the last point, and whose was a trial.
+        self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
         self.routine = self.may_compact = False
+        # Whether the next point is a function of the last one alone, but not f of it: a sample
+        # that such a step does not move has come to its end.
+        self.may_stand = False
         # What holds for all who run is kept as one number until they part.
         self.pending_steps = 0
         self.improved: torch.Tensor | None = None
@@ -93,17 +102,16 @@ class Ledger:
     def observe(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            usual = (self.routine or step == 0) and not (self.joint and step >= self.next_look)
-            routine = usual and self._routine(y, fy, step)
-            self.suspicious = not routine
-            recorded = self.improved if routine else self._judge_each(y, fy, step)
+            usual = (self.routine or step == 0) and not (self.coupled and step >= self.next_look)
+            routine = usual and self._routine(y, fy, step, trial)
+            recorded = self.improved if routine else self._judge_each(y, fy, step, trial)
         self._store(recorded, y)
         return self.num_running
 
     def advance(self, y: Flat, y_next: Flat) -> Flat:
         """Count one update for those who run; keep the others where they are."""
         self.pending_steps += 1
-        if self.suspicious and not self.coupled:
+        if self.may_stand and not self.coupled:
             self._stop_those_who_stand(y, y_next)
         if self.stopped is None or self.stopped_rows is None:
             return y_next
@@ -126,18 +134,19 @@ class Ledger:
             self.result.masked_fill_(samples, int(result))
             self._count_running()
 
-    def _routine(self, y: Flat, fy: Flat, step: int) -> bool:
+    def _routine(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> bool:
         """The usual steps, in few operations: samples set a record or not, and some converge.
 
         Everything else is left to `_judge_each`, with nothing changed.
         """
         norm = torch.linalg.vector_norm(fy - y, dim=1)
-        scale = torch.linalg.vector_norm(fy, dim=1)
+        scale = self.start if self.given_scale else torch.linalg.vector_norm(fy, dim=1)
+        self.latest = norm, scale, trial
         routine = len(norm) == 1 and norm.is_cpu and self._alone(norm, scale, step)
         routine = routine or self._even(norm, scale, step)
         routine = routine or (step > 0 and self._uneven(norm, scale))
         if routine and step >= self.next_look:
-            self.stop(self._look(norm, scale, step), Result.stalled)
+            self.stop(self._look(norm, scale, step, trial), Result.stalled)
         return routine
 
     def _alone(self, norm: PerSample, scale: PerSample, step: int) -> bool:
@@ -146,7 +155,7 @@ class Ledger:
         converged = residual <= limit
         if not self.smallest < residual < min(float(self.best), self.largest):
             return False
-        if converged and (step == 0 or limit == math.inf):
+        if converged and (step == 0 or limit == math.inf or not self._truly(norm, scale).item()):
             return False
         self._all_improved(norm, scale, step)
         if converged:
@@ -174,8 +183,30 @@ class Ledger:
         self.mixes_steps, self.improved = False, None
 
     def _begin(self, norm: PerSample, scale: PerSample) -> None:
-        self.first = norm
-        self.limit = DIVERGED_GROWTH * torch.maximum(norm, scale)
+        self.first = self.peak = self._shared(norm)
+        if not self.given_scale:
+            self.start = self._shared(scale)
+        self.limit = self.rule.growth_limit(self.past)
+
+    def _shared(self, norm: PerSample) -> PerSample:
+        """Of coupled samples, the largest norm among those that may influence each of them.
+
+        They are the tokens up to one's own, and with no args those of all rows.
+        """
+        if not self.coupled:
+            return norm
+        rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.layout.samples_per_row)
+        if not self.independent:
+            rows = rows.amax(0, keepdim=True).expand(len(rows), -1)
+        return rows.cummax(1).values.flatten()
+
+    @property
+    def past(self) -> Past:
+        """What the rule remembers of each sample."""
+        return Past(self.first, self.start, self.peak)
+
+    def _truly(self, norm: PerSample, scale: PerSample) -> Mask:
+        return self.rule.truly(norm, scale, self.past)
 
     def _uneven(self, norm: PerSample, scale: PerSample) -> bool:
         """Some set no record or converge, but nobody resumes, diverges or leaves the range."""
@@ -194,27 +225,33 @@ class Ledger:
         in_range = float(running.amin()) > self.smallest
         if some_converged:
             in_range = in_range and float(limit.amax()) < math.inf and not self.joint
+            in_range = in_range and bool((self._truly(norm, scale) >= converged).all())
         if not all_fine and in_range:
             in_range = bool((running <= self.limit).logical_or_(fine).all())
         if not in_range:
             return False
+        if not all_fine:
+            self.peak = torch.maximum(self.peak, norm)
         everyone = all_fine and (stopped is None or not self.independent)
         self.norm = self.best = norm if everyone else torch.where(due, norm, self.best)
         self.improved = None if all_fine else fine
-        self.mixes_steps = self.coupled and not all_fine
+        if self.joint:  # the last joint point, as in `_judge_each`
+            self.norm, self.improved = norm, None
+        self.mixes_steps = self.coupled and self.improved is not None
         if some_converged:
             self.result.masked_fill_(converged, int(Result.converged))
             self.num_steps.add_(converged, alpha=self.pending_steps)
             self._set_stopped(converged if stopped is None else stopped | converged)
         return True
 
-    def _judge_each(self, y: Flat, fy: Flat, step: int) -> torch.Tensor:
+    def _judge_each(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> torch.Tensor:
         """Judge sample by sample; return whose point is a record."""
         self._settle_counts()
-        norm, scale, converged = self._residual(y, fy)
+        norm, scale = self._norms(y, fy)
+        self.latest = norm, scale, trial
         if step == 0:
             self._begin(norm, scale)
-        recorded = self._judge(norm, scale, converged, norm < self.best, self._settled(), step)
+        recorded = self._judge(norm, scale, self._settled(), step, trial)
         self._count_running()
         stale = ~recorded & (self.result != Result.converged)
         self.mixes_steps = self.coupled and bool(stale.any())
@@ -259,10 +296,10 @@ class Ledger:
             rows = alive.index_fill_(0, padding, True).nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
             return None
-        if self.mixes_steps:
-            self.measure(evaluate(self.value))
         gone = self.layout.sample_index((~alive).nonzero().flatten())
         kept = self.layout.sample_index(rows)
+        if self.mixes_steps:  # those who stay are judged at the next step, whoever leaves
+            self.measure(evaluate(self.value), gone)
         if self.index is None:
             self.index = torch.arange(len(self.result), device=self.result.device)
         self._retire(gone)
@@ -276,7 +313,7 @@ class Ledger:
         """Close the books: whoever still runs has used up the step budget."""
         self._settle_counts()
         if self.num_running:
-            self.result = self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
+            self._end_by_budget()
         value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
         if self.index is None and self.borrowed and not torch.is_grad_enabled():
             value = value.clone()
@@ -297,6 +334,19 @@ class Ledger:
             rows_evaluated=rows_evaluated,
         )
 
+    def _end_by_budget(self) -> None:
+        """Whoever still runs has used it up, or was on the way to infinity."""
+        running = self.result == RUNNING
+        self.result = self.result.masked_fill(running, int(Result.max_steps))
+        if self.latest is None:
+            return
+        norm, scale, trial = self.latest
+        far = self.rule.ran_away(norm, scale, self.past)
+        diverged = (far | (norm > self.limit)) & running
+        if trial is not None:
+            diverged &= ~trial
+        self.result = self.result.masked_fill(diverged, int(Result.diverged))
+
     def _store(self, recorded: torch.Tensor | None, y: Flat) -> None:
         """Take over some points (None: all), in place unless autograd records the solver."""
         if recorded is None:
@@ -308,25 +358,22 @@ class Ledger:
         else:
             torch.where(recorded[:, None], y, self.value, out=self.value)
 
-    def measure(self, fy: Flat) -> None:
-        """Take the residuals, and with them the verdicts, from `fy` = f(value)."""
-        norm, _, converged = self._residual(self.value, fy)
-        self.norm = norm.nan_to_num(nan=math.inf)
-        self.result[~converged & (self.result == Result.converged)] = int(Result.max_steps)
-        self.result[converged] = int(Result.converged)
+    def measure(self, fy: Flat, samples: Index | None = None) -> None:
+        """Take residuals, and with them verdicts, of these samples from `fy` = f(value)."""
+        norm, scale = self._norms(self.value, fy)
+        converged = self.rule.converged(norm, scale, self.past)
+        norm = norm.nan_to_num(nan=math.inf)
+        result = self.result.masked_fill(self.result == Result.converged, int(Result.max_steps))
+        result[converged] = int(Result.converged)
+        if samples is None:
+            self.norm, self.result = norm, result
+        else:
+            self.norm = self.norm.index_copy(0, samples, norm[samples])
+            self.result = self.result.index_copy(0, samples, result[samples])
 
-    def _residual(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample, torch.Tensor]:
-        """Norm of f(y) - y, norm of f(y), and who is within tolerance."""
-        difference = fy - y
-        norm = torch.linalg.vector_norm(difference, dim=1)
-        scale = torch.linalg.vector_norm(fy, dim=1)
-        odd = ~((norm > self.smallest) & (norm < self.largest))
-        if bool(odd.any()):
-            rows = odd.nonzero().flatten()
-            norm[rows] = _scaled_norm(difference[rows])
-            scale[rows] = _scaled_norm(fy[rows])
-        converged = (norm <= self.rtol * scale + self.atol) & (norm < math.inf)
-        return norm, scale, converged
+    def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
+        """Of f(y) - y, and of f(y), or of what stands in its place."""
+        return row_norms(fy - y), self.start if self.given_scale else row_norms(fy)
 
     def _settled(self) -> torch.Tensor:
         """Samples whose verdict is final."""
@@ -337,45 +384,58 @@ class Ledger:
         return (self.result > 0) | (closed & self.independent)
 
     def _judge(
-        self,
-        norm: PerSample,
-        scale: PerSample,
-        converged: torch.Tensor,
-        improved: torch.Tensor,
-        settled: torch.Tensor,
-        step: int,
+        self, norm: PerSample, scale: PerSample, settled: Mask, step: int, trial: Mask | None
     ) -> torch.Tensor:
         """Set `result` for all who are not settled; return whose point is to be recorded."""
-        resumed = (self.result == Result.converged) & ~converged
-        gain = (improved | converged | resumed) & ~settled
+        known = norm.isfinite() if trial is None else norm.isfinite() & ~trial
+        self.peak = torch.maximum(self.peak, norm.where(known, self.peak))
+        converged = self.rule.converged(norm, scale, self.past)
+        resumed = (self.result == Result.converged) & ~converged & ~settled
+        gain = ((norm < self.best) | converged | resumed) & ~settled
         self.best = torch.where(gain, norm, self.best)
-        self.limit = torch.where(resumed, DIVERGED_GROWTH * norm, self.limit)
-        stalled = torch.zeros_like(converged)
+        if bool(resumed.any()):  # a new start
+            self.first = torch.where(resumed, torch.maximum(norm, self.first), self.first)
+            self.start = torch.where(resumed, torch.maximum(scale, self.start), self.start)
+            limit = self.rule.growth_limit(self.past)
+            self.limit = torch.where(resumed, limit, self.limit)
+        stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
-            stalled = self._look(norm, scale, step)
-        if self.joint:
-            # A token waits for those before it, which may move it. Waiting for those behind it
-            # would let a causal model see them.
+            stalled |= self._look(norm, scale, step, trial)
+        if self.coupled:
+            # A sample waits for those that may move it. For tokens these are the ones before it:
+            # waiting for those behind it would let a causal model see them.
             quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row)
+            if not self.independent:
+                quiet = quiet.all(0, keepdim=True).expand(len(quiet), -1)
             stalled &= quiet.cummin(1).values.flatten()
         code = torch.full_like(self.result, RUNNING)
         code[stalled] = int(Result.stalled)
-        code[norm > self.limit] = int(Result.diverged)
-        code[~norm.isfinite()] = int(Result.nonfinite)
+        far = self.rule.ran_away(norm, scale, self.past)
+        grown = (norm > self.limit) & (step > self._patience())
+        diverged = grown | (far & self.rule.nearly(norm, scale))
+        nonfinite = ~norm.isfinite()
+        if trial is not None:
+            diverged, nonfinite = diverged & ~trial, nonfinite & ~trial
+        code[diverged] = int(Result.diverged)
+        code[nonfinite] = int(Result.nonfinite)
         code[converged] = int(Result.converged)
         self.result = torch.where(settled, self.result, code)
         recorded = (~settled & norm.isfinite()) if self.joint else gain
         self.norm = torch.where(recorded, norm, self.norm)
         return recorded
 
-    def _look(self, norm: PerSample, scale: PerSample, step: int) -> torch.Tensor:
-        """Samples whose best residual no longer falls, at the end of their way."""
-        best = self.best
-        flat = (best <= STALL_SHARE * self.first) & (best > (1 - STALL_GAIN) * self.mark)
-        still = (best <= STALL_FLOOR * scale) & (best == self.mark)
-        near = torch.maximum(STALL_SPREAD * best, STALL_SHARE * self.first)
-        self.mark, self.next_look = best, step + step // 2
-        return (flat | still) & (norm <= near)
+    def _patience(self) -> Index:
+        """Steps that growth may last: twice the entries that can influence each sample."""
+        tokens = self.layout.samples_per_row
+        rows = len(self.result) // tokens
+        entries = 2 * self.value.shape[1] * (1 if self.independent else self.layout.num_rows)
+        seen = torch.arange(1, tokens + 1, device=self.result.device)
+        return (entries * seen).repeat(rows)
+
+    def _look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
+        found = stalled(norm, scale, self.best, self.first, self.mark)
+        self.mark, self.next_look = self.best, step + step // 2
+        return found if trial is None else found & ~trial
 
     def _retire(self, gone: Index) -> None:
         assert self.index is not None
@@ -395,10 +455,3 @@ def check_unchanged(y: Flat, version: int) -> None:
             "`f` wrote into its input, or into a tensor that it returned before. Return a new "
             "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
         )
-
-
-def _scaled_norm(rows: Flat) -> PerSample:
-    """Norms whose squares stay within range; NaN and inf where an entry is."""
-    largest = torch.linalg.vector_norm(rows, math.inf, dim=1)
-    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return torch.linalg.vector_norm(rows / unit[:, None], dim=1) * unit

@@ -3,8 +3,10 @@
 import enum
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from solvers.types import State
 
@@ -31,8 +33,9 @@ _MESSAGES = {
         "radius of df/dy: Picard needs it below 1."
     ),
     Result.diverged: (
-        "The residual grew a million-fold. Damp the map (`damping`), start nearer to the "
-        "solution, or make `f` contractive."
+        "The residual grew a million-fold, or y ran away while it did not fall: perhaps there is "
+        "no fixed point. Damp the map (`damping`), start nearer to the solution, or make `f` "
+        "contractive."
     ),
     Result.nonfinite: (
         "`f` returned NaN or inf, or was given it. Check `y0`, `args` and `f` for this sample."
@@ -59,6 +62,7 @@ class Solution:
         num_evals: Calls of `f` in the solve, counted exactly.
         rows_evaluated: Rows of the batch that `f` saw, summed over its calls: what
             compaction saves.
+        aux: What `f` returned beside f(value), under `has_aux=True`; else None.
         adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
             pass through `value` (`backward="exact"` only).
     """
@@ -69,11 +73,16 @@ class Solution:
     num_steps: Tensor
     num_evals: int
     rows_evaluated: int
+    aux: Any = field(default=None, compare=False)
     adjoints: list["Solution"] = field(default_factory=list, compare=False)
 
     @property
     def converged(self) -> Tensor:
-        """Shape `(*batch,)`, bool: residual <= atol + rtol * rms(f(value)), and finite."""
+        """Shape `(*batch,)`, bool: within tolerance, without having run away.
+
+        That is residual <= atol + rtol * rms(f(value)), where the residual has fallen to a tenth of
+        the first one; elsewhere the smaller of rms(f(value)) and rms(f(y0)) counts.
+        """
         return self.result == Result.converged
 
     def describe(self) -> str:
@@ -86,7 +95,18 @@ class Solution:
         worst = float(self.residual[failed].nan_to_num(math.inf, posinf=math.inf).max())
         return (
             f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
-            f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}"
+            f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}{self._hint()}"
+        )
+
+    def _hint(self) -> str:
+        """Where every number was a sample, that may be the cause."""
+        shape = self.result.shape
+        numbers = all(leaf.shape == shape for leaf in pytree.tree_leaves(self.value))
+        if not numbers or shape.numel() < 2:
+            return ""
+        return (
+            f" Each of the {shape.numel()} numbers was taken for a sample of its own: pass "
+            "`batch_dims=0` if they make up one state."
         )
 
 

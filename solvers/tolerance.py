@@ -178,7 +178,7 @@ def cheapest_tolerance(
 
     reference = measure(tolerances[-1], max_steps, -math.inf)
     if throw:
-        raise_if_failed(solutions[0])
+        raise_if_failed(solutions[0], bool(args))
     floor = reference.quality - loss
     by_rtol = [measure(rtol, max_steps, floor) for rtol in tolerances[:-1]]
     loosest = _loosest([*by_rtol, reference])

@@ -202,6 +202,33 @@ def no_fixed_point(draw: Draw) -> Made:
     return Made(lambda y, x: y + x, (x,), solvable=False)
 
 
+def runaway(draw: Draw) -> Made:
+    """Steps that never vanish: no fixed point, but |f(y) - y| is small beside a |y| far off.
+
+    A drift with a wave in it, or the value of a Markov chain whose rewards are not discounted.
+    """
+    if draw.coin():
+        drift, height = draw.uniform(0.5, 2.0, draw.rows, 1), draw.uniform(-0.8, 0.8)
+
+        def f(y: Tensor, drift: Tensor, height: Tensor) -> Tensor:
+            wave = 4 * (y - y.round()).abs() - 1
+            return y + drift * (1 + height * wave)
+
+        return Made(f, (drift, height), solvable=False, picard=False)
+    weights = draw.uniform(0.1, 1.0, draw.rows, draw.size, draw.size)
+    chain = weights / weights.sum(2, keepdim=True)
+    return Made(affine, (chain, draw.uniform(0.5, 2.0)), solvable=False, picard=False)
+
+
+def far(draw: Draw) -> Made:
+    """The solution is some 1e4 times the start, where an accelerated method jumps to it."""
+    rate = 1 - draw.uniform(0.7e-4, 1.5e-4, draw.rows, 1)
+    y0 = torch.zeros(draw.rows, draw.size, dtype=torch.float64)
+    # The residual cannot be seen to fall in bfloat16, whose rounding is larger.
+    solvable = None if draw.dtype == torch.bfloat16 else True
+    return Made(lambda y, rate, x: rate * y + x, (rate, draw.normal()), y0=y0, solvable=solvable)
+
+
 def noisy(draw: Draw) -> Made:
     """A contraction under noise above the tolerance, a fixed function of the state."""
     eps = torch.finfo(draw.dtype).eps
@@ -270,7 +297,7 @@ KINDS: dict[str, Callable[[Draw], Made]] = {
     for make in (
         contractive, rotating, rotating_out, non_normal, near_singular, badly_scaled, tiny, huge,
         discontinuous, expanding, divergent, no_fixed_point, noisy, poisoned, mixed_rates, chaotic,
-        saturated, cyclic, origin, constant,
+        saturated, cyclic, origin, constant, runaway, far,
     )
 }  # fmt: skip
 

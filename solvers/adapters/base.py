@@ -71,7 +71,17 @@ class PeerSolver(FixedPointSolver):
         raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")
 
     def begin(self, y: Flat, f: Evaluation, ledger: Ledger) -> contextlib.closing[Panel]:
-        """The runs of the peer, which are its memory."""
+        """The runs of the peer, which are its memory.
+
+        Raises:
+            ValueError: One run would cover several tokens, whose verdicts are to be causal.
+        """
+        if ledger.joint and (self.grain == "joint" or not ledger.independent):
+            raise ValueError(
+                f"{type(self).__name__} would solve all tokens of a row as one vector, so that a "
+                "token would see those behind it. With `batch_dims=2` use a solver of this "
+                "library, or pass `batch_dims=1` for one verdict per row."
+            )
         return contextlib.closing(Panel(self, f, ledger))
 
     def move(self, y: Flat, fy: Flat, carry: Panel, f: Evaluation) -> tuple[Flat, Panel]:

@@ -40,23 +40,30 @@ def check(p: Specimen, s: Solution) -> None:
     """Compare every claim with norms recomputed in float64 at the returned value."""
     rounding = ROUNDING[p.y0.dtype]
     residual, scale = evidence(p, s.value)
+    started, start_scale = evidence(p, p.y0)
     limit = p.rtol * scale
+    # A residual that did not fall is measured at the scale of the start. One that rounding may
+    # hide, far off, proves nothing.
+    excess = torch.minimum(residual / (0.1 * started), residual / (p.rtol * start_scale))
+    hidden = torch.finfo(p.y0.dtype).eps / 2 * scale > 0.1 * started
+    hidden &= 0.1 * scale > torch.maximum(started, start_scale)
     assert torch.isin(s.result, torch.tensor([int(code) for code in Result])).all(), str(p)
     assert torch.equal(s.converged, s.result == Result.converged), str(p)
     within = (residual <= limit * (1 + rounding)) & residual.isfinite()
+    within &= excess.nan_to_num(0.0) <= 1 + rounding
     assert within[s.converged].all(), f"{p}: false claim of convergence"
     beyond = (residual >= limit * (1 - rounding)) | ~residual.isfinite()
+    beyond |= (excess.nan_to_num(0.0) >= 1 - rounding) | hidden
     assert beyond[~s.converged].all(), f"{p}: a failure that is none"
     reported = s.residual.double() * math.sqrt(p.y0.shape[1])
     close = torch.isclose(reported, residual, rtol=rounding, atol=0.0)
     assert (close | ~residual.isfinite()).all(), f"{p}: residual is not that of the value"
-    started, _ = evidence(p, p.y0)
     worse = residual > started * (1 + rounding)
     assert not (worse & ~s.converged).any(), f"{p}: a failed sample is worse than its start"
     finite = p.y0.isfinite().all(1)
     assert s.value[finite].isfinite().all(), f"{p}: not finite"
     assert (s.result[p.broken] == Result.nonfinite).all(), f"{p}: a broken sample has a verdict"
-    if p.kind == "divergent":
+    if p.solvable is False:
         assert not s.converged.any(), f"{p}: nothing can converge"
 
 
@@ -85,11 +92,13 @@ def test_picard_converges_where_it_must_and_fails_where_it_must(kind: str) -> No
 
 
 @EACH
-@pytest.mark.parametrize("kind", ["contractive", "rotating", "constant", "tiny", "huge"])
+@pytest.mark.parametrize("kind", ["contractive", "rotating", "constant", "tiny", "huge", "far"])
 def test_every_solver_converges_on_a_contraction(name: str, kind: str) -> None:
+    if (name, kind) == ("picard", "far"):
+        pytest.skip("at a rate of 0.9999 the budget does not suffice")
     for p in specimens(2, [kind]):
         s = run(name, p, BUDGETS.get(name, MAX_STEPS))
-        assert s.converged.all(), f"{p}: {s.describe()}"
+        assert p.solvable is None or s.converged.all(), f"{p}: {s.describe()}"
 
 
 @EACH

@@ -1,0 +1,112 @@
+"""The rule by which a sample has converged, runs away, diverges or stalls.
+
+With r = |f(y) - y| and s = |f(y)| at a point, r0 and s0 at the start, and r1 the largest residual
+so far, a sample has converged if r is finite and
+
+    r <= atol + rtol * s     where r <= FALL * r0,
+    r <= atol + rtol * min(s, s0)    elsewhere:
+
+a tolerance that is relative to |f(y)| must not be met by a y that runs away from a residual that
+never falls. Nor by a y so large that rounding hides the residual, as where y + 1 is y: beyond
+max(s0, r0) / FALL, the unit roundoff of s must be at most FALL * r1.
+
+A sample within atol + rtol * s that has not converged goes on, unless it has run away, and so
+diverged: s > FAR * max(s0, r0) although r > FALL * r1.
+
+A sample has diverged, too, once r > growth * max(s0, r0), but not within its first 2 n steps, with
+n the number of entries that depend on each other: a nilpotent map grows for n steps on its way to
+an exact end, and Broyden's method on a linear one for 2 n (D. M. Gay, Some Convergence Properties
+of Broyden's Method, SIAM J. Numer. Anal. 1979).
+
+Linear equations b + K y are measured against |b| instead of s, and their growth is not judged: the
+solution of a nearly singular one is as large as one likes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from solvers.types import Mask, PerSample
+
+FALL, FAR = 0.1, 1e4
+# Stalls are looked for after this many steps, and then each time that half as many have passed.
+STALL_STEPS = 50
+# A sample has stalled if its best residual, having come below this share of its first one, has
+# not improved by STALL_GAIN since the last look: rounding sets smaller records by chance, and
+# linear convergence, at any rate that has come so far, larger ones. Or if it set no record, having
+# come below the share STALL_FLOOR of rms(f(y)). Above, a method that is not monotone may still be
+# finding its way; far above its best residual and the first one's share, it diverges.
+STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
+
+
+class Past(NamedTuple):
+    """Norms of the residual and of f(y) at the start, and of the largest residual since."""
+
+    first: PerSample
+    start: PerSample
+    peak: PerSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When a sample stops; `norm` and `scale` are those of its residual and of f(y).
+
+    Args:
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in the units of a norm.
+        roundoff: Unit roundoff of the state's dtype.
+        growth: How far a residual may grow; infinite for linear equations.
+    """
+
+    rtol: float
+    atol: float
+    roundoff: float
+    growth: float
+
+    def nearly(self, norm: PerSample, scale: PerSample) -> Mask:
+        """Who is within the tolerance at the point at hand: all who have converged, and a few."""
+        return (norm <= self.rtol * scale + self.atol) & norm.isfinite()
+
+    def truly(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
+        """Whose residual fell, or would do at the scale of the start."""
+        fell = norm <= FALL * past.first
+        resolved = self.roundoff * scale <= FALL * past.peak
+        near = FALL * scale <= torch.maximum(past.first, past.start)
+        would_do = norm <= self.rtol * past.start + self.atol
+        return (fell & resolved) | (would_do & (near | resolved))
+
+    def converged(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
+        """Who has converged."""
+        return self.nearly(norm, scale) & self.truly(norm, scale, past)
+
+    def ran_away(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
+        """Who is far off although the residual never fell."""
+        if math.isinf(self.growth):
+            return torch.zeros_like(norm, dtype=torch.bool)
+        return (scale > FAR * torch.maximum(past.first, past.start)) & (norm > FALL * past.peak)
+
+    def growth_limit(self, past: Past) -> PerSample:
+        """The largest residual of a sample that has not diverged."""
+        largest = torch.maximum(past.first, past.start)
+        most = torch.finfo(largest.dtype).max
+        return (self.growth * largest).nan_to_num(nan=most, posinf=most)
+
+
+def stalled(
+    norm: PerSample, scale: PerSample, best: PerSample, first: PerSample, mark: PerSample
+) -> Mask:
+    """Samples whose best residual no longer falls, at the end of their way.
+
+    Args:
+        norm: The residual at the point at hand.
+        scale: The norm of f(y) there.
+        best: The smallest residual so far.
+        first: The residual at the start.
+        mark: The best one at the last look.
+    """
+    flat = (best <= STALL_SHARE * first) & (best > (1 - STALL_GAIN) * mark)
+    still = (best <= STALL_FLOOR * scale) & (best == mark)
+    near = torch.maximum(STALL_SPREAD * best, STALL_SHARE * first)
+    return (flat | still) & (norm <= near)
