@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Exact(AdjointMode):
         >>> round(b.grad.item(), 4)
         2.0
     """
+
+    solves_adjoint: ClassVar[bool] = True
 
     solver: str | FixedPointSolver | None = None
     max_steps: int | None = None
