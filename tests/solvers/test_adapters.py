@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import dense_gradient, relative_error, solve_densely
-from problems import linear, residual
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
+from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers import Result, Solution
 from solvers.adapters import (
     PeerSolver,
@@ -29,6 +28,7 @@ from solvers.adapters import (
 )
 from solvers.adapters.conversation import PeerMap
 from solvers.registry import Registry
+from solvers.testing.problems import linear, residual
 
 NAMES = [name for name in solvers.names() if "." in name]
 EACH = pytest.mark.parametrize("name", NAMES)
