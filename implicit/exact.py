@@ -70,8 +70,8 @@ class Exact(AdjointMode):
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
-            known = [*SOLVERS.names(), *LINEAR.names()]
-            if self.solver not in known:
+            if self.solver not in SOLVERS and self.solver not in LINEAR:
+                known = [*SOLVERS.names(), *LINEAR.names()]
                 raise ValueError(unknown("solver", self.solver, known, "Registered"))
         elif self.solver is not None:
             SOLVERS.resolve(self.solver)

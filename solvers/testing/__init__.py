@@ -85,7 +85,7 @@ def check(solver: str | type[FixedPointSolver] | FixedPointSolver, seeds: int = 
 
 def resolve(solver: str | type[FixedPointSolver] | FixedPointSolver) -> FixedPointSolver:
     """An instance, of a solver or a linear solver."""
-    if isinstance(solver, str) and solver in LINEAR.entries:
+    if isinstance(solver, str) and solver in LINEAR:
         return LINEAR.get(solver)
     return SOLVERS.resolve(solver() if isinstance(solver, type) else solver)
 

@@ -54,7 +54,9 @@ def test_adapters_are_registered_where_their_package_is_installed() -> None:
 
 
 def test_a_missing_package_is_named_with_what_to_do() -> None:
-    registry: Registry[solvers.FixedPointSolver] = Registry("solver", solvers.FixedPointSolver)
+    registry: Registry[solvers.FixedPointSolver] = Registry(
+        "solver", solvers.FixedPointSolver, "solvers"
+    )
     registry.register("plain")(solvers.Picard)
     registry.register("far.away", needs="no_such_package")(solvers.Picard)
     assert registry.names() == ["plain"]
