@@ -1,8 +1,14 @@
 """Every message: what is wrong, what came, what is allowed, what to do next."""
 
+import copy
+import dataclasses
+import multiprocessing
+import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -122,6 +128,54 @@ def test_failure_carries_the_solution_and_advice() -> None:
     )
     assert caught.value.solution.num_evals == 8
     assert caught.value.solution.value.shape == (5, 3)
+
+
+def failing(slope: float) -> None:
+    torch.set_num_threads(1)
+    solvers.solve(lambda y: slope * y + 1, torch.zeros(2, 1), solver="picard")
+
+
+def raised() -> SolveError:
+    with pytest.raises(SolveError) as caught:
+        failing(3.0)
+    caught.value.add_note("in layer 3")
+    return caught.value
+
+
+def test_failure_can_be_copied_and_pickled() -> None:
+    error = raised()
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is SolveError
+        assert str(other) == str(error)
+        assert other.__notes__ == ["in layer 3"]
+        for field in dataclasses.fields(error.solution):
+            a, b = (getattr(e.solution, field.name) for e in (other, error))
+            assert torch.equal(a, b) if isinstance(b, Tensor) else a == b
+
+
+def test_failure_with_a_graph_is_copied_without_it() -> None:
+    w = torch.tensor(3.0, requires_grad=True)
+    solution = Picard().iterate(lambda y: {"a": w * y["a"] + 1}, {"a": Y0}, max_steps=3)
+    solution = dataclasses.replace(solution, adjoints=[solution])
+    assert solution.value["a"].requires_grad
+    error = SolveError(solution)
+    for other in (ForkingPickler.loads(ForkingPickler.dumps(error)), copy.deepcopy(error)):
+        for found in (other.solution, other.solution.adjoints[0]):
+            assert torch.equal(found.value["a"], solution.value["a"])
+            assert not found.value["a"].requires_grad
+            assert not found.residual.requires_grad
+    assert error.solution is solution
+
+
+def test_failure_leaves_a_worker_process() -> None:
+    """An error that cannot be unpickled breaks an executor, and `Pool.map` waits for ever."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        with pytest.raises(SolveError) as caught:
+            executor.submit(failing, 3.0).result(timeout=120)
+        assert not caught.value.solution.converged.any()
+    with context.Pool(1) as pool, pytest.raises(SolveError, match="2 of 2 samples"):
+        pool.map_async(failing, [0.5, 3.0]).get(timeout=120)
 
 
 def test_only_the_failed_samples_are_counted() -> None:

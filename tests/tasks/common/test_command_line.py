@@ -1,6 +1,8 @@
 """Modules of the user, which add solvers and backward modes to every command."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +112,13 @@ def test_an_interrupted_run_says_what_to_import_when_it_goes_on(
     assert main(["--import", "my_zigzag", "--import", "json"]) == 130
     expected = "train --resume run/checkpoint.safetensors --import my_zigzag --import json\n"
     assert capsys.readouterr().out.endswith(expected)
+
+
+def test_an_interruption_keeps_its_path_between_processes() -> None:
+    stop = Interrupted(Path("run/checkpoint.safetensors"))
+    for other in (pickle.loads(pickle.dumps(stop)), copy.deepcopy(stop)):
+        assert other.path == stop.path
+        assert str(other) == str(stop)
 
 
 def test_several_modules_anywhere_among_the_arguments() -> None:
