@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 from memory import peak_of
-from problems import pairs
 from timing import interleaved, show
 from torch import Tensor, nn
 
 import implicit
 from implicit import FixedPointLayer
+from implicit.testing import pairs
 
 pytestmark = pytest.mark.benchmark
 

@@ -13,6 +13,7 @@ the backward mode need. Dropout inside `f` draws another mask in every call, and
 training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
 """
 
+from implicit import testing
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.exact import Exact
 from implicit.fixed_point import fixed_point
@@ -52,4 +53,5 @@ __all__ = [
     "register",
     "spectral_normalise",
     "spectral_radius",
+    "testing",
 ]

@@ -48,10 +48,31 @@ class BackwardMode(ABC):
     Attributes:
         records_solver: The solve itself runs under autograd, and `attach` adds nothing.
         needs_memory: The context must hold the forward solver's memory.
+        solves_adjoint: It solves the adjoint equation: the evidence is in `Solution.adjoints`, and
+            where that solve fails, a warning says so.
+        moves_value: What `attach` returns may be another point than the solution.
+        bias: Promise for `implicit.testing.check`: the largest relative error of a gradient
+            through a contraction of norm 0.6. A property where options decide.
     """
 
     records_solver: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
+    solves_adjoint: ClassVar[bool] = False
+    moves_value: ClassVar[bool] = False
+    bias: ClassVar[float] = 1e-6
+
+    def in_place_of_inverse(self, jacobian: Tensor) -> Tensor | None:
+        """What the gradient has in place of (I - J)^-1: a matrix, to which tests hold the mode.
+
+        By default the inverse itself or, for a mode with a larger `bias`, None: unknown, as it
+        depends on more than J.
+
+        Args:
+            jacobian: J = df/dy at the solution.
+        """
+        if self.bias > BackwardMode.bias:
+            return None
+        return torch.linalg.inv(torch.eye(len(jacobian), dtype=jacobian.dtype) - jacobian)
 
     @abstractmethod
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:

@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class Exact(AdjointMode):
         2.0
     """
 
+    solves_adjoint: ClassVar[bool] = True
+
     solver: str | FixedPointSolver | None = None
     max_steps: int | None = None
     on_failure: Literal["warn", "raise", "jacobian_free"] = "warn"
@@ -68,8 +70,8 @@ class Exact(AdjointMode):
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
-            known = [*SOLVERS.names(), *LINEAR.names()]
-            if self.solver not in known:
+            if self.solver not in SOLVERS and self.solver not in LINEAR:
+                known = [*SOLVERS.names(), *LINEAR.names()]
                 raise ValueError(unknown("solver", self.solver, known, "Registered"))
         elif self.solver is not None:
             SOLVERS.resolve(self.solver)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -37,6 +38,12 @@ class JacobianFree(AdjointMode):
         >>> b.grad.item()
         1.0
     """
+
+    bias: ClassVar[float] = 0.7
+
+    def in_place_of_inverse(self, jacobian: Tensor) -> Tensor:
+        """The identity."""
+        return torch.eye(len(jacobian), dtype=jacobian.dtype)
 
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext

@@ -53,6 +53,21 @@ class Neumann(AdjointMode):
         if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise ValueError(f"`clip` must be above 0, or None for no bound: got {self.clip!r}.")
 
+    @property
+    def bias(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The norm of the first power of J that is left out, where that of J is 0.6."""
+        return 0.6 ** (self.terms + 1)
+
+    def in_place_of_inverse(self, jacobian: Tensor) -> Tensor | None:
+        """The truncated series; unknown where it may be clipped."""
+        if self.clip is not None:
+            return None
+        total = power = torch.eye(len(jacobian), dtype=jacobian.dtype)
+        for _ in range(self.terms):
+            power = power @ jacobian
+            total = total + power
+        return total
+
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:

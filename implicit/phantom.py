@@ -1,7 +1,7 @@
 """The phantom gradient: a short damped unroll from the solution."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch.utils import _pytree as pytree
@@ -47,6 +47,8 @@ class Phantom(BackwardMode):
         1.75
     """
 
+    moves_value: ClassVar[bool] = True
+
     steps: int = 4
     damping: float = 0.0
 
@@ -54,6 +56,21 @@ class Phantom(BackwardMode):
         check_damping(self.damping)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"`steps` must be an integer of at least 1, got {self.steps!r}.")
+
+    @property
+    def bias(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The norm of H, where that of J is 0.6, to the power of the steps."""
+        return (self.damping + 0.6 * (1 - self.damping)) ** self.steps
+
+    def in_place_of_inverse(self, jacobian: torch.Tensor) -> torch.Tensor:
+        """The sum over powers of H."""
+        eye = torch.eye(len(jacobian), dtype=jacobian.dtype)
+        h = self.damping * eye + (1 - self.damping) * jacobian
+        total = power = eye
+        for _ in range(self.steps - 1):
+            power = power @ h
+            total = total + power
+        return (1 - self.damping) * total
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Record the unroll; the value moves on with it."""

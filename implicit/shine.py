@@ -51,6 +51,7 @@ class Shine(AdjointMode):
     """
 
     needs_memory: ClassVar[bool] = True
+    bias: ClassVar[float] = 0.7
 
     fallback: float = 1.3
 

@@ -6,7 +6,7 @@
 ([True, True], [2.0, 2.0, 2.0])
 """
 
-from solvers import adapters
+from solvers import adapters, testing
 from solvers.aitken import Aitken
 from solvers.anderson import Anderson
 from solvers.anderson_safe import AndersonSafe
@@ -19,6 +19,7 @@ from solvers.gmres import Gmres
 from solvers.neumann import Neumann
 from solvers.newton_krylov import NewtonKrylov
 from solvers.picard import Picard
+from solvers.promises import Promises
 from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
@@ -38,6 +39,7 @@ __all__ = [
     "Neumann",
     "NewtonKrylov",
     "Picard",
+    "Promises",
     "Result",
     "Solution",
     "SolveError",
@@ -54,5 +56,6 @@ __all__ = [
     "register",
     "register_linear",
     "solve",
+    "testing",
     "trace",
 ]

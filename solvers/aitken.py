@@ -1,11 +1,13 @@
 """Aitken relaxation: an accelerated iteration that remembers two states and nothing else."""
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, PerSample
 
@@ -54,6 +56,8 @@ class Aitken(FixedPointSolver):
         >>> s.converged.all().item(), s.num_evals < 9
         (True, True)
     """
+
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
 
     largest: float = 1e4
 

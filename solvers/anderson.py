@@ -1,5 +1,6 @@
 """Anderson acceleration, type II: extrapolate from the last few steps by least squares."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,6 +9,7 @@ import torch
 from solvers.base import FixedPointSolver, check_at_least_0
 from solvers.history import History, products
 from solvers.picard import check_damping
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index
 
@@ -51,6 +53,7 @@ class Anderson(FixedPointSolver):
         (True, True)
     """
 
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
     estimates_inverse: ClassVar[bool] = True
 
     history: int = 8

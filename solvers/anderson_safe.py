@@ -1,7 +1,8 @@
 """Safeguarded Anderson acceleration: every extrapolation must prove itself."""
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from solvers.anderson import check_history
 from solvers.base import FixedPointSolver, check_at_least_0
 from solvers.history import History, products
 from solvers.picard import check_damping
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index, Mask, PerSample
 
@@ -69,6 +71,8 @@ class AndersonSafe(FixedPointSolver):
         >>> s.converged.all().item(), s.num_evals < 8
         (True, True)
     """
+
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
 
     history: int = 8
     damping: float = 0.0

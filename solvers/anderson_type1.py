@@ -1,5 +1,6 @@
 """Anderson acceleration, type I: the multisecant form that approximates the Jacobian."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -9,6 +10,7 @@ from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
 from solvers.history import History, products
 from solvers.picard import check_damping
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index
 
@@ -50,6 +52,7 @@ class AndersonType1(FixedPointSolver):
         (True, True)
     """
 
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
     estimates_inverse: ClassVar[bool] = True
 
     history: int = 8

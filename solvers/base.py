@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
 from solvers.ledger import Ledger, check_unchanged, version_of
+from solvers.promises import Promises
 from solvers.pushforward import pushforward
 from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, Map, Mask, State
@@ -40,6 +41,8 @@ class FixedPointSolver(ABC):
             (I - J^T)^-1.
         recordable: The steps can be differentiated through.
         linear: For affine maps only, whose iterates may grow in between: growth ends no sample.
+        promises: On which maps it converges, and at what cost, for `solvers.testing.check`. By
+            default: on contractions, as fast as Picard. A property where options decide.
 
     Raises:
         ValueError: A tolerance is negative or not finite.
@@ -48,6 +51,7 @@ class FixedPointSolver(ABC):
     estimates_inverse: ClassVar[bool] = False
     recordable: ClassVar[bool] = True
     linear: ClassVar[bool] = False
+    promises: ClassVar[Promises] = Promises()
 
     rtol: float = 1e-5
     atol: float = 1e-8

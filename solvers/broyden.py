@@ -17,6 +17,7 @@ s_{k+1} = p / (1 - a_k). A restart keeps the newest update alone: H = (I + w s^T
 which is stored like a step, and followed by no pair of its own.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
 from solvers.history import NO_WEIGHT, enlarge, keep_rows, products, write
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index, Small, Window
 
@@ -137,6 +139,7 @@ class Broyden(FixedPointSolver):
         (True, True)
     """
 
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
     estimates_inverse: ClassVar[bool] = True
 
     history: int = 20

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 
 from solvers.base import Evaluation, FixedPointSolver
 from solvers.gmres import Gmres
+from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, PerSample
 
@@ -69,6 +70,8 @@ class NewtonKrylov(FixedPointSolver):
         >>> round(s.value.item(), 4)
         2.0
     """
+
+    promises: ClassVar[Promises] = Promises(radius=math.inf, one_call=False)
 
     forcing: float = 0.05
     inner_steps: int = 40

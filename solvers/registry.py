@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -12,22 +13,38 @@ T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
+class UnknownName(ValueError):
+    """Nothing is registered under a name."""
+
+
 class Registry(Generic[T]):
     """Maps names to frozen dataclasses and explains itself when a name is unknown.
+
+    A name that is not registered is looked up among the entry points of installed packages. So a
+    package adds a class by two lines in its `pyproject.toml`, and is imported when it is needed:
+
+        [project.entry-points."attractor_models.solvers"]
+        mine = "my_package.my_module:Mine"
 
     Args:
         kind: What it holds, for error messages, such as "solver".
         base: Class that every entry must derive from.
+        group: Entry points are those of "attractor_models.<group>".
     """
 
-    def __init__(self, kind: str, base: type[T]):
+    def __init__(self, kind: str, base: type[T], group: str):
         self.kind = kind
         self.base = base
+        self.group = f"attractor_models.{group}"
         self.entries: dict[str, type[T]] = {}
-        self.absent: dict[str, str] = {}
+        # Classes that wait for a package to be installed, and its name.
+        self.absent: dict[str, tuple[type[T], str]] = {}
 
     def register(self, name: str, needs: str | None = None) -> Callable[[C], C]:
         """Decorate a class to add it under `name`.
+
+        The same class again, from a notebook's cell that is run once more or a module that is
+        reloaded, replaces the one before: the same by its module and qualified name.
 
         Args:
             name: What it is called from now on.
@@ -36,7 +53,7 @@ class Registry(Generic[T]):
 
         Raises:
             TypeError: The class does not derive from the base, or lacks one of its methods.
-            ValueError: The name is taken.
+            ValueError: The name is taken by another class.
         """
 
         def add(given: C) -> C:
@@ -46,13 +63,14 @@ class Registry(Generic[T]):
             missing = sorted(getattr(cls, "__abstractmethods__", ()))
             if missing:
                 raise TypeError(f"{cls.__name__} must define {', '.join(missing)}.")
-            if name in self.entries or name in self.absent:
-                taken = self.absent.get(name) or self.entries[name].__qualname__
-                raise ValueError(
-                    f"The {self.kind} name {name!r} is taken by {taken}: choose another."
-                )
+            taken = self.entries.get(name) or self.absent.get(name, (None,))[0]
+            if taken is not None and _full_name(taken) != _full_name(cls):
+                held = f"{name!r} is taken by {_full_name(taken)}"
+                raise ValueError(f"The {self.kind} name {held}: choose another.")
+            self.entries.pop(name, None)
+            self.absent.pop(name, None)
             if needs and importlib.util.find_spec(needs) is None:
-                self.absent[name] = needs
+                self.absent[name] = cls, needs
             else:
                 self.entries[name] = cls
             return given
@@ -63,6 +81,16 @@ class Registry(Generic[T]):
         """Registered names, sorted."""
         return sorted(self.entries)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether `name` can be built; an entry point of that name is loaded."""
+        if name not in self.entries and name not in self.absent:
+            for point in importlib.metadata.entry_points(group=self.group, name=name):
+                loaded = point.load()
+                # A module, or a class that its own decorator may have added already.
+                if name not in self.entries and name not in self.absent:
+                    self.register(name)(loaded)
+        return name in self.entries
+
     def get(self, name: str, **options: Any) -> T:
         """Build the entry `name` with `options`.
 
@@ -70,14 +98,22 @@ class Registry(Generic[T]):
             ValueError: Unknown name or option; the message lists what exists.
             ImportError: The entry needs a package that is not installed.
         """
+        known = name in self
         if name in self.absent:
-            package = self.absent[name]
+            package = self.absent[name][1]
             raise ImportError(
                 f"The {self.kind} {name!r} needs {package}, which is not installed. Run `pip "
                 f"install {package}`, or choose from: {', '.join(self.names())}."
             )
-        if name not in self.entries:
-            raise ValueError(unknown(self.kind, name, self.names(), "Registered"))
+        if not known:
+            installed = importlib.metadata.entry_points(group=self.group).names
+            message = unknown(self.kind, name, sorted({*self.entries, *installed}), "Registered")
+            if not message.endswith("?"):
+                message += (
+                    f" A {self.kind} of yours is known once its module is imported: in a command, "
+                    "by `--import MODULE`."
+                )
+            raise UnknownName(message)
         cls: Any = self.entries[name]
         allowed = [field.name for field in dataclasses.fields(cls) if field.init]
         for option in options:
@@ -97,6 +133,10 @@ class Registry(Generic[T]):
         )
 
 
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
     """Say that `name` is unknown, what exists, and what was probably meant."""
     close = difflib.get_close_matches(str(name), known, n=1)
@@ -104,11 +144,11 @@ def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
     return f"Unknown {kind} {name!r}. {listing}: {', '.join(known)}.{hint}"
 
 
-LINEAR: Registry[FixedPointSolver] = Registry("linear solver", FixedPointSolver)
+LINEAR: Registry[FixedPointSolver] = Registry("linear solver", FixedPointSolver, "linear_solvers")
 register_linear = LINEAR.register
 linear_names = LINEAR.names
 
-SOLVERS: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver)
+SOLVERS: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver, "solvers")
 register = SOLVERS.register
 names = SOLVERS.names
 get_solver = SOLVERS.get

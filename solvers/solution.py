@@ -1,5 +1,6 @@
 """What a solve returns: the point, the evidence for it, and one verdict per sample."""
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Solution:
         if count == 0:
             return f"All {total} samples converged, the slowest in {_most(self.num_steps)} steps."
         code = Result(int(self.result[failed].mode().values))
-        worst = float(self.residual[failed].nan_to_num(math.inf, posinf=math.inf).max())
+        worst = float(self.residual[failed].detach().nan_to_num(math.inf, posinf=math.inf).max())
         return (
             f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
             f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}{self._hint()}"
@@ -120,3 +121,21 @@ class SolveError(RuntimeError):
     def __init__(self, solution: Solution):
         super().__init__(solution.describe())
         self.solution = solution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild copies, and what another process receives, from the solution without its graph.
+
+        By default, an exception is rebuilt from its message.
+        """
+        solution = _detached(self.solution)
+        return type(self), (solution,), {**self.__dict__, "solution": solution}
+
+
+def _detached(part: Any) -> Any:
+    """A tensor or a solution without its graph; anything else as it is."""
+    if isinstance(part, Tensor):
+        return part.detach()
+    if isinstance(part, Solution):
+        parts = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        return Solution(**pytree.tree_map(_detached, parts))
+    return part

@@ -3,7 +3,10 @@
 import importlib
 import importlib.util
 import math
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -166,3 +169,26 @@ def test_site_builds_without_a_warning_and_needs_no_network(
         # An asterisk in y* that Markdown took for emphasis.
         assert not re.search(r"<em>[ ,)]", text)
     assert "Anderson acceleration" in (tmp_path / "reference/solvers.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("marker", "check"),
+    [
+        ("class HeavyBall(", "import implicit\nsolvers.testing.check(HeavyBall)\n"
+         "implicit.testing.check('exact', solvers=['heavy_ball'])\n"),
+        ("class Richardson(", "implicit.testing.check(Richardson)\n"),
+    ],
+    ids=["solver", "mode"],
+)  # fmt: skip
+def test_what_the_page_on_extending_adds_passes_the_suite(
+    marker: str, check: str, tmp_path: Path
+) -> None:
+    """Copied word by word into a module of its own, far from the checkout."""
+    page = (DOCS / "extending.md").read_text()
+    (code,) = (block[1] for block in BLOCK.finditer(page) if marker in block[1])
+    (tmp_path / "mine.py").write_text(f"{code}\n\n{check}")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "mine.py"], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr

@@ -12,13 +12,13 @@ import pytest
 import torch
 from defects import SOLVERS, draw, matrix, tanh
 from memory import PeakMemory
-from problems import rotation
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import solvers
 from implicit import SolveError, fixed_point
 from solvers import Result
+from solvers.testing.problems import rotation
 
 # torch's own forward-mode formulas warn when they are first loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from defects import SOLVERS, draw, matrix, tanh, tight
-from oracles import dense_gradient, relative_error, solve_densely, state_gradient
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 
 import implicit
 import solvers
 from implicit import Exact, FixedPointLayer, SolveError, fixed_point
+from implicit.testing.oracles import dense_gradient, relative_error, solve_densely, state_gradient
 
 # torch's own forward-mode formulas warn when they are first loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

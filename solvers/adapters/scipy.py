@@ -1,5 +1,6 @@
 """SciPy's nonlinear solvers, in float64 on the CPU."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -13,6 +14,7 @@ from solvers.adapters.conversation import PeerMap
 from solvers.anderson import check_history
 from solvers.base import check_at_least_0
 from solvers.picard import check_damping
+from solvers.promises import Promises
 from solvers.registry import register
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
@@ -82,6 +84,8 @@ class ScipyAnderson(_Scipy):
         Vector Sequences, J. Comput. Phys. 1996.
     """
 
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
+
     history: int = 5
     damping: float = 0.0
     ridge: float = 1e-4
@@ -122,6 +126,8 @@ class ScipyBroyden1(_Scipy):
     References:
         C. T. Kelley, Iterative Methods for Linear and Nonlinear Equations, SIAM 1995, ch. 7.
     """
+
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
 
     history: int = 20
     damping: float = 0.0
@@ -165,6 +171,12 @@ class ScipyKrylov(_Scipy):
         D. A. Knoll, D. E. Keyes, Jacobian-Free Newton-Krylov Methods, J. Comput. Phys. 2004.
     """
 
+    promises: ClassVar[Promises] = Promises(
+        radius=math.inf,
+        one_call=False,
+        tokens=False,  # its finite differences need all tokens of a row in one vector
+        noise={"difference": 0.06},  # larger than the noise
+    )
     grain: ClassVar[Literal["sample", "batch", "joint"]] = "joint"
 
     method: Literal["lgmres", "gmres"] = "lgmres"

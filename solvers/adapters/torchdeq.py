@@ -1,5 +1,6 @@
 """torchdeq's solvers: batches of rows on any device."""
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -12,6 +13,7 @@ from solvers.adapters.conversation import PeerMap
 from solvers.anderson import check_history
 from solvers.base import check_at_least_0
 from solvers.picard import check_damping
+from solvers.promises import Promises
 from solvers.registry import register
 
 # Our criterion stops the peer, so its own must never hold, and its budget never end.
@@ -84,6 +86,8 @@ class TorchdeqAnderson(_Torchdeq):
         Z. Geng, J. Z. Kolter, TorchDEQ: A Library for Deep Equilibrium Models, 2023.
     """
 
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
+
     history: int = 6
     damping: float = 0.0
     ridge: float = 1e-8
@@ -139,6 +143,8 @@ class TorchdeqBroyden(_Torchdeq):
     References:
         Z. Geng, J. Z. Kolter, TorchDEQ: A Library for Deep Equilibrium Models, 2023.
     """
+
+    promises: ClassVar[Promises] = Promises(radius=math.inf)
 
     history: int = 50
 

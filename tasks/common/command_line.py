@@ -1,6 +1,7 @@
 """What every command line shares: dispatch, presets, and errors that fit on one line."""
 
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -58,12 +59,14 @@ class CommandLine(ABC):
     def run(self, arguments: list[str]) -> int:
         """Run a command; errors of the caller become one line and exit status 2."""
         commands = self.commands()
+        modules: list[str] = []
         if arguments[:1] in (["-h"], ["--help"], ["help"]):
             print(self.usage)
             return 0
-        named = bool(arguments) and not arguments[0].startswith("-")
-        command = arguments[0] if named else "train"
         try:
+            arguments, modules = import_modules(arguments)
+            named = bool(arguments) and not arguments[0].startswith("-")
+            command = arguments[0] if named else "train"
             if command not in commands:
                 raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
             with joined() as group:
@@ -76,7 +79,8 @@ class CommandLine(ABC):
             start = self.program
             if size != "1":
                 start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
-            print(f"  {start} train --resume {stop.path}")
+            flags = "".join(f" --import {module}" for module in modules)
+            print(f"  {start} train --resume {stop.path}{flags}")
             return 130
         except KeyboardInterrupt:
             print("\nStopped before there was anything to keep.")
@@ -156,6 +160,35 @@ def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
                 raise ValueError(f"`{flag}` needs a value.")
             return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
     return arguments, None
+
+
+def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Remove every `--import MODULE` from the arguments, and import the modules.
+
+    They register solvers or backward modes, whose names the other flags then take.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    modules = []
+    while True:
+        arguments, name = take(arguments, "--import")
+        if name is None:
+            return arguments, modules
+        absent = ValueError(
+            f"`--import` found no module {name!r}. Give its name as in Python, such as "
+            "`my_package.my_solvers`, not a file; it must lie in the working directory, in "
+            "PYTHONPATH or in an installed package."
+        )
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise absent
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise  # One that the module imports.
+            raise absent from error
+        modules.append(name)
 
 
 def print_json(result: dict[str, Any], path: Path | None) -> None:

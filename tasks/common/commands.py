@@ -136,7 +136,8 @@ class Commands(CommandLine):
             f"  {self.program} serve                answers over HTTP, and a page\n"
             f"  {self.program} export FILE.pt2      a program that runs without this project\n"
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
-            "Each command's --help lists its flags.\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
+            "that registers solvers or backward modes.\n"
         )
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:

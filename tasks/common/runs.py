@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from models import GridModel, GridTransformer
+from solvers.registry import UnknownName
 from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
 from tasks.common.device import choose_device
 from tasks.common.grid_config import GridConfig
@@ -84,7 +85,8 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
     """The configuration that a checkpoint was trained with.
 
     Raises:
-        CheckpointError: It belongs to another task, or to another version.
+        CheckpointError: It belongs to another task, or to another version, or names a solver or
+            mode that no module has registered.
     """
     if checkpoint.meta.get("task") != task.name:
         raise CheckpointError(
@@ -93,6 +95,8 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
         )
     try:
         return task.config_type.from_json(checkpoint.meta["config"])
+    except UnknownName as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} comes from another version: {error}. Train again."

@@ -63,7 +63,7 @@ class Interrupted(Exception):
     """Training was stopped from outside; `path` is the checkpoint it left."""
 
     def __init__(self, path: Path):
-        super().__init__(str(path))
+        super().__init__(path)
         self.path = path
 
 

@@ -162,7 +162,8 @@ class LanguageCommands(CommandLine):
             f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
             f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n"
             f"  {self.program} export FILE.pt2      a program that runs without this project\n\n"
-            "Each command's --help lists its flags.\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
+            "that registers solvers or backward modes.\n"
         )
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:

@@ -90,9 +90,17 @@ class HarnessLM(TemplateLM):
         return before + self.words.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> Scored:
-        """As the harness does it, but no continuation is lost in the token before it."""
-        before, after = super()._encode_pair(context, continuation)
-        return before, after or self.words.encode(continuation)
+        """As the harness does it, but all of the continuation is scored, and nothing else.
+
+        Blanks at the end of a context count as the beginning of what follows. Where a token would
+        lie across the join, the two texts are encoded by themselves.
+        """
+        kept = context.rstrip()
+        continuation = context[len(kept) :] + continuation
+        before, whole = self.tok_encode(kept), self.tok_encode(kept + continuation)
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        return before, self.words.encode(continuation)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

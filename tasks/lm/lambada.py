@@ -6,6 +6,7 @@ JSON object a line, whose "text" is the passage with its last word.
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def read_passages(path: Path) -> list[str]:
         OSError: The file cannot be read.
     """
     passages = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not `splitlines`, which also splits at characters that a JSON string may hold, as U+2028.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -55,7 +57,7 @@ def last_words(
         model: In evaluation mode.
         tokenizer: Its own.
         passages: Texts of at least two words.
-        context: The model sees the last so many tokens of a passage.
+        context: The model sees the last so many tokens of a passage, also of a longer word.
         max_steps: Budget of solver updates.
 
     Returns:
@@ -65,14 +67,20 @@ def last_words(
     device = next(model.parameters()).device
     nats, right = 0.0, 0
     for passage in passages:
-        before, _, _ = passage.rpartition(" ")
-        known = [END, *tokenizer.encode(before)]
-        word = tokenizer.encode(passage[len(before) :])
-        ids = torch.tensor([(known + word)[-context - 1 :]], device=device)
-        logits = model(ids[:, :-1], max_steps=max_steps).logits[0, -len(word) :].float()
-        target = ids[0, -len(word) :]
-        nats += F.cross_entropy(logits, target, reduction="sum").item()
-        right += int((logits.argmax(-1) == target).all())
+        blank = re.search(r"\s\S*$", passage)
+        start = blank.start() if blank else 0
+        known = [END, *tokenizer.encode(passage[:start])]
+        tokens = known + tokenizer.encode(passage[start:])
+        as_written = True
+        # In one part, unless the word itself is longer than the context.
+        for at in range(len(known), len(tokens), context):
+            part = tokens[at : at + context]
+            ids = torch.tensor([tokens[: at + len(part)][-context - 1 :]], device=device)
+            logits = model(ids[:, :-1], max_steps=max_steps).logits[0, -len(part) :].float()
+            target = ids[0, -len(part) :]
+            nats += F.cross_entropy(logits, target, reduction="sum").item()
+            as_written &= bool((logits.argmax(-1) == target).all())
+        right += as_written
     count = len(passages)
     return {
         "lambada_perplexity": math.exp(min(nats / count, 700.0)),

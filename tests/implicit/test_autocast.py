@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles import relative_error
-from problems import pairs
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import implicit
 import solvers
 from implicit import FixedPointLayer, fixed_point
+from implicit.testing import pairs
+from implicit.testing.oracles import relative_error
 from solvers import Result
 
 # Rounding to bfloat16 leaves a residual of about this share of y.

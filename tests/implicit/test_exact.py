@@ -5,13 +5,13 @@ import weakref
 
 import pytest
 import torch
-from oracles import dense_gradient, solve_densely
-from problems import PEERS_WHEN_SLOW
+from parameters import PEERS_WHEN_SLOW
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import solvers
 from implicit import Exact, SolveError, fixed_point
+from implicit.testing.oracles import dense_gradient, solve_densely
 
 SOLVERS = pytest.mark.parametrize("name", solvers.names())
 

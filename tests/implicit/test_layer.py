@@ -6,12 +6,12 @@ import pickle
 import pytest
 import torch
 from memory import peak_of
-from problems import pairs
 from torch import Tensor, nn
 
 import implicit
 import solvers
 from implicit import FixedPointLayer, Phantom, SolveError, fixed_point
+from implicit.testing import pairs
 
 
 class Pull(nn.Module):

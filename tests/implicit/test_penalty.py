@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 
 from implicit import fixed_point
 from implicit.penalty import jacobian_penalty
+from solvers.testing.problems import PROBLEMS, Problem
 
 
 def make() -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from problems import PROBLEMS, linear, rotation
 from torch import Tensor
 
 import solvers
@@ -20,6 +19,7 @@ from implicit.plots import (
     plot_trajectory,
     trajectory_figure,
 )
+from solvers.testing.problems import PROBLEMS, linear, rotation
 from solvers.trace import Trace, trace
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem
 from torch import Tensor, nn
 
 from implicit.spectral import spectral_radius
+from solvers.testing.problems import PROBLEMS, Problem
 
 METHODS = pytest.mark.parametrize("method", ["arnoldi", "power"])
 PRODUCTS = pytest.mark.parametrize("product", ["vjp", "jvp"])

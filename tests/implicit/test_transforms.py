@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import dense_gradient, relative_error, solve_densely
 from torch import Tensor
 from torch.func import grad, hessian, vjp
 from transformations import (
@@ -33,6 +32,7 @@ from transformations import (
 import implicit
 import solvers
 from implicit import fixed_point
+from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 
 # torch's own forward-mode formulas warn when they are first loaded.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import solve_densely
 from torch import Tensor
 
 import solvers
+from implicit.testing.oracles import solve_densely
 from solvers.adapters import (
     PeerSolver,
     ScipyAnderson,

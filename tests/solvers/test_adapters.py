@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import dense_gradient, relative_error, solve_densely
-from problems import linear, residual
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
+from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers import Result, Solution
 from solvers.adapters import (
     PeerSolver,
@@ -29,6 +28,7 @@ from solvers.adapters import (
 )
 from solvers.adapters.conversation import PeerMap
 from solvers.registry import Registry
+from solvers.testing.problems import linear, residual
 
 NAMES = [name for name in solvers.names() if "." in name]
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -54,7 +54,9 @@ def test_adapters_are_registered_where_their_package_is_installed() -> None:
 
 
 def test_a_missing_package_is_named_with_what_to_do() -> None:
-    registry: Registry[solvers.FixedPointSolver] = Registry("solver", solvers.FixedPointSolver)
+    registry: Registry[solvers.FixedPointSolver] = Registry(
+        "solver", solvers.FixedPointSolver, "solvers"
+    )
     registry.register("plain")(solvers.Picard)
     registry.register("far.away", needs="no_such_package")(solvers.Picard)
     assert registry.names() == ["plain"]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, distance, linear
 from torch import Tensor
 
 import solvers
 from solvers import Anderson, Picard
+from solvers.testing.problems import PROBLEMS, Problem, distance, linear
 
 LINEAR = [problem for problem in PROBLEMS if problem.name.startswith(("linear", "rotation"))]
 

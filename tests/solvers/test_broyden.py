@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from problems import linear, residual
 from torch import Tensor
 
 import solvers
 from solvers import Broyden
+from solvers.testing.problems import linear, residual
 
 
 def test_linear_problem_of_n_dims_takes_two_n_steps() -> None:

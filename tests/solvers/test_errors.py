@@ -1,8 +1,14 @@
 """Every message: what is wrong, what came, what is allowed, what to do next."""
 
+import copy
+import dataclasses
+import multiprocessing
+import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
@@ -124,6 +130,54 @@ def test_failure_carries_the_solution_and_advice() -> None:
     assert caught.value.solution.value.shape == (5, 3)
 
 
+def failing(slope: float) -> None:
+    torch.set_num_threads(1)
+    solvers.solve(lambda y: slope * y + 1, torch.zeros(2, 1), solver="picard")
+
+
+def raised() -> SolveError:
+    with pytest.raises(SolveError) as caught:
+        failing(3.0)
+    caught.value.add_note("in layer 3")
+    return caught.value
+
+
+def test_failure_can_be_copied_and_pickled() -> None:
+    error = raised()
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is SolveError
+        assert str(other) == str(error)
+        assert other.__notes__ == ["in layer 3"]
+        for field in dataclasses.fields(error.solution):
+            a, b = (getattr(e.solution, field.name) for e in (other, error))
+            assert torch.equal(a, b) if isinstance(b, Tensor) else a == b
+
+
+def test_failure_with_a_graph_is_copied_without_it() -> None:
+    w = torch.tensor(3.0, requires_grad=True)
+    solution = Picard().iterate(lambda y: {"a": w * y["a"] + 1}, {"a": Y0}, max_steps=3)
+    solution = dataclasses.replace(solution, adjoints=[solution])
+    assert solution.value["a"].requires_grad
+    error = SolveError(solution)
+    for other in (ForkingPickler.loads(ForkingPickler.dumps(error)), copy.deepcopy(error)):
+        for found in (other.solution, other.solution.adjoints[0]):
+            assert torch.equal(found.value["a"], solution.value["a"])
+            assert not found.value["a"].requires_grad
+            assert not found.residual.requires_grad
+    assert error.solution is solution
+
+
+def test_failure_leaves_a_worker_process() -> None:
+    """An error that cannot be unpickled breaks an executor, and `Pool.map` waits for ever."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        with pytest.raises(SolveError) as caught:
+            executor.submit(failing, 3.0).result(timeout=120)
+        assert not caught.value.solution.converged.any()
+    with context.Pool(1) as pool, pytest.raises(SolveError, match="2 of 2 samples"):
+        pool.map_async(failing, [0.5, 3.0]).get(timeout=120)
+
+
 def test_only_the_failed_samples_are_counted() -> None:
     rate = torch.tensor([[0.1], [1.0], [0.1], [float("nan")], [1.0]])
     with pytest.raises(SolveError) as caught:
@@ -136,13 +190,12 @@ def test_only_the_failed_samples_are_counted() -> None:
     assert caught.value.solution.result.tolist() == codes
 
 
-@pytest.mark.parametrize("name", solvers.names())
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_start_is_named_as_such(name: str, bad: float) -> None:
+def test_a_broken_start_is_named_as_such(bad: float) -> None:
     y0 = Y0.clone()
     y0[4, 1] = bad
     with pytest.raises(SolveError, match=r"1 of 10 samples .* Check `y0`, `args` and `f`"):
-        solvers.solve(half, y0, solver=name)
+        solvers.solve(half, y0)
 
 
 @pytest.mark.parametrize(
@@ -170,27 +223,6 @@ def test_stalled_is_said_of_noise_above_the_tolerance() -> None:
     with pytest.raises(SolveError, match="wider dtype") as caught:
         solvers.solve(f, torch.zeros(4, 8), solver="picard", max_steps=400)
     assert (caught.value.solution.result == Result.stalled).all()
-
-
-@pytest.mark.parametrize("name", solvers.names())
-@pytest.mark.parametrize("kind", ["in place", "one buffer"])
-def test_a_map_that_reuses_memory_is_never_falsely_converged(name: str, kind: str) -> None:
-    """It may be solved, refused, or reported: `nn.ReLU(inplace=True)` first in `f` is enough."""
-    buffer = torch.empty(2, 3)
-
-    def f(y: Tensor) -> Tensor:
-        if kind == "in place":
-            return y.mul_(0.5).add_(1)
-        return torch.add(torch.ones(2, 3), y, alpha=0.5, out=buffer)
-
-    y0 = torch.zeros(2, 3)
-    try:
-        s = solvers.solve(f, y0, solver=name, throw=False)
-    except (RuntimeError, ValueError):
-        return
-    value = s.value.clone()
-    assert ((half(value) - value).abs().amax(1) < 1e-3)[s.converged].all()
-    assert torch.equal(y0, torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("option", ["rtol", "atol", "damping", "ridge"])
@@ -228,7 +260,7 @@ def test_error_in_f_is_not_swallowed() -> None:
 
 
 def test_two_registrations_of_one_name() -> None:
-    with pytest.raises(ValueError, match="'picard' is taken by Picard"):
+    with pytest.raises(ValueError, match=r"'picard' is taken by solvers\.picard\.Picard: choose"):
         solvers.register("picard")(Anderson)
 
 

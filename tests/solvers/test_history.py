@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from problems import distance, linear, rotation
 from torch import Tensor
 
 import solvers
+from solvers.testing.problems import distance, linear, rotation
 
 WINDOWED = pytest.mark.parametrize("name", ["anderson", "broyden"])
 

@@ -1,11 +1,11 @@
 """What only Picard promises."""
 
 import torch
-from problems import distance, linear, rotation
 from torch import Tensor
 
 import solvers
 from solvers import Picard
+from solvers.testing.problems import distance, linear, rotation
 
 
 def test_picard_with_damping_reaches_eigenvalues_below_minus_one() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from problems import PROBLEMS, Problem, exact_gradients, leaves, residual
 from torch import Tensor
 
+from solvers.testing.problems import PROBLEMS, Problem, exact_gradients, leaves, residual
 from solvers.types import State
 
 ON_EACH = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

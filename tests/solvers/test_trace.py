@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import BATCH, PROBLEMS, Problem, leaves, linear, rms, rotation
 from torch import Tensor
 
 import solvers
+from solvers.testing.problems import BATCH, PROBLEMS, Problem, leaves, linear, rms, rotation
 from solvers.trace import Trace, contraction_rate, trace
 
 SOLVERS = pytest.mark.parametrize("name", solvers.names())

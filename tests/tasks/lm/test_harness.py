@@ -137,6 +137,42 @@ def test_no_continuation_is_lost_in_a_merged_token(tmp_path: Path) -> None:
     assert model.words.decode([*before, *after]) == "abab"
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "kept"),
+    [
+        ("hello wor", "ld", "hello wor"),
+        ("hello wor", "ld!", "hello wor"),
+        ("hello w", "orld! hello", "hello w"),
+        ("hello", " world!", "hello"),
+        ("hello ", "world!", "hello"),
+        ("hello \n ", "world", "hello"),
+        ("the answ", "er is wonderful", "the answ"),
+        ("wörd", "less w\u2028orlds", "wörd"),
+        ("hello world", "", "hello world"),
+        (" ", "hello", ""),
+    ],
+)
+def test_all_of_a_continuation_is_scored_and_nothing_else(
+    context: str, continuation: str, kept: str
+) -> None:
+    """Although byte pairs may merge across the join; blanks before it go with the continuation."""
+    pytest.importorskip("tokenizers")
+    from tasks.lm.tokenizer import train_tokenizer
+
+    text = "hello world! hello world!! the answer is wonderful wordless worlds "
+    words = train_tokenizer([text * 50], 300)
+    config = LanguageConfig(vocabulary=300, width=16, num_heads=2)
+    settings = {**config.to_json(), "vocabulary": words.size}
+    model = HarnessLM(PretrainedLM(settings, words.to_json()), "cpu")
+    before, after = model._encode_pair(context, continuation)
+    assert before == [END, *words.encode(kept)]
+    assert words.decode(after) == (context + continuation)[len(kept) :]
+    # Where no token lies across the join, tokens are those of the whole text.
+    whole = words.encode(context + continuation)
+    if whole[: len(before) - 1] == before[1:]:
+        assert [*before[1:], *after] == whole
+
+
 def test_the_harness_knows_the_model_by_name() -> None:
     assert get_model("attractor") is HarnessLM
 

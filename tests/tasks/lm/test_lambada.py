@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,36 @@ def test_a_long_passage_keeps_its_end() -> None:
     passage = "word " * 50 + "end"
     found = last_words(Repeats(), ByteTokenizer(), [passage], context=16)
     assert found["lambada_perplexity"] == pytest.approx(512**4, rel=1e-3)
+
+
+@pytest.mark.parametrize(("word", "context"), [("x" * 8, 8), ("x" * 7, 8), ("x" * 20, 8), ("x", 1)])
+def test_a_word_longer_than_the_context_is_predicted_in_parts(word: str, context: int) -> None:
+    found = last_words(Repeats(), ByteTokenizer(), [f"some words {word}"], context=context)
+    # The blank and the first letter differ from what is before them; all others repeat it.
+    expected = 2 * math.log(512) + (len(word) - 1) * math.log(2)
+    assert found["lambada_perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+    assert found["lambada_accuracy"] == 0.0
+    found = last_words(Repeats(), ByteTokenizer(), ["a  " + " " * 20], context=context)
+    assert found["lambada_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\t", "\u2028", "\u00a0"])
+def test_the_last_word_begins_after_any_blank(blank: str) -> None:
+    passage = f"one two{blank}xy"
+    found = last_words(Repeats(), ByteTokenizer(), [passage], context=32)
+    tokens = list(passage.encode())[len("one two") - 1 :]
+    nats = [math.log(2 if a == b else 512) for a, b in pairwise(tokens)]
+    assert found["lambada_perplexity"] == pytest.approx(math.exp(sum(nats)), rel=1e-4)
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\u0085", "\\u001c", "\\n", "\\r\\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_ends_at_its_end_only(inside: str, end: str, tmp_path: Path) -> None:
+    """A JSON string may hold raw what `str.splitlines` takes for the end of a line."""
+    path = tmp_path / "lambada.jsonl"
+    line = f'{{"text": "she said{inside} then left"}}'
+    path.write_bytes(f"{line}{end}{line}{end}".encode())
+    assert read_passages(path) == [json.loads(line)["text"]] * 2
 
 
 def test_reading(tmp_path: Path) -> None:

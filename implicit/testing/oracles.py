@@ -1,6 +1,6 @@
 """Gradients by dense linear algebra, for maps small enough to write their Jacobian down."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,18 +22,23 @@ def solve_densely(f: Callable[..., Tensor], y: Tensor, *args: Tensor, steps: int
     return y.detach()
 
 
+def exact_inverse(jacobian: Tensor) -> Tensor:
+    """(I - J)^-1."""
+    return torch.linalg.inv(torch.eye(len(jacobian), dtype=jacobian.dtype) - jacobian)
+
+
 def dense_gradient(
     f: Callable[..., Tensor],
     y_star: Tensor,
     args: tuple[Tensor, ...],
     v: Tensor,
     wanted: list[Tensor],
+    inverse: Callable[[Tensor], Tensor] = exact_inverse,
 ) -> list[Tensor]:
-    """v^T (I - J)^-1 df/dtheta for each theta in `wanted`."""
+    """v^T (I - J)^-1 df/dtheta for each theta in `wanted`, or with another function of J in it."""
     size = y_star.numel()
     jacobian = torch.autograd.functional.jacobian(lambda y: f(y, *args), y_star)
-    matrix = torch.eye(size, dtype=y_star.dtype) - jacobian.reshape(size, size)
-    u = torch.linalg.solve(matrix.T, v.flatten()).view_as(v)
+    u = (inverse(jacobian.reshape(size, size)).T @ v.flatten()).view_as(v)
     return list(torch.autograd.grad(f(y_star, *args), wanted, u, retain_graph=True))
 
 
@@ -43,6 +48,7 @@ def state_gradient(
     args: tuple[Tensor, ...],
     v: State,
     wanted: list[Tensor],
+    inverse: Callable[[Tensor], Tensor] = exact_inverse,
 ) -> list[Tensor]:
     """`dense_gradient` for a state of any structure: the leaves are joined to one vector."""
     leaves, spec = pytree.tree_flatten(y_star)
@@ -52,10 +58,10 @@ def state_gradient(
         parts = [part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)]
         return _join(f(pytree.tree_unflatten(parts, spec), *args))
 
-    return dense_gradient(joined, _join(y_star), args, _join(v), wanted)
+    return dense_gradient(joined, _join(y_star), args, _join(v), wanted, inverse)
 
 
-def relative_error(found: list[Tensor], true: list[Tensor]) -> float:
+def relative_error(found: Sequence[Tensor], true: Sequence[Tensor]) -> float:
     """Largest relative distance, in norm, of corresponding tensors."""
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, true, strict=True))
 

@@ -1,0 +1,84 @@
+"""The conformance suite of backward modes, for those of this library and yours.
+
+>>> import implicit
+>>> implicit.testing.check("jacobian_free", solvers=["anderson"])
+
+`PROPERTIES` are functions of a mode that yield a sentence per failure; `PAIRED` are functions of a
+mode and the solver that it follows.
+"""
+
+from collections.abc import Iterable
+
+from implicit.base import BackwardMode
+from implicit.registry import MODES, backward_modes
+from implicit.testing import gradients
+from solvers import FixedPointSolver, names
+from solvers.adapters import PeerSolver
+from solvers.registry import SOLVERS
+from solvers.testing import Property, report, resolve
+
+PROPERTIES: list[Property] = [
+    gradients.the_start_gets_no_gradient_unless_steps_are_recorded,
+    gradients.trees_and_tokens_have_the_gradient_of_the_joined_state,
+    gradients.an_unbatched_state_has_its_gradient,
+    gradients.compaction_changes_no_gradient,
+    gradients.small_budgets_work,
+]
+
+PAIRED: list[Property] = [
+    gradients.the_error_is_within_the_bias_of_the_mode,
+    gradients.the_gradient_meets_its_formula,
+    gradients.the_value_is_the_solvers,
+    gradients.each_leaf_of_a_nested_state_has_its_gradient,
+    gradients.gradients_of_the_zoo,
+]
+
+
+def check(
+    mode: str | type[BackwardMode] | BackwardMode,
+    solvers: Iterable[str | type[FixedPointSolver] | FixedPointSolver] | None = None,
+) -> None:
+    """Run the conformance suite on a backward mode, registered or not.
+
+    Its promises are its `bias` and, if it states one, the matrix `in_place_of_inverse`. To test
+    the gradients through a solver of yours: `check("exact", solvers=["mine"])`.
+
+    Args:
+        mode: A registered name, a class, or an instance with options.
+        solvers: The solvers that it follows, given likewise. By default, all that are registered,
+            without those of other libraries. Those that do not go with the mode are left out.
+
+    Raises:
+        AssertionError: It fails; the message lists each property, solver and value.
+        ValueError: None of the solvers goes with the mode.
+    """
+    chosen = MODES.resolve(mode() if isinstance(mode, type) else mode)
+    given = [resolve(solver) for solver in (ours() if solvers is None else solvers)]
+    fitting = [solver for solver in given if fits(chosen, solver)]
+    if not fitting:
+        raise ValueError(f"None of the solvers goes with {chosen}: got {given}.")
+    report(chosen, [(p, (chosen,)) for p in PROPERTIES] + [
+        (p, (chosen, solver)) for solver in fitting for p in PAIRED
+    ])  # fmt: skip
+
+
+def ours() -> list[str]:
+    """Names of registered solvers that no other library has written."""
+    return [name for name in names() if not issubclass(SOLVERS.entries[name], PeerSolver)]
+
+
+def fits(mode: BackwardMode, solver: FixedPointSolver) -> bool:
+    """Some modes need an inverse estimate, and others steps that autograd can record."""
+    return (solver.estimates_inverse or not mode.needs_memory) and (
+        solver.recordable or not mode.records_solver
+    )
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Names of registered solvers and backward modes that go together."""
+    return [
+        (solver, mode)
+        for solver in names()
+        for mode in backward_modes()
+        if fits(MODES.get(mode), SOLVERS.get(solver))
+    ]
