@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.graft import graft
 from implicit.registry import register
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

@@ -8,14 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-# At this level, since `torch.compiler.disable` would switch the compiler off for `f` too, and
-# loads all of it when a library is imported.
-from torch._C._dynamo.eval_frame import (
-    _FrameAction,
-    _FrameExecStrategy,
-    set_code_exec_strategy,
-    set_eval_frame,
-)
+from solvers.torch_internals import set_eval_frame, skip_this_frame
 
 T = TypeVar("T")
 
@@ -46,8 +39,7 @@ def opaque(solve: Callable[..., T]) -> Callable[..., T]:
             inside[0] = False
             set_eval_frame(compiler)
 
-    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
-    set_code_exec_strategy(loop.__code__, skip)  # type: ignore[attr-defined]
+    skip_this_frame(loop)
     loop._torchdynamo_disable = True  # type: ignore[attr-defined]
     loop._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
     return loop

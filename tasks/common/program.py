@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.while_loop import while_loop
-from torch.utils import _pytree as pytree
 
 from solvers import Result, Solution
 from solvers.picard import Picard
+from solvers.torch_internals import pytree, while_loop
 from solvers.types import State
 
 
