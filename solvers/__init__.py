@@ -25,6 +25,7 @@ from solvers.solve import solve
 from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
+from solvers.version import __version__
 
 __all__ = [
     "Aitken",
@@ -44,6 +45,7 @@ __all__ = [
     "ToleranceAdvice",
     "Trace",
     "Tuning",
+    "__version__",
     "adapters",
     "autotune",
     "cheapest_tolerance",
