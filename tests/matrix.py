@@ -1,6 +1,6 @@
 """Run tests with the kernels of other processors: `make test-matrix`.
 
-    python tests/matrix.py [--threads 1 2] [--kernels default avx2 native] [pytest's arguments]
+    python tests/matrix.py [--threads 1,2] [--kernels default,avx2,native] [pytest's arguments]
 
 Kernels of other widths round differently, and so do sums that threads share: a test that compares
 near the rounding of its dtype passes on one machine and fails on the next. Each run lowers what
@@ -55,12 +55,12 @@ def run(kernels: str, threads: int, arguments: list[str]) -> tuple[str, list[str
 def main() -> int:
     """Run all, print the table, and return 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--kernels", default=",".join(KERNELS), help="divided by commas")
+    parser.add_argument("--threads", default="1,2", help="likewise")
     options, arguments = parser.parse_known_args()
     rows, failures = [], dict[str, list[str]]()
-    for threads in options.threads:
-        for kernels in options.kernels:
+    for threads in map(int, options.threads.split(",")):
+        for kernels in options.kernels.split(","):
             row, broken = run(kernels, threads, arguments)
             print(row, *broken, sep="\n  ", flush=True)
             rows.append(row)
