@@ -78,7 +78,9 @@ def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
         task, puzzles = SudokuTask(), generate(16, Board.of(4), clues=(6, 8), seed=3)
         held_out = task.encode(puzzles[:4], config)
         batches = GridBatches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
-    return Trainer(batches, config.build().double(), config, folder, max_steps=config.free_steps, meta={})
+    return Trainer(
+        batches, config.build().double(), config, folder, max_steps=config.free_steps, meta={}
+    )
 
 
 def log_every_step(trainer: Trainer) -> list[float]:
