@@ -34,7 +34,7 @@ from implicit.spectral import SpectralRadius, spectral_radius
 from implicit.unrolled import Unrolled
 from implicit.warm_start import WarmStart
 from solvers import Solution, SolveError
-from solvers.version import __version__
+from solvers.version import __version__ as __version__
 
 __all__ = [
     "AdjointMode",
@@ -51,7 +51,6 @@ __all__ = [
     "SpectralRadius",
     "Unrolled",
     "WarmStart",
-    "__version__",
     "backward_modes",
     "cached_weights",
     "fixed_point",

@@ -37,7 +37,7 @@ from models.language import (
 from models.parcae import ParcaeLM
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
 from models.recurrent import Gru, Scan
-from solvers.version import __version__
+from solvers.version import __version__ as __version__
 
 GridModel = GridAttractor | GridTransformer | Reasoner
 
@@ -74,7 +74,6 @@ __all__ = [
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
-    "__version__",
     "checkpoint_activations",
     "modules_used_once",
     "recomputes",

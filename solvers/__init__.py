@@ -25,7 +25,7 @@ from solvers.solve import solve
 from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
-from solvers.version import __version__
+from solvers.version import __version__ as __version__
 
 __all__ = [
     "Aitken",
@@ -45,7 +45,6 @@ __all__ = [
     "ToleranceAdvice",
     "Trace",
     "Tuning",
-    "__version__",
     "adapters",
     "autotune",
     "cheapest_tolerance",
