@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku maze test lint bench docs audit clean
+.PHONY: help sudoku maze test test-slow test-matrix lint bench docs audit clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
 	@echo "make maze     the same on 15x15 mazes"
 	@echo "make test     run all tests"
+	@echo "make test-slow    the slow tests, in half an hour; test-matrix: with other kernels"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
 	@echo "make docs     build the documentation site"
@@ -25,6 +26,12 @@ maze: .venv/user
 # One thread per worker: more threads than cores slow each other down.
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+test-slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not long and not gpu and not benchmark" $(ARGS)
+
+test-matrix: .venv/dev
+	$(BIN)/python tests/matrix.py -n 2 $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -13,6 +13,12 @@ the backward mode need. Dropout inside `f` draws another mask in every call, and
 training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
 """
 
+from pathlib import Path
+from runpy import run_path
+
+# By its path, since another `solvers` may hide ours.
+run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](__file__, "solvers")
+
 from implicit import testing
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.exact import Exact
@@ -29,6 +35,7 @@ from implicit.spectral import SpectralRadius, spectral_radius
 from implicit.unrolled import Unrolled
 from implicit.warm_start import WarmStart
 from solvers import Solution, SolveError
+from solvers.version import __version__ as __version__
 
 __all__ = [
     "AdjointMode",

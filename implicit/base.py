@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicit.graft import graft, pull_back
 from solvers import Anderson, FixedPointSolver, Solution
+from solvers.torch_internals import pytree
 from solvers.types import Index, State
 
 ClosedMap = Callable[[State], State]

@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import (
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from solvers.torch_internals import (
     get_unwrapped,
     is_functorch_wrapped_tensor,
     maybe_current_level,
     maybe_get_level,
+    pytree,
+    tensor_tables,
 )
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakIdKeyDictionary
-
 from solvers.types import State
 
 HANDED_OVER = (
@@ -186,7 +187,7 @@ def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
     """Parameters and buffers of the modules that `f` is, is a method of, or closes over."""
     for module in _modules_of(f, set()):
         for part in module.modules():
-            for table in (part._parameters, part._buffers):
+            for table in tensor_tables(part):
                 for name, tensor in table.items():
                     if tensor is not None:
                         yield table, name, tensor

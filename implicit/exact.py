@@ -8,7 +8,6 @@ from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.graft import graft, pull_back
@@ -16,6 +15,7 @@ from implicit.registry import register
 from implicit.warm_start import WarmStart
 from solvers import FixedPointSolver, Solution, SolveError
 from solvers.registry import LINEAR, SOLVERS, unknown
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

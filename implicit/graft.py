@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 # From the saved inputs and the output's cotangent to one cotangent (or None) per input.

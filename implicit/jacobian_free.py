@@ -6,11 +6,11 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.graft import graft
 from implicit.registry import register
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch.utils import _pytree as pytree
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from implicit.registry import register
 from solvers.picard import check_damping
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

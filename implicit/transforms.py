@@ -18,14 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.closure import ClosedOver
 from implicit.exact import Exact
 from solvers import Solution
-from solvers.pushforward import load_forward_mode, pushforward
+from solvers.pushforward import pushforward
 from solvers.solve import raise_if_failed
+from solvers.torch_internals import (
+    dual_level_in_force,
+    load_forward_mode,
+    pytree,
+    set_fwd_grad_enabled,
+    transforms_in_force,
+)
 from solvers.types import State
 
 Leaves = Sequence[Tensor]
@@ -33,7 +39,7 @@ Leaves = Sequence[Tensor]
 
 def transforms_active() -> bool:
     """Whether a `torch.func` transform or a dual level is in force."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforms_in_force() or dual_level_in_force()
 
 
 def solve_transformed(
@@ -167,7 +173,7 @@ def _outer_tangents_flow(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(rule)
     def wrapped(*args: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
+        with set_fwd_grad_enabled(True):
             return rule(*args)
 
     return wrapped

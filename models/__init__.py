@@ -1,5 +1,13 @@
 """Networks: the Attractor wrapper, its blocks, grid models, reasoners and language models."""
 
+from pathlib import Path
+from runpy import run_path
+
+# By its path, since another `solvers` may hide ours.
+run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](
+    __file__, "solvers", "implicit"
+)
+
 from models.activation_checkpointing import (
     checkpoint_activations,
     modules_used_once,
@@ -29,6 +37,7 @@ from models.language import (
 from models.parcae import ParcaeLM
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
 from models.recurrent import Gru, Scan
+from solvers.version import __version__ as __version__
 
 GridModel = GridAttractor | GridTransformer | Reasoner
 

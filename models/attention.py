@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.norm import rms_norm
+from solvers.torch_internals import transforms_in_force
 
 
 class Slots:
@@ -100,7 +101,7 @@ class Past(NamedTuple):
         """With new tokens at the end, or in the room for them."""
         known = self.keys.shape[2] - self.room
         # A transform, such as the derivative that a solver takes, must not write to outer tensors.
-        if not self.room or torch._C._are_functorch_transforms_active():
+        if not self.room or transforms_in_force():
             pairs = (self.keys, keys), (self.values, values)
             whole = [torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs]
             return Past(whole[0], whole[1], valid)

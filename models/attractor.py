@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from implicit import BackwardMode, FixedPointLayer, Solution
 from solvers import FixedPointSolver, Result
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 Start = Literal["proposal", "zeros", "noise"]

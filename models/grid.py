@@ -236,9 +236,11 @@ class CacheSizedSequential(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """All of them, on the whole batch."""
         run = super().forward
+        # First of all, since a program that is exported must not depend on the batch's size.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not input.is_cpu:
+            return run(input)
         at_once = max(1, CPU_NUMBERS * len(input) // max(1, input.numel()))
-        plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if plain or input.device.type != "cpu" or len(input) <= at_once:
+        if len(input) <= at_once:
             return run(input)
         return torch.cat([run(part) for part in input.split(at_once)])
 
@@ -288,8 +290,9 @@ class CellEncoder(nn.Module):
 
     def forward(self, x_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Embed."""
-        places = zip(self.places, self.units, strict=True)
-        return self.symbol(x_BT) + sum(embed(unit) for embed, unit in places)
+        # By index: to split units that there are not is an operation that no program reads back.
+        places = (embed(self.units[kind]) for kind, embed in enumerate(self.places))
+        return self.symbol(x_BT) + sum(places)
 
 
 def _peer_masks(units: Int[Tensor, "kinds T"], num_heads: int) -> Tensor:

@@ -50,16 +50,16 @@ class ParcaeLM(nn.Module):
         """Logits of every token; `max_steps` is the number of loops, outside training."""
         e = self.prelude(self.vocabulary(ids))
         h = torch.zeros_like(e)
+        most, counts = self._loops(max_steps), None
         if self.training:
             counts = torch.poisson(torch.full((len(ids), 1, 1), self.loops - 1.0)).to(e.device) + 1
             counts = counts.clamp(max=2 * self.loops)
-        else:
-            counts = torch.full((1, 1, 1), float(self._loops(max_steps)), device=e.device)
-        most = int(counts.max())
+            most = int(counts.max())
         for loop in range(most):
             with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
+                after = self.loop(h, e)
                 # All end together: shorter ones begin later.
-                h = torch.where(loop >= most - counts, self.loop(h, e), h)
+                h = after if counts is None else torch.where(loop >= most - counts, after, h)
         state = self.coda(h)
         return LanguageOutput(self.vocabulary.decode(state), state, None)
 

@@ -26,6 +26,7 @@ from solvers.solve import solve
 from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
+from solvers.version import __version__ as __version__
 
 __all__ = [
     "Aitken",

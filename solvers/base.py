@@ -13,14 +13,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
-from solvers.ledger import Ledger, check_unchanged, version_of
+from solvers.ledger import Ledger, check_unchanged
 from solvers.promises import Promises
 from solvers.pushforward import pushforward
 from solvers.solution import Result, Solution
+from solvers.torch_internals import (
+    is_legacy_batchedtensor,
+    pytree,
+    records_without_values,
+    version_of,
+)
 from solvers.types import Flat, Index, Map, Mask, State
 
 # Samples are dropped from the batch once this share of it has stopped: copying what is left
@@ -283,7 +287,7 @@ def check_readable(y: Flat) -> None:
             "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals, "
             "which the solver must read. Leave them off, or use torch.func.jacrev, jacfwd, hessian."
         )
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+    if records_without_values():
         raise NotImplementedError(
             "torch.func.linearize and make_fx record operations without values, but the solver "
             "must read its residuals. Use torch.func.jvp, and vmap over it for several tangents."

@@ -6,29 +6,24 @@ opaque call (one graph break, whatever the number of steps), and gets its turn a
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
-# At this level, since `torch.compiler.disable` would switch the compiler off for `f` too, and
-# loads all of it when a library is imported.
-from torch._C._dynamo.eval_frame import (
-    _FrameAction,
-    _FrameExecStrategy,
-    set_code_exec_strategy,
-    set_eval_frame,
-)
+from solvers.torch_internals import set_eval_frame, skip_this_frame
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def opaque(solve: Callable[..., T]) -> Callable[..., T]:
-    """Decorate a function f, ... -> T whose loop is not to be compiled, but whose `f` is."""
+def opaque(solve: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function whose loop is not to be compiled, but whose first argument `f` is."""
+    call: Callable[..., T] = solve
 
     @functools.wraps(solve)
     def loop(f: Callable[..., Any], *args: Any, **kwargs: Any) -> T:
         compiler = set_eval_frame(None)
         if not callable(compiler):
             set_eval_frame(compiler)
-            return solve(f, *args, **kwargs)
+            return call(f, *args, **kwargs)
         inside = [True]
 
         @functools.wraps(f)
@@ -41,13 +36,12 @@ def opaque(solve: Callable[..., T]) -> Callable[..., T]:
                 set_eval_frame(None)
 
         try:
-            return solve(compiled, *args, **kwargs)
+            return call(compiled, *args, **kwargs)
         finally:
             inside[0] = False
             set_eval_frame(compiler)
 
-    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
-    set_code_exec_strategy(loop.__code__, skip)  # type: ignore[attr-defined]
+    skip_this_frame(loop)
     loop._torchdynamo_disable = True  # type: ignore[attr-defined]
     loop._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
-    return loop
+    return cast(Callable[P, T], loop)

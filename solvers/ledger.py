@@ -9,6 +9,7 @@ import torch
 from solvers.layout import Layout
 from solvers.norms import SAFE_NORMS, row_norms
 from solvers.solution import Result, Solution
+from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
 from solvers.verdicts import STALL_STEPS, Past, StopRule, stalled
 
@@ -441,11 +442,6 @@ class Ledger:
         assert self.index is not None
         columns = (self.index, self.value, self.norm, self.result, self.num_steps)
         self.retired.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
-
-
-def version_of(y: Flat) -> int:
-    """A count of the writes to a tensor; inference tensors have none."""
-    return 0 if y.is_inference() else y._version
 
 
 def check_unchanged(y: Flat, version: int) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from solvers.base import FixedPointSolver
 from solvers.compiler import opaque
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, SolveError
+from solvers.torch_internals import pytree
 from solvers.types import Map, State
 
 

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils import _pytree as pytree
 
 from solvers.base import FixedPointSolver
 from solvers.layout import Layout
 from solvers.solution import Result, Solution
 from solvers.solve import solve
+from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
 from solvers.tuning import Trial
 from solvers.types import Map, State
 

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.utils import _pytree as pytree
 
 from solvers.base import FixedPointSolver
 from solvers.layout import Layout
 from solvers.solution import Result, Solution
 from solvers.solve import solve
+from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
 from solvers.types import Map, PerSample, State
 
 # The residual has met a noise floor if it has fallen below this share of its first value, and

@@ -1,5 +1,6 @@
 """What the repository promises about itself."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -51,6 +52,36 @@ def test_wheel_holds_the_four_packages_only() -> None:
     found = set(find_packages(str(ROOT), **TOOLS["setuptools"]["packages"]["find"]))
     assert {name.split(".")[0] for name in found} == set(PACKAGES)
     assert {"tasks.common", *TASKS} <= found
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Of torch, as a file imports them or reads them from what it has imported."""
+    private = re.compile(r"_[a-zA-Z]\w*")
+    roots, found = {"torch"}, set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "torch":
+            roots |= {alias.asname or alias.name for alias in node.names}
+            found |= {*str(node.module).split("."), *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            aliases = [alias for alias in node.names if alias.name.split(".")[0] == "torch"]
+            roots |= {alias.asname for alias in aliases if alias.asname}
+            found |= {part for alias in aliases for part in alias.name.split(".")}
+    for node in ast.walk(tree):
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names.append(node.attr)
+            node = node.value
+        if isinstance(node, ast.Name) and node.id in roots:
+            found |= set(names)
+    return {name for name in found if private.fullmatch(name)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_private_names_of_torch_are_in_one_file(package: str) -> None:
+    kept = ROOT / "solvers" / "torch_internals.py"
+    assert private_names(ast.parse(kept.read_text()))
+    for path in set((ROOT / package).rglob("*.py")) - {kept}:
+        assert not private_names(ast.parse(path.read_text())), path
 
 
 def test_imports_keep_the_contracts() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
@@ -28,6 +27,7 @@ from solvers.testing.evidence import (
     unless,
 )
 from solvers.testing.problems import PROBLEMS, Problem, leaves
+from solvers.torch_internals import pytree
 
 
 class Example:

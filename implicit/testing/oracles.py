@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 

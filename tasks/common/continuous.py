@@ -21,11 +21,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from models import GridModel, GridTransformer
 from solvers import Result, Solution
 from solvers.ledger import Ledger
+from solvers.torch_internals import pytree
 from solvers.types import State
 from tasks.common.evaluate import Predictions, rms, solve_batch
 from tasks.common.meeting import Meeting

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import (
 
 from models import checkpoint_activations, recomputes
 from solvers import FixedPointSolver
+from solvers.torch_internals import cpu_attention, pytree, storage_id
 from tasks.common.anatomy import Anatomy
 from tasks.common.loss import answer_loss
 from tasks.common.optimizers import build_optimizers
@@ -41,10 +41,9 @@ def _attention_backward(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) ->
 
 
 # Attention as a CPU computes it: torch's counter has a formula, but leaves this kernel out.
-ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
+ATTENTION: dict[Any, Any] = dict(
+    zip(cpu_attention(), (_attention, _attention_backward), strict=True)
+)
 
 
 class Plannable(Protocol):
@@ -257,12 +256,11 @@ def _run(
 ) -> Cost:
     """Call once without recording, and once with backpropagation."""
     kept: dict[int, int] = {}
-    weights = {tensor.untyped_storage()._cdata for tensor in owned}
+    weights = set(map(storage_id, owned))
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+        if storage_id(tensor) not in weights:
+            kept[storage_id(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.no_grad(), _autocast(autocast), PeakMemory() as free:

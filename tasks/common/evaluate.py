@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from models import GridAttractor, GridModel, GridTransformer, Reasoner
 from solvers import Solution
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.

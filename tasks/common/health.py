@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from implicit import FixedPointLayer, Solution, SpectralRadius, spectral_radius
 from solvers.layout import Layout
+from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
 
 # Samples whose spectral radius a look measures, and products with the Jacobian for each.
@@ -132,7 +132,7 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
 def _eager(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Compiled blocks would be compiled anew for these few rows and their derivative."""
     # To ask where nothing is compiled would load the compiler.
-    if any(part._compiled_call_impl is not None for part in module.modules()):
+    if has_compiled_part(module):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()
 

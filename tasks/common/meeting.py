@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from solvers.torch_internals import pytree
 from solvers.types import State
 
 Look = Callable[[State, State], None]

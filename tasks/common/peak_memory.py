@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from solvers.torch_internals import TorchDispatchMode, pytree
 
 
 class PeakMemory(TorchDispatchMode):

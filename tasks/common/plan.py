@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from implicit import Exact
+from solvers.torch_internals import FakeTensorMode, pytree
 from tasks.common.anatomy import Anatomy, dissect
 from tasks.common.costs import (
     FLOAT32,

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.while_loop import while_loop
-from torch.utils import _pytree as pytree
 
 from solvers import Result, Solution
 from solvers.picard import Picard
+from solvers.torch_internals import pytree, while_loop
 from solvers.types import State
 
 
@@ -85,7 +84,10 @@ class WrittenOut(nn.Module):
         return residual, (residual <= limit) & residual.isfinite()
 
     def _rms(self, state: State) -> Tensor:
-        leaves = [leaf.float().flatten(self.batch_dims) for leaf in pytree.tree_leaves(state)]
+        leaves = [
+            leaf.to(torch.promote_types(leaf.dtype, torch.float32)).flatten(self.batch_dims)
+            for leaf in pytree.tree_leaves(state)
+        ]
         return torch.cat(leaves, -1).square().mean(-1).sqrt()
 
     def _next(self, y: State, fy: State) -> State:

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from models import GridModel
+from solvers.torch_internals import pytree
 from tasks.common.evaluate import Predictions, batches, perturbed, solve_batch
 
 Choice = Literal["residual", "vote", "valid"]

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from models import GridModel
+from solvers.torch_internals import pytree
 from tasks.common.evaluate import batches
 from tasks.common.scaling import Validity
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from solvers.torch_internals import pytree
 
 
 @dataclasses.dataclass

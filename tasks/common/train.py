@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils import _pytree as pytree
 
 from models import checkpoint_activations
+from solvers.torch_internals import pytree
 from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,

@@ -291,10 +291,14 @@ class LanguageCommands(CommandLine):
 
         _, model, config, _ = self._load(path, "cpu", options.solver)
         depth = config.eval_steps if options.depth is None else options.depth
-        x = torch.zeros(2, min(config.context, 16), dtype=torch.int64)
+        # A program writes a recurrence out, token by token or round by round: for one length.
+        fixed = config.mixer in ("scan", "gru")
+        x = torch.zeros(2, config.context if fixed else min(config.context, 16), dtype=torch.int64)
         about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
-        write_program(model, x, depth, options.target, about, longest=config.context)
-        print(f"Written: {options.target}, for up to {config.context} tokens and {depth} steps.")
+        longest = None if fixed else config.context
+        write_program(model, x, depth, options.target, about, longest)
+        length = f"{'exactly' if fixed else 'up to'} {config.context} tokens"
+        print(f"Written: {options.target}, for {length} and {depth} steps.")
         return 0
 
     def _newest(self) -> Path:

@@ -71,7 +71,8 @@ SPEC = GridSpec(num_symbols=5, num_inputs=4, side=4, layout="image", width=8)
 def reasoner(**options: object) -> Reasoner:
     torch.manual_seed(0)
     update = Cycle(SPEC.blocks(2), inner=1)
-    return Reasoner(SPEC, update, Picard(rtol=1e-5), Phantom(steps=2), **options)  # type: ignore[arg-type]
+    solver, mode = Picard(rtol=1e-5), Phantom(steps=2)
+    return Reasoner(SPEC, update, solver, mode, **options).double()  # type: ignore[arg-type]
 
 
 def test_converges_and_continues_from_its_state() -> None:

@@ -36,7 +36,7 @@ class Gate(nn.Module):
 def model(name: ModelName = "attractor", solver: str = "broyden") -> GridModel:
     torch.manual_seed(0)
     config = dataclasses.replace(PRESETS["tiny"], model=name, width=16)
-    built = config.build().eval()
+    built = config.build().double().eval()
     built.solving.solver = config.evaluation_solver(solver)  # type: ignore[union-attr]
     return built
 

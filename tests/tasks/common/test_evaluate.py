@@ -18,7 +18,7 @@ from tasks.sudoku.config import PRESETS
 def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(PRESETS["tiny"], model=name, solver=solver, rtol=1e-3)
-    model: Any = config.build().eval()
+    model: Any = config.build().double().eval()
     x = torch.randint(0, 5, (16,))
     frames = list(trajectory(model, x, 64, lambda logits: logits))
     found, state = solve_batch(model, x[None], max_steps=64)

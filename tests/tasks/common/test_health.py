@@ -25,7 +25,7 @@ PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
 
 def rotation(scale: float, degrees: float) -> Tensor:
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return scale * torch.tensor([[c, -s], [s, c]])
+    return scale * torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
 
 
 class Affine(nn.Module):
@@ -58,13 +58,13 @@ def look(map_: nn.Module, x: Tensor, max_steps: int = 60, batch_dims: int = 1) -
         (rotation(0.9, 60), 0.9, 0.45, 1.0),
         (rotation(1.1, 60), 1.1, 0.55, 0.0),
         (rotation(1.1, 180), 1.1, -1.1, 0.0),
-        (torch.diag(torch.tensor([1.3, 0.2])), 1.3, 1.3, 0.0),
+        (torch.diag(torch.tensor([1.3, 0.2]).double()), 1.3, 1.3, 0.0),
     ],
 )
 def test_figures_of_a_known_map(
     matrix: Tensor, radius: float, real: float, converged: float
 ) -> None:
-    figures = look(Affine(matrix), torch.ones(6, 2), max_steps=200)
+    figures = look(Affine(matrix), torch.ones(6, 2).double(), max_steps=200)
     assert figures["test_radius"] == pytest.approx(radius, rel=1e-5)
     assert figures["test_radius_max"] == pytest.approx(radius, rel=1e-5)
     assert figures["test_radius_real"] == pytest.approx(real, rel=1e-5)
@@ -82,9 +82,9 @@ def test_a_look_without_a_solve_has_no_figures() -> None:
 def test_figures_are_those_of_all_solves_of_a_look() -> None:
     layer = FixedPointLayer(Affine(rotation(0.5, 0)), Picard(rtol=1e-3), "jacobian_free")
     with watched(layer) as figures, torch.no_grad():
-        x = torch.ones(3, 2)
-        done = layer(torch.zeros(3, 2), x)
-        layer(torch.zeros(1, 2), x[:1], max_steps=2)
+        x = torch.ones(3, 2).double()
+        done = layer(torch.zeros_like(x), x)
+        layer(torch.zeros_like(x[:1]), x[:1], max_steps=2)
     assert figures["test_converged"] == 0.75
     assert figures["test_steps"] == (3 * int(done.num_steps[0]) + 2) / 4
 
@@ -103,8 +103,8 @@ class Tokens(nn.Module):
 
 def test_a_token_is_measured_by_itself() -> None:
     """The whole sequence, far from normal, shows large values to a short Krylov space."""
-    scale = torch.linspace(0.2, 0.5, 64)
-    figures = look(Tokens(scale), torch.ones(2, 64, 3), max_steps=3, batch_dims=2)
+    scale = torch.linspace(0.2, 0.5, 64).double()
+    figures = look(Tokens(scale), torch.ones(2, 64, 3).double(), max_steps=3, batch_dims=2)
     assert figures["test_radius_max"] == pytest.approx(0.5, rel=1e-4)
     assert figures["test_expanding"] == 0
 
@@ -118,14 +118,14 @@ def test_states_of_several_tensors_and_few_rows(rows: int) -> None:
 
     layer = FixedPointLayer(Pair(), Picard(rtol=1e-3), "jacobian_free")
     with watched(layer) as figures, torch.no_grad():
-        x = torch.ones(rows, 5)
+        x = torch.ones(rows, 5).double()
         layer((x, x), x)
     assert figures["test_radius"] == pytest.approx(0.6, rel=1e-4)
 
 
 def test_noise_of_training_is_neither_measured_nor_drawn() -> None:
     layer = FixedPointLayer(Affine(rotation(0.9, 60), 0.1), Picard(), "jacobian_free")
-    x = torch.ones(4, 2)
+    x = torch.ones(4, 2).double()
     draws = []
     for watching in (False, True):
         torch.manual_seed(0)

@@ -35,6 +35,8 @@ TEXT: dict[str, Any] = {
     **COMMON, "vocabulary": 257, "context": 16, "width": 32, "num_heads": 2, "eval_tokens": 64,
     "backbone_blocks": 1, "free_steps": 6, "optimizer": "adamw",
 }  # fmt: skip
+# Figures of held-out text are sums in float32, of at most 80 tokens or 32 entries.
+SUMMED = 80 * torch.finfo(torch.float32).eps
 CASES: dict[str, Any] = {
     "sudoku": SudokuConfig(**SUDOKU),
     # Noise is drawn for each part in turn, and is that of the whole batch.
@@ -82,25 +84,23 @@ def run(trainer: Trainer) -> list[dict[str, float]]:
     return rows
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("name", CASES)
-def test_four_parts_train_as_the_whole(
-    name: str, dtype: torch.dtype, rtol: float, tmp_path: Path
-) -> None:
+def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
+    """In float64: a residual of float32 is near its rounding, which other kernels do otherwise."""
     config = CASES[name]
     whole, parts = (
-        make(dataclasses.replace(config, accumulate=n), tmp_path / str(n), dtype) for n in (1, 4)
+        make(dataclasses.replace(config, accumulate=n), tmp_path / str(n), torch.float64)
+        for n in (1, 4)
     )
     expected, found = run(whole), run(parts)
     assert len(expected) == STEPS
     for row, other in zip(expected, found, strict=True):
         assert list(row) == list(other)
-        assert other["loss"] == pytest.approx(row["loss"], rel=rtol)
         for figure in row:
             if figure.startswith("test_radius"):  # of samples that are looked at together
                 continue
-            # A residual is a difference of almost equal numbers.
-            assert other[figure] == pytest.approx(row[figure], rel=5e-2, nan_ok=True), figure
+            rel = SUMMED if figure.startswith("test_") else 1e-9
+            assert other[figure] == pytest.approx(row[figure], rel=rel, nan_ok=True), figure
     assert whole.slots is not None
     assert parts.slots is not None
     for tensor in ("x", "target", "age"):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.maze.__main__ import main
 
@@ -86,6 +87,18 @@ def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -
         assert main(["train", *SMALL, "--steps", "1", *files, "--out", "second"]) == 0
     result = json.loads(Path("second/result.json").read_text())
     assert result["test_puzzles_in_training"] == 200
+
+
+@pytest.mark.slow
+def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ["--checkpoint", str(run / "checkpoint.safetensors")]
+    assert main(["export", "maze.pt2", "--solver", "picard", *source]) == 0
+    assert "Written: maze.pt2, for grids of 25 cells" in capsys.readouterr().out
+    program = torch.export.load("maze.pt2").module()
+    logits = program(torch.zeros(3, 25, dtype=torch.int64))["logits"]
+    assert logits.shape[:2] == (3, 25)
+    assert main(["export", "maze.pt2", "--solver", "anderson", *source]) == 2
+    assert "cannot be exported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks.sudoku.__main__ import main
 
@@ -103,6 +104,18 @@ def test_solve_prints_grid_steps_residual_and_verdict(
     many.write_text(f"{easy}\n{easy.replace('1', '.', 1)}\n")
     main(["solve", str(many), "--checkpoint", checkpoint])
     assert capsys.readouterr().out.count("solver steps") == 2
+
+
+@pytest.mark.slow
+def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ["--checkpoint", str(run / "checkpoint.safetensors")]
+    assert main(["export", "sudoku.pt2", "--solver", "picard", *source]) == 0
+    assert "Written: sudoku.pt2, for grids of 16 cells" in capsys.readouterr().out
+    program = torch.export.load("sudoku.pt2").module()
+    logits = program(torch.zeros(3, 16, dtype=torch.int64))["logits"]
+    assert logits.shape[:2] == (3, 16)
+    assert main(["export", "sudoku.pt2", "--solver", "anderson", *source]) == 2
+    assert "cannot be exported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""Every private name of torch that this project uses; other files take them from here.
+
+Read in torch 2.13.0, and checked with 2.14.1. Torch may move or drop them in any version, so an
+import that fails says which versions were tested. What only `tasks` needs is loaded at its first
+use: without it, everything else works.
+"""
+
+import contextlib
+import functools
+import importlib
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch._higher_order_ops.while_loop import while_loop
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+TESTED = "2.13.0 and 2.14.1"
+
+
+def missing(error: ImportError | AttributeError) -> ImportError:
+    """The error that says what is gone from torch, and what to do."""
+    return ImportError(
+        f"torch {torch.__version__} lacks a private name that this project uses ({error}). "
+        f"Tested versions of torch: {TESTED}. Install one of them, as in `pip install "
+        "'torch>=2.13,<2.15'`, or mend `solvers/torch_internals.py`."
+    )
+
+
+try:
+    # Names without a warning on import and at no cost: `import torch` has loaded their modules.
+    from torch._C import (
+        _are_functorch_transforms_active,
+        _get_dispatch_mode,
+        _TorchDispatchModeKey,
+    )
+
+    # `torch.compiler.disable` would switch the compiler off for `f` too, and loads all of it.
+    from torch._C._dynamo.eval_frame import (
+        _FrameAction,
+        _FrameExecStrategy,
+        set_code_exec_strategy,
+        set_eval_frame,
+    )
+    from torch._C._functorch import (
+        get_unwrapped,
+        is_functorch_wrapped_tensor,
+        is_legacy_batchedtensor,
+        maybe_current_level,
+        maybe_get_level,
+    )
+    from torch._functorch import eager_transforms
+    from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    # Whether a transform of `torch.func` is in force.
+    transforms_in_force = _are_functorch_transforms_active
+    set_fwd_grad_enabled = forward_ad._set_fwd_grad_enabled
+    _PROXY = _TorchDispatchModeKey.PROXY
+    # What functions below read: one that is missing is told of now.
+    for _owner, _name in (
+        (forward_ad, "_current_level"),
+        (eager_transforms, "JVP_NESTING"),
+        (Tensor, "_version"),
+        (torch.UntypedStorage, "_cdata"),
+        (nn.Module, "_compiled_call_impl"),
+        (nn.Module(), "_parameters"),
+        (nn.Module(), "_buffers"),
+    ):
+        getattr(_owner, _name)
+except (ImportError, AttributeError) as error:
+    raise missing(error) from error
+
+_OPTIONAL = {
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    "while_loop": "torch._higher_order_ops.while_loop",
+}
+
+__all__ = [
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "cpu_attention",
+    "dual_level_in_force",
+    "get_unwrapped",
+    "has_compiled_part",
+    "is_functorch_wrapped_tensor",
+    "is_legacy_batchedtensor",
+    "load_forward_mode",
+    "maybe_current_level",
+    "maybe_get_level",
+    "nested_dual_level",
+    "pytree",
+    "records_without_values",
+    "set_code_exec_strategy",
+    "set_eval_frame",
+    "set_fwd_grad_enabled",
+    "skip_this_frame",
+    "storage_id",
+    "tensor_tables",
+    "transforms_in_force",
+    "version_of",
+    "while_loop",
+]
+
+
+def dual_level_in_force() -> bool:
+    """Whether forward mode is on: the caller is within a `forward_ad.dual_level`."""
+    return forward_ad._current_level >= 0
+
+
+@contextlib.contextmanager
+def nested_dual_level() -> Iterator[None]:
+    """Let `torch.func.jvp` nest in a plain dual level as it does in itself.
+
+    It opens a dual level unless it knows of one, and there can be only one; its own nesting
+    keeps the derivatives apart by wrapping tensors.
+    """
+    plain = dual_level_in_force() and eager_transforms.JVP_NESTING == 0
+    eager_transforms.JVP_NESTING += plain
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= plain
+
+
+@functools.cache
+def load_forward_mode() -> None:
+    """Load torch's formulas now: their first import warns about torch's own code.
+
+    Of `torch.jit.script`: a DeprecationWarning in 2.13, a FutureWarning in 2.14.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module("torch._decomp.decompositions_for_jvp")
+        except ImportError as error:
+            raise missing(error) from error
+
+
+def records_without_values() -> bool:
+    """Whether operations are recorded as by `make_fx`, with nothing to read in their tensors."""
+    return _get_dispatch_mode(_PROXY) is not None
+
+
+def skip_this_frame(function: Any) -> None:
+    """Keep Dynamo from compiling a function, and let it have what the function calls."""
+    strategy = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
+    set_code_exec_strategy(function.__code__, strategy)
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where a module itself, without its parts, keeps its parameters and its buffers."""
+    return module._parameters, module._buffers
+
+
+def has_compiled_part(module: nn.Module) -> bool:
+    """Whether `Module.compile` was called on the module or a part of it."""
+    return any(part._compiled_call_impl is not None for part in module.modules())
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Equal for tensors that share memory; a fake tensor has one too."""
+    return tensor.untyped_storage()._cdata
+
+
+def cpu_attention() -> tuple[Any, Any]:
+    """The operators of attention as a CPU computes it: forward and backward."""
+    try:
+        forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    except AttributeError as error:
+        raise missing(error) from error
+
+
+def __getattr__(name: str) -> Any:
+    """Load what only `tasks` needs at its first use."""
+    if name not in _OPTIONAL:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_OPTIONAL[name]), name)
+    except (ImportError, AttributeError) as error:
+        raise missing(error) from error
