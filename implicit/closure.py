@@ -10,23 +10,28 @@ import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import (
     get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_current_level,
     maybe_get_level,
 )
+from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from solvers.types import State
+
+# So many objects in reach of `f` are searched for modules; those it calls are found in any case.
+MOST_OBJECTS = 10_000
 
 HANDED_OVER = (
     "`f` hands a tensor that it closes over to a torch.func transform of its own, under another "
@@ -48,9 +53,9 @@ class ClosedOver:
 
     def __init__(self, f: Callable[[State, Any], State], y: State, args: Any):
         self.f = f
-        leaves, self.spec = pytree.tree_flatten(args)
-        self.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.leaves, self.spec = pytree.tree_flatten(args)
+        # Each tensor once, although it may stand in several places.
+        given = list({id(leaf): leaf for leaf in self.leaves if isinstance(leaf, Tensor)}.values())
         called: dict[int, nn.Module] = {}
         hook = register_module_forward_pre_hook(
             lambda module, _: called.update({id(module): module})
@@ -80,8 +85,9 @@ class ClosedOver:
             current = owner[name]
             if current is not None:
                 substitutes.setdefault(id(current), (current, consts[i]))
-        rest = iter(consts)
-        leaves = [next(rest) if leaf is None else leaf for leaf in self.rest]
+        leaves = [
+            substitutes[id(leaf)][1] if isinstance(leaf, Tensor) else leaf for leaf in self.leaves
+        ]
         args = pytree.tree_unflatten(leaves, self.spec)
         try:
             with _Substitute(substitutes, y), _eager():
@@ -146,8 +152,7 @@ class _Substitute(TorchFunctionMode):
             self.transforms = True
             self._refuse_handing_over(tensor)
             return tensor
-        live = tensor.requires_grad or is_functorch_wrapped_tensor(tensor)
-        if live and not self.transforms:
+        if not self.transforms and _is_live(tensor):
             raise RuntimeError(
                 f"`f` read a tensor of shape {tuple(tensor.shape)} here that it did not read when "
                 "it was first called, at `y0`, so that its derivative would be lost. Under "
@@ -161,6 +166,29 @@ class _Substitute(TorchFunctionMode):
         base = _unwrapped(tensor, self.level)
         if id(base) in self.substitutes and base not in self.made:
             raise NotImplementedError(HANDED_OVER)
+
+
+def _is_live(tensor: Tensor) -> bool:
+    """Whether a derivative or a mapped dim would be lost if the tensor were taken as a constant.
+
+    Constants that `f` makes outside of torch's operations, as by `torch.from_numpy`, come
+    wrapped by the transforms too, but carry neither; nor does a parameter that is made under
+    a transform, which no one outside can ask for a gradient.
+    """
+    while is_functorch_wrapped_tensor(tensor):
+        left = maybe_get_level(tensor) > (maybe_current_level() or 0)  # so `f` did not make it
+        differentiated = tensor.requires_grad and not isinstance(tensor, nn.Parameter)
+        if left or differentiated or is_batchedtensor(tensor) or _has_tangent(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return _has_tangent(tensor) or (tensor.requires_grad and torch.is_grad_enabled())
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    with forward_ad._set_fwd_grad_enabled(True):  # rules of derivatives run without
+        return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _is_inside(tensor: Tensor, level: int) -> bool:
@@ -184,7 +212,7 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
 
 def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
     """Parameters and buffers of the modules that `f` is, is a method of, or closes over."""
-    for module in _modules_of(f, set()):
+    for module in _modules_of(f):
         for part in module.modules():
             for table in (part._parameters, part._buffers):
                 for name, tensor in table.items():
@@ -192,21 +220,35 @@ def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
                         yield table, name, tensor
 
 
-def _modules_of(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, functools.partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _modules_of(part, seen)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _modules_of(part, seen)
-    elif isinstance(value, dict):
-        yield from _modules_of(list(value.values()), seen)
-    elif callable(value):
-        yield from _modules_of(getattr(value, "__self__", None), seen)
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from _modules_of(cell.cell_contents, seen)
+def _modules_of(f: Any) -> Iterator[nn.Module]:
+    """Modules within reach of `f`; what holds more than `MOST_OBJECTS` is data."""
+    queue, seen, left = [f], set(), MOST_OBJECTS
+    for value in queue:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+            continue
+        parts = _parts_of(value)
+        if len(parts) <= left:
+            left -= len(parts)
+            queue.extend(parts)
+
+
+def _parts_of(value: Any) -> Collection[Any]:
+    """What a partial, container, method or closure holds."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if not callable(value):
+        return ()
+    held = [getattr(value, "__self__", None)]
+    for cell in getattr(value, "__closure__", None) or ():
+        # A name that gets its value later has an empty cell until then.
+        with contextlib.suppress(ValueError):
+            held.append(cell.cell_contents)
+    return held

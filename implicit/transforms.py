@@ -201,28 +201,29 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         problem, *tensors = inputs
         ctx.problem = problem
+        ctx.set_materialize_grads(False)  # so that constants are known as such
         ctx.mark_non_differentiable(*output[problem.count :])
         saved = (*output[: problem.count], *tensors[problem.count :])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, *v: Tensor) -> Any:
+    def backward(ctx: Any, *v: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         y, consts = _saved(ctx, ctx.saved_tensors)
-        u = problem.invert(v[: problem.count], y, consts, transpose=True)
-        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
-        pull: Any = torch.func.vjp(f, chosen)[1]
-        return (None, *(None,) * problem.count, *_spread(consts, pull(u)[0]))
+        wanted = ctx.needs_input_grad[1 + problem.count :]
+        none = (None,) * (1 + problem.count)
+        if not any(wanted):
+            return (*none, *(None,) * len(consts))
+        u = problem.invert(_zeros_for(y, v[: problem.count]), y, consts, transpose=True)
+        return (*none, *_pulled(lambda c: problem.f(y, c), consts, wanted, u))
 
     @staticmethod
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
         y, consts = _saved(ctx, _primals(ctx.saved_tensors))
-        given = tangents[1 + problem.count :]
-        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
-        t = pushforward(f, chosen, _tangents(consts, given))
+        t = _pushed(lambda c: problem.f(y, c), consts, tangents[1 + problem.count :], y)
         w = problem.invert(t, y, consts, transpose=False)
         return (*w, None, None, None)
 
@@ -256,28 +257,27 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.problem, ctx.transpose, *tensors = inputs
+        ctx.set_materialize_grads(False)
         saved = (*output, *tensors[ctx.problem.count :])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, *a: Tensor) -> Any:
+    def backward(ctx: Any, *a: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         x, y, consts = _three(problem, ctx.saved_tensors)
-        z = problem.invert(a, y, consts, transpose=not ctx.transpose)
-        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
-        pull: Any = torch.func.vjp(f, chosen)[1]
-        return (None, None, *z, *_spread((*y, *consts), pull(z)[0]))
+        z = problem.invert(_zeros_for(x, a), y, consts, transpose=not ctx.transpose)
+        wanted = ctx.needs_input_grad[2 + problem.count :]
+        return (None, None, *z, *_pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
 
     @staticmethod
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
         x, y, consts = _three(problem, _primals(ctx.saved_tensors))
-        w, *rest = _zeros_for(x, tangents[2 : 2 + problem.count]), *tangents[2 + problem.count :]
-        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
-        moved = pushforward(f, chosen, _tangents((*y, *consts), rest))
-        rhs = [a + b for a, b in zip(w, moved, strict=True)]
+        w, rest = tangents[2 : 2 + problem.count], tangents[2 + problem.count :]
+        moved = _pushed(_bilinear(ctx, x), (*y, *consts), rest, x)
+        rhs = [b if a is None else a + b for a, b in zip(w, moved, strict=True)]
         return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
 
     @staticmethod
@@ -316,29 +316,46 @@ def _three(problem: _Problem, tensors: Sequence[Tensor]) -> tuple[Leaves, Leaves
     return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
 
 
-def _in_floats(
-    tensors: Leaves, f: Callable[[Leaves], list[Tensor]]
+def _of_some(
+    f: Callable[[Leaves], list[Tensor]], tensors: Leaves, some: Sequence[bool]
 ) -> tuple[list[Tensor], Callable[[Leaves], list[Tensor]]]:
-    """Those of the tensors that have derivatives, and `f` as a map of them alone."""
-    chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
+    """Some of the tensors, and `f` as a map of them alone.
 
-    def of_floats(given: Leaves) -> list[Tensor]:
+    The others count as constants, for which operations need no derivative: integers, or the
+    statistics of a BatchNorm.
+    """
+
+    def of_some(given: Leaves) -> list[Tensor]:
         rest = iter(given)
-        return f([next(rest) if t.is_floating_point() else t for t in tensors])
+        return f([next(rest) if it else t for t, it in zip(tensors, some, strict=True)])
 
-    return chosen, of_floats
-
-
-def _spread(tensors: Leaves, gradients: Leaves) -> list[Tensor | None]:
-    """Gradients of the floating tensors, and None for the others."""
-    rest = iter(gradients)
-    return [next(rest) if t.is_floating_point() else None for t in tensors]
+    return [t for t, it in zip(tensors, some, strict=True) if it], of_some
 
 
-def _tangents(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
-    pairs = zip(tensors, given, strict=True)
-    kept = [(t, g) for t, g in pairs if t.is_floating_point()]
-    return _zeros_for([t for t, _ in kept], [g for _, g in kept])
+def _pulled(
+    f: Callable[[Leaves], list[Tensor]], tensors: Leaves, wanted: Sequence[bool], u: Leaves
+) -> list[Tensor | None]:
+    """Gradients of the wanted tensors for the cotangent u of their image, and None for others."""
+    if not any(wanted):
+        return [None] * len(tensors)
+    chosen, of_chosen = _of_some(f, tensors, wanted)
+    pull: Any = torch.func.vjp(of_chosen, chosen)[1]
+    rest = iter(pull(list(u))[0])
+    return [next(rest) if it else None for it in wanted]
+
+
+def _pushed(
+    f: Callable[[Leaves], list[Tensor]],
+    tensors: Leaves,
+    tangents: Sequence[Tensor | None],
+    like: Leaves,
+) -> list[Tensor]:
+    """The tangent of f(tensors), which has the shapes of `like`; None stands for zero."""
+    moving = [t is not None for t in tangents]
+    if not any(moving):
+        return [torch.zeros_like(leaf) for leaf in like]
+    chosen, of_chosen = _of_some(f, tensors, moving)
+    return list(pushforward(of_chosen, chosen, [t for t in tangents if t is not None]))
 
 
 def _zeros_for(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
