@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
-from torch.utils import _pytree as pytree
 
-from solvers.layout import Layout, take_rows
+from solvers.layout import Layout, map_tensors, take_rows, tensors_of
 from solvers.ledger import Ledger, check_unchanged, version_of
 from solvers.pushforward import pushforward
 from solvers.solution import Result, Solution
@@ -201,12 +200,14 @@ class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
     def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
-        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(args)
         _check_args(tensors, layout)
         self.f, self.layout = f, layout
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
         attached = any(leaf.requires_grad for leaf in tensors)
-        self.args = _detached(args) if attached and not torch.is_grad_enabled() else args
+        if attached and not torch.is_grad_enabled():
+            args = map_tensors(Tensor.detach, args)
+        self.args = args
         self.num_rows = layout.num_rows
         self.num_evals = 0
         self.rows_evaluated = 0
@@ -261,10 +262,6 @@ class Evaluation:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.layout.device.type, enabled=False)
-
-
-def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, args)
 
 
 def check_readable(y: Flat) -> None:
