@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
+from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, map_tensors, take_rows, tensors_of
 from solvers.ledger import Ledger, check_unchanged, version_of
@@ -229,6 +230,9 @@ class Evaluation:
                 )
             raise
         check_unchanged(y, version)
+        if not torch.is_grad_enabled():
+            # A map that takes gradients inside may return a graph all the same.
+            returned = _without_graph(returned)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
@@ -262,6 +266,12 @@ class Evaluation:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.layout.device.type, enabled=False)
+
+
+def _without_graph(state: State) -> State:
+    if isinstance(state, Tensor):
+        return state.detach() if state.requires_grad else state
+    return pytree.tree_map(_without_graph, state)
 
 
 def check_readable(y: Flat) -> None:

@@ -258,3 +258,23 @@ def test_nothing_is_recorded(name: str) -> None:
     p = linear(0.5, normal=True)
     x = p.args[0].clone().requires_grad_()
     assert not solvers.solve(p.f, p.y0, x, solver=name).value.requires_grad
+
+
+@pytest.mark.parametrize("name", ONE_CALL_A_STEP)
+def test_a_map_that_takes_gradients_leaves_no_graph_behind(name: str) -> None:
+    """What an energy's gradient returns has a graph, grad mode or not."""
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    attached = []
+
+    def f(y: Tensor) -> Tensor:
+        attached.append(y.requires_grad)
+        with torch.enable_grad():
+            z = y if y.requires_grad else y.detach().requires_grad_()
+            energy = (0.5 * z.square() + theta * z.cos() - z).sum()
+            return z - 0.5 * torch.autograd.grad(energy, z, create_graph=True)[0]
+
+    s = solvers.solve(f, torch.zeros(3, dtype=torch.float64), solver=name, batch_dims=0)
+    expected = torch.ones(3, dtype=torch.float64)
+    assert torch.allclose(s.value - theta.detach() * s.value.sin(), expected, atol=1e-4)
+    assert not any(attached)
+    assert not s.value.requires_grad
