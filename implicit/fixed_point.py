@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from implicit.base import BackwardMode, SolveContext
+from implicit.base import BackwardMode, ClosedMap, SolveContext
+from implicit.isolation import Isolation, isolated
 from implicit.registry import MODES
 from implicit.transforms import (
     solve_transformed,
@@ -71,8 +74,9 @@ def fixed_point(
         return solve_transformed(checked, y0, args, mode, context, throw=throw)
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
-    with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
-        solution = chosen.iterate(
+
+    def run(y0: State, args: tuple[Any, ...]) -> Solution:
+        return chosen.iterate(
             f if unrolled is None else unrolled.recorded(f),
             y0,
             args,
@@ -81,13 +85,43 @@ def fixed_point(
             compact=compact,
             memory=context.memory if record and mode.needs_memory else None,
         )
+
+    with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
+        solution = run(y0, args)
     if throw:
         raise_if_failed(solution)
-    if not record or unrolled is not None:
+    if not record:
         return solution
-    checked = _checked(f, y0, batch_dims)
-    value = mode.attach(lambda y: checked(y, args), solution.value, context)
+    apart = None if throw else isolated(solution, args, context.independent)
+    if unrolled is not None:
+        return solution if apart is None else _once_more(run, y0, args, solution, apart)
+    checked, y_star = _checked(f, y0, batch_dims), solution.value
+    if apart is not None:
+        args, y_star = apart.args(args), apart.state(y_star)
+    closed: ClosedMap = lambda y: checked(y, args)  # noqa: E731
+    if apart is not None:
+        closed = apart.frozen(closed, y_star)
+    value = mode.attach(closed, y_star, context)
+    if apart is not None:
+        value = apart.merged(value, solution.value)
     return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+
+
+def _once_more(
+    run: Callable[[State, tuple[Any, ...]], Solution],
+    y0: State,
+    args: tuple[Any, ...],
+    first: Solution,
+    apart: Isolation,
+) -> Solution:
+    """Record a solve anew without its bad samples, whose evidence is that of the first."""
+    again = run(apart.state(y0), apart.args(args))
+    return dataclasses.replace(
+        first,
+        value=apart.merged(again.value, pytree.tree_map(Tensor.detach, first.value)),
+        num_evals=first.num_evals + again.num_evals,
+        rows_evaluated=first.rows_evaluated + again.rows_evaluated,
+    )
 
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
