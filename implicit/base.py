@@ -29,6 +29,8 @@ class SolveContext:
         independent: Whether samples cannot influence each other, as those that have `args`.
         adjoints: Where solutions of adjoint equations are appended, in order.
         memory: The forward solver's memory at the end, as pairs of sample index and memory.
+        f: The map that was given, to name it where its adjoint equation fails.
+        structure: Of the state, for what wants states instead of their leaves.
     """
 
     solver: FixedPointSolver = field(default_factory=Anderson)
@@ -37,6 +39,8 @@ class SolveContext:
     independent: bool = False
     adjoints: list[Solution] = field(default_factory=list)
     memory: list[tuple[Index, Any]] = field(default_factory=list)
+    f: Any = None
+    structure: pytree.TreeSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def fixed_point(
     """
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
     context = SolveContext(
-        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args)
+        solver=chosen, max_steps=max_steps, batch_dims=batch_dims, independent=bool(args), f=f
     )
     if transforms_active() and not isinstance(mode, Unrolled):
         checked = _checked(f, y0, batch_dims)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from implicit.base import ClosedMap
 from solvers import Result, Solution
-from solvers.layout import map_tensors, tensors_of
+from solvers.layout import as_wide, map_tensors, tensors_of
 from solvers.types import State
 
 # From a mask of bad samples and a cotangent to the cotangent that goes on.
@@ -45,7 +45,7 @@ class Isolation:
         """A state whose bad samples are finite; frozen as they are where others may see them."""
 
         def clean(leaf: Tensor) -> Tensor:
-            mask = _as_wide(self.bad, leaf)
+            mask = as_wide(self.bad, leaf)
             return self._replaced(leaf, mask if self.alone else mask & ~leaf.isfinite())
 
         return pytree.tree_map(clean, y)
@@ -66,11 +66,11 @@ class Isolation:
         return pytree.tree_map(lambda new, old: self._merge(_told, new, old), value, y_star)
 
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
-        return _Merge.apply(rule, _as_wide(self.bad, good), good, bad)
+        return _Merge.apply(rule, as_wide(self.bad, good), good, bad)
 
     def _mask(self, leaf: Tensor) -> Tensor:
         rows = self.bad if leaf.shape[: self.bad.ndim] == self.bad.shape else self.bad[:, 0]
-        return _as_wide(rows, leaf)
+        return as_wide(rows, leaf)
 
     def _replaced(self, leaf: Tensor, mask: Tensor) -> Tensor:
         donor = self.donor
@@ -120,7 +120,3 @@ def _cut(mask: Tensor, v: Tensor) -> Tensor:
 
 def _told(mask: Tensor, v: Tensor) -> Tensor:
     return torch.where(mask & (v != 0), torch.nan, v)
-
-
-def _as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * (leaf.ndim - mask.ndim))

@@ -53,6 +53,7 @@ def solve_transformed(
         )
     load_forward_mode()
     leaves, spec = pytree.tree_flatten(y0)
+    context = dataclasses.replace(context, structure=spec)
     start = [leaf.detach() for leaf in leaves]
     closed = ClosedOver(f, pytree.tree_unflatten(start, spec), args)
 
@@ -251,7 +252,8 @@ class _Linear(torch.autograd.Function):
         )
         assert isinstance(problem.mode, Exact)
         with torch.no_grad():
-            x = problem.mode.solve(problem.merge(step, w), problem.merged(w), context)
+            merged = problem.merge(step, w)
+            x = problem.mode.solve(merged, problem.merged(w), context, transposed=transpose)
         return tuple(leaf.clone() for leaf in problem.parted(x, w))
 
     @staticmethod

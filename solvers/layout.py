@@ -159,6 +159,11 @@ def take_rows(tree: Any, index: Index) -> Any:
     return map_tensors(lambda leaf: leaf.index_select(0, index), tree)
 
 
+def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
+    """A mask over leading dims, in a shape that broadcasts against a leaf."""
+    return mask.reshape((*mask.shape, *[1] * (leaf.ndim - mask.ndim)))
+
+
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any, ...] = ()) -> Any:
     """Change every tensor of a pytree, also in objects that torch does not look into.
 

@@ -1,0 +1,173 @@
+"""Solve the linear equations of the exact gradient, keep the evidence, and say what failed."""
+
+import dataclasses
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from implicit.base import SolveContext
+from solvers import FixedPointSolver, Result, Solution
+from solvers.gmres import Gmres
+from solvers.layout import Layout
+from solvers.newton_krylov import NewtonKrylov
+from solvers.registry import LINEAR, SOLVERS
+from solvers.types import State
+
+AffineMap = Callable[[list[Tensor]], list[Tensor]]
+Preconditioner = Callable[[State], State]
+
+# So many solutions of adjoint equations are kept, the newest ones: each has the size of a state.
+KEPT = 8
+
+# What has been warned of, for each layer: a module, or the code of a function.
+_warned: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def adjoint_solver(
+    chosen: str | FixedPointSolver | None, max_steps: int | None, context: SolveContext
+) -> tuple[FixedPointSolver, int]:
+    """The solver for an adjoint equation, with a tolerance relative to v alone, and its budget."""
+    budget = context.max_steps if max_steps is None else max_steps
+    solver = context.solver if chosen is None else chosen
+    if isinstance(solver, str):
+        registry = LINEAR if solver in LINEAR.entries else SOLVERS
+        solver = registry.get(solver, rtol=context.solver.rtol, atol=context.solver.atol)
+    if not isinstance(chosen, FixedPointSolver):
+        # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
+        # divided by a large batch would end the solve at once. Relative tolerance only.
+        solver = dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
+    if isinstance(solver, NewtonKrylov):
+        # Newton's method on an affine map is one linear solve, without products to be derived.
+        budget *= solver.inner_steps
+        solver = Gmres(rtol=solver.rtol, atol=solver.atol, history=solver.inner_steps)
+    return solver, budget
+
+
+def solve_affine(
+    affine: AffineMap,
+    v: Sequence[Tensor],
+    start: Sequence[Tensor],
+    solver: FixedPointSolver,
+    max_steps: int,
+    context: SolveContext,
+) -> Solution:
+    """The fixed point of an affine map with constant part v, as a solution over its leaves.
+
+    Tokens of one row are one system, whatever `batch_dims` says: a causal map couples them, and
+    a token that the loss leaves out has no v of its own to measure its residual by. Each of
+    them has its row's verdict.
+    """
+    batch_dims = min(context.batch_dims, 1)
+    rhs = list(v) if context.independent or not batch_dims else _joint(v)
+    # One tensor goes without its list, which the solvers pack faster.
+    single = len(v) == 1
+    with torch.no_grad():
+        solution = solver.iterate(
+            (lambda u: affine([u])[0]) if single else affine,
+            start[0] if single else list(start),
+            max_steps=max_steps,
+            batch_dims=batch_dims,
+            independent=context.independent,
+            rhs=rhs[0] if single else rhs,
+        )
+    shape = v[0].shape[: context.batch_dims]
+
+    def tokens(part: Tensor) -> Tensor:
+        return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
+
+    return dataclasses.replace(
+        solution,
+        value=[solution.value] if single else solution.value,
+        residual=tokens(solution.residual),
+        result=tokens(solution.result),
+        num_steps=tokens(solution.num_steps),
+    )
+
+
+def file(solution: Solution, context: SolveContext) -> None:
+    """Keep the evidence."""
+    context.adjoints.append(solution)
+    del context.adjoints[:-KEPT]
+
+
+def preconditioned(affine: AffineMap, apply: AffineMap) -> AffineMap:
+    """The equation of w with u = M w, whose residual is that of u."""
+
+    def step(w: list[Tensor]) -> list[Tensor]:
+        u = apply(w)
+        return [a + (b - c) for a, b, c in zip(w, affine(u), u, strict=True)]
+
+    return step
+
+
+def on_leaves(precondition: Preconditioner, context: SolveContext) -> AffineMap:
+    """A map of states as one of their leaves, checked."""
+    structure = context.structure
+    assert structure is not None
+
+    def apply(w: list[Tensor]) -> list[Tensor]:
+        returned = precondition(pytree.tree_unflatten(w, structure))
+        leaves, spec = pytree.tree_flatten(returned)
+        if spec != structure or [x.shape for x in leaves] != [x.shape for x in w]:
+            raise ValueError(
+                "`preconditioner` must return the structure and shapes of the cotangent: got "
+                f"{spec} of {[tuple(x.shape) for x in leaves]}, expected {structure} of "
+                f"{[tuple(x.shape) for x in w]}."
+            )
+        return leaves
+
+    return apply
+
+
+def warn_of_failure(
+    solution: Solution, solver: FixedPointSolver, max_steps: int, context: SolveContext
+) -> None:
+    """Warn once per layer, with the tolerance; again if the warning filters have changed."""
+    code = Result(int(solution.result[~solution.converged].mode().values))
+    layer = _layer(context.f)
+    name = getattr(layer, "co_qualname", None) or type(layer).__name__
+    message = (
+        f"The gradient is approximate: the adjoint equation u = v + J^T u failed for `{name}` "
+        f"(most often: {code.name}). Some residual is above the tolerance {solver.rtol:.1e} * "
+        f"rms(v) after {max_steps} steps of {type(solver).__name__}. Raise `max_steps` of `Exact`, "
+        "or try its `solver='gmres'`; `solution.adjoints` has the evidence."
+    )
+    registry = _warned.setdefault(layer, {})
+    warnings.warn_explicit(message, UserWarning, __file__, 1, registry=registry)
+    registry[message, UserWarning, 1] = True  # also where the filters say "always"
+
+
+def _layer(f: Any) -> Any:
+    """What stays the same when one layer is called again: a module, or a function's code."""
+    f = inspect.unwrap(f) if callable(f) else f
+    while isinstance(f, functools.partial):
+        f = f.func
+    layer = getattr(f, "__code__", getattr(f, "__self__", f))
+    try:
+        _warned.get(layer)
+    except TypeError:  # neither hashed nor referred to weakly
+        return type(layer)
+    return layer
+
+
+def _joint(v: Sequence[Tensor]) -> list[Tensor]:
+    """By what to measure samples that may be coupled: their own size, or that of them all.
+
+    A sample that the loss leaves out has no size of its own, but a part in the others' equation.
+    """
+    layout = Layout(list(v), 1)
+    flat = layout.pack(list(v))
+    size = torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.numel() else flat.sum(1)
+    largest = torch.where(size.isfinite(), size, 0.0).amax() if len(size) else size.sum()
+    unit = flat / torch.where(largest > 0, largest, 1.0)
+    own = unit.square().mean(1).sqrt()
+    whole = torch.where(own.isfinite(), own, 0.0).square().mean().sqrt()
+    measure = torch.maximum(own, whole) * largest
+    return list(layout.unpack(measure[:, None].expand_as(flat)))
