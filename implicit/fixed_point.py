@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
+from implicit.graft import graft
 from implicit.isolation import Isolation, isolated
 from implicit.registry import MODES
 from implicit.transforms import (
@@ -90,38 +91,57 @@ def fixed_point(
         solution = run(y0, args)
     if throw:
         raise_if_failed(solution)
-    if not record:
-        return solution
-    apart = None if throw else isolated(solution, args, context.independent)
-    if unrolled is not None:
-        return solution if apart is None else _once_more(run, y0, args, solution, apart)
-    checked, y_star = _checked(f, y0, batch_dims), solution.value
+    return _with_gradient(solution, mode, f, y0, args, context, run) if record else solution
+
+
+def _with_gradient(
+    solution: Solution,
+    mode: BackwardMode,
+    f: Map,
+    y0: State,
+    args: tuple[Any, ...],
+    context: SolveContext,
+    run: Callable[[State, tuple[Any, ...]], Solution],
+) -> Solution:
+    """The solution with a value that carries the gradient, from which bad samples are kept out."""
+    apart = isolated(solution, args, context.independent)
+    y_star, clean = solution.value, args
     if apart is not None:
-        args, y_star = apart.args(args), apart.state(y_star)
-    closed: ClosedMap = lambda y: checked(y, args)  # noqa: E731
-    if apart is not None:
-        closed = apart.frozen(closed, y_star)
-    value = mode.attach(closed, y_star, context)
-    if apart is not None:
-        value = apart.merged(value, solution.value)
+        y_star, clean = apart.state(y_star), apart.args(args)
+    checked = _checked(f, y0, context.batch_dims)
+    if mode.records_solver:
+        if apart is not None:
+            solution = _once_more(run(apart.state(y0), clean), solution, apart)
+        if bool(solution.num_steps.any()):
+            return solution
+        # Without a step nothing is recorded: a graph all the same, with a gradient of zero.
+        return dataclasses.replace(
+            solution, value=_with_edge(solution.value, checked(y_star, clean))
+        )
+    closed: ClosedMap = lambda y: checked(y, clean)  # noqa: E731
+    if apart is None:
+        value = mode.attach(closed, y_star, context)
+    else:
+        attached = mode.attach(apart.frozen(closed, y_star), y_star, context)
+        value = apart.merged(attached, solution.value)
     return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
 
 
-def _once_more(
-    run: Callable[[State, tuple[Any, ...]], Solution],
-    y0: State,
-    args: tuple[Any, ...],
-    first: Solution,
-    apart: Isolation,
-) -> Solution:
-    """Record a solve anew without its bad samples, whose evidence is that of the first."""
-    again = run(apart.state(y0), apart.args(args))
+def _once_more(again: Solution, first: Solution, apart: Isolation) -> Solution:
+    """A solve recorded anew without its bad samples; the evidence is that of the first."""
     return dataclasses.replace(
         first,
         value=apart.merged(again.value, pytree.tree_map(Tensor.detach, first.value)),
         num_evals=first.num_evals + again.num_evals,
         rows_evaluated=first.rows_evaluated + again.rows_evaluated,
     )
+
+
+def _with_edge(value: State, fy: State) -> State:
+    """The value, from which a cotangent of zero flows to all that `fy` was computed from."""
+    zero = pytree.tree_map(lambda leaf: torch.zeros_like(leaf, requires_grad=False), value)
+    edge = graft(zero, pytree.tree_leaves(fy), lambda _, v: [torch.zeros_like(x) for x in v])
+    return pytree.tree_map(torch.add, value, edge)
 
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:

@@ -297,5 +297,21 @@ def backward(example: Example, mode: str, max_steps: int) -> None:
         example.f, example.y0, example.x, backward=mode, max_steps=max_steps, throw=False
     )
     assert int(s.num_steps.max()) <= max_steps
-    if s.value.requires_grad and (mode != "unrolled" or max_steps):
-        s.value.sum().backward()
+    s.value.sum().backward()
+
+
+@MODES
+def test_a_solve_without_a_step_has_a_graph(mode: str) -> None:
+    """From a start within tolerance, and for an empty batch; the gradient of nothing is zero."""
+    example = Example()
+    start = fixed_point(example.f, example.y0, example.x).value.detach().requires_grad_()
+    for y0, x in ((start, example.x), (example.y0[:0], example.x[:0])):
+        s = fixed_point(example.f, y0, x, backward=mode)
+        assert not s.num_steps.any()
+        v = example.v[: len(x)]
+        found = torch.autograd.grad(s.value, example.wanted[1:], v, retain_graph=True)
+        if mode == "unrolled":
+            assert not any(g.any() for g in found)
+            assert torch.equal(torch.autograd.grad(s.value, y0, v, retain_graph=True)[0], v)
+        elif len(x):
+            assert all(g.any() for g in found)
