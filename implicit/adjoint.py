@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
 from solvers.gmres import Gmres
-from solvers.layout import Layout
+from solvers.layout import Layout, as_wide
 from solvers.newton_krylov import NewtonKrylov
 from solvers.registry import LINEAR, SOLVERS
 from solvers.types import State
@@ -64,8 +65,13 @@ def solve_affine(
     a token that the loss leaves out has no v of its own to measure its residual by. Each of
     them has its row's verdict.
     """
-    batch_dims = min(context.batch_dims, 1)
-    rhs = list(v) if context.independent or not batch_dims else _joint(v)
+    layout = Layout(list(v), min(context.batch_dims, 1))
+    size = _rms(v, layout)
+    if layout.batch_dims and not context.independent:
+        # A sample that the loss leaves out has a part in the equation of those that depend on it.
+        finite = torch.where(size.isfinite(), size, 0.0)
+        size = torch.maximum(size, _rms(finite, Layout(finite, 0)))
+    rhs = layout.unpack(size[:, None].expand(-1, sum(layout.sizes)))
     # One tensor goes without its list, which the solvers pack faster.
     single = len(v) == 1
     with torch.no_grad():
@@ -73,28 +79,80 @@ def solve_affine(
             (lambda u: affine([u])[0]) if single else affine,
             start[0] if single else list(start),
             max_steps=max_steps,
-            batch_dims=batch_dims,
+            batch_dims=layout.batch_dims,
             independent=context.independent,
             rhs=rhs[0] if single else rhs,
         )
-    shape = v[0].shape[: context.batch_dims]
+        solution = dataclasses.replace(solution, value=pytree.tree_leaves(solution.value))
+        lost = _lost(solution, solver, size, layout)
+        if bool(lost.any()):
+            solution = _withdrawn(solution, lost, list(start), affine, layout)
+    return _by_token(solution, context.batch_dims)
 
-    def tokens(part: Tensor) -> Tensor:
+
+def _lost(solution: Solution, solver: FixedPointSolver, size: Tensor, layout: Layout) -> Tensor:
+    """Samples whose v is lost in the rounding of u, so that their residual says nothing.
+
+    The equation may have no solution; then u grows until a residual cannot be told from zero.
+    """
+    eps = torch.finfo(layout.dtype).eps
+    rounding = 0.5 * eps * _rms(solution.value, layout)
+    lost = rounding > solver.atol + max(solver.rtol, 4 * eps) * size
+    return (solution.result == Result.converged) & lost.view(solution.result.shape)
+
+
+def _withdrawn(
+    solution: Solution, lost: Tensor, start: list[Tensor], affine: AffineMap, layout: Layout
+) -> Solution:
+    """Where no residual can be measured at u, the start is the best point known."""
+    moved = [a - b for a, b in zip(affine(start), start, strict=True)]
+    residual = _rms(moved, layout).view(lost.shape)
+    return dataclasses.replace(
+        solution,
+        value=[
+            torch.where(as_wide(lost, u), first, u)
+            for u, first in zip(solution.value, start, strict=True)
+        ],
+        result=solution.result.masked_fill(lost, int(Result.stalled)),
+        residual=torch.where(lost, residual, solution.residual),
+        num_evals=solution.num_evals + 1,
+        rows_evaluated=solution.rows_evaluated + layout.num_rows,
+    )
+
+
+def _by_token(solution: Solution, batch_dims: int) -> Solution:
+    """Spread the evidence of a row over its tokens."""
+    shape = solution.value[0].shape[:batch_dims]
+
+    def spread(part: Tensor) -> Tensor:
         return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
 
     return dataclasses.replace(
         solution,
-        value=[solution.value] if single else solution.value,
-        residual=tokens(solution.residual),
-        result=tokens(solution.result),
-        num_steps=tokens(solution.num_steps),
+        residual=spread(solution.residual),
+        result=spread(solution.result),
+        num_steps=spread(solution.num_steps),
     )
 
 
-def file(solution: Solution, context: SolveContext) -> None:
-    """Keep the evidence."""
+def _rms(leaves: Any, layout: Layout) -> Tensor:
+    """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
+    flat = layout.pack(leaves)
+    if not flat.shape[1]:
+        return flat.sum(1)
+    largest = torch.linalg.vector_norm(flat, torch.inf, dim=1)
+    unit = flat / torch.where(largest > 0, largest, 1.0)[:, None]
+    return largest * torch.linalg.vector_norm(unit, dim=1) / math.sqrt(flat.shape[1])
+
+
+def file(solution: Solution, context: SolveContext) -> Solution:
+    """Keep the evidence, in the structure of the state where it is known."""
+    if context.structure is not None:
+        value = pytree.tree_unflatten(solution.value, context.structure)
+        solution = dataclasses.replace(solution, value=value)
     context.adjoints.append(solution)
     del context.adjoints[:-KEPT]
+    return solution
 
 
 def preconditioned(affine: AffineMap, apply: AffineMap) -> AffineMap:
@@ -155,19 +213,3 @@ def _layer(f: Any) -> Any:
     except TypeError:  # neither hashed nor referred to weakly
         return type(layer)
     return layer
-
-
-def _joint(v: Sequence[Tensor]) -> list[Tensor]:
-    """By what to measure samples that may be coupled: their own size, or that of them all.
-
-    A sample that the loss leaves out has no size of its own, but a part in the others' equation.
-    """
-    layout = Layout(list(v), 1)
-    flat = layout.pack(list(v))
-    size = torch.linalg.vector_norm(flat, torch.inf, dim=1) if flat.numel() else flat.sum(1)
-    largest = torch.where(size.isfinite(), size, 0.0).amax() if len(size) else size.sum()
-    unit = flat / torch.where(largest > 0, largest, 1.0)
-    own = unit.square().mean(1).sqrt()
-    whole = torch.where(own.isfinite(), own, 0.0).square().mean().sqrt()
-    measure = torch.maximum(own, whole) * largest
-    return list(layout.unpack(measure[:, None].expand_as(flat)))

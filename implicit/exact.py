@@ -211,19 +211,16 @@ class Exact(AdjointMode):
                 solution = dataclasses.replace(solution, value=apply(w))
         if self.warm_start is not None:
             self.warm_start.keep(w)
-        file(solution, context)
-        if bool(solution.converged.all()):
-            return solution.value
+        u, evidence = solution.value, file(solution, context)
+        if bool(evidence.converged.all()):
+            return u
         if self.on_failure == "raise":
-            raise SolveError(solution)
-        warn_of_failure(solution, solver, max_steps, context)
+            raise SolveError(evidence)
+        warn_of_failure(evidence, solver, max_steps, context)
         if self.on_failure == "warn":
-            return solution.value
-        kept = solution.converged
-        return [
-            torch.where(as_wide(kept, new), new, old)
-            for new, old in zip(solution.value, v, strict=True)
-        ]
+            return u
+        kept = evidence.converged
+        return [torch.where(as_wide(kept, new), new, old) for new, old in zip(u, v, strict=True)]
 
 
 def _adjoint_map(
