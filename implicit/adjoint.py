@@ -62,10 +62,12 @@ def solve_affine(
     """The fixed point of an affine map with constant part v, as a solution over its leaves.
 
     Tokens of one row are one system, whatever `batch_dims` says: a causal map couples them, and
-    a token that the loss leaves out has no v of its own to measure its residual by. Each of
-    them has its row's verdict.
+    a token that the loss leaves out has no v of its own to measure its residual by. To linear
+    solvers, whose recurrences hold for a whole system only, so are samples that may be coupled.
+    Each has the verdict of its system.
     """
-    layout = Layout(list(v), min(context.batch_dims, 1))
+    joint = solver.linear and not context.independent
+    layout = Layout(list(v), 0 if joint else min(context.batch_dims, 1))
     size = _rms(v, layout)
     if layout.batch_dims and not context.independent:
         # A sample that the loss leaves out has a part in the equation of those that depend on it.
@@ -87,7 +89,7 @@ def solve_affine(
         lost = _lost(solution, solver, size, layout)
         if bool(lost.any()):
             solution = _withdrawn(solution, lost, list(start), affine, layout)
-    return _by_token(solution, context.batch_dims)
+    return _by_sample(solution, context.batch_dims)
 
 
 def _lost(solution: Solution, solver: FixedPointSolver, size: Tensor, layout: Layout) -> Tensor:
@@ -120,8 +122,8 @@ def _withdrawn(
     )
 
 
-def _by_token(solution: Solution, batch_dims: int) -> Solution:
-    """Spread the evidence of a row over its tokens."""
+def _by_sample(solution: Solution, batch_dims: int) -> Solution:
+    """Spread the evidence of a system over its samples."""
     shape = solution.value[0].shape[:batch_dims]
 
     def spread(part: Tensor) -> Tensor:
