@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from solvers.compiler import uncompiled
 from solvers.types import State
 
 # From the saved inputs and the output's cotangent to one cotangent (or None) per input.
@@ -50,5 +51,6 @@ class _Graft(torch.autograd.Function):
         return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, *v: Tensor) -> Any:
         return (None, None, *(None,) * ctx.count, *ctx.pull(ctx.saved_tensors, v))

@@ -24,6 +24,7 @@ from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.closure import ClosedOver
 from implicit.exact import Exact
 from solvers import Solution
+from solvers.compiler import uncompiled
 from solvers.pushforward import load_forward_mode, pushforward
 from solvers.solve import raise_if_failed
 from solvers.types import State
@@ -178,6 +179,7 @@ class _Solve(torch.autograd.Function):
     """(y0, consts) -> (y*, residual, result, num_steps)."""
 
     @staticmethod
+    @uncompiled
     def forward(problem: _Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         y0, consts = tensors[: problem.count], tensors[problem.count :]
         context = problem.context
@@ -209,6 +211,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(*saved)
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, *v: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         y, consts = _saved(ctx, ctx.saved_tensors)
@@ -220,6 +223,7 @@ class _Solve(torch.autograd.Function):
         return (*none, *_pulled(lambda c: problem.f(y, c), consts, wanted, u))
 
     @staticmethod
+    @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
@@ -229,6 +233,7 @@ class _Solve(torch.autograd.Function):
         return (*w, None, None, None)
 
     @staticmethod
+    @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, *tensors = inputs
         moved = _to_front(info, in_dims[1:], tensors, expand=problem.count)
@@ -240,6 +245,7 @@ class _Linear(torch.autograd.Function):
     """(w, y*, consts) -> x with x = w + A x, where A is J or its transpose."""
 
     @staticmethod
+    @uncompiled
     def forward(problem: _Problem, transpose: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         w, y, consts = _three(problem, tensors)
         product = problem.product(y, consts, transpose)
@@ -265,6 +271,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_forward(*saved)
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, *a: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         x, y, consts = _three(problem, ctx.saved_tensors)
@@ -273,6 +280,7 @@ class _Linear(torch.autograd.Function):
         return (None, None, *z, *_pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
 
     @staticmethod
+    @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
@@ -283,6 +291,7 @@ class _Linear(torch.autograd.Function):
         return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
 
     @staticmethod
+    @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, transpose, *tensors = inputs
         count = problem.count
