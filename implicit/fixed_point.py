@@ -20,12 +20,14 @@ from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout
+from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solve import no_loop_under_vmap, raise_if_failed
 from solvers.types import Map, State
 
 
 @opaque
+@options_of(solver=SOLVERS, backward=MODES)
 def fixed_point(
     f: Map,
     y0: State,

@@ -8,12 +8,14 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.compiler import opaque
+from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, SolveError
 from solvers.types import Map, State
 
 
 @opaque
+@options_of(solver=SOLVERS)
 @torch.no_grad()
 def solve(
     f: Map,
