@@ -33,7 +33,8 @@ def solved(f: Any, y0: Any, *args: Any, mode: str, **options: Any) -> implicit.S
 
 
 def of_args(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
-    return solved(lambda y, x: torch.tanh(y @ weight) + x, torch.zeros_like(x), x, mode=mode)
+    f = lambda y, x: torch.tanh(y @ weight + x) + 0 * x  # noqa: E731
+    return solved(f, torch.zeros_like(x), x, mode=mode)
 
 
 def of_a_start(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
@@ -55,7 +56,7 @@ def of_a_tree(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
     """An integer argument, and several tensors."""
 
     def f(y: dict[str, Tensor], given: dict[str, Tensor], i: Tensor) -> dict[str, Tensor]:
-        a = torch.tanh(y["b"].flatten(1) @ weight) + given["x"]
+        a = torch.tanh(y["b"].flatten(1) @ weight + given["x"]) + 0 * given["x"]
         return {"a": a + weight[i], "b": 0.3 * y["a"].sin().view(-1, 2, 2)}
 
     y0 = {"a": torch.zeros_like(x), "b": torch.zeros_like(x).view(-1, 2, 2)}
@@ -117,7 +118,7 @@ def test_tokens(mode: str, per_token: bool) -> None:
 
         def f(y: Tensor, x: Tensor, *row: Tensor) -> Tensor:
             shared = row[0][:, None] if row else 0.0
-            return torch.tanh(mix @ y @ weight) + x + shared
+            return torch.tanh(mix @ y @ weight + x + shared)
 
         args = (x,) if per_token else (x, row)
         s = solved(f, torch.zeros_like(x), *args, mode=mode, batch_dims=2)
