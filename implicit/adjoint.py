@@ -195,8 +195,8 @@ def warn_of_failure(
     name = getattr(layer, "co_qualname", None) or type(layer).__name__
     message = (
         f"The gradient is approximate: the adjoint equation u = v + J^T u failed for `{name}` "
-        f"(most often: {code.name}). Some residual is above the tolerance {solver.rtol:.1e} * "
-        f"rms(v) after {max_steps} steps of {type(solver).__name__}. Raise `max_steps` of `Exact`, "
+        f"(most often: {code.name}). A residual stayed above the tolerance {solver.rtol:.1e} * "
+        f"rms(v) in {max_steps} steps of {type(solver).__name__}. Raise `max_steps` of `Exact`, "
         "or try its `solver='gmres'`; `solution.adjoints` has the evidence."
     )
     registry = _warned.setdefault(layer, {})

@@ -49,6 +49,7 @@ class ClosedOver:
 
     Attributes:
         consts: The tensors of `args`, then others that `f` read, in the order of first use.
+        num_given: How many of them are of `args`.
     """
 
     def __init__(self, f: Callable[[State, Any], State], y: State, args: Any):
@@ -67,6 +68,7 @@ class ClosedOver:
                 f(y, args)
         finally:
             hook.remove()
+        self.num_given = len(given)
         self.consts: list[Tensor] = [*given, *watch.found.values()]
         # A parameter may be swapped for the length of a call (functional_call); then later
         # calls find another tensor under its name.

@@ -28,14 +28,24 @@ class Isolation:
     """Bad samples of one solve, and what stands in for them.
 
     Attributes:
-        bad: Shape `(*batch,)`.
-        donor: Flat index of a good sample.
+        bad: Shape `(*batch,)`, at least one dim.
+        donor: Flat index of a good sample, of shape (1,).
         alone: Whether no sample can influence another, so that a bad one may get any state.
     """
 
     bad: Tensor
-    donor: int
+    donor: Tensor
     alone: bool
+
+    @classmethod
+    def of(cls, bad: Tensor, args: tuple[Any, ...], independent: bool) -> "Isolation":
+        """For these bad samples, from which nothing is read."""
+        if any(leaf.shape[: bad.ndim] != bad.shape for leaf in tensors_of(args)):
+            # What all tokens of a row share can be replaced for all of them only.
+            rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
+            bad = rows.reshape((-1, *[1] * (bad.ndim - 1))).expand_as(bad)
+        donor = (~bad).flatten().to(torch.int8).argmax().view(1)
+        return cls(bad, donor, independent and bad.ndim == 1)
 
     def args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, those of a bad sample replaced; a loss that it is part of sees NaN."""
@@ -63,7 +73,7 @@ class Isolation:
 
         A loss that uses one of them has NaN for its gradient, and no other loss has.
         """
-        return pytree.tree_map(lambda new, old: self._merge(_told, new, old), value, y_star)
+        return pytree.tree_map(lambda new, old: self._merge(told, new, old), value, y_star)
 
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
         return _Merge.apply(rule, as_wide(self.bad, good), good, bad)
@@ -73,41 +83,58 @@ class Isolation:
         return as_wide(rows, leaf)
 
     def _replaced(self, leaf: Tensor, mask: Tensor) -> Tensor:
-        donor = self.donor
         if leaf.shape[: self.bad.ndim] == self.bad.shape:
-            other = leaf.detach().flatten(0, self.bad.ndim - 1)[donor]
+            samples, donor = leaf.detach().flatten(0, self.bad.ndim - 1), self.donor
         else:
-            other = leaf.detach()[donor // self.bad[0].numel()]
-        return _Merge.apply(_straight, mask, leaf, other.expand_as(leaf))
+            samples, donor = leaf.detach(), self.donor // self.bad[0].numel()
+        other = samples.index_select(0, donor).squeeze(0).expand_as(leaf)
+        return _Merge.apply(_straight, mask, leaf, other)
 
 
 def isolated(solution: Solution, args: tuple[Any, ...], independent: bool) -> Isolation | None:
     """How to keep bad samples apart; None if there are none, or no good ones."""
-    bad = ~solution.residual.isfinite() | (solution.result == Result.nonfinite)
-    if not bool(bad.any()):
+    bad = bad_samples(solution.residual, solution.result)
+    if not bool(bad.any()) or bool(bad.all()):
         return None
-    if bad.ndim > 1 and any(leaf.shape[: bad.ndim] != bad.shape for leaf in tensors_of(args)):
-        # What all tokens of a row share can be replaced for all of them only.
-        bad = bad.flatten(1).any(1).view(-1, *[1] * (bad.ndim - 1)).expand_as(bad)
-    good = (~bad).flatten().nonzero()
-    if not len(good):
-        return None
-    return Isolation(bad, int(good[0]), alone=independent and bad.ndim == 1)
+    apart = Isolation.of(bad, args, independent)
+    return None if bool(apart.bad.all()) else apart
+
+
+def bad_samples(residual: Tensor, result: Tensor) -> Tensor:
+    """Those whose recorded call of `f` would hold NaN or inf."""
+    return ~residual.isfinite() | (result == Result.nonfinite)
+
+
+def told(bad: Tensor, v: Tensor) -> Tensor:
+    """The cotangent of a value, NaN where it asks for a bad sample."""
+    return torch.where(as_wide(bad, v) & (v != 0), torch.nan, v)
 
 
 class _Merge(torch.autograd.Function):
     """Good samples of one tensor and bad ones of another, whose cotangent goes by a rule."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, rule: Rule, mask: Tensor, good: Tensor, bad: Tensor) -> Tensor:
-        ctx.rule = rule
-        ctx.save_for_backward(mask)
+    def forward(rule: Rule, mask: Tensor, good: Tensor, bad: Tensor) -> Tensor:
         return torch.where(mask, bad, good)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.rule, mask, *_ = inputs
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
         (mask,) = ctx.saved_tensors
         return None, None, ctx.rule(mask, v[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (mask,) = ctx.saved_tensors
+        # Who was told of by NaN in a gradient moves by NaN.
+        return torch.where(mask, torch.nan if ctx.rule is told else 0.0, tangents[2])
 
 
 def _straight(_: Tensor, v: Tensor) -> Tensor:

@@ -22,14 +22,15 @@ from torch.utils import _pytree as pytree
 
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.closure import ClosedOver
+from implicit.derivatives import Leaves, primals, pulled, pushed, to_front, zeros_for
 from implicit.exact import Exact
+from implicit.isolation import Isolation, bad_samples, told
 from solvers import Solution
 from solvers.compiler import uncompiled
+from solvers.layout import as_wide
 from solvers.pushforward import load_forward_mode, pushforward
 from solvers.solve import raise_if_failed
 from solvers.types import State
-
-Leaves = Sequence[Tensor]
 
 
 def transforms_active() -> bool:
@@ -61,13 +62,24 @@ def solve_transformed(
     def flat(y: Leaves, consts: Leaves) -> list[Tensor]:
         return pytree.tree_leaves(closed(pytree.tree_unflatten(list(y), spec), consts))
 
+    def clean(y: Leaves, consts: Leaves) -> list[Tensor]:
+        """`flat` with other samples in the place of bad ones, of which the last constant tells."""
+        *consts, bad = consts
+        given = tuple(consts[: closed.num_given])
+        apart = Isolation.of(bad, given, context.independent)
+        y = apart.state(list(y))
+        consts[: closed.num_given] = apart.args(given)
+        return apart.frozen(lambda y: flat(y, consts), y)(y)
+
     problem = _Problem(
         f=flat,
+        clean=clean,
         count=len(leaves),
         mode=mode,
         context=context,
         throw=throw,
         counts=[],
+        spoiled=[],
     )
     consts = closed.consts
     if not isinstance(mode, AdjointMode):  # its gradient comes from what it adds to the value
@@ -86,9 +98,14 @@ def solve_transformed(
     )
     if isinstance(mode, AdjointMode):
         return solution
-    return dataclasses.replace(
-        solution, value=mode.attach(lambda y: f(y, args), solution.value, context)
-    )
+    if not problem.spoiled[0]:
+        value = mode.attach(lambda y: f(y, args), solution.value, context)
+    else:
+        apart = Isolation.of(bad_samples(residual, result), args, context.independent)
+        y_star, args = apart.state(solution.value), apart.args(args)
+        attached = mode.attach(apart.frozen(lambda y: f(y, args), y_star), y_star, context)
+        value = apart.merged(attached, solution.value)
+    return dataclasses.replace(solution, value=value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,28 +114,50 @@ class _Problem:
 
     Attributes:
         f: The map of the state's leaves and of what it closes over.
+        clean: The same, for derivatives where a sample is bad; a mask of them is one constant more.
         count: Number of leaves of the state.
         mode: Which gradient.
         context: How it is solved.
         throw: Whether a failed sample raises.
         counts: Receives the calls and rows of the solve.
+        spoiled: Receives whether some samples are bad and others are not.
         lead: Sizes of the mapped dims in front of the state.
     """
 
     f: Callable[[Leaves, Leaves], list[Tensor]]
+    clean: Callable[[Leaves, Leaves], list[Tensor]]
     count: int
     mode: BackwardMode
     context: SolveContext
     throw: bool
     counts: list[tuple[int, int]]
+    spoiled: list[bool]
     lead: tuple[int, ...] = ()
 
     def mapped(self, info: Any, const_dims: Sequence[int | None]) -> "_Problem":
         """The problem with one more mapped dim, at the front of state and constants."""
-        dims = ([0] * self.count, [None if dim is None else 0 for dim in const_dims])
-        mapped = torch.func.vmap(self.f, in_dims=dims, randomness=info.randomness)
-        f = lambda y, consts: mapped(list(y), list(consts))  # noqa: E731
-        return dataclasses.replace(self, f=f, lead=(info.batch_size, *self.lead))
+        dims = [None if dim is None else 0 for dim in const_dims]
+
+        def over(f: Any, dims: list[int | None]) -> Any:
+            in_dims = ([0] * self.count, dims)
+            mapped = torch.func.vmap(f, in_dims=in_dims, randomness=info.randomness)
+            return lambda y, consts: mapped(list(y), list(consts))
+
+        return dataclasses.replace(
+            self,
+            f=over(self.f, dims),
+            clean=over(self.clean, [*dims, 0]),
+            lead=(info.batch_size, *self.lead),
+        )
+
+    def apart(self, ctx: Any, saved: Leaves) -> "tuple[_Problem, Leaves, Leaves, Tensor | None]":
+        """The problem to differentiate, y*, the constants, and a mask of bad samples if any."""
+        residual, result, *rest = saved
+        y, consts = _saved(ctx, rest)
+        if not self.spoiled[0] or not self.context.batch_dims:
+            return self, y, consts, None
+        bad = bad_samples(residual, result)
+        return dataclasses.replace(self, f=self.clean), y, [*consts, bad], bad
 
     @property
     def batch_dims(self) -> int:
@@ -194,6 +233,8 @@ class _Solve(torch.autograd.Function):
         if problem.throw:
             raise_if_failed(solution)
         problem.counts.append((solution.num_evals, solution.rows_evaluated))
+        bad = bad_samples(solution.residual, solution.result)
+        problem.spoiled.append(bool(bad.any()))
         shape = y0[0].shape[: len(problem.lead) + context.batch_dims]
         evidence = (solution.residual, solution.result, solution.num_steps)
         # Fresh tensors, so that the caller may change the value in place.
@@ -206,37 +247,43 @@ class _Solve(torch.autograd.Function):
         ctx.problem = problem
         ctx.set_materialize_grads(False)  # so that constants are known as such
         ctx.mark_non_differentiable(*output[problem.count :])
-        saved = (*output[: problem.count], *tensors[problem.count :])
+        residual, result, _ = output[problem.count :]
+        saved = (residual, result, *output[: problem.count], *tensors[problem.count :])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     @uncompiled
     def backward(ctx: Any, *v: Tensor | None) -> Any:
-        problem: _Problem = ctx.problem
-        y, consts = _saved(ctx, ctx.saved_tensors)
+        problem, y, consts, bad = ctx.problem.apart(ctx, ctx.saved_tensors)
         wanted = ctx.needs_input_grad[1 + problem.count :]
         none = (None,) * (1 + problem.count)
         if not any(wanted):
-            return (*none, *(None,) * len(consts))
-        u = problem.invert(_zeros_for(y, v[: problem.count]), y, consts, transpose=True)
-        return (*none, *_pulled(lambda c: problem.f(y, c), consts, wanted, u))
+            return (*none, *(None,) * len(wanted))
+        asked = zeros_for(y, v[: problem.count])
+        if bad is not None:
+            asked, wanted = [told(bad, leaf) for leaf in asked], (*wanted, False)
+        u = problem.invert(asked, y, consts, transpose=True)
+        found = pulled(lambda c: problem.f(y, c), consts, wanted, u)
+        return (*none, *(found if bad is None else found[:-1]))
 
     @staticmethod
     @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        problem: _Problem = ctx.problem
-        y, consts = _saved(ctx, _primals(ctx.saved_tensors))
-        t = _pushed(lambda c: problem.f(y, c), consts, tangents[1 + problem.count :], y)
+        problem, y, consts, bad = ctx.problem.apart(ctx, primals(ctx.saved_tensors))
+        moving = [*tangents[1 + problem.count :], *([] if bad is None else [None])]
+        t = pushed(lambda c: problem.f(y, c), consts, moving, y)
         w = problem.invert(t, y, consts, transpose=False)
+        if bad is not None:
+            w = [torch.where(as_wide(bad, leaf), torch.nan, leaf) for leaf in w]
         return (*w, None, None, None)
 
     @staticmethod
     @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, *tensors = inputs
-        moved = _to_front(info, in_dims[1:], tensors, expand=problem.count)
+        moved = to_front(info, in_dims[1:], tensors, expand=problem.count)
         out = _Solve.apply(problem.mapped(info, in_dims[1 + problem.count :]), *moved)
         return out, (0,) * len(out)
 
@@ -275,18 +322,18 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *a: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         x, y, consts = _three(problem, ctx.saved_tensors)
-        z = problem.invert(_zeros_for(x, a), y, consts, transpose=not ctx.transpose)
+        z = problem.invert(zeros_for(x, a), y, consts, transpose=not ctx.transpose)
         wanted = ctx.needs_input_grad[2 + problem.count :]
-        return (None, None, *z, *_pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
+        return (None, None, *z, *pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
 
     @staticmethod
     @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
-        x, y, consts = _three(problem, _primals(ctx.saved_tensors))
+        x, y, consts = _three(problem, primals(ctx.saved_tensors))
         w, rest = tangents[2 : 2 + problem.count], tangents[2 + problem.count :]
-        moved = _pushed(_bilinear(ctx, x), (*y, *consts), rest, x)
+        moved = pushed(_bilinear(ctx, x), (*y, *consts), rest, x)
         rhs = [b if a is None else a + b for a, b in zip(w, moved, strict=True)]
         return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
 
@@ -295,7 +342,7 @@ class _Linear(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, transpose, *tensors = inputs
         count = problem.count
-        moved = _to_front(info, in_dims[2:], tensors, expand=2 * count)
+        moved = to_front(info, in_dims[2:], tensors, expand=2 * count)
         mapped = problem.mapped(info, in_dims[2 + 2 * count :])
         out = _Linear.apply(mapped, transpose, *moved)
         return out, (0,) * len(out)
@@ -317,69 +364,6 @@ def _saved(ctx: Any, saved: Leaves) -> tuple[Leaves, Leaves]:
     return (y if isinstance(ctx.problem.mode, Exact) else [leaf.detach() for leaf in y]), consts
 
 
-def _primals(tensors: Leaves) -> list[Tensor]:
-    """Without the tangents that the rule at hand is asked to push: it is given those apart."""
-    return [forward_ad.unpack_dual(tensor).primal for tensor in tensors]
-
-
 def _three(problem: _Problem, tensors: Sequence[Tensor]) -> tuple[Leaves, Leaves, Leaves]:
     n = problem.count
     return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-
-
-def _of_some(
-    f: Callable[[Leaves], list[Tensor]], tensors: Leaves, some: Sequence[bool]
-) -> tuple[list[Tensor], Callable[[Leaves], list[Tensor]]]:
-    """Some of the tensors, and `f` as a map of them alone.
-
-    The others count as constants, for which operations need no derivative: integers, or the
-    statistics of a BatchNorm.
-    """
-
-    def of_some(given: Leaves) -> list[Tensor]:
-        rest = iter(given)
-        return f([next(rest) if it else t for t, it in zip(tensors, some, strict=True)])
-
-    return [t for t, it in zip(tensors, some, strict=True) if it], of_some
-
-
-def _pulled(
-    f: Callable[[Leaves], list[Tensor]], tensors: Leaves, wanted: Sequence[bool], u: Leaves
-) -> list[Tensor | None]:
-    """Gradients of the wanted tensors for the cotangent u of their image, and None for others."""
-    if not any(wanted):
-        return [None] * len(tensors)
-    chosen, of_chosen = _of_some(f, tensors, wanted)
-    pull: Any = torch.func.vjp(of_chosen, chosen)[1]
-    rest = iter(pull(list(u))[0])
-    return [next(rest) if it else None for it in wanted]
-
-
-def _pushed(
-    f: Callable[[Leaves], list[Tensor]],
-    tensors: Leaves,
-    tangents: Sequence[Tensor | None],
-    like: Leaves,
-) -> list[Tensor]:
-    """The tangent of f(tensors), which has the shapes of `like`; None stands for zero."""
-    moving = [t is not None for t in tangents]
-    if not any(moving):
-        return [torch.zeros_like(leaf) for leaf in like]
-    chosen, of_chosen = _of_some(f, tensors, moving)
-    return list(pushforward(of_chosen, chosen, [t for t in tangents if t is not None]))
-
-
-def _zeros_for(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, given, strict=True)]
-
-
-def _to_front(info: Any, dims: Sequence[int | None], tensors: Leaves, expand: int) -> list[Tensor]:
-    """Mapped dims first; the first `expand` tensors get one if they have none."""
-    moved = []
-    for i, (dim, tensor) in enumerate(zip(dims, tensors, strict=True)):
-        if dim is not None:
-            tensor = tensor.movedim(dim, 0)
-        elif i < expand:
-            tensor = tensor.expand(info.batch_size, *tensor.shape)
-        moved.append(tensor)
-    return moved

@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracles import relative_error
 from torch import Tensor
+from torch.func import vmap
 
 import implicit
 import solvers
@@ -157,3 +158,35 @@ def test_finite_samples_are_called_for_as_often_as_ever() -> None:
     spoiled[0] = torch.nan
     s = solved(f, torch.zeros_like(X), spoiled, mode="unrolled")
     assert len(calls) - s.num_evals < s.num_evals
+
+
+@pytest.mark.filterwarnings("ignore:The gradient is approximate:UserWarning")
+@pytest.mark.parametrize("mode", ["exact", "jacobian_free", "neumann", "phantom"])
+@pytest.mark.parametrize("transform", ["grad", "jvp", "hessian", "vmap grad", "grad vmap"])
+def test_transforms(transform: str, mode: str) -> None:
+    """The bad sample's args are mapped over, or not."""
+    spoiled = X.clone()
+    spoiled[2, 1] = torch.nan
+    direction = draw(4, 4, seed=7)
+
+    def run(x: Tensor, keep: Any) -> Any:
+        def loss(weight: Tensor, x: Tensor = x) -> Tensor:
+            y = of_args(weight, x, mode).value[keep]
+            return (y.pow(3) + y).sum()
+
+        apply: dict[str, Callable[[], Any]] = {
+            "grad": lambda: torch.func.grad(loss)(WEIGHT),
+            "jvp": lambda: torch.func.jvp(loss, (WEIGHT,), (direction,))[1],
+            "hessian": lambda: torch.func.jacrev(torch.func.grad(loss))(WEIGHT),
+            "vmap grad": lambda: vmap(torch.func.grad(loss))(torch.stack((WEIGHT, direction / 9))),
+            "grad vmap": lambda: torch.func.grad(
+                lambda w: vmap(loss, (None, 0))(w, torch.stack((x, 2 * x))).sum()
+            )(WEIGHT),
+        }
+        return apply[transform]()
+
+    found, true = run(spoiled, GOOD), run(X[GOOD], slice(None))
+    assert torch.allclose(found, true, rtol=1e-11, atol=1e-12)
+    if transform in ("grad", "jvp"):
+        made_up = run(spoiled, slice(1, 3))
+        assert not made_up.isfinite().all()

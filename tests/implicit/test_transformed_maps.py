@@ -345,7 +345,6 @@ def test_evidence_under_reverse_and_forward_mode() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:The gradient is approximate")
 @pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom", "neumann"])
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 def test_a_bad_sample_harms_no_other(solver: str, mode: str) -> None:
