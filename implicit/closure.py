@@ -62,9 +62,7 @@ class ClosedOver:
             lambda module, _: called.update({id(module): module})
         )
         try:
-            with _Watch([y, given]) as watch, _eager(), warnings.catch_warnings():
-                # The hook may see a compiled module twice, which does no harm.
-                warnings.filterwarnings("ignore", ".*there are global hooks on modules")
+            with _Watch([y, given]) as watch, _eager(), _quiet(f):
                 f(y, args)
         finally:
             hook.remove()
@@ -212,6 +210,22 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+@contextlib.contextmanager
+def _quiet(f: Any) -> Iterator[None]:
+    """Keep torch from warning of a hook on compiled modules, which may be seen twice to no harm.
+
+    Only where `f` holds one: a change of filters makes warnings that were said once come again.
+    """
+    compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
+    parts = (part for module in _modules_of(f) for part in module.modules())
+    if not any(isinstance(part, compiled) for part in parts):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*there are global hooks on modules")
+        yield
+
+
 def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
     """Parameters and buffers of the modules that `f` is, is a method of, or closes over."""
     for module in _modules_of(f):
@@ -246,9 +260,9 @@ def _parts_of(value: Any) -> Collection[Any]:
         return value
     if isinstance(value, dict):
         return value.values()
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         return ()
-    held = [getattr(value, "__self__", None)]
+    held = [getattr(value, "__self__", None), *getattr(value, "__dict__", {}).values()]
     for cell in getattr(value, "__closure__", None) or ():
         # A name that gets its value later has an empty cell until then.
         with contextlib.suppress(ValueError):

@@ -193,7 +193,12 @@ def failing(layer: Callable[..., Any], x: Tensor) -> None:
     layer(torch.zeros_like(x), x).value.sum().backward()
 
 
-def test_a_failing_adjoint_warns_once_per_layer() -> None:
+def failing_transformed(layer: Callable[..., Any], x: Tensor) -> None:
+    torch.func.grad(lambda x: layer(torch.zeros_like(x), x).value.sum())(x)
+
+
+@pytest.mark.parametrize("step", [failing, failing_transformed])
+def test_a_failing_adjoint_warns_once_per_layer(step: Callable[..., None]) -> None:
     """With what failed, not at every step; the residuals of each step are in `adjoints`."""
     x = draw(3, 8)
     first, second = (
@@ -203,8 +208,8 @@ def test_a_failing_adjoint_warns_once_per_layer() -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter(kind)  # type: ignore[arg-type]
             for _ in range(5):
-                failing(first, x)
-                failing(second, x)
+                step(first, x)
+                step(second, x)
         texts = [str(warning.message) for warning in caught]
         assert len(texts) == 2
         assert all("for `Normed`" in text for text in texts)
