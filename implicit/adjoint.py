@@ -194,10 +194,10 @@ def warn_of_failure(
     layer = _layer(context.f)
     name = getattr(layer, "co_qualname", None) or type(layer).__name__
     message = (
-        f"The gradient is approximate: the adjoint equation u = v + J^T u failed for `{name}` "
-        f"(most often: {code.name}). A residual stayed above the tolerance {solver.rtol:.1e} * "
-        f"rms(v) in {max_steps} steps of {type(solver).__name__}. Raise `max_steps` of `Exact`, "
-        "or try its `solver='gmres'`; `solution.adjoints` has the evidence."
+        "The gradient is approximate: the adjoint equation u = v + J^T u failed. A residual for "
+        f"`{name}` stayed above the tolerance {solver.rtol:.1e} * rms(v) in {max_steps} steps of "
+        f"{type(solver).__name__} (most often: {code.name}). Raise `max_steps` of `Exact`, or try "
+        "its `solver='gmres'`; `solution.adjoints` has the evidence."
     )
     registry = _warned.setdefault(layer, {})
     warnings.warn_explicit(message, UserWarning, __file__, 1, registry=registry)
