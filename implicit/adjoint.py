@@ -54,12 +54,12 @@ def adjoint_solver(
 def solve_affine(
     affine: AffineMap,
     v: Sequence[Tensor],
-    start: Sequence[Tensor],
+    start: list[Tensor],
     solver: FixedPointSolver,
     max_steps: int,
     context: SolveContext,
-) -> Solution:
-    """The fixed point of an affine map with constant part v, as a solution over its leaves.
+) -> tuple[list[Tensor], Solution]:
+    """The fixed point of an affine map with constant part v: its leaves, and the evidence.
 
     Tokens of one row are one system, whatever `batch_dims` says: a causal map couples them, and
     a token that the loss leaves out has no v of its own to measure its residual by. To linear
@@ -67,54 +67,61 @@ def solve_affine(
     Each has the verdict of its system.
     """
     joint = solver.linear and not context.independent
-    layout = Layout(list(v), 0 if joint else min(context.batch_dims, 1))
-    size = _rms(v, layout)
-    if layout.batch_dims and not context.independent:
-        # A sample that the loss leaves out has a part in the equation of those that depend on it.
-        finite = torch.where(size.isfinite(), size, 0.0)
-        size = torch.maximum(size, _rms(finite, Layout(finite, 0)))
-    rhs = layout.unpack(size[:, None].expand(-1, sum(layout.sizes)))
+    batch_dims = 0 if joint else min(context.batch_dims, 1)
+    rhs = list(v) if context.independent or not batch_dims else _measure(v)
     # One tensor goes without its list, which the solvers pack faster.
     single = len(v) == 1
     with torch.no_grad():
         solution = solver.iterate(
             (lambda u: affine([u])[0]) if single else affine,
-            start[0] if single else list(start),
+            start[0] if single else start,
             max_steps=max_steps,
-            batch_dims=layout.batch_dims,
+            batch_dims=batch_dims,
             independent=context.independent,
             rhs=rhs[0] if single else rhs,
         )
-        solution = dataclasses.replace(solution, value=pytree.tree_leaves(solution.value))
-        lost = _lost(solution, solver, size, layout)
+        u = [solution.value] if single else list(solution.value)
+        lost = _lost(u, rhs, solution, solver, batch_dims)
         if bool(lost.any()):
-            solution = _withdrawn(solution, lost, list(start), affine, layout)
-    return _by_sample(solution, context.batch_dims)
+            u, solution = _withdrawn(solution, lost, u, start, affine)
+    if batch_dims != context.batch_dims:
+        solution = _by_sample(solution, v[0].shape[: context.batch_dims])
+    return u, solution
 
 
-def _lost(solution: Solution, solver: FixedPointSolver, size: Tensor, layout: Layout) -> Tensor:
+def _lost(
+    u: list[Tensor],
+    rhs: list[Tensor],
+    solution: Solution,
+    solver: FixedPointSolver,
+    batch_dims: int,
+) -> Tensor:
     """Samples whose v is lost in the rounding of u, so that their residual says nothing.
 
     The equation may have no solution; then u grows until a residual cannot be told from zero.
     """
+    layout = Layout(u, batch_dims)
+    if not sum(layout.sizes):
+        return torch.zeros_like(solution.converged)
     eps = torch.finfo(layout.dtype).eps
-    rounding = 0.5 * eps * _rms(solution.value, layout)
-    lost = rounding > solver.atol + max(solver.rtol, 4 * eps) * size
-    return (solution.result == Result.converged) & lost.view(solution.result.shape)
+    largest, size = (
+        torch.linalg.vector_norm(layout.pack(leaves), torch.inf, dim=1) for leaves in (u, rhs)
+    )
+    lost = 0.5 * eps * largest > solver.atol + max(solver.rtol, 4 * eps) * size
+    return solution.converged & lost.view(solution.result.shape)
 
 
 def _withdrawn(
-    solution: Solution, lost: Tensor, start: list[Tensor], affine: AffineMap, layout: Layout
-) -> Solution:
+    solution: Solution, lost: Tensor, u: list[Tensor], start: list[Tensor], affine: AffineMap
+) -> tuple[list[Tensor], Solution]:
     """Where no residual can be measured at u, the start is the best point known."""
+    layout = Layout(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
     residual = _rms(moved, layout).view(lost.shape)
-    return dataclasses.replace(
+    u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(u, start, strict=True)]
+    return u, dataclasses.replace(
         solution,
-        value=[
-            torch.where(as_wide(lost, u), first, u)
-            for u, first in zip(solution.value, start, strict=True)
-        ],
+        value=u[0] if isinstance(solution.value, Tensor) else u,
         result=solution.result.masked_fill(lost, int(Result.stalled)),
         residual=torch.where(lost, residual, solution.residual),
         num_evals=solution.num_evals + 1,
@@ -122,9 +129,8 @@ def _withdrawn(
     )
 
 
-def _by_sample(solution: Solution, batch_dims: int) -> Solution:
+def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
     """Spread the evidence of a system over its samples."""
-    shape = solution.value[0].shape[:batch_dims]
 
     def spread(part: Tensor) -> Tensor:
         return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
@@ -137,6 +143,18 @@ def _by_sample(solution: Solution, batch_dims: int) -> Solution:
     )
 
 
+def _measure(v: Sequence[Tensor]) -> list[Tensor]:
+    """By what to measure samples that may be coupled: their own rms, or that of them all.
+
+    A sample that the loss leaves out has a part in the equation of those that depend on it.
+    """
+    layout = Layout(list(v), 1)
+    own = _rms(list(v), layout)
+    finite = torch.where(own.isfinite(), own, 0.0)
+    size = torch.maximum(own, _rms(finite, Layout(finite, 0)))
+    return list(layout.unpack(size[:, None].expand(-1, sum(layout.sizes))))
+
+
 def _rms(leaves: Any, layout: Layout) -> Tensor:
     """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
     flat = layout.pack(leaves)
@@ -147,10 +165,10 @@ def _rms(leaves: Any, layout: Layout) -> Tensor:
     return largest * torch.linalg.vector_norm(unit, dim=1) / math.sqrt(flat.shape[1])
 
 
-def file(solution: Solution, context: SolveContext) -> Solution:
+def file(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:
     """Keep the evidence, in the structure of the state where it is known."""
-    if context.structure is not None:
-        value = pytree.tree_unflatten(solution.value, context.structure)
+    if context.structure is not None and not context.structure.is_leaf():
+        value = pytree.tree_unflatten(u, context.structure)
         solution = dataclasses.replace(solution, value=value)
     context.adjoints.append(solution)
     del context.adjoints[:-KEPT]

@@ -200,18 +200,18 @@ class Exact(AdjointMode):
         if self.warm_start is not None:
             start = self.warm_start.start(v, context.batch_dims)
         if self.preconditioner is None or not transposed:
-            solution = solve_affine(affine, v, start, solver, max_steps, context)
-            w = solution.value
+            u, solution = solve_affine(affine, v, start, solver, max_steps, context)
+            w = u
         else:
             apply = on_leaves(self.preconditioner, context)
             mapped = preconditioned(affine, apply)
-            solution = solve_affine(mapped, v, start, solver, max_steps, context)
-            w = solution.value
+            w, solution = solve_affine(mapped, v, start, solver, max_steps, context)
             with torch.no_grad():
-                solution = dataclasses.replace(solution, value=apply(w))
+                u = apply(w)
+            solution = dataclasses.replace(solution, value=u[0] if len(u) == 1 else u)
         if self.warm_start is not None:
             self.warm_start.keep(w)
-        u, evidence = solution.value, file(solution, context)
+        evidence = file(u, solution, context)
         if bool(evidence.converged.all()):
             return u
         if self.on_failure == "raise":

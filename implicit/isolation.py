@@ -93,6 +93,8 @@ class Isolation:
 
 def isolated(solution: Solution, args: tuple[Any, ...], independent: bool) -> Isolation | None:
     """How to keep bad samples apart; None if there are none, or no good ones."""
+    if not bool(solution.result.any()):  # all converged: the usual case, in one look
+        return None
     bad = bad_samples(solution.residual, solution.result)
     if not bool(bad.any()) or bool(bad.all()):
         return None
