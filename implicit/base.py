@@ -30,6 +30,8 @@ class SolveContext:
         scale: The unit of each tensor of the state, or None; see `solvers.solve`.
         adjoints: Where solutions of adjoint equations are appended, in order.
         memory: The forward solver's memory at the end, as pairs of sample index and memory.
+        f: The map that was given, to name it where its adjoint equation fails.
+        structure: Of the state, for what wants states instead of their leaves.
     """
 
     solver: FixedPointSolver = field(default_factory=Anderson)
@@ -39,6 +41,8 @@ class SolveContext:
     scale: Any = None
     adjoints: list[Solution] = field(default_factory=list)
     memory: list[tuple[Index, Any]] = field(default_factory=list)
+    f: Any = None
+    structure: pytree.TreeSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,24 +10,31 @@ import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from solvers.torch_internals import (
+    dual_level_in_force,
     get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_current_level,
     maybe_get_level,
     pytree,
+    set_fwd_grad_enabled,
     tensor_tables,
 )
 from solvers.types import State
+
+# So many objects in reach of `f` are searched for modules; those it calls are found in any case.
+MOST_OBJECTS = 10_000
 
 HANDED_OVER = (
     "`f` hands a tensor that it closes over to a torch.func transform of its own, under another "
@@ -45,24 +52,24 @@ class ClosedOver:
 
     Attributes:
         consts: The tensors of `args`, then others that `f` read, in the order of first use.
+        num_given: How many of them are of `args`.
     """
 
     def __init__(self, f: Callable[[State, Any], State], y: State, args: Any):
         self.f = f
-        leaves, self.spec = pytree.tree_flatten(args)
-        self.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.leaves, self.spec = pytree.tree_flatten(args)
+        # Each tensor once, although it may stand in several places.
+        given = list({id(leaf): leaf for leaf in self.leaves if isinstance(leaf, Tensor)}.values())
         called: dict[int, nn.Module] = {}
         hook = register_module_forward_pre_hook(
             lambda module, _: called.update({id(module): module})
         )
         try:
-            with _Watch([y, given]) as watch, _eager(), warnings.catch_warnings():
-                # The hook may see a compiled module twice, which does no harm.
-                warnings.filterwarnings("ignore", ".*there are global hooks on modules")
+            with _Watch([y, given]) as watch, _eager(), _quiet(f):
                 f(y, args)
         finally:
             hook.remove()
+        self.num_given = len(given)
         self.consts: list[Tensor] = [*given, *watch.found.values()]
         # A parameter may be swapped for the length of a call (functional_call); then later
         # calls find another tensor under its name.
@@ -81,8 +88,9 @@ class ClosedOver:
             current = owner[name]
             if current is not None:
                 substitutes.setdefault(id(current), (current, consts[i]))
-        rest = iter(consts)
-        leaves = [next(rest) if leaf is None else leaf for leaf in self.rest]
+        leaves = [
+            substitutes[id(leaf)][1] if isinstance(leaf, Tensor) else leaf for leaf in self.leaves
+        ]
         args = pytree.tree_unflatten(leaves, self.spec)
         try:
             with _Substitute(substitutes, y), _eager():
@@ -147,8 +155,7 @@ class _Substitute(TorchFunctionMode):
             self.transforms = True
             self._refuse_handing_over(tensor)
             return tensor
-        live = tensor.requires_grad or is_functorch_wrapped_tensor(tensor)
-        if live and not self.transforms:
+        if not self.transforms and _is_live(tensor):
             raise RuntimeError(
                 f"`f` read a tensor of shape {tuple(tensor.shape)} here that it did not read when "
                 "it was first called, at `y0`, so that its derivative would be lost. Under "
@@ -162,6 +169,29 @@ class _Substitute(TorchFunctionMode):
         base = _unwrapped(tensor, self.level)
         if id(base) in self.substitutes and base not in self.made:
             raise NotImplementedError(HANDED_OVER)
+
+
+def _is_live(tensor: Tensor) -> bool:
+    """Whether a derivative or a mapped dim would be lost if the tensor were taken as a constant.
+
+    Constants that `f` makes outside of torch's operations, as by `torch.from_numpy`, come
+    wrapped by the transforms too, but carry neither; nor does a parameter that is made under
+    a transform, which no one outside can ask for a gradient.
+    """
+    while is_functorch_wrapped_tensor(tensor):
+        left = maybe_get_level(tensor) > (maybe_current_level() or 0)  # so `f` did not make it
+        differentiated = tensor.requires_grad and not isinstance(tensor, nn.Parameter)
+        if left or differentiated or is_batchedtensor(tensor) or _has_tangent(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return _has_tangent(tensor) or (tensor.requires_grad and torch.is_grad_enabled())
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if not dual_level_in_force():
+        return False
+    with set_fwd_grad_enabled(True):  # rules of derivatives run without
+        return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _is_inside(tensor: Tensor, level: int) -> bool:
@@ -183,9 +213,25 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+@contextlib.contextmanager
+def _quiet(f: Any) -> Iterator[None]:
+    """Keep torch from warning of a hook on compiled modules, which may be seen twice to no harm.
+
+    Only where `f` holds one: a change of filters makes warnings that were said once come again.
+    """
+    compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
+    parts = (part for module in _modules_of(f) for part in module.modules())
+    if not any(isinstance(part, compiled) for part in parts):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*there are global hooks on modules")
+        yield
+
+
 def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
     """Parameters and buffers of the modules that `f` is, is a method of, or closes over."""
-    for module in _modules_of(f, set()):
+    for module in _modules_of(f):
         for part in module.modules():
             for table in tensor_tables(part):
                 for name, tensor in table.items():
@@ -193,21 +239,35 @@ def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
                         yield table, name, tensor
 
 
-def _modules_of(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, functools.partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _modules_of(part, seen)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _modules_of(part, seen)
-    elif isinstance(value, dict):
-        yield from _modules_of(list(value.values()), seen)
-    elif callable(value):
-        yield from _modules_of(getattr(value, "__self__", None), seen)
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from _modules_of(cell.cell_contents, seen)
+def _modules_of(f: Any) -> Iterator[nn.Module]:
+    """Modules within reach of `f`; what holds more than `MOST_OBJECTS` is data."""
+    queue, seen, left = [f], set(), MOST_OBJECTS
+    for value in queue:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            yield value
+            continue
+        parts = _parts_of(value)
+        if len(parts) <= left:
+            left -= len(parts)
+            queue.extend(parts)
+
+
+def _parts_of(value: Any) -> Collection[Any]:
+    """What a partial, container, method or closure holds."""
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if not callable(value) or isinstance(value, type):
+        return ()
+    held = [getattr(value, "__self__", None), *getattr(value, "__dict__", {}).values()]
+    for cell in getattr(value, "__closure__", None) or ():
+        # A name that gets its value later has an empty cell until then.
+        with contextlib.suppress(ValueError):
+            held.append(cell.cell_contents)
+    return held

@@ -1,7 +1,6 @@
 """The exact gradient, by the implicit function theorem."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -9,11 +8,22 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from implicit.adjoint import (
+    AffineMap,
+    Preconditioner,
+    adjoint_solver,
+    file,
+    on_leaves,
+    preconditioned,
+    solve_affine,
+    warn_of_failure,
+)
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.graft import graft, pull_back
 from implicit.registry import register
 from implicit.warm_start import WarmStart
-from solvers import FixedPointSolver, Solution, SolveError
+from solvers import FixedPointSolver, SolveError
+from solvers.layout import as_wide
 from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.torch_internals import pytree
 from solvers.types import State
@@ -38,12 +48,20 @@ class Exact(AdjointMode):
 
     Args:
         solver: Name or instance for the adjoint equation, of `solvers.names()` or
-            `solvers.linear_names()`; by default the forward solver. Unless it is an
-            instance, its tolerance is the forward one, relative to u alone.
+            `solvers.linear_names()`; by default the forward solver. Its tolerances are
+            relative to v: rms(v + J^T u - u) <= rtol * rms(v), with the forward rtol + atol
+            for its rtol unless it is an instance. Newton's method on a linear equation is one
+            solve by GMRES, so `newton_krylov` stands for `gmres` with `history=inner_steps`
+            and as many steps for each of the budget.
         max_steps: Budget of the adjoint solve; by default the forward budget.
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
             found, "raise" a `SolveError` out of the backward pass, or warn and fall back to
             the "jacobian_free" u = v for that sample.
+        preconditioner: A linear map M, near (I - J^T)^-1, from a cotangent to the like: it gets
+            and returns the state's structure, shapes and units, for all samples at once. The
+            equation is solved for w with u = M w, whose residual is that of u, so that M
+            changes the steps and not the gradient. Not used for equations with J itself, of
+            second derivatives and forward mode.
         warm_start: Where adjoint solves start and leave their solution; by default they
             start at v. Worth it when the same batch comes again, as in full-batch training.
 
@@ -67,6 +85,7 @@ class Exact(AdjointMode):
     max_steps: int | None = None
     on_failure: Literal["warn", "raise", "jacobian_free"] = "warn"
     warm_start: WarmStart | None = None
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
@@ -81,6 +100,11 @@ class Exact(AdjointMode):
             raise ValueError(
                 f"`max_steps` must be an integer of at least 0, got {self.max_steps!r}."
             )
+        if self.preconditioner is not None and not callable(self.preconditioner):
+            raise TypeError(
+                "`preconditioner` must be a function from a cotangent to one of the same "
+                f"structure: got {self.preconditioner!r}."
+            )
         if self.on_failure not in ("warn", "raise", "jacobian_free"):
             raise ValueError(
                 f"`on_failure` must be 'warn', 'raise' or 'jacobian_free', got {self.on_failure!r}."
@@ -88,9 +112,10 @@ class Exact(AdjointMode):
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
-        context = context or SolveContext()
+        spec = pytree.tree_structure(y_star)
+        context = dataclasses.replace(context or SolveContext(), structure=spec)
         attached = self._attach_once(f, y_star, context)
-        leaves, spec = pytree.tree_flatten(attached)
+        leaves = pytree.tree_leaves(attached)
         if not any(leaf.requires_grad for leaf in leaves):
             return y_star
         # An alias, so that what comes back through `f` is one sum, to the last bit.
@@ -150,7 +175,7 @@ class Exact(AdjointMode):
             w = [torch.zeros_like(leaf, requires_grad=True) for leaf in end]
             pulled = pull_back(end, start, w)
         back = [leaf if g is None else g for g, leaf in zip(pulled, a, strict=True)]
-        z = self.solve(_adjoint_map(back, w, a), a, context)
+        z = self.solve(_adjoint_map(back, w, a), a, context, transposed=False)
         return [_Final.apply(leaf) for leaf in z]
 
     def adjoint(
@@ -165,60 +190,39 @@ class Exact(AdjointMode):
 
     def solve(
         self,
-        adjoint: Callable[[list[Tensor]], list[Tensor]],
+        affine: AffineMap,
         v: Sequence[Tensor],
         context: SolveContext,
+        *,
+        transposed: bool = True,
     ) -> list[Tensor]:
         """The fixed point of an affine map with constant part v, and its evidence on file."""
-        solver = self._adjoint_solver(context)
-        max_steps = context.max_steps if self.max_steps is None else self.max_steps
-        start = list(v) if self.warm_start is None else self.warm_start.start(v)
-        # One tensor goes without its list, which the solvers pack faster.
-        single = len(v) == 1
-        with torch.no_grad():
-            solution = solver.iterate(
-                (lambda u: adjoint([u])[0]) if single else adjoint,
-                start[0] if single else start,
-                max_steps=max_steps,
-                batch_dims=context.batch_dims,
-                independent=context.independent,
-            )
-        context.adjoints.append(solution)
-        u = [solution.value] if single else solution.value
+        solver, max_steps = adjoint_solver(self.solver, self.max_steps, context)
+        start = list(v)
         if self.warm_start is not None:
-            self.warm_start.keep(u)
-        if bool(solution.converged.all()):
-            return u
-        return self._failed(solution, u, v)
-
-    def _adjoint_solver(self, context: SolveContext) -> FixedPointSolver:
-        if isinstance(self.solver, FixedPointSolver):
-            return self.solver
-        if self.solver is None:
-            solver = context.solver
+            start = self.warm_start.start(v, context.batch_dims)
+        if self.preconditioner is None or not transposed:
+            u, solution = solve_affine(affine, v, start, solver, max_steps, context)
+            w = u
         else:
-            registry = LINEAR if self.solver in LINEAR.entries else SOLVERS
-            solver = registry.get(self.solver, rtol=context.solver.rtol, atol=context.solver.atol)
-        # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
-        # divided by a large batch would end the solve at once. Relative tolerance only.
-        return dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
-
-    def _failed(self, solution: Solution, u: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
-        """Do with unconverged samples what the caller named."""
+            apply = on_leaves(self.preconditioner, context)
+            mapped = preconditioned(affine, apply)
+            w, solution = solve_affine(mapped, v, start, solver, max_steps, context)
+            with torch.no_grad():
+                u = apply(w)
+            solution = dataclasses.replace(solution, value=u[0] if len(u) == 1 else u)
+        if self.warm_start is not None:
+            self.warm_start.keep(w)
+        evidence = file(u, solution, context)
+        if bool(evidence.converged.all()):
+            return u
         if self.on_failure == "raise":
-            raise SolveError(solution)
-        warnings.warn(
-            f"The gradient is approximate: the adjoint equation u = v + J^T u failed. "
-            f"{solution.describe()}",
-            stacklevel=2,
-        )
+            raise SolveError(evidence)
+        warn_of_failure(evidence, solver, max_steps, context)
         if self.on_failure == "warn":
-            return list(u)
-        kept = solution.converged
-        return [
-            torch.where(kept.reshape(*kept.shape, *[1] * (new.ndim - kept.ndim)), new, old)
-            for new, old in zip(u, v, strict=True)
-        ]
+            return u
+        kept = evidence.converged
+        return [torch.where(as_wide(kept, new), new, old) for new, old in zip(u, v, strict=True)]
 
 
 def _adjoint_map(

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from implicit.base import BackwardMode, SolveContext
+from implicit.base import BackwardMode, ClosedMap, SolveContext
+from implicit.graft import graft
+from implicit.isolation import Isolation, isolated
 from implicit.registry import MODES
 from implicit.transforms import (
     solve_transformed,
@@ -16,12 +19,15 @@ from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout
+from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
+from solvers.torch_internals import pytree
 from solvers.types import Map, State
 
 
 @opaque
+@options_of(solver=SOLVERS, backward=MODES)
 def fixed_point(
     f: Map,
     y0: State,
@@ -76,6 +82,7 @@ def fixed_point(
         batch_dims=batch_dims,
         independent=bool(args) if independent is None else independent,
         scale=scale,
+        f=f,
     )
     if transforms_active() and not isinstance(mode, Unrolled):
         checked = _checked(f, y0, batch_dims)
@@ -83,8 +90,9 @@ def fixed_point(
         return with_aux(solution, paired, args) if has_aux else solution
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
-    with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
-        solution = chosen.iterate(
+
+    def run(y0: State, args: tuple[Any, ...]) -> Solution:
+        return chosen.iterate(
             f if unrolled is None else unrolled.recorded(f),
             y0,
             args,
@@ -95,13 +103,64 @@ def fixed_point(
             scale=scale,
             memory=context.memory if record and mode.needs_memory else None,
         )
+
+    with torch.set_grad_enabled(unrolled is not None), no_loop_under_vmap("backward='unrolled'"):
+        solution = run(y0, args)
     if throw:
         raise_if_failed(solution, context.independent)
-    if record and unrolled is None:
-        checked = _checked(f, y0, batch_dims)
-        value = mode.attach(lambda y: checked(y, args), solution.value, context)
-        solution = dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+    if record:
+        solution = _with_gradient(solution, mode, f, y0, args, context, run)
     return with_aux(solution, paired, args) if has_aux else solution
+
+
+def _with_gradient(
+    solution: Solution,
+    mode: BackwardMode,
+    f: Map,
+    y0: State,
+    args: tuple[Any, ...],
+    context: SolveContext,
+    run: Callable[[State, tuple[Any, ...]], Solution],
+) -> Solution:
+    """The solution with a value that carries the gradient, from which bad samples are kept out."""
+    apart = isolated(solution, args, context.independent)
+    y_star, clean = solution.value, args
+    if apart is not None:
+        y_star, clean = apart.state(y_star), apart.args(args)
+    checked = _checked(f, y0, context.batch_dims)
+    if mode.records_solver:
+        if apart is not None:
+            solution = _once_more(run(apart.state(y0), clean), solution, apart)
+        if bool(solution.num_steps.any()):
+            return solution
+        # Without a step nothing is recorded: a graph all the same, with a gradient of zero.
+        return dataclasses.replace(
+            solution, value=_with_edge(solution.value, checked(y_star, clean))
+        )
+    closed: ClosedMap = lambda y: checked(y, clean)  # noqa: E731
+    if apart is None:
+        value = mode.attach(closed, y_star, context)
+    else:
+        attached = mode.attach(apart.frozen(closed, y_star), y_star, context)
+        value = apart.merged(attached, solution.value)
+    return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+
+
+def _once_more(again: Solution, first: Solution, apart: Isolation) -> Solution:
+    """A solve recorded anew without its bad samples; the evidence is that of the first."""
+    return dataclasses.replace(
+        first,
+        value=apart.merged(again.value, pytree.tree_map(Tensor.detach, first.value)),
+        num_evals=first.num_evals + again.num_evals,
+        rows_evaluated=first.rows_evaluated + again.rows_evaluated,
+    )
+
+
+def _with_edge(value: State, fy: State) -> State:
+    """The value, from which a cotangent of zero flows to all that `fy` was computed from."""
+    zero = pytree.tree_map(lambda leaf: torch.zeros_like(leaf, requires_grad=False), value)
+    edge = graft(zero, pytree.tree_leaves(fy), lambda _, v: [torch.zeros_like(x) for x in v])
+    return pytree.tree_map(torch.add, value, edge)
 
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.compiler import uncompiled
 from solvers.torch_internals import pytree
 from solvers.types import State
 
@@ -50,5 +51,6 @@ class _Graft(torch.autograd.Function):
         return tuple(tensor.clone() for tensor in tensors[:count])
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, *v: Tensor) -> Any:
         return (None, None, *(None,) * ctx.count, *ctx.pull(ctx.saved_tensors, v))

@@ -8,6 +8,7 @@ from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
+from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.types import State
 
@@ -41,6 +42,7 @@ class FixedPointLayer(nn.Module):
         torch.Size([3, 2])
     """
 
+    @options_of(solver=SOLVERS, backward=MODES)
     def __init__(
         self,
         module: nn.Module,

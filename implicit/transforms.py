@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.closure import ClosedOver
+from implicit.derivatives import Leaves, primals, pulled, pushed, to_front, zeros_for
 from implicit.exact import Exact
+from implicit.isolation import Isolation, bad_samples, told
 from solvers import Solution
+from solvers.compiler import uncompiled
+from solvers.layout import as_wide
 from solvers.pushforward import pushforward
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
@@ -33,8 +36,6 @@ from solvers.torch_internals import (
     transforms_in_force,
 )
 from solvers.types import State
-
-Leaves = Sequence[Tensor]
 
 
 def transforms_active() -> bool:
@@ -59,19 +60,31 @@ def solve_transformed(
         )
     load_forward_mode()
     leaves, spec = pytree.tree_flatten(y0)
+    context = dataclasses.replace(context, structure=spec)
     start = [leaf.detach() for leaf in leaves]
     closed = ClosedOver(f, pytree.tree_unflatten(start, spec), args)
 
     def flat(y: Leaves, consts: Leaves) -> list[Tensor]:
         return pytree.tree_leaves(closed(pytree.tree_unflatten(list(y), spec), consts))
 
+    def clean(y: Leaves, consts: Leaves) -> list[Tensor]:
+        """`flat` with other samples in the place of bad ones, of which the last constant tells."""
+        *consts, bad = consts
+        given = tuple(consts[: closed.num_given])
+        apart = Isolation.of(bad, given, context.independent)
+        y = apart.state(list(y))
+        consts[: closed.num_given] = apart.args(given)
+        return apart.frozen(lambda y: flat(y, consts), y)(y)
+
     problem = _Problem(
         f=flat,
+        clean=clean,
         count=len(leaves),
         mode=mode,
         context=context,
         throw=throw,
         counts=[],
+        spoiled=[],
     )
     consts = closed.consts
     if not isinstance(mode, AdjointMode):  # its gradient comes from what it adds to the value
@@ -90,9 +103,14 @@ def solve_transformed(
     )
     if isinstance(mode, AdjointMode):
         return solution
-    return dataclasses.replace(
-        solution, value=mode.attach(lambda y: f(y, args), solution.value, context)
-    )
+    if not problem.spoiled[0]:
+        value = mode.attach(lambda y: f(y, args), solution.value, context)
+    else:
+        apart = Isolation.of(bad_samples(residual, result), args, context.independent)
+        y_star, args = apart.state(solution.value), apart.args(args)
+        attached = mode.attach(apart.frozen(lambda y: f(y, args), y_star), y_star, context)
+        value = apart.merged(attached, solution.value)
+    return dataclasses.replace(solution, value=value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,28 +119,50 @@ class _Problem:
 
     Attributes:
         f: The map of the state's leaves and of what it closes over.
+        clean: The same, for derivatives where a sample is bad; a mask of them is one constant more.
         count: Number of leaves of the state.
         mode: Which gradient.
         context: How it is solved.
         throw: Whether a failed sample raises.
         counts: Receives the calls and rows of the solve.
+        spoiled: Receives whether some samples are bad and others are not.
         lead: Sizes of the mapped dims in front of the state.
     """
 
     f: Callable[[Leaves, Leaves], list[Tensor]]
+    clean: Callable[[Leaves, Leaves], list[Tensor]]
     count: int
     mode: BackwardMode
     context: SolveContext
     throw: bool
     counts: list[tuple[int, int]]
+    spoiled: list[bool]
     lead: tuple[int, ...] = ()
 
     def mapped(self, info: Any, const_dims: Sequence[int | None]) -> "_Problem":
         """The problem with one more mapped dim, at the front of state and constants."""
-        dims = ([0] * self.count, [None if dim is None else 0 for dim in const_dims])
-        mapped = torch.func.vmap(self.f, in_dims=dims, randomness=info.randomness)
-        f = lambda y, consts: mapped(list(y), list(consts))  # noqa: E731
-        return dataclasses.replace(self, f=f, lead=(info.batch_size, *self.lead))
+        dims = [None if dim is None else 0 for dim in const_dims]
+
+        def over(f: Any, dims: list[int | None]) -> Any:
+            in_dims = ([0] * self.count, dims)
+            mapped = torch.func.vmap(f, in_dims=in_dims, randomness=info.randomness)
+            return lambda y, consts: mapped(list(y), list(consts))
+
+        return dataclasses.replace(
+            self,
+            f=over(self.f, dims),
+            clean=over(self.clean, [*dims, 0]),
+            lead=(info.batch_size, *self.lead),
+        )
+
+    def apart(self, ctx: Any, saved: Leaves) -> "tuple[_Problem, Leaves, Leaves, Tensor | None]":
+        """The problem to differentiate, y*, the constants, and a mask of bad samples if any."""
+        residual, result, *rest = saved
+        y, consts = _saved(ctx, rest)
+        if not self.spoiled[0] or not self.context.batch_dims:
+            return self, y, consts, None
+        bad = bad_samples(residual, result)
+        return dataclasses.replace(self, f=self.clean), y, [*consts, bad], bad
 
     @property
     def batch_dims(self) -> int:
@@ -183,6 +223,7 @@ class _Solve(torch.autograd.Function):
     """(y0, consts) -> (y*, residual, result, num_steps)."""
 
     @staticmethod
+    @uncompiled
     def forward(problem: _Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
         y0, consts = tensors[: problem.count], tensors[problem.count :]
         context = problem.context
@@ -198,6 +239,8 @@ class _Solve(torch.autograd.Function):
         if problem.throw:
             raise_if_failed(solution, problem.independent)
         problem.counts.append((solution.num_evals, solution.rows_evaluated))
+        bad = bad_samples(solution.residual, solution.result)
+        problem.spoiled.append(bool(bad.any()))
         shape = y0[0].shape[: len(problem.lead) + context.batch_dims]
         evidence = (solution.residual, solution.result, solution.num_steps)
         # Fresh tensors, so that the caller may change the value in place.
@@ -208,35 +251,45 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         problem, *tensors = inputs
         ctx.problem = problem
+        ctx.set_materialize_grads(False)  # so that constants are known as such
         ctx.mark_non_differentiable(*output[problem.count :])
-        saved = (*output[: problem.count], *tensors[problem.count :])
+        residual, result, _ = output[problem.count :]
+        saved = (residual, result, *output[: problem.count], *tensors[problem.count :])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, *v: Tensor) -> Any:
-        problem: _Problem = ctx.problem
-        y, consts = _saved(ctx, ctx.saved_tensors)
-        u = problem.invert(v[: problem.count], y, consts, transpose=True)
-        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
-        pull: Any = torch.func.vjp(f, chosen)[1]
-        return (None, *(None,) * problem.count, *_spread(consts, pull(u)[0]))
+    @uncompiled
+    def backward(ctx: Any, *v: Tensor | None) -> Any:
+        problem, y, consts, bad = ctx.problem.apart(ctx, ctx.saved_tensors)
+        wanted = ctx.needs_input_grad[1 + problem.count :]
+        none = (None,) * (1 + problem.count)
+        if not any(wanted):
+            return (*none, *(None,) * len(wanted))
+        asked = zeros_for(y, v[: problem.count])
+        if bad is not None:
+            asked, wanted = [told(bad, leaf) for leaf in asked], (*wanted, False)
+        u = problem.invert(asked, y, consts, transpose=True)
+        found = pulled(lambda c: problem.f(y, c), consts, wanted, u)
+        return (*none, *(found if bad is None else found[:-1]))
 
     @staticmethod
+    @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        problem: _Problem = ctx.problem
-        y, consts = _saved(ctx, _primals(ctx.saved_tensors))
-        given = tangents[1 + problem.count :]
-        chosen, f = _in_floats(consts, lambda c: problem.f(y, c))
-        t = pushforward(f, chosen, _tangents(consts, given))
+        problem, y, consts, bad = ctx.problem.apart(ctx, primals(ctx.saved_tensors))
+        moving = [*tangents[1 + problem.count :], *([] if bad is None else [None])]
+        t = pushed(lambda c: problem.f(y, c), consts, moving, y)
         w = problem.invert(t, y, consts, transpose=False)
+        if bad is not None:
+            w = [torch.where(as_wide(bad, leaf), torch.nan, leaf) for leaf in w]
         return (*w, None, None, None)
 
     @staticmethod
+    @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, *tensors = inputs
-        moved = _to_front(info, in_dims[1:], tensors, expand=problem.count)
+        moved = to_front(info, in_dims[1:], tensors, expand=problem.count)
         out = _Solve.apply(problem.mapped(info, in_dims[1 + problem.count :]), *moved)
         return out, (0,) * len(out)
 
@@ -245,6 +298,7 @@ class _Linear(torch.autograd.Function):
     """(w, y*, consts) -> x with x = w + A x, where A is J or its transpose."""
 
     @staticmethod
+    @uncompiled
     def forward(problem: _Problem, transpose: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         w, y, consts = _three(problem, tensors)
         product = problem.product(y, consts, transpose)
@@ -257,41 +311,44 @@ class _Linear(torch.autograd.Function):
         )
         assert isinstance(problem.mode, Exact)
         with torch.no_grad():
-            x = problem.mode.solve(problem.merge(step, w), problem.merged(w), context)
+            merged = problem.merge(step, w)
+            x = problem.mode.solve(merged, problem.merged(w), context, transposed=transpose)
         return tuple(leaf.clone() for leaf in problem.parted(x, w))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.problem, ctx.transpose, *tensors = inputs
+        ctx.set_materialize_grads(False)
         saved = (*output, *tensors[ctx.problem.count :])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, *a: Tensor) -> Any:
+    @uncompiled
+    def backward(ctx: Any, *a: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
         x, y, consts = _three(problem, ctx.saved_tensors)
-        z = problem.invert(a, y, consts, transpose=not ctx.transpose)
-        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
-        pull: Any = torch.func.vjp(f, chosen)[1]
-        return (None, None, *z, *_spread((*y, *consts), pull(z)[0]))
+        z = problem.invert(zeros_for(x, a), y, consts, transpose=not ctx.transpose)
+        wanted = ctx.needs_input_grad[2 + problem.count :]
+        return (None, None, *z, *pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
 
     @staticmethod
+    @uncompiled
     @_outer_tangents_flow
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
-        x, y, consts = _three(problem, _primals(ctx.saved_tensors))
-        w, *rest = _zeros_for(x, tangents[2 : 2 + problem.count]), *tangents[2 + problem.count :]
-        chosen, f = _in_floats((*y, *consts), _bilinear(ctx, x))
-        moved = pushforward(f, chosen, _tangents((*y, *consts), rest))
-        rhs = [a + b for a, b in zip(w, moved, strict=True)]
+        x, y, consts = _three(problem, primals(ctx.saved_tensors))
+        w, rest = tangents[2 : 2 + problem.count], tangents[2 + problem.count :]
+        moved = pushed(_bilinear(ctx, x), (*y, *consts), rest, x)
+        rhs = [b if a is None else a + b for a, b in zip(w, moved, strict=True)]
         return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
 
     @staticmethod
+    @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, transpose, *tensors = inputs
         count = problem.count
-        moved = _to_front(info, in_dims[2:], tensors, expand=2 * count)
+        moved = to_front(info, in_dims[2:], tensors, expand=2 * count)
         mapped = problem.mapped(info, in_dims[2 + 2 * count :])
         out = _Linear.apply(mapped, transpose, *moved)
         return out, (0,) * len(out)
@@ -313,52 +370,6 @@ def _saved(ctx: Any, saved: Leaves) -> tuple[Leaves, Leaves]:
     return (y if isinstance(ctx.problem.mode, Exact) else [leaf.detach() for leaf in y]), consts
 
 
-def _primals(tensors: Leaves) -> list[Tensor]:
-    """Without the tangents that the rule at hand is asked to push: it is given those apart."""
-    return [forward_ad.unpack_dual(tensor).primal for tensor in tensors]
-
-
 def _three(problem: _Problem, tensors: Sequence[Tensor]) -> tuple[Leaves, Leaves, Leaves]:
     n = problem.count
     return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-
-
-def _in_floats(
-    tensors: Leaves, f: Callable[[Leaves], list[Tensor]]
-) -> tuple[list[Tensor], Callable[[Leaves], list[Tensor]]]:
-    """Those of the tensors that have derivatives, and `f` as a map of them alone."""
-    chosen = [tensor for tensor in tensors if tensor.is_floating_point()]
-
-    def of_floats(given: Leaves) -> list[Tensor]:
-        rest = iter(given)
-        return f([next(rest) if t.is_floating_point() else t for t in tensors])
-
-    return chosen, of_floats
-
-
-def _spread(tensors: Leaves, gradients: Leaves) -> list[Tensor | None]:
-    """Gradients of the floating tensors, and None for the others."""
-    rest = iter(gradients)
-    return [next(rest) if t.is_floating_point() else None for t in tensors]
-
-
-def _tangents(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
-    pairs = zip(tensors, given, strict=True)
-    kept = [(t, g) for t, g in pairs if t.is_floating_point()]
-    return _zeros_for([t for t, _ in kept], [g for _, g in kept])
-
-
-def _zeros_for(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, given, strict=True)]
-
-
-def _to_front(info: Any, dims: Sequence[int | None], tensors: Leaves, expand: int) -> list[Tensor]:
-    """Mapped dims first; the first `expand` tensors get one if they have none."""
-    moved = []
-    for i, (dim, tensor) in enumerate(zip(dims, tensors, strict=True)):
-        if dim is not None:
-            tensor = tensor.movedim(dim, 0)
-        elif i < expand:
-            tensor = tensor.expand(info.batch_size, *tensor.shape)
-        moved.append(tensor)
-    return moved

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from solvers.layout import Layout, as_wide
 
 
 class WarmStart:
@@ -20,15 +23,18 @@ class WarmStart:
     def __init__(self) -> None:
         self.last: list[Tensor] | None = None
 
-    def start(self, v: Sequence[Tensor]) -> list[Tensor]:
-        """The last solution if it fits, else v; leaves as v's."""
+    def start(self, v: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
+        """The last solution if it fits, else v; leaves as v's, and zero for samples whose v is."""
         last = self.last
         if last is None or [u.shape for u in last] != [leaf.shape for leaf in v]:
             return list(v)
         usable = [u.isfinite().all() for u in last]
         if not all(bool(u) for u in usable):
             return list(v)
-        return [u.to(leaf) for u, leaf in zip(last, v, strict=True)]
+        start = [u.to(leaf) for u, leaf in zip(last, v, strict=True)]
+        layout = Layout(list(v), min(batch_dims, 1))
+        asked = layout.pack(list(v)).any(1).view(layout.batch_shape)
+        return [torch.where(as_wide(asked, u), u, 0.0) for u in start]
 
     def keep(self, u: Sequence[Tensor]) -> None:
         """Take over the leaves of a solution, converged or not."""

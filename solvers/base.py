@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solvers.layout import Layout, take_rows
+from solvers.layout import Layout, map_tensors, take_rows, tensors_of
 from solvers.ledger import Ledger, check_unchanged
 from solvers.promises import Promises
 from solvers.pushforward import pushforward
@@ -212,12 +212,14 @@ class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
     def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
-        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        tensors = tensors_of(args)
         _check_args(tensors, layout)
         self.f, self.layout = f, layout
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
         attached = any(leaf.requires_grad for leaf in tensors)
-        self.args = _detached(args) if attached and not torch.is_grad_enabled() else args
+        if attached and not torch.is_grad_enabled():
+            args = map_tensors(Tensor.detach, args)
+        self.args = args
         self.num_rows = layout.num_rows
         self.num_evals = 0
         self.rows_evaluated = 0
@@ -241,6 +243,9 @@ class Evaluation:
                 )
             raise
         check_unchanged(y, version)
+        if not torch.is_grad_enabled():
+            # A map that takes gradients inside may return a graph all the same.
+            returned = _without_graph(returned)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
@@ -276,8 +281,10 @@ class Evaluation:
         return torch.autocast(self.layout.device.type, enabled=False)
 
 
-def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, args)
+def _without_graph(state: State) -> State:
+    if isinstance(state, Tensor):
+        return state.detach() if state.requires_grad else state
+    return pytree.tree_map(_without_graph, state)
 
 
 def check_readable(y: Flat) -> None:

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from solvers.torch_internals import set_eval_frame, skip_this_frame
+from solvers.torch_internals import set_eval_frame, skip_this_frame, transforms_in_force
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +23,10 @@ def opaque(solve: Callable[P, T]) -> Callable[P, T]:
         compiler = set_eval_frame(None)
         if not callable(compiler):
             set_eval_frame(compiler)
+            return call(f, *args, **kwargs)
+        if transforms_in_force():
+            # Dynamo can follow neither the rules of a transform nor what comes out of them, so
+            # the rest of what it was called for runs as it is: the compiler stays off.
             return call(f, *args, **kwargs)
         inside = [True]
 
@@ -45,3 +49,18 @@ def opaque(solve: Callable[P, T]) -> Callable[P, T]:
     loop._torchdynamo_disable = True  # type: ignore[attr-defined]
     loop._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
     return cast(Callable[P, T], loop)
+
+
+def uncompiled(call: Callable[P, T]) -> Callable[P, T]:
+    """Decorate what a compiler meets by another way, as in a backward pass that it calls."""
+
+    @functools.wraps(call)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        compiler = set_eval_frame(None)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            set_eval_frame(compiler)
+
+    skip_this_frame(outside)
+    return outside

@@ -5,7 +5,10 @@ float32 or wider. A single float32 or float64 tensor is only viewed, never copie
 counts as two real ones.
 """
 
+import copy
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -139,6 +142,18 @@ class Layout:
         inner = torch.arange(self.samples_per_row, device=rows.device)
         return (rows[:, None] * self.samples_per_row + inner).flatten()
 
+    def _in_order(self, returned: State, spec: pytree.TreeSpec) -> list[Any]:
+        """Leaves in the order of `y0`; the keys of a dict may come in another."""
+        try:
+            leaves = self.spec.flatten_up_to(returned)
+        except ValueError:
+            leaves = []
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(
+                f"`f` must return the structure of its input: got {spec}, expected {self.spec}."
+            )
+        return leaves
+
     def accept(self, given: State, returned: State, autocast: bool) -> State:
         """Check what `f` returned for `given`; under autocast, restore the state's dtypes.
 
@@ -156,9 +171,8 @@ class Layout:
             return returned
         leaves, spec = pytree.tree_flatten(returned)
         if spec != self.spec:
-            raise TypeError(
-                f"`f` must return the structure of its input: got {spec}, expected {self.spec}."
-            )
+            leaves = self._in_order(returned, spec)
+            returned = pytree.tree_unflatten(leaves, self.spec)
         for old, new in zip(pytree.tree_leaves(given), leaves, strict=True):
             if not isinstance(new, Tensor):
                 raise TypeError(f"`f` must return tensors: got {type(new).__name__}.")
@@ -180,9 +194,53 @@ class Layout:
 
 def take_rows(tree: Any, index: Index) -> Any:
     """Keep `index` of the first dim of every tensor in a pytree; leave the rest alone."""
-    return pytree.tree_map(
-        lambda leaf: leaf.index_select(0, index) if isinstance(leaf, Tensor) else leaf, tree
-    )
+    return map_tensors(lambda leaf: leaf.index_select(0, index), tree)
+
+
+def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
+    """A mask over leading dims, in a shape that broadcasts against a leaf."""
+    return mask.reshape((*mask.shape, *[1] * (leaf.ndim - mask.ndim)))
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any, ...] = ()) -> Any:
+    """Change every tensor of a pytree, also in objects that torch does not look into.
+
+    A dataclass or a `UserDict`, for instance, is copied with other tensors in its attributes.
+    `within` are the objects around, which an attribute may refer back to.
+    """
+
+    def visit(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        held = _attributes(leaf, within)
+        if not tensors_of(held, (*within, leaf)):
+            return leaf
+        changed = copy.copy(leaf)
+        for name, value in held.items():
+            object.__setattr__(changed, name, map_tensors(change, value, (*within, leaf)))
+        return changed
+
+    return pytree.tree_map(visit, tree)
+
+
+def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
+    """The tensors that `map_tensors` changes, in its order."""
+    tensors = []
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+        else:
+            tensors += tensors_of(_attributes(leaf, within), (*within, leaf))
+    return tensors
+
+
+def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
+    """What an object holds by name; modules and callables are no containers of arguments."""
+    if callable(leaf) or any(leaf is other for other in within):
+        return {}
+    if dataclasses.is_dataclass(leaf):
+        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+    return getattr(leaf, "__dict__", {})
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.compiler import opaque
+from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, SolveError
 from solvers.torch_internals import pytree
@@ -16,6 +17,7 @@ from solvers.types import Map, State
 
 
 @opaque
+@options_of(solver=SOLVERS)
 @torch.no_grad()
 def solve(
     f: Map,

@@ -23,6 +23,7 @@ PROPERTIES: list[Property] = [
     gradients.an_unbatched_state_has_its_gradient,
     gradients.compaction_changes_no_gradient,
     gradients.small_budgets_work,
+    gradients.a_solve_without_a_step_has_a_graph,
 ]
 
 PAIRED: list[Property] = [

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,10 +139,9 @@ def _one_of_the_zoo(mode: BackwardMode, solver: FixedPointSolver, p: Problem) ->
 def the_value_is_the_solvers(mode: BackwardMode, solver: FixedPointSolver) -> Failures:
     """And where the residual was measured."""
     example = Example(0.6 * share(solver))
-    plain, s = (
-        call(example.f, example.y0, example.x, solver=solver, max_steps=budget(solver, 50), **given)
-        for call, given in ((solve, {}), (fixed_point, {"backward": mode}))
-    )
+    given: dict[str, Any] = {"solver": solver, "max_steps": budget(solver, 50)}
+    plain = solve(example.f, example.y0, example.x, **given)
+    s = fixed_point(example.f, example.y0, example.x, backward=mode, **given)
     yield from equal("residual", s.residual, plain.residual)
     if mode.moves_value:
         yield from differ("value", s.value, plain.value, atol=1e-4)
@@ -275,11 +275,29 @@ def small_budgets_work(mode: BackwardMode) -> Failures:
             s = fixed_point(
                 example.f, example.y0, example.x, backward=mode, max_steps=max_steps, throw=False
             )
-            if s.value.requires_grad and (max_steps or not mode.records_solver):
-                s.value.sum().backward()
+            s.value.sum().backward()
         case = f"max_steps={max_steps}"
         yield from unless(s.num_steps <= max_steps, f"{case}: more steps than the budget")
         said = [str(w.message) for w in caught]
         warned = [text for text in said if "gradient is approximate" in text]
         right = bool(warned) if mode.solves_adjoint else not said
         yield from unless(right, f"{case}: warnings {said}")
+
+
+def a_solve_without_a_step_has_a_graph(mode: BackwardMode) -> Failures:
+    """From a start within tolerance, and for an empty batch; the gradient of nothing is zero."""
+    example = Example()
+    start = fixed_point(example.f, example.y0, example.x).value.detach().requires_grad_()
+    for y0, x in ((start, example.x), (example.y0[:0], example.x[:0])):
+        s = fixed_point(example.f, y0, x, backward=mode)
+        yield from unless(~s.num_steps.bool(), "steps from a start within tolerance")
+        v = example.v[: len(x)]
+        case = f"{len(x)} samples"
+        found = torch.autograd.grad(s.value, example.wanted[1:], v, retain_graph=True)
+        zero = not any(bool(g.any()) for g in found)
+        if mode.records_solver:
+            yield from unless(zero, f"{case}: a gradient to weights that no step has met")
+            to_start = torch.autograd.grad(s.value, y0, v, retain_graph=True)[0]
+            yield from equal(f"{case}: gradient to the start", to_start, v)
+        elif len(x):
+            yield from unless(not zero, f"{case}: no gradient to the weights")

@@ -34,6 +34,7 @@ PROPERTIES: list[Property] = [
     answers.an_empty_batch_stays_empty,
     answers.nothing_is_recorded,
     answers.a_map_that_reuses_memory_is_never_falsely_converged,
+    answers.a_map_that_takes_gradients_leaves_no_graph_behind,
     samples.a_diverging_sample_harms_no_other,
     samples.work_follows_need,
     samples.a_stopped_sample_is_frozen,

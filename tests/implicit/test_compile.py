@@ -320,3 +320,45 @@ def test_inductor() -> None:
         found = compiled(y0, x).value
         same([found], [true])
         same(gradients(found, *wanted), gradients(layer(y0, x).value, *wanted))
+
+
+@pytest.mark.parametrize("mode", ["exact", "neumann"])
+@pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
+def test_backward_inside_a_compiled_step(name: str, mode: str) -> None:
+    """The adjoint solve runs as it is, in whatever region its backward pass is called."""
+    model, _, x = make()
+    tight = solvers.get_solver(name, rtol=1e-10, atol=1e-12)
+    layer = FixedPointLayer(model, solver=tight, backward=mode, max_steps=200)
+
+    def step(x: Tensor) -> Tensor:
+        loss = layer(torch.zeros_like(x), x).value.square().mean()
+        loss.backward()
+        return loss
+
+    found, true = [], []
+    for run, kept in ((torch.compile(step, backend="eager"), found), (step, true)):
+        layer.zero_grad()
+        kept.extend([run(x.detach()), *(p.grad.clone() for p in layer.parameters())])
+    same(found, true)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jvp", "jacfwd", "hessian", "vmap grad"])
+def test_compiled_transforms_of_a_solve(transform: str) -> None:
+    """They run as they are; what is compiled afterwards, is."""
+    model, y0, x = make()
+    weight = model.inner.weight.detach()
+
+    def loss(weight: Tensor) -> Tensor:
+        return fixed_point(
+            lambda y, x: torch.tanh(0.2 * y @ weight + x), y0, x.detach(), solver=TIGHT
+        ).value.pow(3).sum()  # fmt: skip
+
+    apply: dict[str, Callable[[Tensor], Any]] = {
+        "jvp": lambda w: torch.func.jvp(loss, (w,), (w,))[1],
+        "vmap grad": lambda w: torch.func.vmap(torch.func.grad(loss))(w[None]),
+    }
+    chosen = apply.get(transform) or getattr(torch.func, transform)(loss)
+    same([torch.compile(chosen, backend="eager")(weight)], [chosen(weight)])
+    graphs = Graphs()
+    torch.compile(torch.sin, backend=graphs)(weight)
+    assert graphs.run == 1

@@ -166,7 +166,7 @@ def test_budget_of_a_few_steps_gives_the_iterate_of_that_many(mode: str, max_ste
     assert torch.allclose(s.value, torch.full_like(start(), 2 - 2 * 0.5**moved))
     assert s.num_steps.tolist() == [max_steps] * 2
     assert (s.result == solvers.Result.max_steps).all()
-    assert s.value.requires_grad == (mode != "unrolled" or max_steps > 0)
+    assert s.value.requires_grad
 
 
 @pytest.mark.parametrize("max_steps", [0, 1, 2])
@@ -204,3 +204,32 @@ def test_layer_checks_types_at_construction() -> None:
         FixedPointLayer(nn.Identity(), backward=Phantom)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Expected a solver"):
         FixedPointLayer(nn.Identity(), solver=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"rtol": 1e-3}, r"solver: solver=get_solver\('anderson', rtol=0.001\)"),
+        ({"rtol": 1e-3, "solver": "broyden"}, r"get_solver\('broyden', rtol=0.001\)"),
+        ({"ridge": 0.1, "solver": solvers.Anderson()}, r"get_solver\('anderson', ridge=0.1\)"),
+        ({"steps": 3}, r"mode: backward=get_backward\('phantom', steps=3\)"),
+        ({"max_step": 3}, "Did you mean 'max_steps'"),
+        ({"wholly": 3}, "no option here"),
+    ],
+)
+@pytest.mark.parametrize("call", [fixed_point, FixedPointLayer, solvers.solve])
+def test_unknown_option_says_where_it_lives(call: Any, options: Any, advice: str) -> None:
+    first = (nn.Identity(),) if call is FixedPointLayer else (torch.cos, start())
+    if call is solvers.solve and "steps" in options:
+        advice = "Did you mean 'max_steps'"
+    with pytest.raises(TypeError, match=advice) as caught:
+        call(*first, **options)
+    assert f"unexpected keyword argument '{next(iter(options))}'" in str(caught.value)
+
+
+def test_type_errors_of_the_map_are_left_alone() -> None:
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine$"):
+        fixed_point(f, start(), start())

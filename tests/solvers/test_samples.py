@@ -1,10 +1,53 @@
-"""Which samples stall: what all solvers promise them is in `solvers.testing.samples`."""
+"""Arguments in containers, and which samples stall; the rest is in `solvers.testing.samples`."""
+
+import dataclasses
+from collections import UserDict
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import solvers
 from solvers import Result
+
+
+def test_keys_of_a_dict_may_come_back_in_another_order() -> None:
+    y0 = {"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)}
+    s = solvers.solve(lambda y: {"b": 0.5 * y["b"] + 1, "a": 0.5 * y["a"] + 2}, y0)
+    assert list(s.value) == ["a", "b"]
+    assert torch.allclose(s.value["a"], torch.full((3, 2), 4.0), rtol=1e-4)
+
+
+@dataclasses.dataclass
+class Batch:
+    """Per-sample tensors, one of them a level deeper, and something else."""
+
+    rate: Tensor
+    more: UserDict[str, Any]
+    name: str = "mine"
+    itself: Any = None
+
+
+def test_args_in_containers_that_torch_does_not_know() -> None:
+    """They are cut to the samples that still run, as tensors are; the caller's are left alone."""
+    rate = torch.tensor([[0.01], [0.01], [0.02], [0.9]], dtype=torch.float64)
+    x = torch.ones(4, 3, dtype=torch.float64)
+    batch = Batch(rate, UserDict(x=x, length=3))
+    batch.itself = batch
+
+    def g(y: Tensor, batch: Batch) -> Tensor:
+        assert batch.name == "mine"
+        return batch.rate * torch.tanh(y) + batch.more["x"]
+
+    found = solvers.solve(g, torch.zeros_like(x), batch)
+    plain = solvers.solve(lambda y, r, x: r * torch.tanh(y) + x, torch.zeros_like(x), rate, x)
+    assert torch.equal(found.value, plain.value)
+    assert found.rows_evaluated == plain.rows_evaluated < 4 * found.num_evals
+    assert batch.rate is rate
+    assert batch.more["x"] is x
+    with pytest.raises(ValueError, match=r"`args` are per-sample tensors: got shape \(3,\)"):
+        solvers.solve(g, torch.zeros_like(x), Batch(rate, UserDict(x=torch.ones(3))))
 
 
 def test_records_set_by_chance_do_not_hide_a_stall() -> None:

@@ -1,0 +1,58 @@
+"""Say where an option lives that is given to a call instead of its solver or backward mode."""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from solvers.registry import Registry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a call whose keywords of these names take an entry of a registry.
+
+    The signature stays as it is, for readers and type checkers; only the error for an unknown
+    keyword says more.
+    """
+
+    def decorate(call: Callable[P, T]) -> Callable[P, T]:
+        parameters = inspect.signature(call).parameters
+
+        @functools.wraps(call)
+        def explained(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return call(*args, **kwargs)
+            except TypeError as error:
+                unknown = [name for name in kwargs if name not in parameters]
+                if not unknown:
+                    raise
+                given: dict[str, Any] = kwargs
+                chosen = {key: given.get(key, parameters[key].default) for key in registries}
+                advice = _advice(unknown[0], given[unknown[0]], registries, chosen)
+                if advice is None:
+                    close = difflib.get_close_matches(unknown[0], parameters, n=1)
+                    advice = f"Did you mean {close[0]!r}?" if close else "It is no option here."
+                raise TypeError(f"{error}. {advice}") from None
+
+        return explained
+
+    return decorate
+
+
+def _advice(
+    option: str, value: Any, registries: dict[str, Registry[Any]], chosen: dict[str, Any]
+) -> str | None:
+    """Whose option it is: that of the entry in use, else of the first that has it."""
+    for key, registry in registries.items():
+        entries = registry.entries
+        used = [n for n, cls in entries.items() if chosen[key] == n or type(chosen[key]) is cls]
+        for name in [*used, *registry.names()]:
+            if name in entries and option in {f.name for f in dataclasses.fields(entries[name])}:
+                getter = f"get_{key}({name!r}, {option}={value!r})"
+                return f"`{option}` is an option of the {registry.kind}: {key}={getter}."
+    return None
