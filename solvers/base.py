@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from solvers.layout import Layout, take_rows
 from solvers.ledger import Ledger, check_unchanged, version_of
-from solvers.pushforward import pushforward
+from solvers.pushforward import Affine, Linearisation
 from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, Map, Mask, State
 
@@ -129,7 +128,8 @@ class FixedPointSolver(ABC):
         """
         check_counts(max_steps, batch_dims)
         layout = Layout(y0, batch_dims)
-        evaluate = Evaluation(f, args, layout)
+        constant = None if rhs is None else layout.pack(rhs)
+        evaluate = Evaluation(f, args, layout, constant)
         y = layout.pack(y0)
         check_readable(y)
         independent = bool(args) if independent is None else independent
@@ -140,7 +140,7 @@ class FixedPointSolver(ABC):
             atol=self.atol,
             independent=independent,
             linear=self.linear,
-            rhs=None if rhs is None else layout.pack(rhs),
+            rhs=constant,
         )
         with self.begin(y, evaluate, ledger) as carry:
             for step in range(max_steps + 1 if layout.num_samples else 0):
@@ -200,10 +200,10 @@ def _remember(
 class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
-    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
+    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout, rhs: Flat | None = None):
         tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         _check_args(tensors, layout)
-        self.f, self.layout = f, layout
+        self.f, self.layout, self.rhs = f, layout, rhs
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
         attached = any(leaf.requires_grad for leaf in tensors)
         self.args = _detached(args) if attached and not torch.is_grad_enabled() else args
@@ -232,17 +232,15 @@ class Evaluation:
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
 
-    def derivative(self, y: Flat) -> Callable[[Flat], Flat]:
-        """The product of df/dy at `y` with a matrix of rows; each counts as one call of `f`."""
-        state = self.layout.unpack(y)
+    def linearise(self, y: Flat) -> Linearisation | Affine:
+        """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
 
-        def product(tangent: Flat) -> Flat:
+        def flat(y: Flat) -> Flat:
             self.num_evals += 1
             self.rows_evaluated += self.num_rows
-            pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
-            return self.layout.pack(pushed)
+            return self.layout.pack(self._closed(self.layout.unpack(y)))
 
-        return product
+        return Linearisation(flat, y) if self.rhs is None else Affine(flat, self.rhs)
 
     def _closed(self, state: State) -> State:
         if not self.autocast:
@@ -254,6 +252,8 @@ class Evaluation:
     def keep(self, rows: Tensor) -> None:
         """From now on, call `f` on these rows only."""
         self.args = take_rows(self.args, rows)
+        if self.rhs is not None:
+            self.rhs = self.rhs.index_select(0, self.layout.sample_index(rows))
         self.num_rows = len(rows)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:

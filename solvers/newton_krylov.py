@@ -115,7 +115,7 @@ class NewtonKrylov(FixedPointSolver):
 
     def _direction(self, y: Flat, unit: Flat, f: Evaluation) -> Flat:
         """Solve p = g + J p for a residual g of size one, so that `forcing` is relative."""
-        product = f.derivative(y)
+        product = f.linearise(y).push
         root = math.sqrt(max(y.shape[1], 1))
         size = torch.linalg.vector_norm(unit, dim=1, keepdim=True) / root
         rhs = unit / torch.where(size > 0, size, 1.0)
