@@ -22,6 +22,7 @@ from solvers.picard import Picard
 from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
+from solvers.squarem import Squarem
 from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
@@ -41,6 +42,7 @@ __all__ = [
     "Result",
     "Solution",
     "SolveError",
+    "Squarem",
     "ToleranceAdvice",
     "Trace",
     "Tuning",
