@@ -61,6 +61,9 @@ class Solution:
             compaction saves.
         adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
             pass through `value` (`backward="exact"` only).
+        solved_by: Shape `(*batch,)`, int8: which of `tried` answered each sample, -1 where none
+            did. None where there was only one solver to answer.
+        tried: Names of the solvers that `solved_by` counts.
     """
 
     value: State
@@ -70,6 +73,8 @@ class Solution:
     num_evals: int
     rows_evaluated: int
     adjoints: list["Solution"] = field(default_factory=list, compare=False)
+    solved_by: Tensor | None = None
+    tried: tuple[str, ...] = ()
 
     @property
     def converged(self) -> Tensor:
