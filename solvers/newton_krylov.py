@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,9 +17,8 @@ from solvers.types import Flat, Mask, PerSample
 ACCEPT, POOR, SHRINK, GOOD = 1e-4, 0.25, 0.25, 0.75
 # The predicted reduction is one of the largest of so many last |g|: a narrow valley is left sooner.
 MEMORY = 5
-# |g| sets a record where it falls by this share. So many trials without one end the opening, and
-# the search.
-RECORD, IDLE_OPENING, IDLE = 0.01, 8, 20
+# |g| sets a record where it falls by this share. So many trials without one end a search.
+RECORD, IDLE = 0.01, 20
 # The phases of a sample: Newton's own steps, accepted whatever |g|; the trust region from the best
 # of their points; from a standstill some plain steps y <- f(y), unless |g| grows by more than
 # STRAY; and the trust region from there, once more.
@@ -88,6 +87,8 @@ class NewtonKrylov(FixedPointSolver):
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         forcing: Largest relative residual of the linear systems, in (0, 1).
         inner_steps: Most GMRES steps per Newton step, at least 1.
+        opening: Trials in a row without a record of |g| that end the opening, at least 0. Many
+            leave Newton's steps alone: less safe, and not held by local minima of |g|.
 
     Raises:
         ValueError: An option is out of its range.
@@ -104,16 +105,20 @@ class NewtonKrylov(FixedPointSolver):
         2.0
     """
 
+    recordable: ClassVar[bool] = False
+
     forcing: float = 0.1
     inner_steps: int = 40
+    opening: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (isinstance(self.forcing, float) and 0 < self.forcing < 1):
             raise ValueError(f"`forcing` must lie in (0, 1), got {self.forcing!r}.")
-        steps = self.inner_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`inner_steps` must be an integer of at least 1, got {steps!r}.")
+        for name, least in (("inner_steps", 1), ("opening", 0)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {count!r}.")
 
     def init(self, y: Flat) -> Search:
         """Anything is better than nothing: the first point is accepted."""
@@ -187,7 +192,7 @@ class NewtonKrylov(FixedPointSolver):
         step, length, removed = search.model.step((search.radius / search.norm).double())
         y_next = torch.addcmul(search.y, step, search.norm[:, None])
         still = (y_next == search.y).all(1) | ~(removed > torch.finfo(step.dtype).eps)
-        patience = torch.where(search.phase == OPENING, IDLE_OPENING, IDLE)
+        patience = torch.where(search.phase == OPENING, self.opening, IDLE)
         over = plain | still | (search.idle > patience)
         phase = torch.where(strayed, AGAIN + 1.0, search.phase + over)
         back = over & (phase == SEARCH)
