@@ -20,6 +20,8 @@ from solvers.neumann import Neumann
 from solvers.newton_krylov import NewtonKrylov
 from solvers.picard import Picard
 from solvers.registry import get_solver, linear_names, names, register, register_linear
+from solvers.robust import Robust
+from solvers.root import root
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
 from solvers.squarem import Squarem
@@ -40,6 +42,7 @@ __all__ = [
     "NewtonKrylov",
     "Picard",
     "Result",
+    "Robust",
     "Solution",
     "SolveError",
     "Squarem",
@@ -55,6 +58,7 @@ __all__ = [
     "names",
     "register",
     "register_linear",
+    "root",
     "solve",
     "trace",
 ]

@@ -13,8 +13,9 @@ import solvers
 from solvers.registry import SOLVERS
 from solvers.types import State
 
-# Of the others, a step also costs products with the Jacobian.
-ONE_CALL_A_STEP = [n for n in solvers.names() if n not in ("newton_krylov", "scipy.krylov")]
+# Of the others, a step also costs products with the Jacobian, or a solver's start is evaluated anew.
+SEVERAL_CALLS = ("newton_krylov", "robust", "scipy.krylov")
+ONE_CALL_A_STEP = [n for n in solvers.names() if n not in SEVERAL_CALLS]
 
 # The peers' own solvers are slow, and their first derivatives have tests in test_adapters.py.
 PEERS_WHEN_SLOW = [
