@@ -18,12 +18,12 @@ from solvers.registry import register
 from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, Map, Mask, State
 
-# Who is tried, and its share of the budget. The third is Newton's method without a trust region.
+# Who is tried, and its share of the budget in percent. The third is Newton's method without a trust region.
 TRIED = (
-    ("anderson", Anderson(), 0.25),
-    ("newton_krylov", NewtonKrylov(), 0.375),
-    ("newton_krylov(opening=1000000)", NewtonKrylov(opening=10**6), 0.25),
-    ("anderson_safe", AndersonSafe(), 0.125),
+    ("anderson", Anderson(), 20),
+    ("newton_krylov", NewtonKrylov(), 30),
+    ("newton_krylov(opening=1000000)", NewtonKrylov(opening=10**6), 40),
+    ("anderson_safe", AndersonSafe(), 10),
 )
 
 
@@ -35,18 +35,18 @@ class Robust(FixedPointSolver):
 
     | | solver | share of `max_steps` |
     | --- | --- | --- |
-    | 0 | `anderson` | 1/4 |
-    | 1 | `newton_krylov` | 3/8 |
-    | 2 | `newton_krylov(opening=1000000)`, without a trust region | 1/4 |
-    | 3 | `anderson_safe` | 1/8 |
+    | 0 | `anderson` | 20 % |
+    | 1 | `newton_krylov` | 30 % |
+    | 2 | `newton_krylov(opening=1000000)`, without a trust region | 40 % |
+    | 3 | `anderson_safe` | 10 % |
 
     Each share is rounded up, and what one leaves unused is not passed on, so that a sample's
     budget does not depend on its company. Every solver starts from y0, not from the point that
     another was caught in; where none answers, the best of their points is returned, with the
     verdict of the solver that found it. `solution.solved_by` says who answered. For when an
     answer matters more than its cost. With `args`, `f` is called on the open samples only;
-    without, on all, and those that have converged stay where they are. On easy
-    samples it costs what `anderson` costs.
+    without, on all, and those that have converged stay where they are. On easy samples it
+    costs what `anderson` costs.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -87,7 +87,7 @@ class Robust(FixedPointSolver):
         separate = bool(args) and batch_dims > 0
         found, spent = None, 0
         for position, (_, solver, share) in enumerate(TRIED):
-            budget = min(math.ceil(share * max_steps), max_steps - spent)
+            budget = min(-(-share * max_steps // 100), max_steps - spent)
             if found is not None and (budget == 0 or not bool(_open(found).any())):
                 break
             spent += budget
