@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from solvers.types import Flat, State
 
 # What torch says of an operation without a derivative of its derivative: its own fused kernels,
-# maps that were compiled, and functions of a user's that are marked so.
-NO_SECOND = ("is not implemented", "double backward", "once_differentiable")
+# and maps that were compiled.
+NO_SECOND = ("is not implemented", "double backward")
 _FORWARD_LEVEL = threading.RLock()
 _SWITCH, _SWITCH_USERS, _SWITCH_STACK = threading.Lock(), [], ExitStack()
 
@@ -54,6 +54,8 @@ class Linearisation:
             self.end = end
             self.w = torch.zeros_like(end, requires_grad=True)
             self.pulled = _gradient(end, self.start, self.w, create_graph=True)
+        if _ends_in_an_error(self.pulled):
+            self.end = None
 
     def push(self, v: Flat) -> Flat:
         """J v."""
@@ -73,6 +75,23 @@ class Linearisation:
         if self.end is None:
             return None
         return _gradient(self.end, self.start, u, retain_graph=True)
+
+
+def _ends_in_an_error(pulled: Tensor) -> bool:
+    """Whether part of its graph is cut off, as functions marked `once_differentiable` do.
+
+    Torch raises only where a gradient has to pass there, and none does: it would be zero.
+    """
+    waiting, seen = [pulled.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 class Affine:

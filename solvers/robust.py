@@ -18,7 +18,7 @@ from solvers.registry import register
 from solvers.solution import Result, Solution
 from solvers.types import Flat, Index, Map, Mask, State
 
-# Who is tried, and its share of the budget in percent. The third is Newton's method without a trust region.
+# Who is tried, and its share of the budget in percent.
 TRIED = (
     ("anderson", Anderson(), 20),
     ("newton_krylov", NewtonKrylov(), 30),
