@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+import solvers
+
 
 class RootProblem(NamedTuple):
     """g, and where to start from."""
@@ -210,3 +212,29 @@ PROBLEMS = [
     RootProblem("boggs", boggs, start(1, 0)),
     RootProblem("chandrasekhar", chandrasekhar, 0 * N + 1),
 ]
+
+
+def main() -> None:
+    """Count what every registered solver solves: `PYTHONPATH=. python tests/root_problems.py`."""
+    for name in solvers.names():
+        solved = []
+        for sign in (-1.0, 1.0):
+            solver = solvers.get_solver(name, rtol=0.0, atol=1e-8)
+            found = [
+                solvers.solve(
+                    lambda y, p=p, sign=sign: y + sign * p.g(y), p.y0[None], solver=solver,
+                    max_steps=400, throw=False,
+                ).value
+                for p in PROBLEMS
+            ]  # fmt: skip
+            solved.append({
+                p.name
+                for p, y in zip(PROBLEMS, found, strict=True)
+                if float(p.g(y).abs().max()) <= 1e-4
+            })  # fmt: skip
+        counts = [len(solved[0]), len(solved[1]), len(solved[0] | solved[1])]
+        print(f"{name:20}", *[f"{count:6}" for count in counts])
+
+
+if __name__ == "__main__":
+    main()
