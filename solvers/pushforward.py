@@ -47,7 +47,15 @@ class Linearisation:
             return
         with torch.enable_grad(), _PlainAttention():
             self.start = y.detach().requires_grad_()
-            end = f(self.start)
+            try:
+                end = f(self.start)
+            except RuntimeError as error:
+                if "requires grad" in str(error):
+                    error.add_note(
+                        "`f` was called to be differentiated, as newton_krylov has to. Use a "
+                        "solver that does without, such as 'anderson' or 'scipy.krylov'."
+                    )
+                raise
             # Without a graph `f` is constant, or hides its operations from autograd.
             if not end.requires_grad:
                 return
