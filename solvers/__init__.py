@@ -21,8 +21,11 @@ from solvers.newton_krylov import NewtonKrylov
 from solvers.picard import Picard
 from solvers.promises import Promises
 from solvers.registry import get_solver, linear_names, names, register, register_linear
+from solvers.robust import Robust
+from solvers.root import root
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
+from solvers.squarem import Squarem
 from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.trace import Trace, contraction_rate, trace
 from solvers.tuning import Tuning
@@ -42,8 +45,10 @@ __all__ = [
     "Picard",
     "Promises",
     "Result",
+    "Robust",
     "Solution",
     "SolveError",
+    "Squarem",
     "ToleranceAdvice",
     "Trace",
     "Tuning",
@@ -56,6 +61,7 @@ __all__ = [
     "names",
     "register",
     "register_linear",
+    "root",
     "solve",
     "testing",
     "trace",

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from solvers.layout import Layout, map_tensors, take_rows, tensors_of
 from solvers.ledger import Ledger, check_unchanged
 from solvers.promises import Promises
-from solvers.pushforward import pushforward
+from solvers.pushforward import Affine, Linearisation
 from solvers.solution import Result, Solution
 from solvers.torch_internals import (
     is_legacy_batchedtensor,
@@ -102,6 +101,15 @@ class FixedPointSolver(ABC):
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
 
+    def check_tokens(self, layout: Layout) -> None:
+        """Raise a ValueError where tokens are to have verdicts and the solver mixes them."""
+        if layout.samples_per_row > 1 and not self.promises.tokens:
+            raise ValueError(
+                f"{type(self).__name__} solves all tokens of a row together, so that a token would "
+                "see those behind it: it refuses `batch_dims=2`. Use another solver, or "
+                "`batch_dims=1` for one verdict per row."
+            )
+
     def iterate(
         self,
         f: Map,
@@ -139,7 +147,9 @@ class FixedPointSolver(ABC):
         """
         check_counts(max_steps, batch_dims)
         layout = Layout(y0, batch_dims, scale)
-        evaluate = Evaluation(f, args, layout)
+        self.check_tokens(layout)
+        constant = None if rhs is None else layout.pack(rhs)
+        evaluate = Evaluation(f, args, layout, constant)
         y = layout.pack(y0)
         check_readable(y)
         independent = bool(args) if independent is None else independent
@@ -150,7 +160,7 @@ class FixedPointSolver(ABC):
             atol=self.atol,
             independent=independent,
             linear=self.linear,
-            rhs=None if rhs is None else layout.pack(rhs),
+            rhs=constant,
         )
         with self.begin(y, evaluate, ledger) as carry:
             for step in range(max_steps + 1 if layout.num_samples else 0):
@@ -211,10 +221,10 @@ def _remember(
 class Evaluation:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
-    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout):
+    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout, rhs: Flat | None = None):
         tensors = tensors_of(args)
         _check_args(tensors, layout)
-        self.f, self.layout = f, layout
+        self.f, self.layout, self.rhs = f, layout, rhs
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
         attached = any(leaf.requires_grad for leaf in tensors)
         if attached and not torch.is_grad_enabled():
@@ -250,17 +260,15 @@ class Evaluation:
         self.rows_evaluated += self.num_rows
         return self.layout.pack(returned)
 
-    def derivative(self, y: Flat) -> Callable[[Flat], Flat]:
-        """The product of df/dy at `y` with a matrix of rows; each counts as one call of `f`."""
-        state = self.layout.unpack(y)
+    def linearise(self, y: Flat) -> Linearisation | Affine:
+        """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
 
-        def product(tangent: Flat) -> Flat:
+        def flat(y: Flat) -> Flat:
             self.num_evals += 1
             self.rows_evaluated += self.num_rows
-            pushed = pushforward(self._closed, state, self.layout.unpack(tangent))
-            return self.layout.pack(pushed)
+            return self.layout.pack(self._closed(self.layout.unpack(y)))
 
-        return product
+        return Linearisation(flat, y) if self.rhs is None else Affine(flat, self.rhs)
 
     def _closed(self, state: State) -> State:
         if not self.autocast:
@@ -272,6 +280,8 @@ class Evaluation:
     def keep(self, rows: Tensor) -> None:
         """From now on, call `f` on these rows only."""
         self.args = take_rows(self.args, rows)
+        if self.rhs is not None:
+            self.rhs = self.rhs.index_select(0, self.layout.sample_index(rows))
         self.num_rows = len(rows)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
 from solvers.history import products
 from solvers.registry import register_linear
-from solvers.types import Flat, Window
+from solvers.types import Flat, Mask, PerSample, Window
 
 
 class Krylov(NamedTuple):
@@ -18,8 +18,32 @@ class Krylov(NamedTuple):
     images: Window
     steps: Window
     filled: int
-    y: Flat | None
-    g: Flat | None
+    y: Flat | None = None
+    g: Flat | None = None
+
+    @classmethod
+    def empty(cls, y: Flat) -> "Krylov":
+        """No directions yet."""
+        window = y.new_empty(len(y), 0, y.shape[1], requires_grad=False)
+        return cls(window, window, 0)
+
+    def push(self, step: Flat, image: Flat, noise: PerSample) -> tuple["Krylov", Mask]:
+        """Add a direction; return as well for whom it is new.
+
+        Elsewhere what is left of its image is `noise`, from rounding: it is given no weight.
+        """
+        for _ in range(2):  # twice is enough to be orthogonal to rounding
+            (overlap,) = products(self.images, self.filled, image)
+            image = subtract(image, overlap, self.images)
+            step = subtract(step, overlap, self.steps)
+        norm = torch.linalg.vector_norm(image, dim=1)
+        new = norm > noise
+        scale = torch.where(new, 1 / torch.where(new, norm, 1.0), 0.0)[:, None, None]
+        return self._replace(
+            images=torch.cat((self.images, scale * image[:, None]), 1),
+            steps=torch.cat((self.steps, scale * step[:, None]), 1),
+            filled=self.filled + 1,
+        ), new
 
 
 @final
@@ -69,34 +93,22 @@ class Gmres(FixedPointSolver):
 
     def init(self, y: Flat) -> Krylov:
         """An empty space."""
-        window = y.new_empty(len(y), 0, y.shape[1], requires_grad=False)
-        return Krylov(window, window, 0, None, None)
+        return Krylov.empty(y)
 
     def step(self, y: Flat, fy: Flat, carry: Krylov) -> tuple[Flat, Krylov]:
         """Extend the space by the last step, minimise over it, and step on."""
         g = fy - y
         space = carry if carry.filled < self.history else self.init(y)
         if carry.y is not None and carry.g is not None and space is carry:
-            image, moved = g - carry.g, y - carry.y
-            size = torch.linalg.vector_norm(image, dim=1)
-            for _ in range(2):  # twice is enough to be orthogonal to rounding
-                (overlap,) = products(space.images, space.filled, image)
-                image = _subtract(image, overlap, space.images)
-                moved = _subtract(moved, overlap, space.steps)
-            norm = torch.linalg.vector_norm(image, dim=1)
-            # A direction that is in the space already is rounding: it is given no weight.
-            fresh = norm > 10 * torch.finfo(y.dtype).eps * size
-            scale = torch.where(fresh, 1 / torch.where(fresh, norm, 1.0), 0.0)[:, None, None]
-            space = space._replace(
-                images=torch.cat((space.images, scale * image[:, None]), 1),
-                steps=torch.cat((space.steps, scale * moved[:, None]), 1),
-                filled=space.filled + 1,
-            )
+            image = g - carry.g
+            noise = 10 * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(image, dim=1)
+            space, _ = space.push(y - carry.y, image, noise)
         (weights,) = products(space.images, space.filled, g)
-        left_over = _subtract(g, weights, space.images)
-        y_next = _subtract(y, weights, space.steps) + left_over
+        left_over = subtract(g, weights, space.images)
+        y_next = subtract(y, weights, space.steps) + left_over
         return y_next, space._replace(y=y, g=g)
 
 
-def _subtract(onto: Flat, weights: torch.Tensor, window: Window) -> Flat:
+def subtract(onto: Flat, weights: PerSample, window: Window) -> Flat:
+    """Take sum_i weights_i * window_i from `onto`, per sample."""
     return torch.baddbmm(onto[:, None], weights[:, None], window, alpha=-1)[:, 0]

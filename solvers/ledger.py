@@ -363,7 +363,7 @@ class Ledger:
         """Take residuals, and with them verdicts, of these samples from `fy` = f(value)."""
         norm, scale = self._norms(self.value, fy)
         converged = self.rule.converged(norm, scale, self.past)
-        norm = norm.nan_to_num(nan=math.inf)
+        norm = norm.nan_to_num(nan=math.inf, posinf=math.inf)
         result = self.result.masked_fill(self.result == Result.converged, int(Result.max_steps))
         result[converged] = int(Result.converged)
         if samples is None:

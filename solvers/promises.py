@@ -21,7 +21,8 @@ class Promises:
         pace: k steps reduce the error of a contraction about as much as `pace` * k of Picard's
             do, or more. Budgets in the tests are 1 / `pace` times as large.
         one_call: A step costs one call of `f`. Otherwise it costs more, products with J for one.
-        tokens: Under `batch_dims=2`, tokens that `f` does not couple are solved as if alone.
+        tokens: It can give every token of a row a verdict of its own, from which nobody learns of
+            those behind it. Otherwise it refuses `batch_dims=2`.
         noise: Options with which it ends soon and well on a float32 map that is only accurate to
             bfloat16, where the default ones do not serve. None: it promises nothing there.
     """

@@ -66,6 +66,9 @@ class Solution:
         aux: What `f` returned beside f(value), under `has_aux=True`; else None.
         adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
             pass through `value` (`backward="exact"` only).
+        solved_by: Shape `(*batch,)`, int8: which of `tried` answered each sample, -1 where none
+            did. None where there was only one solver to answer.
+        tried: Names of the solvers that `solved_by` counts.
     """
 
     value: State
@@ -76,6 +79,8 @@ class Solution:
     rows_evaluated: int
     aux: Any = field(default=None, compare=False)
     adjoints: list["Solution"] = field(default_factory=list, compare=False)
+    solved_by: Tensor | None = None
+    tried: tuple[str, ...] = ()
 
     @property
     def converged(self) -> Tensor:

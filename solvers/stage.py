@@ -111,7 +111,7 @@ class Stage:
         leaves = pytree.tree_leaves(y)
         self.num_evals += 1
         self.rows_evaluated += leaves[0].shape[0] if self.layout.batch_dims else 1
-        self.deriving = any(map(is_functorch_wrapped_tensor, leaves))
+        self.deriving = any(is_functorch_wrapped_tensor(y) or y.requires_grad for y in leaves)
         return self.f(y, *args)
 
     def now(self) -> float:

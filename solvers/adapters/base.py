@@ -76,11 +76,11 @@ class PeerSolver(FixedPointSolver):
         Raises:
             ValueError: One run would cover several tokens, whose verdicts are to be causal.
         """
-        if ledger.joint and (self.grain == "joint" or not ledger.independent):
+        if ledger.joint and not ledger.independent:
             raise ValueError(
-                f"{type(self).__name__} would solve all tokens of a row as one vector, so that a "
-                "token would see those behind it. With `batch_dims=2` use a solver of this "
-                "library, or pass `batch_dims=1` for one verdict per row."
+                f"{type(self).__name__} solves all samples as one vector where they may be "
+                "coupled, so that a token would see those behind it. With `batch_dims=2` give it "
+                "the map's input in `args`, or use a solver of this library."
             )
         return contextlib.closing(Panel(self, f, ledger))
 

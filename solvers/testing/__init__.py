@@ -63,6 +63,7 @@ SEEDED: list[Property] = [
     samples.leaving_the_batch_changes_no_answer,
     samples.coupled_samples_report_the_joint_residual_at_any_budget,
     tokens.coupled_tokens_report_the_joint_residual_at_any_budget,
+    tokens.no_token_sees_what_follows_or_other_rows,
 ]
 
 

@@ -1,6 +1,8 @@
 """What every token is promised under `batch_dims=2`."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,6 +24,24 @@ from solvers.testing.evidence import (
 from solvers.testing.samples import draw
 
 
+def _of_tokens(prop: Callable[..., Failures]) -> Callable[..., Failures]:
+    """A property of the solvers that take tokens; the others have to refuse them."""
+
+    @functools.wraps(prop)
+    def wrapped(solver: FixedPointSolver, *drawn: int, **given: int) -> Failures:
+        if solver.promises.tokens:
+            yield from prop(solver, *drawn, **given)
+            return
+        y0 = torch.zeros(1, 2, 1)
+        try:
+            solve(lambda y, x: 0.5 * y, y0, y0, solver=solver, batch_dims=2)
+        except ValueError:
+            return
+        yield "promises no tokens, but does not refuse `batch_dims=2`"
+
+    return wrapped
+
+
 def rows_without_tokens_keep_their_shape(solver: FixedPointSolver) -> Failures:
     """Three rows of no token."""
     y0 = torch.zeros(3, 0, 4)
@@ -30,10 +50,9 @@ def rows_without_tokens_keep_their_shape(solver: FixedPointSolver) -> Failures:
     yield from unless(shapes == [(3, 0), (3, 0, 4)], f"shapes {shapes}")
 
 
+@_of_tokens
 def tokens_have_verdicts_of_their_own(solver: FixedPointSolver) -> Failures:
     """Of a map that does not couple them: as if each were a sample."""
-    if not solver.promises.tokens:
-        return
     f, flat = draw(solver, 4, batch=12)
     inputs = [value.unflatten(0, (3, 4)) for value in flat]
     alone, tokens = (
@@ -56,6 +75,7 @@ def causal_x(solver: FixedPointSolver) -> Tensor:
     return torch.randn(3, 5, width(solver, 2), generator=generator, dtype=torch.float64)
 
 
+@_of_tokens
 def coupled_tokens_report_the_joint_residual(solver: FixedPointSolver) -> Failures:
     """Each token is driven by those before it."""
     x, rate = causal_x(solver), 0.8 * share(solver, real=True)
@@ -72,6 +92,7 @@ def coupled_tokens_report_the_joint_residual(solver: FixedPointSolver) -> Failur
     yield from differ("residual", s.residual, true, atol=1e-12)
 
 
+@_of_tokens
 def coupled_tokens_report_the_joint_residual_at_any_budget(
     solver: FixedPointSolver, seed: int, max_steps: int | None = None
 ) -> Failures:
@@ -94,6 +115,7 @@ def coupled_tokens_report_the_joint_residual_at_any_budget(
         yield from label(f"max_steps={steps}, {compact=}", honest(s, true, scale, rtol=1e-3))
 
 
+@_of_tokens
 def a_broken_token_harms_neither_other_rows_nor_earlier_tokens(
     solver: FixedPointSolver,
 ) -> Failures:
@@ -118,3 +140,34 @@ def a_broken_token_harms_neither_other_rows_nor_earlier_tokens(
     yield from differ("value of earlier tokens", b.value[1, :2], a.value[1, :2])
     expected = torch.tensor([0, 0, 3, 3, 3], dtype=b.result.dtype)
     yield from equal("result of its row", b.result[1], expected)
+
+
+@_of_tokens
+def no_token_sees_what_follows_or_other_rows(
+    solver: FixedPointSolver, seed: int, max_steps: int | None = None
+) -> Failures:
+    """A causal map far from a contraction, stopped short: others change, and a token does not."""
+    g = torch.Generator().manual_seed(seed)
+    strength = 1 + seed % 8
+    weight = strength * torch.randn(4, 4, generator=g, dtype=torch.float64).tril()
+    x = torch.randn(3, 4, width(solver, 2), generator=g, dtype=torch.float64)
+    # Few, since what rounding differs in, as by the number of rows, grows with every step.
+    steps = seed % 7 if max_steps is None else max_steps
+
+    def causal(y: Tensor, x: Tensor) -> Tensor:
+        mixed = [(weight[i, : i + 1, None] * y[:, : i + 1]).sum(1) for i in range(4)]
+        z = torch.stack(mixed, 1)
+        return (z if solver.linear else z / (1 + z.abs())) + x
+
+    def first_tokens(x: Tensor) -> list[Tensor]:
+        s = solve(
+            causal, 0 * x, x, solver=dataclasses.replace(solver, rtol=1e-3), max_steps=steps,
+            batch_dims=2, throw=False,
+        )  # fmt: skip
+        return [s.value[0, :2], s.residual[0, :2], s.result[0, :2], s.num_steps[0, :2]]
+
+    other = x.clone()
+    other[0, 2:] = 3 * torch.randn(2, x.shape[2], generator=g, dtype=torch.float64)
+    for what, changed in (("what follows", other), ("other rows", x[:1])):
+        for a, b in zip(first_tokens(x), first_tokens(changed), strict=True):
+            yield from label(f"{steps=}, {strength=}, {what}", differ("token", b, a))

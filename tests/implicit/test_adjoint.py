@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from parameters import PEERS_WHEN_SLOW
 from torch import Tensor, nn
 
 import solvers
 from implicit import Exact, FixedPointLayer, SolveContext, SolveError, WarmStart, fixed_point
 from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers.registry import LINEAR
-from solvers.testing.problems import PEERS_WHEN_SLOW
 
 ADJOINT = pytest.mark.parametrize("name", [*PEERS_WHEN_SLOW, *solvers.linear_names()])
 TIGHT = solvers.Anderson(rtol=1e-12, atol=0.0)

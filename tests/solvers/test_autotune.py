@@ -276,8 +276,9 @@ def test_reason_is_the_most_frequent_failure() -> None:
         rates = [0.5] * 3 + [0.99] * slow + [-1e3] * (3 - slow)
         rate = torch.tensor(rates, dtype=torch.float64)[:, None]
         tuning = autotune(
-            mapped, torch.zeros_like(X), X, rate, candidates=["newton_krylov", "picard"]
-        )
+            mapped, torch.zeros_like(X), X, rate, candidates=["newton_krylov", "picard"],
+            clock=lambda: 0.0,
+        )  # fmt: skip
         assert tuning.name == "newton_krylov"
         assert tuning.table[1].reason == f"3 of 6 samples failed, most often: {most}"
 

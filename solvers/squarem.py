@@ -1,0 +1,98 @@
+"""SQUAREM, squared extrapolation: acceleration with two states of memory and no matrix.
+
+Two plain steps from y give r = f(y) - y and the change of it, v = (f(f(y)) - f(y)) - r. With
+v = (J - I) r to first order, Barzilai and Borwein's step -a r, a = -|r| / |v|, is Cauchy's for
+y = f(y), and applied twice it is
+
+    y <- y - 2 a r + a^2 v,    then once y <- f(y)
+
+The error's part along an eigenvalue j of J is multiplied by j (1 + a (1 - j))^2 in three calls.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+
+from solvers.base import FixedPointSolver
+from solvers.registry import register
+from solvers.types import Flat, PerSample
+
+
+class Cycle(NamedTuple):
+    """Where a cycle of three calls stands.
+
+    Attributes:
+        turn: The call that comes: at y, at f(y), or at the extrapolated point.
+        kept: After the first call y, after the second f(f(y)).
+        r: f(y) - y, after the first call.
+        norm: Its norm.
+    """
+
+    turn: int
+    kept: Flat
+    r: Flat
+    norm: PerSample
+
+
+@final
+@register("squarem")
+@dataclass(frozen=True, kw_only=True)
+class Squarem(FixedPointSolver):
+    """Squared extrapolation with the steplength S3, for every sample on its own.
+
+        a = -|r| / |v|,    y <- f(y - 2 a r + a^2 v)
+
+    with r = f(y) - y and v = f(f(y)) - 2 f(y) + y. Made for slow, monotone iterations such as
+    expectation-maximisation, with real eigenvalues between 0 and 1, and for huge states. Where
+    the extrapolated point has a residual of more than `growth` times that of y, the cycle ends
+    with f(f(y)) instead: two plain steps, so that no contraction is lost. |a| may fall below 1,
+    which damps and reaches eigenvalues below -1. Cost per step: one call of `f`, of which a
+    cycle needs three; two states of memory.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+        growth: How much of the residual at y the extrapolated point may have, at least 1.
+
+    Raises:
+        ValueError: A tolerance is negative, or `growth` is below 1.
+
+    References:
+        R. Varadhan, C. Roland, Simple and Globally Convergent Methods for Accelerating the
+        Convergence of Any EM Algorithm, Scand. J. Stat. 2008, sec. 3 (S3) and 5 (the last call
+        of a cycle). There |a| is at least 1; the test of the residual is ours.
+
+    Example:
+        >>> import solvers
+        >>> s = solvers.solve(lambda y: 0.99 * y + 1, torch.zeros(1, 1), solver=Squarem())
+        >>> s.converged.item(), s.num_steps.item()
+        (True, 2)
+    """
+
+    growth: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.growth, int | float) and self.growth >= 1):
+            raise ValueError(f"`growth` must be at least 1, got {self.growth!r}.")
+
+    def init(self, y: Flat) -> Cycle:
+        """A cycle begins."""
+        return Cycle(0, y, y, y.new_zeros(len(y), requires_grad=False))
+
+    def step(self, y: Flat, fy: Flat, carry: Cycle) -> tuple[Flat, Cycle]:
+        """Use f(y), f(f(y)) and f at the extrapolated point, in turn."""
+        g = fy - y
+        norm = torch.linalg.vector_norm(g, dim=1)
+        if carry.turn == 0:
+            return fy, Cycle(1, y, g, norm)
+        if carry.turn == 1:
+            v = g - carry.r
+            size = torch.linalg.vector_norm(v, dim=1)
+            a = torch.where(size > 0, carry.norm / torch.where(size > 0, size, 1.0), 1.0)[:, None]
+            y_next = carry.kept + a * (2 * carry.r + a * v)
+            y_next = torch.where(y_next.isfinite().all(1, keepdim=True), y_next, fy)
+            return y_next, Cycle(2, fy, carry.r, carry.norm)
+        good = norm <= self.growth * carry.norm
+        return torch.where(good[:, None], fy, carry.kept), carry._replace(turn=0)
