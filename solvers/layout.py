@@ -8,7 +8,9 @@ counts as two real ones.
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections import UserList
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -203,7 +205,7 @@ def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any, ...] = ()) -> Any:
-    """Change every tensor of a pytree, also in objects that torch does not look into.
+    """Change every tensor of a pytree, also in containers that torch does not look into.
 
     A dataclass or a `UserDict`, for instance, is copied with other tensors in its attributes.
     `within` are the objects around, which an attribute may refer back to.
@@ -235,12 +237,13 @@ def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
 
 
 def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
-    """What an object holds by name; modules and callables are no containers of arguments."""
-    if callable(leaf) or any(leaf is other for other in within):
+    """What a container holds by name; other objects know for themselves what is per sample."""
+    if any(leaf is other for other in within) or isinstance(leaf, type):
         return {}
     if dataclasses.is_dataclass(leaf):
         return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-    return getattr(leaf, "__dict__", {})
+    container = isinstance(leaf, Mapping | UserList | SimpleNamespace)
+    return getattr(leaf, "__dict__", {}) if container else {}
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
