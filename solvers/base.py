@@ -268,7 +268,10 @@ class Evaluation:
             self.rows_evaluated += self.num_rows
             return self.layout.pack(self._closed(self.layout.unpack(y)))
 
-        return Linearisation(flat, y) if self.rhs is None else Affine(flat, self.rhs)
+        if self.rhs is not None:
+            return Affine(flat, self.rhs)
+        # J^T would tell a token of those behind it.
+        return Linearisation(flat, y, transposable=self.layout.samples_per_row == 1)
 
     def _closed(self, state: State) -> State:
         if not self.autocast:

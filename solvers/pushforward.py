@@ -33,10 +33,11 @@ class Linearisation:
     Args:
         f: The map.
         y: The point.
+        transposable: Whether J^T may be used.
     """
 
-    def __init__(self, f: Callable[[Flat], Flat], y: Flat):
-        self.f, self.y = f, y
+    def __init__(self, f: Callable[[Flat], Flat], y: Flat, transposable: bool = True):
+        self.f, self.y, self.transposable = f, y, transposable
         self.end: Flat | None = None
         if torch.is_inference_mode_enabled():  # where nothing can be recorded
             return
@@ -74,8 +75,8 @@ class Linearisation:
         return pushforward(self.f, self.y, v)
 
     def pull(self, u: Flat) -> Flat | None:
-        """J^T u, or None where only forward mode works."""
-        if self.end is None:
+        """J^T u, or None where it may not be used, or only forward mode works."""
+        if self.end is None or not self.transposable:
             return None
         return _gradient(self.end, self.start, u, retain_graph=True)
 
