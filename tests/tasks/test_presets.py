@@ -27,7 +27,14 @@ def test_parameter_count_is_what_the_name_says(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # 900 cells: two minutes of a processor.
+        pytest.param(name, marks=pytest.mark.long) if name.startswith("maze") else name
+        for name in PUBLISHED
+    ],
+)
 def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path: Path) -> None:
     config: GridConfig = dataclasses.replace(
         PUBLISHED[name], batch_size=2, steps=3, autocast=autocast, eval_steps=2

@@ -124,6 +124,7 @@ def test_killed_at_random_moments(tmp_path: Path, uninterrupted: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # fifty processes, each of which loads torch
 def test_killed_fifty_times(tmp_path: Path) -> None:
     assert run(tmp_path / "whole", 300) == 0
     kill_at_random(tmp_path / "parts", kills=50, steps=300)

@@ -140,8 +140,15 @@ def test_every_model_is_written_and_read_back(
             found = program(rows)
             expected = model(rows) if steps is None else model(rows, max_steps=steps)
         assert found["logits"].shape == expected.logits.shape
+        sure: Any = slice(None)
+        if task == "lm" and steps is not None:
+            # Of tokens that have not converged, a solve returns its best point, a program its last.
+            sure = found["converged"]
+            assert torch.equal(sure, expected.solution.converged)
         if config.model != "eqr":  # which starts anywhere
-            torch.testing.assert_close(found["logits"], expected.logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found["logits"][sure], expected.logits[sure], rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.slow
