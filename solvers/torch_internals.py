@@ -49,6 +49,7 @@ try:
     )
     from torch._C._functorch import (
         get_unwrapped,
+        is_batchedtensor,
         is_functorch_wrapped_tensor,
         is_legacy_batchedtensor,
         maybe_current_level,
@@ -88,6 +89,7 @@ __all__ = [
     "dual_level_in_force",
     "get_unwrapped",
     "has_compiled_part",
+    "is_batchedtensor",
     "is_functorch_wrapped_tensor",
     "is_legacy_batchedtensor",
     "load_forward_mode",

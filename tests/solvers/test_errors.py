@@ -77,7 +77,6 @@ def half(y: Tensor) -> Tensor:
         (lambda: solvers.solve(half, Y0.bool()), TypeError, "got torch.bool. Call `.float()`"),
         (lambda: solvers.solve(half, Y0, batch_dims=3), ValueError, "Pass `batch_dims=0`"),
         (lambda: solvers.solve(half, Y0.long()), TypeError, "must be floating point"),
-        (lambda: solvers.solve(half, Y0 + 0j), TypeError, "view_as_real"),
         (lambda: solvers.solve(half, {}), TypeError, "`y0` holds no tensor"),
         (lambda: solvers.solve(half, {"a": 1.0}), TypeError, "tensors only: got a float"),
         (
@@ -147,7 +146,7 @@ def test_failure_can_be_copied_and_pickled() -> None:
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(other) is SolveError
         assert str(other) == str(error)
-        assert other.__notes__ == ["in layer 3"]
+        assert other.__notes__ == [*error.__notes__[:-1], "in layer 3"]
         for field in dataclasses.fields(error.solution):
             a, b = (getattr(e.solution, field.name) for e in (other, error))
             assert torch.equal(a, b) if isinstance(b, Tensor) else a == b
