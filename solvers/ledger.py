@@ -11,6 +11,7 @@ from solvers.norms import SAFE_NORMS, row_norms
 from solvers.solution import Result, Solution
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
+from solvers.usual_steps import usual_step
 from solvers.verdicts import STALL_STEPS, Past, StopRule, stalled
 
 RUNNING = -1
@@ -104,7 +105,7 @@ class Ledger:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             usual = (self.routine or step == 0) and not (self.coupled and step >= self.next_look)
-            routine = usual and self._routine(y, fy, step, trial)
+            routine = usual and usual_step(self, y, fy, step, trial)
             recorded = self.improved if routine else self._judge_each(y, fy, step, trial)
         self._store(recorded, y)
         return self.num_running
@@ -135,55 +136,8 @@ class Ledger:
             self.result.masked_fill_(samples, int(result))
             self._count_running()
 
-    def _routine(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> bool:
-        """The usual steps, in few operations: samples set a record or not, and some converge.
-
-        Everything else is left to `_judge_each`, with nothing changed.
-        """
-        norm = torch.linalg.vector_norm(fy - y, dim=1)
-        scale = self.start if self.given_scale else torch.linalg.vector_norm(fy, dim=1)
-        self.latest = norm, scale, trial
-        routine = len(norm) == 1 and norm.is_cpu and self._alone(norm, scale, step)
-        routine = routine or self._even(norm, scale, step)
-        routine = routine or (step > 0 and self._uneven(norm, scale))
-        if routine and step >= self.next_look:
-            self.stop(self._look(norm, scale, step, trial), Result.stalled)
-        return routine
-
-    def _alone(self, norm: PerSample, scale: PerSample, step: int) -> bool:
-        """A single sample sets a record; a few numbers are read faster than compared as tensors."""
-        residual, limit = float(norm), self.atol + self.rtol * float(scale)
-        converged = residual <= limit
-        if not self.smallest < residual < min(float(self.best), self.largest):
-            return False
-        if converged and (step == 0 or limit == math.inf or not self._truly(norm, scale).item()):
-            return False
-        self._all_improved(norm, scale, step)
-        if converged:
-            self.result.fill_(int(Result.converged))
-            self.num_steps.add_(self.pending_steps)
-            self.num_running = 0
-        return True
-
-    def _even(self, norm: PerSample, scale: PerSample, step: int) -> bool:
-        """All run, and all set a record without converging."""
-        if self.stopped is not None:
-            return False
-        limit = torch.add(self.floor, scale, alpha=self.rtol)
-        # False for NaN, and for norms that have left the range of the dtype.
-        if not bool((norm > limit).logical_and_(norm < self.best).all()):
-            return False
-        self._all_improved(norm, scale, step)
-        return True
-
-    def _all_improved(self, norm: PerSample, scale: PerSample, step: int) -> None:
-        if step == 0:
-            self._begin(norm, scale)
-            self.routine = True
-        self.norm = self.best = norm
-        self.mixes_steps, self.improved = False, None
-
-    def _begin(self, norm: PerSample, scale: PerSample) -> None:
+    def begin(self, norm: PerSample, scale: PerSample) -> None:
+        """Remember the start."""
         self.first = self.peak = self._shared(norm)
         if not self.given_scale:
             self.start = self._shared(scale)
@@ -206,44 +160,9 @@ class Ledger:
         """What the rule remembers of each sample."""
         return Past(self.first, self.start, self.peak)
 
-    def _truly(self, norm: PerSample, scale: PerSample) -> Mask:
+    def truly(self, norm: PerSample, scale: PerSample) -> Mask:
+        """Whose residual fell; see the rule."""
         return self.rule.truly(norm, scale, self.past)
-
-    def _uneven(self, norm: PerSample, scale: PerSample) -> bool:
-        """Some set no record or converge, but nobody resumes, diverges or leaves the range."""
-        limit = torch.add(self.atol_tensor, scale, alpha=self.rtol)
-        stopped, running = self.stopped, norm
-        if stopped is not None:
-            if not self.independent and not bool((norm <= limit).logical_or_(~stopped).all()):
-                return False
-            running = norm.masked_fill(stopped, math.inf)
-        converged = running <= limit
-        gain = (running < self.best).logical_or_(converged)
-        # Those who have stopped are where they were, or are moved by the others and due anew.
-        fine = gain if stopped is None else gain | stopped
-        due = gain if self.independent else fine
-        all_fine, some_converged = bool(fine.all()), bool(converged.any())
-        in_range = float(running.amin()) > self.smallest
-        if some_converged:
-            in_range = in_range and float(limit.amax()) < math.inf and not self.joint
-            in_range = in_range and bool((self._truly(norm, scale) >= converged).all())
-        if not all_fine and in_range:
-            in_range = bool((running <= self.limit).logical_or_(fine).all())
-        if not in_range:
-            return False
-        if not all_fine:
-            self.peak = torch.maximum(self.peak, norm)
-        everyone = all_fine and (stopped is None or not self.independent)
-        self.norm = self.best = norm if everyone else torch.where(due, norm, self.best)
-        self.improved = None if all_fine else fine
-        if self.joint:  # the last joint point, as in `_judge_each`
-            self.norm, self.improved = norm, None
-        self.mixes_steps = self.coupled and self.improved is not None
-        if some_converged:
-            self.result.masked_fill_(converged, int(Result.converged))
-            self.num_steps.add_(converged, alpha=self.pending_steps)
-            self._set_stopped(converged if stopped is None else stopped | converged)
-        return True
 
     def _judge_each(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> torch.Tensor:
         """Judge sample by sample; return whose point is a record."""
@@ -251,7 +170,7 @@ class Ledger:
         norm, scale = self._norms(y, fy)
         self.latest = norm, scale, trial
         if step == 0:
-            self._begin(norm, scale)
+            self.begin(norm, scale)
         recorded = self._judge(norm, scale, self._settled(), step, trial)
         self._count_running()
         stale = ~recorded & (self.result != Result.converged)
@@ -259,9 +178,10 @@ class Ledger:
         return recorded
 
     def _count_running(self) -> None:
-        self._set_stopped(self.result != RUNNING)
+        self.set_stopped(self.result != RUNNING)
 
-    def _set_stopped(self, stopped: torch.Tensor) -> None:
+    def set_stopped(self, stopped: torch.Tensor) -> None:
+        """Take over who has stopped."""
         rows = stopped.nonzero().flatten()
         self.num_running = len(stopped) - len(rows)
         self.stopped, self.stopped_rows = (stopped, rows) if len(rows) else (None, None)
@@ -401,7 +321,7 @@ class Ledger:
             self.limit = torch.where(resumed, limit, self.limit)
         stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
-            stalled |= self._look(norm, scale, step, trial)
+            stalled |= self.look(norm, scale, step, trial)
         if self.coupled:
             # A sample waits for those that may move it. For tokens these are the ones before it:
             # waiting for those behind it would let a causal model see them.
@@ -433,7 +353,8 @@ class Ledger:
         seen = torch.arange(1, tokens + 1, device=self.result.device)
         return (entries * seen).repeat(rows)
 
-    def _look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
+    def look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
+        """Who has stalled, at one of the steps at which that is asked."""
         found = stalled(norm, scale, self.best, self.first, self.mark)
         self.mark, self.next_look = self.best, step + step // 2
         return found if trial is None else found & ~trial

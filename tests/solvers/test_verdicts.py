@@ -1,0 +1,220 @@
+"""The rule by which samples stop: what `converged` promises, and what is no divergence."""
+
+import dataclasses
+from typing import Any, final
+
+import pytest
+import torch
+from torch import Tensor
+from zoo import specimens
+
+import solvers
+from solvers import FixedPointSolver, Result, Solution
+from solvers.testing.problems import residual
+
+D = torch.float64
+NATIVE = [name for name in solvers.names() if "." not in name]
+EACH = pytest.mark.parametrize("name", NATIVE)
+
+
+def graph_layer() -> tuple[Any, Tensor]:
+    """Nodes that drive each other, with features of very different sizes."""
+    g = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(-3, 1, 40, dtype=D)[torch.randperm(40, generator=g)]
+    x = torch.randn(40, 4, generator=g, dtype=D) * sizes[:, None]
+    links = (torch.rand(40, 40, generator=g, dtype=D) < 0.15) + torch.eye(40, dtype=D)
+    links = links / links.sum(1, keepdim=True)
+    return (lambda y, x: torch.tanh(0.5 * links @ y + x)), x
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_running_away_is_no_convergence(name: str, dtype: torch.dtype) -> None:
+    """There is no fixed point, but the residual is small beside a y far off."""
+    g = torch.Generator().manual_seed(0)
+    chain = torch.softmax(torch.randn(6, 6, generator=g, dtype=D), 1).to(dtype)
+    reward = (torch.rand(6, generator=g, dtype=D) + 1).to(dtype)
+    maps = {
+        "drift": lambda y: y + 1 + 0.5 * torch.sin(y),
+        "steps": lambda y: y + 1,
+        "undiscounted values": lambda y: reward + y @ chain.T,
+    }
+    for what, f in maps.items():
+        y0 = torch.zeros(3, 6, dtype=dtype)
+        s = solvers.solve(f, y0, solver=name, max_steps=200, throw=False)
+        assert not s.converged.any(), what
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_a_claim_needs_a_residual_that_fell(name: str, dtype: torch.dtype) -> None:
+    """There are fixed points, and a way past them to infinity."""
+    g = torch.Generator().manual_seed(1)
+    weight = (torch.randn(16, 16, generator=g, dtype=D) / 4).to(dtype)
+    x = torch.randn(64, 16, generator=g, dtype=D).to(dtype)
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return y - 0.5 * torch.tanh(y @ weight.T + x)
+
+    s = solvers.solve(f, torch.zeros_like(x), x, solver=name, max_steps=200, throw=False)
+    first = residual(f, torch.zeros_like(x), x)
+    assert (residual(f, s.value, x) <= 0.1 * first)[s.converged].all()
+
+
+def test_a_start_within_tolerance_has_converged() -> None:
+    """Without a fall, which rounding would not permit."""
+    y0 = torch.full((2, 3), 2.0) * (1 + 1e-6)
+    s = solvers.solve(lambda y: 0.5 * y + 1, y0)
+    assert s.num_steps.tolist() == [0, 0]
+    s = solvers.solve(lambda y: 0.5 * y + 1, y0 * (1 + 3e-5), solver="picard")
+    assert s.converged.all()
+    assert s.num_steps.max() <= 3
+
+
+def test_norms_beyond_the_range_of_the_dtype_prove_nothing() -> None:
+    """The norm of f(y) overflows although no entry does."""
+    y0 = torch.full((1, 64), 1e38)
+    s = solvers.solve(lambda y: y + 1e37, y0, solver="picard", max_steps=3, throw=False)
+    assert not s.converged.any()
+
+
+@pytest.mark.parametrize("factor", [3.0, 10.0, 100.0])
+def test_a_nilpotent_map_grows_to_its_exact_end(factor: float) -> None:
+    chain = torch.diag(torch.full((15,), factor, dtype=D), -1)
+    f = lambda y: y @ chain.T + 1  # noqa: E731
+    s = solvers.solve(f, torch.zeros(2, 16, dtype=D), solver="picard")
+    assert s.num_steps.tolist() == [16, 16]
+    assert torch.equal(f(s.value), s.value)
+    # As tokens, each of which is driven by the one before it.
+    tokens = solvers.solve(
+        lambda y, x: factor * torch.nn.functional.pad(y, (0, 0, 1, 0))[:, :-1] + x,
+        torch.zeros(2, 16, 1, dtype=D), torch.ones(2, 16, 1, dtype=D), solver="picard",
+        batch_dims=2,
+    )  # fmt: skip
+    assert torch.equal(tokens.value[..., 0], s.value)
+
+
+@pytest.mark.parametrize("size", [10, 30, 60])
+def test_broyden_ends_on_linear_maps_after_twice_as_many_steps_as_entries(size: int) -> None:
+    """The theorem of Gay (1979); on the way the residual may grow by any factor."""
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        matrix = 1.5 * torch.randn(size, size, generator=g, dtype=D) / size**0.5
+        x = torch.randn(1, size, generator=g, dtype=D)
+        solver = solvers.Broyden(history=2 * size, rtol=1e-6)
+        s = solvers.solve(
+            lambda y, x, m=matrix: y @ m.T + x, torch.zeros_like(x), x, solver=solver,
+            max_steps=2 * size + 2,
+        )  # fmt: skip
+        assert s.converged.all()
+
+
+def test_growth_that_lasts_is_divergence() -> None:
+    s = solvers.solve(
+        lambda y: 3 * y + 1, torch.zeros(1, 2, dtype=D), solver="picard", max_steps=500, throw=False
+    )
+    assert s.result.item() == Result.diverged
+    assert s.num_steps.item() < 20
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaps(FixedPointSolver):
+    """Tries a point far off at every second step, and goes on from the last one by f."""
+
+    def init(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return y, torch.zeros(len(y), dtype=torch.bool)
+
+    def on_trial(self, carry: tuple[Tensor, Tensor]) -> Tensor:
+        return carry[1]
+
+    def step(self, y: Tensor, fy: Tensor, carry: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        kept, tried = carry
+        following = torch.where(tried[:, None], kept, fy)
+        return torch.where(tried[:, None], following, torch.full_like(y, -1e9)), (following, ~tried)
+
+
+def test_a_trial_point_ends_no_sample() -> None:
+    """It may grow beyond all bounds, or leave the domain of f."""
+    for f in (lambda y: torch.sqrt(y + 2), lambda y: 1 + torch.where(y < 0, -1e30 * y, 0.5 * y)):
+        s = solvers.solve(f, torch.ones(2, 1, dtype=D), solver=Leaps(rtol=1e-9), max_steps=160)
+        assert torch.allclose(s.value, torch.full_like(s.value, 2.0))
+
+
+def test_a_step_without_motion_ends_no_solver_with_a_memory() -> None:
+    """Rounding can make an extrapolation return its start; the next one need not."""
+
+    @final
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Hesitates(FixedPointSolver):
+        def init(self, y: Tensor) -> Tensor:
+            return torch.zeros(len(y))
+
+        def step(self, y: Tensor, fy: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.where((carry % 2 == 0)[:, None], y, fy), carry + 1
+
+    s = solvers.solve(lambda y, x: 0.5 * y + x, torch.zeros(2, 1), torch.ones(2, 1),
+                      solver=Hesitates(), max_steps=60)  # fmt: skip
+    assert s.converged.all()
+
+
+@EACH
+def test_coupled_samples_with_args_are_judged_together(name: str) -> None:
+    f, x = graph_layer()
+    y0 = torch.zeros_like(x)
+    s = solvers.solve(f, y0, x, solver=name, max_steps=400, independent=False, throw=False)
+    true = residual(f, s.value, x)
+    assert torch.allclose(s.residual, true, rtol=1e-6, atol=1e-12)
+    tolerance = 1e-8 + 1e-5 * f(s.value, x).square().mean(1).sqrt()
+    assert (true <= 1.01 * tolerance)[s.converged].all()
+    assert s.rows_evaluated == 40 * s.num_evals
+    if name in ("picard", "anderson", "anderson_safe", "broyden"):
+        assert s.converged.all()
+    joint = solvers.solve(f, y0, x, solver=name, max_steps=400, batch_dims=0, throw=False)
+    assert torch.allclose(joint.residual, true_joint(f, joint, x), rtol=1e-6, atol=1e-12)
+
+
+def true_joint(f: Any, s: Solution, x: Tensor) -> Tensor:
+    return (f(s.value, x) - s.value).square().mean().sqrt()
+
+
+def test_advice_names_the_cure_for_coupled_samples() -> None:
+    f, x = graph_layer()
+    with pytest.raises(RuntimeError) as caught:
+        solvers.solve(f, torch.zeros_like(x), x, max_steps=300)
+    assert "independent=False" in "".join(caught.value.__notes__)
+    # As one state, both are solved by a few steps.
+    vector = torch.linspace(0, 1, 32)
+    with pytest.raises(solvers.SolveError, match=r"32 numbers .* `batch_dims=0`"):
+        solvers.solve(lambda y: vector - y.roll(1), torch.zeros(32))
+    with pytest.raises(solvers.SolveError) as failed:
+        solvers.solve(lambda y: vector.view(8, 4) - y.roll(1, 0), torch.zeros(8, 4), max_steps=3)
+    assert "batch_dims=0" in "".join(failed.value.__notes__)
+
+
+def same(a: Solution, b: Solution) -> None:
+    for field in ("value", "residual", "result", "num_steps"):
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+    assert a.num_evals == b.num_evals
+
+
+@pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
+def test_fast_paths_follow_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without them: as samples, as tokens, and where samples may be coupled."""
+    budget = 6 if name == "newton_krylov" else 25
+    for p in specimens(1):
+        if p.y0.dtype == torch.bfloat16:
+            continue
+        solver = solvers.get_solver(name, rtol=p.rtol, atol=0.0)
+        tokens = [t.unsqueeze(0) for t in (p.y0, *p.args)]
+        cases = [
+            (p.f, (p.y0, *p.args), {}),
+            (p.f, (p.y0, *p.args), {"independent": False}),
+            (lambda y, *a, f=p.f: f(y[0], *(t[0] for t in a))[None], tokens, {"batch_dims": 2}),
+        ]
+        for f, given, options in cases:
+            options = {"max_steps": budget, "throw": False, "compact": False, **options}
+            fast = solvers.solve(f, *given, solver=solver, **options)
+            with monkeypatch.context() as patched:
+                patched.setattr("solvers.ledger.usual_step", lambda *_: False)
+                same(solvers.solve(f, *given, solver=solver, **options), fast)
