@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import solvers
-from implicit import FixedPointLayer, cached_weights, spectral_normalise
+from implicit import Exact, FixedPointLayer, cached_weights, spectral_normalise
 
 NUM_CHAINS, LENGTH, WIDTH, NUM_FEATURES = 60, 15, 16, 4
-ANDERSON = solvers.Anderson(rtol=1e-4)
+ANDERSON, EXACT = solvers.Anderson(rtol=1e-4), Exact(max_steps=400)
 
 
 class Propagation(nn.Module):
@@ -50,7 +50,7 @@ class Network(nn.Module):
         if depth is None:
             # Nodes depend on each other: the graph is one sample, hence batch_dims=0.
             cell = spectral_normalise(Propagation(adjacency), bound=0.99)
-            self.equilibrium = FixedPointLayer(cell, solver=ANDERSON, batch_dims=0, throw=True)
+            self.equilibrium = FixedPointLayer(cell, ANDERSON, EXACT, batch_dims=0, throw=True)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits of every node."""

@@ -100,8 +100,9 @@ class Past(NamedTuple):
     def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
         """With new tokens at the end, or in the room for them."""
         known = self.keys.shape[2] - self.room
-        # A transform, such as the derivative that a solver takes, must not write to outer tensors.
-        if not self.room or transforms_in_force():
+        # Neither a transform, nor what autograd records, as where a solver takes a derivative, may
+        # write to outer tensors.
+        if not self.room or transforms_in_force() or torch.is_grad_enabled():
             pairs = (self.keys, keys), (self.values, values)
             whole = [torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs]
             return Past(whole[0], whole[1], valid)

@@ -83,7 +83,7 @@ class Ledger:
         # Of a linear equation, `start` holds the norm of the right-hand side instead.
         self.given_scale = rhs is not None
         if rhs is not None:
-            self.start = row_norms(rhs)
+            self.start = self._shared(row_norms(rhs))
         # The best at the last look for stalls.
         self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)

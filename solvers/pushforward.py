@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from solvers.torch_internals import load_forward_mode, nested_dual_level, pytree
+from solvers.torch_internals import load_forward_mode, nested_dual_level, plain_attention, pytree
 from solvers.types import Flat, State
 
 # What torch says of an operation without a derivative of its derivative: its own fused kernels,
@@ -192,5 +192,4 @@ def _attention(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         kept = torch.zeros_like(attn_mask, dtype=query.dtype)
         attn_mask = kept.masked_fill(~attn_mask, -torch.inf)
-    plain = torch.ops.aten._scaled_dot_product_attention_math
-    return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+    return plain_attention()(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]

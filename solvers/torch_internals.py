@@ -96,6 +96,7 @@ __all__ = [
     "maybe_current_level",
     "maybe_get_level",
     "nested_dual_level",
+    "plain_attention",
     "pytree",
     "records_without_values",
     "set_code_exec_strategy",
@@ -180,6 +181,14 @@ def cpu_attention() -> tuple[Any, Any]:
     try:
         forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    except AttributeError as error:
+        raise missing(error) from error
+
+
+def plain_attention() -> Any:
+    """The operator that computes attention by its formula, which has derivatives of any order."""
+    try:
+        return torch.ops.aten._scaled_dot_product_attention_math
     except AttributeError as error:
         raise missing(error) from error
 

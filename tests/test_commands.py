@@ -10,6 +10,7 @@ import importlib
 import itertools
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -21,6 +22,7 @@ import pytest
 import tyro
 
 import tasks.lm.compare
+from solvers.registry import SOLVERS
 from tasks.common import command_line
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +37,17 @@ PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", ".venv/bin/pip", "
             "tensorboard", "apt-get")  # fmt: skip
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+MY_SOLVERS = """
+from dataclasses import dataclass
+import solvers
+@solvers.register("heavy_ball")
+@dataclass(frozen=True, kw_only=True)
+class HeavyBall(solvers.FixedPointSolver):
+    def init(self, y): return None
+    def step(self, y, fy, carry): return fy, carry
+"""
 
 
 class Parsed(BaseException):
@@ -90,6 +103,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise Parsed
 
+    # Modules of the reader's own, as the pages call them.
+    (tmp_path / "my_solvers.py").write_text(MY_SOLVERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
+    monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
     monkeypatch.setattr(command_line, "load_newest", stop)
     monkeypatch.setattr(tasks.lm.compare, "search_and_repeat", stop)

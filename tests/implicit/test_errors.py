@@ -129,7 +129,7 @@ def test_map_whose_shape_differs_under_grad_mode(mode: str) -> None:
 
 @MODES
 def test_start_must_be_floating_point(mode: str) -> None:
-    with pytest.raises(TypeError, match=r"`y0` must be floating point: got torch.int64"):
+    with pytest.raises(TypeError, match=r"`y0` must be floating point or complex: got torch.int64"):
         fixed_point(lambda y: y, start().long(), backward=mode)
 
 

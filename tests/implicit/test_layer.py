@@ -1,7 +1,9 @@
 """The layer, and memory that does not grow with the number of steps."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -141,20 +143,28 @@ def test_saved_tensors_grow_with_steps_in_unrolled_mode_only(mode: str, solver: 
     torch.manual_seed(0)
     layer, x = Pull(), torch.randn(3, 4)
 
+    class Saved:
+        def __init__(self, tensor: Tensor):
+            self.tensor = tensor
+
     def saved(max_steps: int) -> tuple[int, int]:
-        sizes: list[int] = []
+        """Tensors that the graph of the solution holds, and their entries."""
+        held: weakref.WeakSet[Saved] = weakref.WeakSet()
 
-        def pack(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.numel())
-            return tensor
+        def pack(tensor: Tensor) -> Saved:
+            kept = Saved(tensor.detach())  # else an output would keep its own graph alive
+            held.add(kept)
+            return kept
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
             endless = solvers.get_solver(solver, rtol=0.0, atol=0.0)
-            fixed_point(
+            s = fixed_point(
                 layer, torch.zeros(3, 4), x, solver=endless, backward=mode, max_steps=max_steps,
                 throw=False,
             )  # fmt: skip
-        return len(sizes), sum(sizes)
+        gc.collect()
+        assert s.value.requires_grad
+        return len(held), sum(kept.tensor.numel() for kept in held)
 
     if mode == "unrolled":
         assert all(many > 2 * few for many, few in zip(saved(4), saved(1), strict=True))

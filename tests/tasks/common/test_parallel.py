@@ -48,8 +48,7 @@ PUZZLES: dict[str, Any] = {
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "vocabulary": 257, "context": 16, "width": 16, "num_heads": 2, "backbone_blocks": 1,
-    "steps": STEPS, "batch_size": 4, "free_steps": 30, "rtol": 1e-2, "eval_tokens": 64,
-    "warmup": 1,
+    "steps": STEPS, "batch_size": 4, "free_steps": 30, "rtol": 1e-2, "eval_tokens": 64, "warmup": 1,
 }  # fmt: skip
 CASES: dict[str, Any] = {
     "sudoku": SudokuConfig(**PUZZLES, refill=True),
