@@ -68,7 +68,6 @@ def solve_affine(
     """
     joint = solver.linear and not context.independent
     batch_dims = 0 if joint else min(context.batch_dims, 1)
-    rhs = list(v) if context.independent or not batch_dims else _measure(v)
     # One tensor goes without its list, which the solvers pack faster.
     single = len(v) == 1
     with torch.no_grad():
@@ -78,10 +77,10 @@ def solve_affine(
             max_steps=max_steps,
             batch_dims=batch_dims,
             independent=context.independent,
-            rhs=rhs[0] if single else rhs,
+            rhs=v[0] if single else list(v),
         )
         u = [solution.value] if single else list(solution.value)
-        lost = _lost(u, rhs, solution, solver, batch_dims)
+        lost = _lost(u, v, solution, solver, batch_dims, context.independent)
         if bool(lost.any()):
             u, solution = _withdrawn(solution, lost, u, start, affine)
     if batch_dims != context.batch_dims:
@@ -90,23 +89,26 @@ def solve_affine(
 
 
 def _lost(
-    u: list[Tensor],
-    rhs: list[Tensor],
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
     solution: Solution,
     solver: FixedPointSolver,
     batch_dims: int,
+    independent: bool,
 ) -> Tensor:
     """Samples whose v is lost in the rounding of u, so that their residual says nothing.
 
     The equation may have no solution; then u grows until a residual cannot be told from zero.
     """
-    layout = Layout(u, batch_dims)
+    layout = Layout(list(u), batch_dims)
     if not sum(layout.sizes):
         return torch.zeros_like(solution.converged)
     eps = torch.finfo(layout.dtype).eps
     largest, size = (
-        torch.linalg.vector_norm(layout.pack(leaves), torch.inf, dim=1) for leaves in (u, rhs)
+        torch.linalg.vector_norm(layout.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
     )
+    if not independent:  # a sample that v leaves out has a part in the others
+        size = size.amax()
     lost = 0.5 * eps * largest > solver.atol + max(solver.rtol, 4 * eps) * size
     return solution.converged & lost.view(solution.result.shape)
 
@@ -141,18 +143,6 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
         result=spread(solution.result),
         num_steps=spread(solution.num_steps),
     )
-
-
-def _measure(v: Sequence[Tensor]) -> list[Tensor]:
-    """By what to measure samples that may be coupled: their own rms, or that of them all.
-
-    A sample that the loss leaves out has a part in the equation of those that depend on it.
-    """
-    layout = Layout(list(v), 1)
-    own = _rms(list(v), layout)
-    finite = torch.where(own.isfinite(), own, 0.0)
-    size = torch.maximum(own, _rms(finite, Layout(finite, 0)))
-    return list(layout.unpack(size[:, None].expand(-1, sum(layout.sizes))))
 
 
 def _rms(leaves: Any, layout: Layout) -> Tensor:

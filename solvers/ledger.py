@@ -83,7 +83,11 @@ class Ledger:
         # Of a linear equation, `start` holds the norm of the right-hand side instead.
         self.given_scale = rhs is not None
         if rhs is not None:
-            self.start = self._shared(row_norms(rhs))
+            self.start = row_norms(rhs)
+            if not independent:  # a sample that b leaves out has a part in the others
+                known = self.start.nan_to_num(0.0, 0.0, 0.0)
+                together = row_norms(known[None]) / math.sqrt(max(len(known), 1))
+                self.start = torch.maximum(self.start, together)
         # The best at the last look for stalls.
         self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
