@@ -29,12 +29,12 @@ class Isolation:
 
     Attributes:
         bad: Shape `(*batch,)`, at least one dim.
-        donor: Flat index of a good sample, of shape (1,).
+        donor: Flat index of a good sample, of shape (1,); None if there is none.
         alone: Whether no sample can influence another, so that a bad one may get any state.
     """
 
     bad: Tensor
-    donor: Tensor
+    donor: Tensor | None
     alone: bool
 
     @classmethod
@@ -44,7 +44,8 @@ class Isolation:
             # What all tokens of a row share can be replaced for all of them only.
             rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
             bad = rows.reshape((-1, *[1] * (bad.ndim - 1))).expand_as(bad)
-        donor = (~bad).flatten().to(torch.int8).argmax().view(1)
+        good = (~bad).flatten()
+        donor = good.to(torch.int8).argmax().view(1) if bool(good.any()) else None
         return cls(bad, donor, independent and bad.ndim == 1)
 
     def args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -83,6 +84,9 @@ class Isolation:
         return as_wide(rows, leaf)
 
     def _replaced(self, leaf: Tensor, mask: Tensor) -> Tensor:
+        if self.donor is None:  # any number will do at which maps are smooth
+            number = 0 if not (leaf.is_floating_point() or leaf.is_complex()) else 0.5
+            return _Merge.apply(_straight, mask, leaf, torch.full_like(leaf, number).detach())
         if leaf.shape[: self.bad.ndim] == self.bad.shape:
             samples, donor = leaf.detach().flatten(0, self.bad.ndim - 1), self.donor
         else:
@@ -96,10 +100,7 @@ def isolated(solution: Solution, args: tuple[Any, ...], independent: bool) -> Is
     if not bool(solution.result.any()):  # all converged: the usual case, in one look
         return None
     bad = bad_samples(solution.residual, solution.result)
-    if not bool(bad.any()) or bool(bad.all()):
-        return None
-    apart = Isolation.of(bad, args, independent)
-    return None if bool(apart.bad.all()) else apart
+    return Isolation.of(bad, args, independent) if bool(bad.any()) else None
 
 
 def bad_samples(residual: Tensor, result: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from solvers.layout import Layout, map_tensors, take_rows, tensors_of
 from solvers.ledger import Ledger, check_unchanged
 from solvers.promises import Promises
 from solvers.pushforward import Affine, Linearisation
-from solvers.solution import Result, Solution
+from solvers.solution import Solution
 from solvers.torch_internals import (
     is_legacy_batchedtensor,
     pytree,
@@ -84,7 +84,10 @@ class FixedPointSolver(ABC):
         return None
 
     def given_up(self, carry: Any) -> Mask | None:
-        """Samples that the last step left where they were for good: they are `stalled`."""
+        """Samples that the last step left where they were for good: they are `stalled`.
+
+        Where samples may move each other, not before all that may move them are at rest.
+        """
         return None
 
     def begin(
@@ -103,7 +106,7 @@ class FixedPointSolver(ABC):
 
     def check_tokens(self, layout: Layout) -> None:
         """Raise a ValueError where tokens are to have verdicts and the solver mixes them."""
-        if layout.samples_per_row > 1 and not self.promises.tokens:
+        if layout.has_tokens and not self.promises.tokens:
             raise ValueError(
                 f"{type(self).__name__} solves all tokens of a row together, so that a token would "
                 "see those behind it: it refuses `batch_dims=2`. Use another solver, or "
@@ -185,7 +188,7 @@ class FixedPointSolver(ABC):
                 del fy  # where it is not the next iterate, `f` may need its memory
                 stuck = self.given_up(carry)
                 if stuck is not None:
-                    ledger.stop(stuck, Result.stalled)
+                    ledger.give_up(stuck)
                 y = self.advance(y, layout.round(y_next), carry, ledger)
                 del y_next
                 if ledger.num_running == 0:
@@ -271,7 +274,7 @@ class Evaluation:
         if self.rhs is not None:
             return Affine(flat, self.rhs)
         # J^T would tell a token of those behind it.
-        return Linearisation(flat, y, transposable=self.layout.samples_per_row == 1)
+        return Linearisation(flat, y, transposable=not self.layout.has_tokens)
 
     def _closed(self, state: State) -> State:
         if not self.autocast:

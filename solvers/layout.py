@@ -76,6 +76,11 @@ class Layout:
         """Samples that live and leave together, as the tokens of one sequence do."""
         return math.prod(self.batch_shape[1:])
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the samples of a row are judged apart, but live and leave together."""
+        return self.batch_dims >= 2
+
     def pack(self, state: State) -> Flat:
         """Pytree -> matrix of shape (samples, entries)."""
         if self.is_matrix:
@@ -125,7 +130,11 @@ class Layout:
             )
         found = []
         for value, shape, dtype in zip(given, self.shapes, self.dtypes, strict=True):
-            tensor = torch.as_tensor(value, dtype=dtype.to_real(), device=self.device).detach()
+            usable = isinstance(value, int | float | Tensor) and not torch.is_complex(
+                torch.as_tensor(value)
+            )
+            tensor = torch.as_tensor(value if usable else 0.0, dtype=dtype.to_real())
+            tensor = tensor.detach().to(self.device)
             fits = tensor.ndim <= len(shape) and all(
                 a in (1, b) for a, b in zip(tensor.shape[::-1], shape[::-1], strict=False)
             )

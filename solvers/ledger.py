@@ -28,7 +28,7 @@ MANY_NUMBERS = 2**14
 # What the ledger holds for each sample.
 COLUMNS = [
     "index", "value", "norm", "best", "first", "start", "peak", "limit", "mark", "result",
-    "num_steps",
+    "num_steps", "rested",
 ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class Ledger:
         # What the usual step is compared with: no norm below it is left to that path.
         self.floor = self.atol_tensor.clamp(min=self.smallest)
         self.independent = independent
-        self.joint = layout.samples_per_row > 1
+        self.joint = layout.has_tokens
         self.coupled = self.joint or not independent
         # Whether `value` holds points, or residuals, of different steps although they may depend
         # on each other: it must then be measured as a whole.
@@ -93,6 +93,8 @@ class Ledger:
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.num_running, self.stopped, self.stopped_rows = count, None, None
+        # Who had stopped when a solver gave up last.
+        self.rested = torch.zeros_like(self.result, dtype=torch.bool)
         # Norms of f(y) - y and of f(y) at the last point, and whose was a trial.
         self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
         self.routine = self.may_compact = False
@@ -131,6 +133,15 @@ class Ledger:
         """A sample that is alone and is not moved by one digit has reached its end."""
         with torch.no_grad():
             self.stop((y_next == y).all(1), Result.stalled)
+
+    def give_up(self, samples: Mask) -> None:
+        """Stall those whose solver sees no way on, once nothing is left that may move them."""
+        if self.coupled:
+            settled = self.result >= 0
+            # Where another one has just come to rest, there is one more step to follow it.
+            unchanged = self._at_rest(settled == self.rested)
+            samples, self.rested = samples & unchanged & self._at_rest(samples | settled), settled
+        self.stop(samples, Result.stalled)
 
     def stop(self, samples: torch.Tensor, result: Result) -> None:
         """End those of the samples (a mask) that still run."""
@@ -313,7 +324,7 @@ class Ledger:
     ) -> torch.Tensor:
         """Set `result` for all who are not settled; return whose point is to be recorded."""
         known = norm.isfinite() if trial is None else norm.isfinite() & ~trial
-        self.peak = torch.maximum(self.peak, norm.where(known, self.peak))
+        self.peak = torch.maximum(self.peak, torch.minimum(norm, scale).where(known, self.peak))
         converged = self.rule.converged(norm, scale, self.past)
         resumed = (self.result == Result.converged) & ~converged & ~settled
         gain = ((norm < self.best) | converged | resumed) & ~settled
@@ -326,13 +337,7 @@ class Ledger:
         stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
             stalled |= self.look(norm, scale, step, trial)
-        if self.coupled:
-            # A sample waits for those that may move it. For tokens these are the ones before it:
-            # waiting for those behind it would let a causal model see them.
-            quiet = (stalled | converged | settled).view(-1, self.layout.samples_per_row)
-            if not self.independent:
-                quiet = quiet.all(0, keepdim=True).expand(len(quiet), -1)
-            stalled &= quiet.cummin(1).values.flatten()
+        stalled &= self._at_rest(stalled | converged | settled)
         code = torch.full_like(self.result, RUNNING)
         code[stalled] = int(Result.stalled)
         far = self.rule.ran_away(norm, scale, self.past)
@@ -348,6 +353,19 @@ class Ledger:
         recorded = (~settled & norm.isfinite()) if self.joint else gain
         self.norm = torch.where(recorded, norm, self.norm)
         return recorded
+
+    def _at_rest(self, quiet: Mask) -> Mask:
+        """Samples that, with all that may move them, are quiet.
+
+        For tokens these are the ones before it: waiting for those behind it would let a causal
+        model see them.
+        """
+        if not self.coupled:
+            return quiet
+        rows = quiet.view(-1, self.layout.samples_per_row)
+        if not self.independent:
+            rows = rows.all(0, keepdim=True).expand(len(rows), -1)
+        return rows.cummin(1).values.flatten()
 
     def _patience(self) -> Index:
         """Steps that growth may last: twice the entries that can influence each sample."""

@@ -1,7 +1,7 @@
 """The rule by which a sample has converged, runs away, diverges or stalls.
 
-With r = |f(y) - y| and s = |f(y)| at a point, r0 and s0 at the start, and r1 the largest residual
-so far, a sample has converged if r is finite and
+With r = |f(y) - y| and s = |f(y)| at a point, r0 and s0 at the start, and r1 the larger of r0 and
+the largest min(r, s) since, a sample has converged if r is finite and
 
     r <= atol + rtol * s     where r <= FALL * r0,
     r <= atol + rtol * min(s, s0)    elsewhere:
@@ -42,7 +42,10 @@ STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 
 
 class Past(NamedTuple):
-    """Norms of the residual and of f(y) at the start, and of the largest residual since."""
+    """Norms of the residual and of f(y) at the start, and the largest min of the two since.
+
+    The min, since a large residual far off, where f(y) is small, says nothing of those elsewhere.
+    """
 
     first: PerSample
     start: PerSample

@@ -42,6 +42,7 @@ def _of_tokens(prop: Callable[..., Failures]) -> Callable[..., Failures]:
     return wrapped
 
 
+@_of_tokens
 def rows_without_tokens_keep_their_shape(solver: FixedPointSolver) -> Failures:
     """Three rows of no token."""
     y0 = torch.zeros(3, 0, 4)
@@ -155,7 +156,7 @@ def no_token_sees_what_follows_or_other_rows(
     steps = seed % 7 if max_steps is None else max_steps
 
     def causal(y: Tensor, x: Tensor) -> Tensor:
-        mixed = [(weight[i, : i + 1, None] * y[:, : i + 1]).sum(1) for i in range(4)]
+        mixed = [(weight[i, : i + 1, None] * y[:, : i + 1]).sum(1) for i in range(y.shape[1])]
         z = torch.stack(mixed, 1)
         return (z if solver.linear else z / (1 + z.abs())) + x
 
@@ -168,6 +169,10 @@ def no_token_sees_what_follows_or_other_rows(
 
     other = x.clone()
     other[0, 2:] = 3 * torch.randn(2, x.shape[2], generator=g, dtype=torch.float64)
-    for what, changed in (("what follows", other), ("other rows", x[:1])):
+    cases = ("what follows", other), ("other rows", x[:1]), ("none behind", x[:, :2])
+    for what, changed in cases:
         for a, b in zip(first_tokens(x), first_tokens(changed), strict=True):
             yield from label(f"{steps=}, {strength=}, {what}", differ("token", b, a))
+    alone = first_tokens(x[:, :1])
+    for a, b in zip(first_tokens(x), alone, strict=True):
+        yield from label(f"{steps=}, {strength=}, alone", differ("token", b, a[:1]))
