@@ -324,7 +324,7 @@ class Ledger:
     ) -> torch.Tensor:
         """Set `result` for all who are not settled; return whose point is to be recorded."""
         known = norm.isfinite() if trial is None else norm.isfinite() & ~trial
-        self.peak = torch.maximum(self.peak, torch.minimum(norm, scale).where(known, self.peak))
+        self.peak = torch.where(known, self.rule.peak(norm, scale, self.peak), self.peak)
         converged = self.rule.converged(norm, scale, self.past)
         resumed = (self.result == Result.converged) & ~converged & ~settled
         gain = ((norm < self.best) | converged | resumed) & ~settled

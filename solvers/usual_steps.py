@@ -94,7 +94,7 @@ def _uneven(ledger: "Ledger", norm: PerSample, scale: PerSample) -> bool:
     if not in_range:
         return False
     if not all_fine:
-        ledger.peak = torch.maximum(ledger.peak, torch.minimum(norm, scale))
+        ledger.peak = ledger.rule.peak(norm, scale, ledger.peak)
     everyone = all_fine and (stopped is None or not ledger.independent)
     ledger.norm = ledger.best = norm if everyone else torch.where(due, norm, ledger.best)
     ledger.improved = None if all_fine else fine

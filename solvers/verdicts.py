@@ -1,7 +1,7 @@
 """The rule by which a sample has converged, runs away, diverges or stalls.
 
-With r = |f(y) - y| and s = |f(y)| at a point, r0 and s0 at the start, and r1 the larger of r0 and
-the largest min(r, s) since, a sample has converged if r is finite and
+With r = |f(y) - y| and s = |f(y)| at a point, r0 and s0 at the start, and r1 the largest residual
+so far that is of the size of s there, a sample has converged if r is finite and
 
     r <= atol + rtol * s     where r <= FALL * r0,
     r <= atol + rtol * min(s, s0)    elsewhere:
@@ -42,10 +42,7 @@ STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 
 
 class Past(NamedTuple):
-    """Norms of the residual and of f(y) at the start, and the largest min of the two since.
-
-    The min, since a large residual far off, where f(y) is small, says nothing of those elsewhere.
-    """
+    """Norms of the residual and of f(y) at the start, and the largest residual; see `peak`."""
 
     first: PerSample
     start: PerSample
@@ -89,6 +86,15 @@ class StopRule:
         if math.isinf(self.growth):
             return torch.zeros_like(norm, dtype=torch.bool)
         return (scale > FAR * torch.maximum(past.first, past.start)) & (norm > FALL * past.peak)
+
+    def peak(self, norm: PerSample, scale: PerSample, before: PerSample) -> PerSample:
+        """The largest residual so far, of those that are of the size of f(y).
+
+        A larger one, far off where f(y) is small, says nothing of the residuals elsewhere; a much
+        smaller one may be rounding.
+        """
+        found = torch.where(norm >= FALL * scale, torch.minimum(norm, scale), before)
+        return torch.maximum(before, found)
 
     def growth_limit(self, past: Past) -> PerSample:
         """The largest residual of a sample that has not diverged."""

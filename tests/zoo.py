@@ -313,8 +313,9 @@ def specimen(kind: str, seed: int, dtype: torch.dtype) -> Specimen:
         scale = {"tiny": 0.0, "huge": 0.0}.get(kind, float(draw.coin()))
         y0 = scale * draw.normal()
     broken = torch.zeros(draw.rows, dtype=torch.bool) if made.broken is None else made.broken
+    # Contiguous, as parts of a batch will be: sums are taken in another order along other strides.
     return Specimen(
-        kind, seed, made.f, y0.to(dtype), tuple(arg.to(dtype) for arg in made.args),
+        kind, seed, made.f, y0.to(dtype), tuple(arg.to(dtype).contiguous() for arg in made.args),
         made.rtol or TOLERANCES[dtype], made.solvable, made.picard, broken,
     )  # fmt: skip
 
