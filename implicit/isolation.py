@@ -29,12 +29,14 @@ class Isolation:
 
     Attributes:
         bad: Shape `(*batch,)`, at least one dim.
-        donor: Flat index of a good sample, of shape (1,); None if there is none.
+        donor: Flat index of a good sample, of shape (1,).
+        found: Whether there is one, as a tensor.
         alone: Whether no sample can influence another, so that a bad one may get any state.
     """
 
     bad: Tensor
-    donor: Tensor | None
+    donor: Tensor
+    found: Tensor
     alone: bool
 
     @classmethod
@@ -45,8 +47,8 @@ class Isolation:
             rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
             bad = rows.reshape((-1, *[1] * (bad.ndim - 1))).expand_as(bad)
         good = (~bad).flatten()
-        donor = good.to(torch.int8).argmax().view(1) if bool(good.any()) else None
-        return cls(bad, donor, independent and bad.ndim == 1)
+        donor = good.to(torch.int8).argmax().view(1)
+        return cls(bad, donor, good.any(), independent and bad.ndim == 1)
 
     def args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments, those of a bad sample replaced; a loss that it is part of sees NaN."""
@@ -84,14 +86,14 @@ class Isolation:
         return as_wide(rows, leaf)
 
     def _replaced(self, leaf: Tensor, mask: Tensor) -> Tensor:
-        if self.donor is None:  # any number will do at which maps are smooth
-            number = 0 if not (leaf.is_floating_point() or leaf.is_complex()) else 0.5
-            return _Merge.apply(_straight, mask, leaf, torch.full_like(leaf, number).detach())
         if leaf.shape[: self.bad.ndim] == self.bad.shape:
             samples, donor = leaf.detach().flatten(0, self.bad.ndim - 1), self.donor
         else:
             samples, donor = leaf.detach(), self.donor // self.bad[0].numel()
-        other = samples.index_select(0, donor).squeeze(0).expand_as(leaf)
+        # Without a good sample, any number will do at which maps are smooth.
+        number = 0.5 if leaf.is_floating_point() or leaf.is_complex() else 0
+        other = samples.index_select(0, donor).squeeze(0)
+        other = torch.where(self.found, other, torch.full_like(other, number)).expand_as(leaf)
         return _Merge.apply(_straight, mask, leaf, other)
 
 

@@ -76,7 +76,7 @@ class PeerSolver(FixedPointSolver):
         Raises:
             ValueError: One run would cover several tokens, whose verdicts are to be causal.
         """
-        if ledger.joint and not ledger.independent:
+        if ledger.layout.samples_per_row > 1 and not ledger.independent:
             raise ValueError(
                 f"{type(self).__name__} solves all samples as one vector where they may be "
                 "coupled, so that a token would see those behind it. With `batch_dims=2` give it "

@@ -190,3 +190,16 @@ def test_transforms(transform: str, mode: str) -> None:
     if transform in ("grad", "jvp"):
         made_up = run(spoiled, slice(1, 3))
         assert not made_up.isfinite().all()
+
+
+@MODES
+@pytest.mark.filterwarnings("ignore:The gradient is approximate")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_batch_of_bad_samples_alone_has_a_gradient_of_zero(mode: str, bad: float) -> None:
+    weight = WEIGHT.clone().requires_grad_()
+    for solve in (of_args, of_a_tree):
+        s = solve(weight, torch.full_like(X, bad), mode)
+        assert not s.converged.any()
+        value = s.value if isinstance(s.value, Tensor) else s.value["a"]
+        (found,) = torch.autograd.grad(value[s.converged].sum(), weight)
+        assert torch.equal(found, torch.zeros_like(weight))
