@@ -148,7 +148,3 @@ def _straight(_: Tensor, v: Tensor) -> Tensor:
 
 def _cut(mask: Tensor, v: Tensor) -> Tensor:
     return torch.where(mask & v.isfinite(), 0.0, v)
-
-
-def _told(mask: Tensor, v: Tensor) -> Tensor:
-    return torch.where(mask & (v != 0), torch.nan, v)
