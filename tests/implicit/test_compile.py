@@ -107,9 +107,9 @@ def test_compiled_map_is_compiled_a_bounded_number_of_times() -> None:
         solve(rows, 3)
     settled, run = graphs.compiled, graphs.run
     assert settled <= 6
-    solve(2, 40)
+    solve(2, 12)  # fewer than it takes to come to rest
     assert graphs.compiled == settled
-    assert graphs.run - run > 40
+    assert graphs.run - run > 12
 
 
 def test_compiled_map_survives_compaction() -> None:

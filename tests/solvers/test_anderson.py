@@ -88,3 +88,12 @@ def test_a_window_larger_than_the_state_does_not_break_float32(size: int) -> Non
         lambda y, x: 0.9 * y.sin() + x, torch.zeros(1, size), torch.ones(1, size), throw=False
     )
     assert s.converged.all(), s.describe()
+
+
+@pytest.mark.parametrize("stiffness", [[1e4], [1.0, 2.0, 3.0, 4.0, 1e4], [1e7], [1.0, 1e3, 1e7]])
+def test_stiff_linear_maps_converge_in_few_steps(stiffness: list[float]) -> None:
+    """A ridge of 1e-6 held float64 off where |J| is above its inverse."""
+    k = torch.tensor(stiffness, dtype=torch.float64)
+    b = torch.ones(1, len(k), dtype=torch.float64)
+    s = solvers.solve(lambda y: b - k * y, b, max_steps=15, throw=False)
+    assert s.converged.all(), s.describe()
