@@ -33,15 +33,24 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
                     raise
                 given: dict[str, Any] = kwargs
                 chosen = {key: given.get(key, parameters[key].default) for key in registries}
-                advice = _advice(unknown[0], given[unknown[0]], registries, chosen)
-                if advice is None:
-                    close = difflib.get_close_matches(unknown[0], parameters, n=1)
-                    advice = f"Did you mean {close[0]!r}?" if close else "It is no option here."
+                known = [*parameters, *_options(registries)]
+                close = difflib.get_close_matches(unknown[0], known, n=1) or unknown[:1]
+                if close[0] in parameters:
+                    advice = f"Did you mean {close[0]!r}?"
+                else:
+                    found = _advice(close[0], given[unknown[0]], registries, chosen)
+                    advice = found or "It is no option here."
                 raise TypeError(f"{error}. {advice}") from None
 
         return explained
 
     return decorate
+
+
+def _options(registries: dict[str, Registry[Any]]) -> set[str]:
+    """The options of all entries."""
+    entries = [cls for registry in registries.values() for cls in registry.entries.values()]
+    return {field.name for cls in entries for field in dataclasses.fields(cls)}
 
 
 def _advice(

@@ -315,3 +315,19 @@ def test_every_result_has_a_message() -> None:
         "converged", "max_steps", "diverged", "nonfinite", "stalled",
     ]  # fmt: skip
     assert all(result.message for result in Result)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "advice"),
+    [
+        ("rtol", ", rtol=3)"),
+        ("tol", ", rtol=3)"),
+        ("histroy", ", history=3)"),
+        ("max_iter", "Did you mean 'max_steps'?"),
+        ("unheard", "It is no option here."),
+    ],
+)
+def test_an_unknown_keyword_is_told_where_its_option_lives(keyword: str, advice: str) -> None:
+    for call in (solvers.solve, solvers.root):
+        with pytest.raises(TypeError, match=re.escape(advice)):
+            call(half, Y0, **{keyword: 3})
