@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from implicit.graft import graft, pull_back
+from implicit.autograd import graft, pull_back
 from solvers import Anderson, FixedPointSolver, Solution
 from solvers.torch_internals import pytree
 from solvers.types import Index, State

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from implicit.autograd import graft
 from implicit.base import BackwardMode, ClosedMap, SolveContext
-from implicit.graft import graft
-from implicit.isolation import Isolation, isolated
-from implicit.registry import MODES
-from implicit.transforms import (
+from implicit.functorch import (
     solve_transformed,
     transforms_active,
 )
-from implicit.unrolled import Unrolled
+from implicit.isolation import Isolation, isolated
+from implicit.modes.unrolled import Unrolled
+from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from implicit.plots import plot_trajectory
+from implicit.diagnostics.plots import plot_trajectory
 from models import AttractorLM
 from tasks.common.checkpoint import Checkpoint
 from tasks.common.command_line import CommandLine, print_json, take

@@ -21,8 +21,8 @@ from torch import Tensor
 from implicit.base import AdjointMode, BackwardMode, SolveContext
 from implicit.closure import ClosedOver
 from implicit.derivatives import Leaves, primals, pulled, pushed, to_front, zeros_for
-from implicit.exact import Exact
 from implicit.isolation import Isolation, bad_samples, told
+from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.layout import as_wide

@@ -8,7 +8,9 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from implicit.adjoint import (
+from implicit.autograd import graft, pull_back
+from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
+from implicit.modes.adjoint import (
     AffineMap,
     Preconditioner,
     adjoint_solver,
@@ -18,10 +20,8 @@ from implicit.adjoint import (
     solve_affine,
     warn_of_failure,
 )
-from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.graft import graft, pull_back
+from implicit.modes.warm_start import WarmStart
 from implicit.registry import register
-from implicit.warm_start import WarmStart
 from solvers import FixedPointSolver, SolveError
 from solvers.layout import as_wide
 from solvers.registry import LINEAR, SOLVERS, unknown

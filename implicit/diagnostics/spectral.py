@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from implicit.products import FlatMap, flat_map, jacobian_product, transposed_product
+from implicit.diagnostics.products import FlatMap, flat_map, jacobian_product, transposed_product
 from solvers.layout import Layout
 from solvers.types import Flat, Map, PerSample, Small, State
 

@@ -7,8 +7,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from implicit.autograd import graft
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.graft import graft
 from implicit.registry import register
 from solvers.torch_internals import pytree
 from solvers.types import State
