@@ -1,4 +1,7 @@
-"""Put a gradient onto a value: the autograd node that the implicit modes share."""
+"""Attach a gradient to a value: the road of plain autograd, which the implicit modes share.
+
+`functorch.py` is the other road; `fixed_point.py` says why there are two.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,30 +14,33 @@ from solvers.torch_internals import pytree
 from solvers.types import State
 
 # From the saved inputs and the output's cotangent to one cotangent (or None) per input.
-Pull = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor | None]]
+VjpRule = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor | None]]
 
 
-def graft(value: State, inputs: Sequence[Tensor], pull: Pull) -> State:
-    """`value`, whose cotangent v reaches `inputs` as pull(inputs, v).
+def attach_vjp(value: State, inputs: Sequence[Tensor], vjp: VjpRule) -> State:
+    """Return `value` with a gradient: its cotangent v reaches `inputs` as vjp(inputs, v).
 
-    If `pull` is made of differentiable operations, it is differentiated in turn with
+    If `vjp` is made of differentiable operations, it is differentiated in turn with
     respect to the inputs and v.
     """
     leaves, spec = pytree.tree_flatten(value)
-    grafted = _Graft.apply(pull, len(leaves), *leaves, *inputs)
-    return pytree.tree_unflatten(list(grafted), spec)
+    attached = _AttachVjp.apply(vjp, len(leaves), *leaves, *inputs)
+    return pytree.tree_unflatten(list(attached), spec)
 
 
-def pull_back(
-    path: Sequence[Tensor], anchor: Sequence[Tensor], u: Sequence[Tensor]
+def recorded_vjp(
+    fy: Sequence[Tensor], y: Sequence[Tensor], u: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """J^T u with J = d path / d anchor; None where nothing depends on an anchor."""
-    recorded = [i for i, leaf in enumerate(path) if leaf.requires_grad]
+    """Multiply u by the transpose of d fy / d y, through the graph that recorded `fy`.
+
+    The product is None for each tensor of `y` on which nothing depends.
+    """
+    recorded = [i for i, leaf in enumerate(fy) if leaf.requires_grad]
     if not recorded:
-        return [None] * len(anchor)
+        return [None] * len(y)
     return torch.autograd.grad(
-        [path[i] for i in recorded],
-        list(anchor),
+        [fy[i] for i in recorded],
+        list(y),
         [u[i] for i in recorded],
         retain_graph=True,
         create_graph=torch.is_grad_enabled(),
@@ -42,10 +48,10 @@ def pull_back(
     )
 
 
-class _Graft(torch.autograd.Function):
+class _AttachVjp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pull: Pull, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.pull, ctx.count = pull, count
+    def forward(ctx: Any, vjp: VjpRule, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.rule, ctx.count = vjp, count
         ctx.save_for_backward(*tensors[count:])
         # Fresh tensors, not views, so that the caller may change the value in place.
         return tuple(tensor.clone() for tensor in tensors[:count])
@@ -53,4 +59,4 @@ class _Graft(torch.autograd.Function):
     @staticmethod
     @uncompiled
     def backward(ctx: Any, *v: Tensor) -> Any:
-        return (None, None, *(None,) * ctx.count, *ctx.pull(ctx.saved_tensors, v))
+        return (None, None, *(None,) * ctx.count, *ctx.rule(ctx.saved_tensors, v))

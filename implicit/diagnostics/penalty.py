@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit.diagnostics.products import flat_map
+from implicit.diagnostics.jacobian import flat_map
 from solvers.layout import Layout
 from solvers.types import Map, State
 

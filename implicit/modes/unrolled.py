@@ -36,7 +36,7 @@ class Unrolled(BackwardMode):
     checkpoint: bool = False
 
     def recorded(self, f: Map) -> Map:
-        """The map as the solver is to call it."""
+        """Return the map that the solver calls: `f`, or `f` recomputed in the backward pass."""
         if not self.checkpoint:
             return f
 
@@ -46,5 +46,5 @@ class Unrolled(BackwardMode):
         return rerun
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """The solve was recorded: nothing to add."""
+        """Return `y_star` as it is, since the solve has been recorded."""
         return y_star

@@ -13,10 +13,9 @@ FlatMap: TypeAlias = Callable[[Flat], Flat]
 
 
 def flat_map(f: Map, args: tuple[Any, ...], layout: Layout) -> FlatMap:
-    """`f(., *args)` from matrix to matrix, under the autocast of whoever calls this function.
+    """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
 
-    What the result calls outside `f` is in the caller's grad mode and in full precision, if
-    the caller has switched autocast off by then.
+    Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
     """
     device = layout.device.type
     autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -30,8 +29,8 @@ def flat_map(f: Map, args: tuple[Any, ...], layout: Layout) -> FlatMap:
     return flat
 
 
-def jacobian_product(f: FlatMap, y: Flat) -> FlatMap:
-    """Make v -> J v at `y`, by forward mode: one call of `f` per product, no graph."""
+def jvp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J v at `y`, by forward mode: one call of `f` each, no graph."""
 
     def product(v: Flat) -> Flat:
         try:
@@ -43,8 +42,8 @@ def jacobian_product(f: FlatMap, y: Flat) -> FlatMap:
     return product
 
 
-def transposed_product(f: FlatMap, y: Flat) -> FlatMap:
-    """Make v -> J^T v at `y`, by reverse mode: one recorded call of `f` for all products."""
+def vjp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J^T v at `y`, by reverse mode: one recorded call of `f` for all."""
     with torch.inference_mode(False), torch.enable_grad():
         y = y.detach().clone().requires_grad_()
         fy = f(y)
