@@ -21,7 +21,7 @@ Start = Literal["proposal", "zeros", "noise"]
 
 @dataclasses.dataclass(frozen=True)
 class AttractorOutput:
-    """What one pass of an `Attractor` gives.
+    """The result of one pass of an `Attractor`.
 
     Attributes:
         value: The equilibrium y*, with its gradient.
@@ -45,8 +45,8 @@ class Attractor(nn.Module):
             and "phantom" for puzzles.
         max_steps: Budget of updates; a single call may override it.
         batch_dims: Leading dims of `y0` that index samples.
-        start_noise: In training, a solve that starts at the proposal starts beside it: normal
-            noise of this standard deviation is added (to the start alone, not to y0).
+        start_noise: In training, normal noise of this standard deviation is added to the start
+            of a solve that starts at the proposal (and not to y0, which the refiner gets).
         start: Where a solve starts unless the call says so: at the proposal, at zeros, or at
             standard normal noise.
 
@@ -118,7 +118,7 @@ class Attractor(nn.Module):
         start: State | None = None,
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
-        """As `forward`, from a proposal that is known; `args` go to the refiner after it."""
+        """Refine a proposal that is known; `args` are passed to the refiner after it."""
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
         first = self._first(proposal)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Layout
+from models import TokenLayout
 from solvers import get_solver
 from tasks.common.grid_config import ModelName
 from tasks.common.program import Inference, write_program
@@ -108,7 +108,7 @@ def test_a_program_needs_no_code_of_ours(name: str, tmp_path: Path) -> None:
     ("task", "options"),
     [
         *(("sudoku", {"model": name}) for name in get_args(ModelName)),
-        *(("sudoku", {"layout": name}) for name in get_args(Layout)),
+        *(("sudoku", {"layout": name}) for name in get_args(TokenLayout)),
         *(("maze", {"layout": name}) for name in ("image", "attention", "mixer")),
         ("maze", {"model": "transformer"}),
         ("sudoku", {"model": "reasoner", "halting": True}),
