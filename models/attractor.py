@@ -88,6 +88,11 @@ class Attractor(nn.Module):
             refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
         )
 
+    @property
+    def solving(self) -> FixedPointLayer:
+        """The layer that solves: its solver may be replaced after training."""
+        return self.refiner
+
     def forward(
         self,
         x: Any,

@@ -208,6 +208,8 @@ class GridTransformer(nn.Module):
     through one loop.
     """
 
+    solving: None = None
+
     def __init__(self, spec: GridSpec):
         super().__init__()
         depth = spec.backbone_blocks + spec.refiner_blocks

@@ -145,6 +145,11 @@ class Cache(NamedTuple):
 class LanguageModel(Protocol):
     """What training and generation need of a model."""
 
+    @property
+    def solving(self) -> FixedPointLayer | None:
+        """The layer that solves, if there is one."""
+        ...
+
     def __call__(self, ids: Tensor, *, max_steps: int | None = None) -> LanguageOutput:
         """Logits of every token."""
         ...
@@ -303,6 +308,8 @@ class TransformerLM(nn.Module):
 
     Takes and ignores the attractor's options, so that both train through one loop.
     """
+
+    solving: None = None
 
     def __init__(self, spec: LanguageSpec):
         super().__init__()

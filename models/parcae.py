@@ -28,6 +28,8 @@ class ParcaeLM(nn.Module):
         Parcae, arXiv:2604.12946.
     """
 
+    solving: None = None
+
     def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4, coda: int = 1):
         super().__init__()
         coda = min(coda, spec.backbone_blocks)

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from models import GridModel, GridTransformer
+from models import GridModel
 from solvers import Result, Solution
 from solvers.ledger import Ledger
 from solvers.torch_internals import pytree
@@ -128,7 +128,7 @@ class Engine:
     """
 
     def __init__(self, model: GridModel, max_steps: int, max_batch: int, max_waiting: int):
-        if isinstance(model, GridTransformer):
+        if model.solving is None:
             raise ValueError(
                 "A transformer answers in one pass, so there is no solve to serve. Name the "
                 "checkpoint of another model."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from models import GridModel, GridTransformer
+from models import GridModel
 from solvers.registry import UnknownName
 from tasks.common.checkpoint import Checkpoint, CheckpointError, load_weights
 from tasks.common.device import choose_device
@@ -116,7 +116,7 @@ def load_model(
     config = read_config(task, checkpoint, path)
     model = config.build()
     load_average(model, checkpoint, path)
-    if not isinstance(model, GridTransformer):
+    if model.solving is not None:
         model.solving.solver = config.evaluation_solver(solver)
     return model.to(choose_device(device)).eval(), config
 

@@ -124,7 +124,7 @@ def test_every_model_is_written_and_read_back(
     config: Any = dataclasses.replace(PRESETS[task]["tiny"], width=16, **options)
     model = config.build().double().eval()
     steps = STEPS
-    if getattr(model, "solving", None) is None:
+    if model.solving is None:
         steps = None
     else:
         model.solving.solver = get_solver("picard", rtol=1e-2)
