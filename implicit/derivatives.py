@@ -13,7 +13,7 @@ Leaves = Sequence[Tensor]
 
 
 def primals(tensors: Leaves) -> list[Tensor]:
-    """Strip the tangents off dual tensors: a rule of forward mode is given those apart."""
+    """Strip the tangents off dual tensors: a rule of forward mode gets them as extra arguments."""
     return [forward_ad.unpack_dual(tensor).primal for tensor in tensors]
 
 

@@ -104,7 +104,7 @@ def _problem(
     context: SolveContext,
     throw: bool,
 ) -> "_Problem":
-    """Gather what the derivatives of one solve need, with its map as one of leaves."""
+    """Gather what the derivatives of one solve need; its map becomes one of leaves."""
     spec, num_given = context.structure, converted.num_given
     assert spec is not None
 
@@ -239,7 +239,7 @@ def _with_outer_tangents(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Solve(torch.autograd.Function):
-    """(y0, consts) -> (y*, residual, result, num_steps)."""
+    """The solve as one operation: (y0, consts) -> (y*, residual, result, num_steps)."""
 
     @staticmethod
     @uncompiled
@@ -314,7 +314,7 @@ class _Solve(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """(w, y*, consts) -> x with x = w + A x, where A is J or its transpose."""
+    """A linear solve as one operation: (w, y*, consts) -> x = w + A x, A being J or J^T."""
 
     @staticmethod
     @uncompiled

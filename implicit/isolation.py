@@ -68,7 +68,7 @@ class Isolation:
         return pytree.tree_map(clean, y)
 
     def frozen(self, f: ClosedMap, y: State) -> ClosedMap:
-        """`f`, but bad samples stay at `y` and pass no cotangent on, unless it is NaN."""
+        """Change `f` so that bad samples stay at `y` and pass no cotangent on, unless it is NaN."""
 
         def frozen(given: State) -> State:
             return pytree.tree_map(

@@ -2,7 +2,7 @@
 
     y0 = backbone(x),    y* = refiner(y*, y0)
 
-It holds no solver code and knows nothing of what the networks are.
+It holds no solver code, and the networks may be any modules.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ class Attractor(nn.Module):
         start: State | None = None,
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
-        """Propose and refine.
+        """Propose a start and refine it to a fixed point.
 
         Args:
             x: Whatever the backbone takes.
@@ -152,7 +152,7 @@ def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _unsolved(proposal: State, batch_dims: int) -> Solution:
-    """The evidence of no solve: no step, no evaluation, no residual."""
+    """The solution that stands for no solve: no step, no evaluation, a residual of NaN."""
     leaf = pytree.tree_leaves(proposal)[0]
     shape, device = leaf.shape[:batch_dims], leaf.device
     return Solution(

@@ -197,7 +197,7 @@ class GridAttractor(nn.Module):
         return self.attractor.refiner
 
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Tensor:
-        """Where a solve starts."""
+        """The state where a solve starts."""
         return self.attractor.backbone(x_BT)
 
 

@@ -80,7 +80,7 @@ class HuggingFaceStack(nn.Module):
         return self.model.config.num_hidden_layers
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """From the first token on.
+        """Apply the blocks to whole sequences, from their first token on.
 
         Raises:
             ValueError: More tokens than GPT-2 has positions.

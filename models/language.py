@@ -88,7 +88,7 @@ class LanguageSpec:
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
 
     def attention(self, gate: float | None = None) -> PreNormBlock:
-        """A block with attention."""
+        """Build a block with attention."""
         mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
         return PreNormBlock(mixer, self.width, self.expansion, gate)
 
@@ -161,7 +161,7 @@ class LanguageModel(Protocol):
     def extend(
         self, ids: Tensor, cache: Cache, *, max_steps: int | None = None
     ) -> tuple[LanguageOutput, Cache]:
-        """Logits of new tokens, from their equilibria alone; those before are final."""
+        """Logits of new tokens; only these are solved for, as earlier tokens are final."""
         ...
 
 

@@ -49,7 +49,7 @@ class ParcaeLM(nn.Module):
         fresh: Bool[Tensor, " B"] | None = None,
         max_steps: int | None = None,
     ) -> LanguageOutput:
-        """Logits of every token; `max_steps` is the number of loops, outside training."""
+        """Logits of every token; outside training, `max_steps` is the number of loops."""
         e = self.prelude(self.vocabulary(ids))
         h = torch.zeros_like(e)
         most, counts = self._loops(max_steps), None
@@ -66,7 +66,7 @@ class ParcaeLM(nn.Module):
         return LanguageOutput(self.vocabulary.decode(state), state, None)
 
     def loop(self, h: Float[Tensor, "B T D"], e: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """One loop: h <- blocks(A h + B e)."""
+        """Run one loop, h <- blocks(A h + B e)."""
         return self.blocks(self._injected(h, e))
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:

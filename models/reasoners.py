@@ -180,7 +180,7 @@ class Reasoner(nn.Module):
         return self.head(state[0])
 
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
-        """Where a solve starts."""
+        """The state where a solve starts."""
         return self._start_of(self.encoder(x_BT))
 
     def _start_of(self, x: Tensor) -> Latents:

@@ -19,7 +19,7 @@ EXHAUSTED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralRadius:
-    """Estimates of spectral radii, and how far they can be trusted.
+    """Estimates of spectral radii, with what says how far to trust them.
 
     Attributes:
         radius: Shape `(*batch,)`, at least float32. NaN where `f` or its derivative is not
@@ -66,10 +66,11 @@ def spectral_radius(
 
     `arnoldi` projects J onto the Krylov space of a random vector. It is exact once `num_steps`
     reaches the number of entries, and usually good long before; short of that its estimate
-    errs to either side, and `residual` says how much is open. `power` spends all products but
-    the last two on power iteration, and these on separating the dominant eigenvalue or pair. It
-    needs more products, and fails, with a large `residual`, where three or more eigenvalues
-    share the largest modulus. The result carries no gradient: train with `jacobian_penalty`.
+    errs to either side, and `residual` says how far it may be off. `power` spends all products
+    but the last two on power iteration, and the last two on separating the dominant eigenvalue
+    or pair. It needs more products, and fails, with a large `residual`, where three or more
+    eigenvalues share the largest modulus. The result carries no gradient: train with
+    `jacobian_penalty`.
 
     Cost: `num_steps` products of about two calls of `f` each. "vjp" calls `f` once, keeps its
     graph and multiplies by J^T, whose spectrum is the same. "jvp" calls `f` for every product

@@ -112,7 +112,7 @@ class Exact(AdjointMode):
             )
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
+        """Attach the implicit gradient twice: the second derivative needs y* as a function, too."""
         spec = pytree.tree_structure(y_star)
         context = dataclasses.replace(context or SolveContext(), structure=spec)
         attached = self._attach_once(f, y_star, context)

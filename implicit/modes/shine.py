@@ -1,4 +1,4 @@
-"""SHINE: the gradient through the inverse that a quasi-Newton solver built on its way."""
+"""SHINE: the gradient by the estimate of the inverse that a quasi-Newton solver has built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A place to keep the last adjoint solution, where the next solve starts."""
+"""Start an adjoint solve at the solution of the last one."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from solvers.layout import Layout, as_wide
 
 
 class WarmStart:
-    """Carries adjoint solutions from one backward pass to the next.
+    """Carry adjoint solutions from one backward pass to the next.
 
     Pass one object to one layer: `Exact(warm_start=WarmStart())`. The tolerance is the same
     as from a cold start, so the gradient is as good; only the number of steps changes. A

@@ -1,4 +1,4 @@
-"""The conformance suite of backward modes, for those of this library and yours.
+"""The conformance suite of backward modes: for those of this library, and for your own.
 
 >>> import implicit
 >>> implicit.testing.check("jacobian_free", solvers=["anderson"])
@@ -69,7 +69,7 @@ def ours() -> list[str]:
 
 
 def fits(mode: BackwardMode, solver: FixedPointSolver) -> bool:
-    """Some modes need an inverse estimate, and others steps that autograd can record."""
+    """Whether a solver has what a mode needs: an inverse estimate, or steps that are recordable."""
     return (solver.estimates_inverse or not mode.needs_memory) and (
         solver.recordable or not mode.records_solver
     )
