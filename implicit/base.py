@@ -50,7 +50,6 @@ class BackwardMode(ABC):
     """Base of all backward modes: frozen options and one method, `attach`.
 
     Attributes:
-        records_solver: The solve itself runs under autograd, and `attach` adds nothing.
         needs_memory: The context must hold the forward solver's memory.
         solves_adjoint: The mode solves the adjoint equation. The evidence is in
             `Solution.adjoints`, and a warning says where that solve failed.
@@ -59,7 +58,6 @@ class BackwardMode(ABC):
             `implicit.testing.check` holds the mode to. A property where it depends on options.
     """
 
-    records_solver: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
     solves_adjoint: ClassVar[bool] = False
     moves_value: ClassVar[bool] = False

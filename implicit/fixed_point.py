@@ -128,7 +128,7 @@ def _with_gradient(
     """Attach the gradient to the value, and keep bad samples out of it."""
     isolation = isolated(solution, args, context.independent)
     checked = _checked(f, y0, context.batch_dims)
-    if not mode.records_solver:
+    if not isinstance(mode, Unrolled):
         value = attach_isolated(mode, checked, solution.value, args, isolation, context)
         return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
     y_star = solution.value

@@ -1,7 +1,7 @@
 """Backpropagation through the solver's own steps: the reference for all other modes."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch.utils.checkpoint
 
@@ -30,8 +30,6 @@ class Unrolled(BackwardMode):
     References:
         T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
     """
-
-    records_solver: ClassVar[bool] = True
 
     checkpoint: bool = False
 
