@@ -175,7 +175,7 @@ def test_a_short_command_runs(
     command: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = ["--checkpoint", str(ROOT / "results" / "sudoku-extreme.safetensors")]
+    model = ["--checkpoint", str(ROOT / "results/sudoku/extreme/model.safetensors")]
     for words in spelled_out(command):
         arguments = words[3:] + (model if words[3] == "solve" else [])
         assert COMMANDS[words[2].removeprefix("tasks.")](arguments) == 0

@@ -127,12 +127,15 @@ def test_measured_tables_may_be_absent(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the site is built by make docs, with its own extra")
     hooks = load(DOCS / "hooks.py")
     assert "make bench" in hooks.included("peers", tmp_path)
-    (tmp_path / "peers.md").write_text("# Peers\n")
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    (folder / "table.md").write_text("# Peers\n")
     assert hooks.included("peers", tmp_path) == "### Peers\n"
-    (tmp_path / "peers.png").touch()
-    assert "](results/peers.png)" in hooks.included("peers", tmp_path)
-    (tmp_path / "peers.md").write_text("# Peers\n\n![Time](peers.png)\n")
-    assert hooks.included("peers", tmp_path) == "### Peers\n\n![Time](results/peers.png)\n"
+    (folder / "picture.png").touch()
+    shown = "](results/bench/peers/picture.png)"
+    assert shown in hooks.included("peers", tmp_path)
+    (folder / "table.md").write_text("# Peers\n\n![Time](picture.png)\n")
+    assert hooks.included("peers", tmp_path) == f"### Peers\n\n![Time{shown}\n"
 
 
 def test_every_example_has_its_row() -> None:
