@@ -28,7 +28,7 @@ from tasks.common import command_line
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "tasks").rglob("*.md")),
+    *sorted((ROOT / "tasks").rglob("*.md")), ROOT / "results/README.md",
 ]  # fmt: skip
 TASKS = ("sudoku", "maze", "lm")
 COMMANDS = {name: importlib.import_module(f"tasks.{name}.__main__").main for name in TASKS}
