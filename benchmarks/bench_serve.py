@@ -42,8 +42,7 @@ from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
-RESULTS = Path(__file__).parent.parent / "results"
-CHECKPOINT = RESULTS / "sudoku-extreme-curriculum.safetensors"
+CHECKPOINT = report.RESULTS / "sudoku" / "extreme-curriculum" / "model.safetensors"
 SECONDS = report.setting_or("SERVE_SECONDS", 60)
 TURNS = report.setting_or("SERVE_TURNS", 2)
 PUZZLES = report.setting_or("SERVE_PUZZLES", 400)

@@ -27,7 +27,7 @@ from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.slow
 
-CHECKPOINT = Path(__file__).parents[3] / "results" / "sudoku-extreme.safetensors"
+CHECKPOINT = Path(__file__).parents[3] / "results/sudoku/extreme/model.safetensors"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 60
 
