@@ -51,7 +51,7 @@ def test_files_are_short_and_named_for_what_they_hold(path: Path) -> None:
 def test_wheel_holds_the_four_packages_only() -> None:
     found = set(find_packages(str(ROOT), **TOOLS["setuptools"]["packages"]["find"]))
     assert {name.split(".")[0] for name in found} == set(PACKAGES)
-    assert {"tasks.common", *TASKS} <= found
+    assert {"tasks.serving", *TASKS} <= found
 
 
 def private_names(tree: ast.Module) -> set[str]:

@@ -11,13 +11,9 @@ import tyro
 
 from implicit.plots import plot_trajectory
 from models import AttractorLM
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.command_line import CommandLine, print_json, take
-from tasks.common.device import choose_device
-from tasks.common.plots import plot_learning
-from tasks.common.report import print_table
-from tasks.common.runs import export, load_average, newest_checkpoint, read_config
-from tasks.common.train import Interrupted
+from tasks.checkpoints.file import Checkpoint
+from tasks.cli import CommandLine, print_json, take
+from tasks.device import choose_device
 from tasks.lm.compare import CompareOptions, compare
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
 from tasks.lm.data import measure
@@ -28,6 +24,10 @@ from tasks.lm.lambada import last_words, read_passages
 from tasks.lm.pictures import PANELS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
+from tasks.reports.curves import plot_learning
+from tasks.reports.logger import print_table
+from tasks.runs import export, load_average, newest_checkpoint, read_config
+from tasks.training.trainer import Interrupted
 
 
 class LanguageTask:
@@ -287,7 +287,7 @@ class LanguageCommands(CommandLine):
 
     def _export_program(self, options: ExportOptions, path: Path) -> int:
         # Here, since it loads the compiler.
-        from tasks.common.program import write_program
+        from tasks.export import write_program
 
         _, model, config, _ = self._load(path, "cpu", options.solver)
         depth = config.eval_steps if options.depth is None else options.depth

@@ -17,13 +17,13 @@ from rich.table import Table
 
 from models import AttractorLM
 from models.language import Mixer
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.jobs import Job, SearchOptions, search_and_repeat
-from tasks.common.keeper import NAME, load_newest
-from tasks.common.runs import RUNS, load_average
+from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.manager import NAME, load_newest
+from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.data import Corpus, measure
 from tasks.lm.experiment import train
+from tasks.runs import RUNS, load_average
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

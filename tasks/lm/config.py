@@ -12,7 +12,7 @@ from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
-from tasks.common.config import TrainConfig
+from tasks.training.config import TrainConfig
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
 Hidden = tyro.conf.Suppress

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
-from tasks.common.task import Task
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.training.task import Task
 
 LOOK_TOKENS = 8192
 # Logits of more at a time would not fit, of a vocabulary of usual size.

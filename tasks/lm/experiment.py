@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from implicit import FixedPointLayer
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.device import choose_device, compile_blocks
-from tasks.common.plots import plot_learning
-from tasks.common.report import print_table
-from tasks.common.runs import export, load_average
-from tasks.common.train import Interrupted, Trainer
+from tasks.checkpoints.file import Checkpoint
+from tasks.device import choose_device, compile_blocks
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
@@ -23,6 +19,10 @@ from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.pictures import PANELS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END
+from tasks.reports.curves import plot_learning
+from tasks.reports.logger import print_table
+from tasks.runs import export, load_average
+from tasks.training.trainer import Interrupted, Trainer
 
 SAMPLE_TOKENS = 120
 

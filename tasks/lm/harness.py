@@ -29,7 +29,7 @@ from lm_eval.utils import (
     make_table,
 )
 
-from tasks.common.device import choose_device
+from tasks.device import choose_device
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.hub import PretrainedLM
 from tasks.lm.tokenizer import END

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models import AttractorLM, LanguageOutput
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.runs import load_average
+from tasks.checkpoints.file import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import END, load_tokenizer
+from tasks.runs import load_average
 
 try:
     from huggingface_hub import PyTorchModelHubMixin

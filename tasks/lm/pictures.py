@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tasks.common.plots import BLUE, ORANGE, Panel, save_png
+from tasks.reports.curves import BLUE, ORANGE, Panel, save_png
 
 PANELS = (
     Panel("loss (nats per token)", {"loss": "training batch"}),

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.common.train import SourceLost
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
 from tasks.lm.data import Batches, Corpus, load_corpus
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.training.trainer import SourceLost
 
 # Seconds before each further try to read on; after the last one the run ends. `datasets` has
 # pauses of its own below these, for what it knows to be the network.

@@ -2,8 +2,8 @@
 
 import sys
 
-from tasks.common.commands import Commands
 from tasks.maze.task import MazeTask
+from tasks.puzzles.commands import Commands
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from models import GridSpec
-from tasks.common.grid_config import GridConfig
+from tasks.puzzles.config import GridConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

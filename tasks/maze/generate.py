@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from random import Random
 
-from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, Maze, format_line, label
+from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other mazes: caches depend on it."""

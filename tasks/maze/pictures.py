@@ -9,9 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tasks.common.convergence import RED, Frame, animate, caption, check, draw_sheet
-from tasks.common.plots import BLUE, DPI, GREEN, ORANGE, save
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
+from tasks.puzzles.pictures import RED, Frame, animate, caption, check, draw_sheet
+from tasks.reports.curves import BLUE, DPI, GREEN, ORANGE, save
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.common.grid_task import Frames, GridTask, Sampler
-from tasks.common.set_cache import SetCache, default_directory
 from tasks.maze.augment import Symmetries, to_tensors
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
 from tasks.maze.files import read_mazes, write_mazes
 from tasks.maze.generate import GENERATOR_VERSION, generate, identity, train_and_test
 from tasks.maze.maze import PATH, Maze, format_grid, format_line, is_shortest, label, parse
 from tasks.maze.pictures import animate_convergence, draw_convergence, draw_maze
+from tasks.puzzles.cache import SetCache, default_directory
+from tasks.puzzles.task import Frames, GridTask, Sampler
 
 
 class MazeTask(GridTask[Maze, MazeConfig]):

@@ -2,7 +2,7 @@
 
 import sys
 
-from tasks.common.commands import Commands
+from tasks.puzzles.commands import Commands
 from tasks.sudoku.task import SudokuTask
 
 

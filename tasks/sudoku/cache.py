@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.common import set_cache
-from tasks.common.set_cache import SetCache
+from tasks.puzzles import cache as set_cache
+from tasks.puzzles.cache import SetCache
 from tasks.sudoku.board import Board, Puzzle
 from tasks.sudoku.files import read_puzzles, write_puzzles
 from tasks.sudoku.generate import GENERATOR_VERSION, train_and_test

@@ -3,7 +3,7 @@
 import dataclasses
 
 from models import GridSpec
-from tasks.common.grid_config import GridConfig
+from tasks.puzzles.config import GridConfig
 from tasks.sudoku.board import Board
 
 

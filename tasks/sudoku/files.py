@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tasks.common.puzzle_files import PuzzleFormat, write_rows
+from tasks.puzzles.files import PuzzleFormat, write_rows
 from tasks.sudoku.augment import to_tensors
 from tasks.sudoku.board import (
     Board,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from random import Random
 
-from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
+from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 

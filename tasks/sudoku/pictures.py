@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from tasks.common.convergence import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
-from tasks.common.plots import BLUE
+from tasks.puzzles.pictures import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
+from tasks.reports.curves import BLUE
 from tasks.sudoku.board import Board
 
 CLUE_TINT = "#EFEFEF"

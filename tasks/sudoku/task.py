@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.common.grid_task import Frames, GridTask, Sampler
+from tasks.puzzles.task import Frames, GridTask, Sampler
 from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid_solution, parse
 from tasks.sudoku.cache import cached, cached_relatives

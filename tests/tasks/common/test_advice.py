@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer, Phantom
 from solvers import Broyden, Picard
-from tasks.common.advice import Adviser
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.grid_task import Batches
-from tasks.common.health import step_figures, watched
-from tasks.common.train import Trainer
+from tasks.checkpoints.file import Checkpoint
 from tasks.lm.config import LanguageConfig
+from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.metrics import step_figures, watched
+from tasks.training.monitor import Adviser
+from tasks.training.trainer import Trainer
 
 PUZZLE, TEXT = SudokuConfig(side=4, min_clues=6, max_clues=8), LanguageConfig()
 GOOD = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.common.checkpoint import (
+from tasks.checkpoints.file import (
     Checkpoint,
     CheckpointError,
     load_weights,
@@ -33,7 +33,7 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tasks.common.checkpoint.save_file", fail)
+    monkeypatch.setattr("tasks.checkpoints.file.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         Checkpoint({"model": {"a": torch.ones(2)}}, {"step": 2}).save(path)
     assert Checkpoint.load(path).meta["step"] == 1

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from tasks.common.cluster import (
+from tasks.lm.config import PRESETS
+from tasks.planning.cluster import (
     Cluster,
     duration,
     fit,
@@ -14,9 +15,8 @@ from tasks.common.cluster import (
     scaling,
     steps_shown,
 )
-from tasks.common.costs import FLOAT32
-from tasks.common.plan import Plan, plan
-from tasks.lm.config import PRESETS
+from tasks.planning.costs import FLOAT32
+from tasks.planning.plan import Plan, plan
 
 
 @pytest.fixture(scope="module")

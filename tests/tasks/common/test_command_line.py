@@ -11,10 +11,10 @@ import pytest
 
 from implicit.registry import MODES
 from solvers.registry import SOLVERS
-from tasks.common.command_line import import_modules
-from tasks.common.commands import Commands
-from tasks.common.train import Interrupted
+from tasks.cli import import_modules
+from tasks.puzzles.commands import Commands
 from tasks.sudoku.__main__ import main
+from tasks.training.trainer import Interrupted
 
 ROOT = Path(__file__).parents[3]
 MODULE = """

@@ -15,9 +15,9 @@ from typing import get_args
 import pytest
 import torch
 
-from tasks.common.compare import CompareOptions, compare, matched
-from tasks.common.grid_config import ModelName
 from tasks.maze.config import PRESETS as MAZE
+from tasks.puzzles.compare import CompareOptions, compare, matched
+from tasks.puzzles.config import ModelName
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.config import PRESETS as SUDOKU
 from tasks.sudoku.task import SudokuTask

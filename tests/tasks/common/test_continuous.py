@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from models import GridModel
-from tasks.common.continuous import Engine, Refused
-from tasks.common.evaluate import Predictions, predict
-from tasks.common.grid_config import ModelName
+from tasks.puzzles.config import ModelName
+from tasks.puzzles.evaluate import Predictions, predict
+from tasks.serving.continuous import Engine, Refused
 from tasks.sudoku.config import PRESETS
 
 BUDGET = 32

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import Block
-from tasks.common.device import choose_device, compile_blocks, has_fast_bfloat16
-from tasks.common.experiment import run_experiment
+from tasks.device import choose_device, compile_blocks, has_fast_bfloat16
+from tasks.puzzles.experiment import run_experiment
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 

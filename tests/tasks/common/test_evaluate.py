@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common import evaluate as module
-from tasks.common.evaluate import evaluate, predict, solve_batch, trajectory
-from tasks.common.grid_config import ModelName
+from tasks.puzzles import evaluate as module
+from tasks.puzzles.config import ModelName
+from tasks.puzzles.evaluate import evaluate, predict, solve_batch, trajectory
 from tasks.sudoku.config import PRESETS
 
 

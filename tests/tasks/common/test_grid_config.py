@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from solvers import Broyden, Picard
-from tasks.common.grid_config import ModelName
+from tasks.puzzles.config import ModelName
 from tasks.sudoku.config import PRESETS
 
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer
 from solvers import Picard, Solution
-from tasks.common import train
-from tasks.common.grid_task import Batches
-from tasks.common.health import step_figures, watched
-from tasks.common.train import Trainer
+from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training import trainer as train
+from tasks.training.metrics import step_figures, watched
+from tasks.training.trainer import Trainer
 
 PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.common.checkpoint import Checkpoint, CheckpointError
-from tasks.common.commands import Commands
-from tasks.common.data_files import fingerprints, refuse_changed
-from tasks.common.grid_task import Batches
-from tasks.common.keeper import BEST, NAME, PREVIOUS, REFUSED, Keeper, NotSaved, load_newest
-from tasks.common.parallel import Group
-from tasks.common.sharded import ShardedKeeper
-from tasks.common.train import Trainer
+from tasks.checkpoints.file import Checkpoint, CheckpointError
+from tasks.checkpoints.manager import BEST, NAME, PREVIOUS, REFUSED, Keeper, NotSaved, load_newest
+from tasks.checkpoints.sharded import ShardedKeeper
+from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
+from tasks.puzzles.commands import Commands
+from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.data_files import fingerprints, refuse_changed
+from tasks.training.trainer import Trainer
 
 CONFIG = SudokuConfig(
     side=4, min_clues=6, max_clues=8, steps=12, width=8, batch_size=4, save_every=1e-9
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_to_the_end(tmp_path: Path, full_disk: None) -> None
 
 
 def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.common import checkpoint
+    from tasks.checkpoints import file as checkpoint
 
     trainer = make(tmp_path)
     real, seen = checkpoint.save_file, []
@@ -226,7 +226,7 @@ def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_for_a_while_is_complete_all_the_same(tmp_path: Path) -> None:
-    from tasks.common.report import Reporter
+    from tasks.reports.logger import Reporter
 
     with Reporter(tmp_path) as reporter:
         good = reporter.log

@@ -13,19 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common import checkpoint, keeper
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.grid_task import Batches
-from tasks.common.keeper import NAME, load_newest
-from tasks.common.train import Trainer
+from tasks.checkpoints import file as checkpoint
+from tasks.checkpoints import manager as keeper
+from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.manager import NAME, load_newest
+from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.trainer import Trainer
 
 # Forked from a process that has torch loaded already: 50 starts take no 50 imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tasks.common.train", "tasks.sudoku.task"])
+CONTEXT.set_forkserver_preload(["pytest", "tasks.training.trainer", "tasks.sudoku.task"])
 
 
 def make(folder: Path, steps: int) -> Trainer:

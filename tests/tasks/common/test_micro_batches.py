@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.config import TrainConfig
-from tasks.common.grid_task import Batches as GridBatches
-from tasks.common.micro_batches import micro_batch
-from tasks.common.peak_memory import PeakMemory
-from tasks.common.train import Trainer
+from tasks.checkpoints.file import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer
 from tasks.maze.config import MazeConfig
 from tasks.maze.task import MazeTask
+from tasks.planning.peak_memory import PeakMemory
+from tasks.puzzles.task import Batches as GridBatches
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
+from tasks.training.config import TrainConfig
+from tasks.training.micro_batches import micro_batch
+from tasks.training.trainer import Trainer
 
 # Maps that are hardly trained need not contract.
 pytestmark = pytest.mark.filterwarnings("ignore:Step .. the map does not contract")

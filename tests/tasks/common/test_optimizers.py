@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models import AttractorLM, LanguageSpec
-from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.lm.config import LanguageConfig
 from tasks.maze.config import MazeConfig
+from tasks.training.optimizers import SCHEDULES, build_optimizers
 
 SPEC = LanguageSpec(vocabulary=300, width=16, num_heads=2, backbone_blocks=1)
 

@@ -21,18 +21,19 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.common import parallel, sharded
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.grid_task import Batches as GridBatches
-from tasks.common.parallel import Group, joined
-from tasks.common.train import Interrupted, Trainer
+from tasks import distributed as parallel
+from tasks.checkpoints import sharded
+from tasks.checkpoints.file import Checkpoint
+from tasks.distributed import Group, joined
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer
+from tasks.puzzles.task import Batches as GridBatches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.trainer import Interrupted, Trainer
 
 HAS_GLOO = distributed.is_available() and distributed.is_gloo_available()
 pytestmark = [

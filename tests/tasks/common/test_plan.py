@@ -12,19 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models.language
 from models import checkpoint_activations
-from tasks.common.cluster import Cluster, memory
-from tasks.common.costs import ATTENTION
-from tasks.common.grid_config import GridConfig, ModelName
-from tasks.common.loss import answer_loss
-from tasks.common.micro_batches import loss_of
-from tasks.common.peak_memory import PeakMemory
-from tasks.common.plan import plan
-from tasks.common.task import Task
-from tasks.common.train import Trainer
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
+from tasks.planning.cluster import Cluster, memory
+from tasks.planning.costs import ATTENTION
+from tasks.planning.peak_memory import PeakMemory
+from tasks.planning.plan import plan
+from tasks.puzzles.config import GridConfig, ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
+from tasks.training.loss import answer_loss
+from tasks.training.micro_batches import loss_of
+from tasks.training.task import Task
+from tasks.training.trainer import Trainer
 
 LANGUAGE_MODELS = get_args(LanguageModelName)
 LOOPS = 9

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from tasks.common.plots import plot_learning, plot_steps, save
+from tasks.reports.curves import plot_learning, plot_steps, save
 
 NAN = float("nan")
 FULL = {"loss": 1.0, "cell_accuracy": 0.5, "exact_accuracy": 0.1, "residual": 0.2}

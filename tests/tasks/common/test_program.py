@@ -13,12 +13,12 @@ from torch import Tensor
 
 from models import Layout
 from solvers import get_solver
-from tasks.common.grid_config import ModelName
-from tasks.common.program import Inference, write_program
+from tasks.export import Inference, write_program
 from tasks.lm.config import PRESETS as LANGUAGE
 from tasks.lm.config import Injection, Mixer
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZES
+from tasks.puzzles.config import ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
 
 STEPS = 12

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.common.search import search
 from tasks.maze.task import MazeTask
+from tasks.puzzles.guessing import search
 from tasks.sudoku.task import SudokuTask
 
 PUZZLES, CELLS = 40, 7

@@ -20,14 +20,14 @@ pytest.importorskip("httpx2", reason="needs httpx2 for the test client")
 
 from fastapi.testclient import TestClient
 
-from tasks.common.continuous import Engine
-from tasks.common.evaluate import predict
-from tasks.common.grid_config import GridConfig
-from tasks.common.grid_task import GridTask
-from tasks.common.guard import BODY_SECONDS, MAX_BODY, Rates, _body
-from tasks.common.service import PAGE, Service, create_app
 from tasks.maze.config import PRESETS as MAZES
 from tasks.maze.task import MazeTask
+from tasks.puzzles.config import GridConfig
+from tasks.puzzles.evaluate import predict
+from tasks.puzzles.task import GridTask
+from tasks.serving.app import PAGE, Service, create_app
+from tasks.serving.continuous import Engine
+from tasks.serving.middleware import BODY_SECONDS, MAX_BODY, Rates, _body
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 
@@ -245,7 +245,7 @@ def test_a_body_without_a_length_is_limited_too(serve: Callable[..., Served]) ->
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    monkeypatch.setattr("tasks.common.guard.BODY_SECONDS", 0.01)
+    monkeypatch.setattr("tasks.serving.middleware.BODY_SECONDS", 0.01)
 
     async def never() -> Any:
         await asyncio.sleep(BODY_SECONDS)

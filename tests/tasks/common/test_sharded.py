@@ -17,22 +17,22 @@ import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from tasks.common import sharded
-from tasks.common.checkpoint import Checkpoint, CheckpointError
-from tasks.common.commands import Commands
-from tasks.common.grid_task import Batches
-from tasks.common.keeper import FOLDER, NotSaved, load_newest
-from tasks.common.parallel import Group
-from tasks.common.runs import export, new_folder
-from tasks.common.sharded import MANIFEST, ShardedKeeper
-from tasks.common.train import Interrupted, Trainer
+from tasks.checkpoints import sharded
+from tasks.checkpoints.file import Checkpoint, CheckpointError
+from tasks.checkpoints.manager import FOLDER, NotSaved, load_newest
+from tasks.checkpoints.sharded import MANIFEST, ShardedKeeper
+from tasks.distributed import Group
+from tasks.puzzles.commands import Commands
+from tasks.puzzles.task import Batches
+from tasks.runs import export, new_folder
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.trainer import Interrupted, Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tasks.common.train", "tasks.sudoku.task"])
+CONTEXT.set_forkserver_preload(["pytest", "tasks.training.trainer", "tasks.sudoku.task"])
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 

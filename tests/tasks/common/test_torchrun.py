@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.keeper import FOLDER, NAME
+from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.manager import FOLDER, NAME
 
 pytestmark = [
     pytest.mark.slow,

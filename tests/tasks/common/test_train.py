@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from models import GridModel
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.grid_task import Batches
-from tasks.common.train import MAX_SKIPPED, Diverged, Interrupted, SourceLost, Trainer
+from tasks.checkpoints.file import Checkpoint
+from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.trainer import MAX_SKIPPED, Diverged, Interrupted, SourceLost, Trainer
 
 BOARD = Board.of(4)
 PUZZLES = generate(16, BOARD, clues=(6, 8), seed=3)

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common import train as loop
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.train import SourceLost
+from tasks.checkpoints.file import Checkpoint
 from tasks.lm import stream
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig
@@ -20,6 +18,8 @@ from tasks.lm.corpus import is_held_out
 from tasks.lm.experiment import train
 from tasks.lm.stream import Documents, StreamedBatches, load_batches
 from tasks.lm.tokenizer import END, train_tokenizer
+from tasks.training import trainer as loop
+from tasks.training.trainer import SourceLost
 
 pytest.importorskip("datasets", reason="the extra `lm-data` is not installed")
 

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from tasks.common import workers as workers_module
+from tasks.puzzles import workers as workers_module
 from tasks.sudoku import generate as generate_module
 from tasks.sudoku.board import Board, Puzzle, check_answer, parse
 from tasks.sudoku.generate import generate, symmetry_invariant, train_and_test

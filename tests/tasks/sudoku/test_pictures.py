@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from tasks.common.convergence import HOLD_MS, RED, Frame, moments
-from tasks.common.plots import BLUE
+from tasks.puzzles.pictures import HOLD_MS, RED, Frame, moments
+from tasks.reports.curves import BLUE
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.pictures import _draw, animate_convergence, draw_convergence
 from tasks.sudoku.solver import unique_solution
