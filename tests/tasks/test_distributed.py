@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tasks import distributed as parallel
 from tasks.checkpoints import sharded
 from tasks.checkpoints.file import Checkpoint
-from tasks.distributed import Group, joined
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer
@@ -123,7 +122,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     found = {}
     try:
-        with joined():
+        with parallel.joined():
             for name in (*CASES, *IN_PARTS):
                 for kind in KINDS:
                     found[name, kind] = train(name, kind, folder)
@@ -177,12 +176,12 @@ def go_on(name: str, first: str, second: str, folder: Path, form: str) -> dict[s
     stop_after(begun, STEPS // 2 - 1)
     with contextlib.suppress(Interrupted):
         begun.run()
-    Group.current().of_first(None)  # the file is there
+    parallel.Group.current().of_first(None)  # the file is there
     if begun.group.first:
         keep_half(begun.path)
     ended = make(name, second, place, form)
     ended.restore(Checkpoint.load(begun.path))
-    Group.current().of_first(None)
+    parallel.Group.current().of_first(None)
     later = log_every_step(ended)
     ended.run()
     return {"losses": losses + later, "begun": len(losses)}
@@ -197,7 +196,7 @@ def go_on_from(path: Path, kind: str) -> dict[str, Any]:
     """Two processes go on from a checkpoint that one has written."""
     trainer = make("sudoku", kind, path.parents[1] / f"from-one-{kind}", "sharded")
     trainer.restore(Checkpoint.load(path))
-    Group.current().of_first(None)
+    parallel.Group.current().of_first(None)
     losses = log_every_step(trainer)
     trainer.run()
     return {"losses": losses}
@@ -396,6 +395,6 @@ def test_a_process_that_loses_the_others_says_so(folder: Path, found: list[dict[
 
 
 def test_a_split_that_leaves_a_rest_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(Group, "current", lambda: Group(0, 3))
+    monkeypatch.setattr(parallel.Group, "current", lambda: parallel.Group(0, 3))
     with pytest.raises(ValueError, match="`batch_size` = 4 cannot be split among 3 processes"):
         make("sudoku", "ddp", tmp_path)

@@ -16,7 +16,7 @@ from tasks.puzzles.commands import Commands
 from tasks.sudoku.__main__ import main
 from tasks.training.trainer import Interrupted
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MODULE = """
 from dataclasses import dataclass
 import implicit, solvers

@@ -1,6 +1,6 @@
 """Run tests with the kernels of other processors: `make test-matrix`.
 
-    python tests/matrix.py [--threads 1,2] [--kernels default,avx2,native] [pytest's arguments]
+    python tests/support/matrix.py [--threads 1,2] [--kernels default,avx2,native] [pytest options]
 
 Kernels of other widths round differently, and so do sums that threads share: a test that compares
 near the rounding of its dtype passes on one machine and fails on the next. Each run lowers what
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KERNELS = {
     "default": {
         "ATEN_CPU_CAPABILITY": "default",

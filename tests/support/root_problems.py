@@ -215,7 +215,7 @@ PROBLEMS = [
 
 
 def main() -> None:
-    """Count what every registered solver solves: `PYTHONPATH=. python tests/root_problems.py`."""
+    """Count what each solver solves: `PYTHONPATH=. python tests/support/root_problems.py`."""
     for name in solvers.names():
         solved = []
         for sign in (-1.0, 1.0):
