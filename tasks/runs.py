@@ -1,4 +1,4 @@
-"""Run folders and the models in them."""
+"""Run folders: a new one, the newest one, and the weights in one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from models import GridModel, GridTransformer
 from solvers.registry import UnknownName
 from tasks.checkpoints.file import Checkpoint, CheckpointError, load_weights
 from tasks.checkpoints.manager import FOLDER, NAME, PREVIOUS
-from tasks.device import choose_device
-from tasks.puzzles.config import GridConfig
-from tasks.puzzles.task import GridTask
 
 RUNS = Path("runs")
 
@@ -72,15 +68,6 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
     )
 
 
-def newest_grid_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
-    """Likewise, for grids of this size; baselines without a solve must be named."""
-    return newest_checkpoint(
-        task,
-        lambda config: config.spec().side == side and config.model != "transformer",
-        f"for boards of {side * side} cells",
-    )
-
-
 def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
     """The configuration that a checkpoint was trained with.
 
@@ -101,24 +88,6 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
         raise CheckpointError(
             f"{path} comes from another version: {error}. Train again."
         ) from error
-
-
-def load_model(
-    task: GridTask[Any, Any], path: Path, *, device: str = "auto", solver: str | None = None
-) -> tuple[GridModel, GridConfig]:
-    """The averaged model of a checkpoint, ready for evaluation.
-
-    Raises:
-        CheckpointError: The file is not a checkpoint of this task and version.
-        ValueError: Unknown device or solver.
-    """
-    checkpoint = Checkpoint.load(path)
-    config = read_config(task, checkpoint, path)
-    model = config.build()
-    load_average(model, checkpoint, path)
-    if not isinstance(model, GridTransformer):
-        model.solving.solver = config.evaluation_solver(solver)
-    return model.to(choose_device(device)).eval(), config
 
 
 def load_average(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:

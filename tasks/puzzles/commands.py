@@ -1,6 +1,7 @@
 """The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve|...] ...`."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from tasks.device import compile_blocks
 from tasks.puzzles.compare import CompareOptions, compare
 from tasks.puzzles.evaluate import solve_batch, trajectory
 from tasks.puzzles.experiment import run_experiment
+from tasks.puzzles.loading import load_model, newest_grid_checkpoint
 from tasks.puzzles.report import measure, print_figures, scale, search_curve
 from tasks.puzzles.starts import Choice
 from tasks.puzzles.task import GridTask
-from tasks.runs import load_model, newest_grid_checkpoint
 from tasks.training.trainer import Interrupted
 
 
@@ -117,9 +118,17 @@ class Commands(CommandLine):
 
     Args:
         task: Its puzzles.
+        serve: The command of that name, called as serve(commands, arguments); the service lies
+            above this package.
     """
 
     task: GridTask[Any, Any]
+
+    def __init__(
+        self, task: GridTask[Any, Any], serve: Callable[["Commands", list[str]], int]
+    ) -> None:
+        super().__init__(task)
+        self.serve = serve
 
     @property
     def usage(self) -> str:
@@ -147,7 +156,7 @@ class Commands(CommandLine):
             "eval": self.evaluate,
             "solve": self.solve,
             "compare": self.compare,
-            "serve": self.serve,
+            "serve": functools.partial(self.serve, self),
             "export": self.export,
             "plan": self.plan,
         }
@@ -243,14 +252,6 @@ class Commands(CommandLine):
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
-
-    def serve(self, arguments: list[str]) -> int:
-        """Answer puzzles over HTTP until told to stop."""
-        # Here, since an extra is needed.
-        from tasks.serving.command import ServeOptions, serve
-
-        options = tyro.cli(ServeOptions, args=arguments, prog=f"{self.program} serve")
-        return serve(self.task, options)
 
     def export(self, arguments: list[str]) -> int:
         """Write a program with a fixed budget of steps."""

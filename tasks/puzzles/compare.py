@@ -20,9 +20,10 @@ from tasks.checkpoints.manager import NAME, load_newest
 from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.puzzles.config import PUBLISHED_STEPS, GridConfig, ModelName
 from tasks.puzzles.experiment import train
+from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import measure
 from tasks.puzzles.task import GridTask
-from tasks.runs import RUNS, load_model
+from tasks.runs import RUNS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from tasks.checkpoints.file import Checkpoint
 from tasks.device import choose_device, compile_blocks
 from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig
+from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import draw_run, measure, print_figures
 from tasks.puzzles.task import LOOK_PUZZLES, Batches, GridTask
 from tasks.reports.curves import plot_learning
-from tasks.runs import export, load_model
+from tasks.runs import export
 from tasks.training.trainer import Interrupted, Trainer
 
 

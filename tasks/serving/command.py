@@ -1,30 +1,13 @@
 """`python -m tasks.<name> serve`: a trained model behind HTTP, until it is told to stop."""
 
 import dataclasses
-import signal
-import socket
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from tasks.puzzles.task import GridTask
-from tasks.runs import load_model, newest_grid_checkpoint
-from tasks.serving.continuous import Engine
-
-try:
-    import uvicorn
-
-    from tasks.serving.app import Service, create_app
-except ImportError as error:
-    raise ValueError(
-        "A service needs the packages `fastapi` and `uvicorn`: install the extra with "
-        "`pip install 'attractor-models[serve]'`."
-    ) from error
-
-# Connections at a time, open ones included; beyond, the server replies 503 by itself.
-MAX_CONNECTIONS = 1024
+from tasks.puzzles.commands import Commands
+from tasks.puzzles.loading import load_model, newest_grid_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,47 +39,24 @@ class ServeOptions:
     rate: float = 20.0
 
 
-class Server(uvicorn.Server):
-    """A server that ends in order: what is being worked on is answered, and what comes refused.
+def serve(commands: Commands, arguments: list[str]) -> int:
+    """Serve until SIGINT or SIGTERM.
 
     Args:
-        service: What it serves.
-    """
-
-    def __init__(self, service: Service):
-        # An address that a header claims could evade the rate limit: no proxy is trusted.
-        config = uvicorn.Config(
-            create_app(service),
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=5,
-        )
-        super().__init__(config)
-        self.service = service
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; at once, if told so twice."""
-        if self.service.draining:
-            super().handle_exit(signal.SIGINT, frame)
-        self.service.draining = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether it is time to stop listening."""
-        done = self.service.draining and self.service.in_flight == 0
-        return await super().on_tick(counter) or done
-
-
-def serve(task: GridTask[Any, Any], options: ServeOptions) -> int:
-    """Serve until SIGINT or SIGTERM.
+        commands: The command line that this command belongs to.
+        arguments: The flags.
 
     Raises:
         CheckpointError: There is no such model.
-        ValueError: An option is out of its range.
+        ValueError: An option is out of its range, or a package is missing.
         OSError: The address cannot be listened on.
     """
+    # Here, since they need packages that only an extra installs, and no other command needs them.
+    from tasks.serving.continuous import Engine
+    from tasks.serving.server import Server, Service, listen
+
+    task = commands.task
+    options = tyro.cli(ServeOptions, args=arguments, prog=f"{commands.program} serve")
     default_side = task.presets[task.default_preset].spec().side
     path = options.checkpoint or newest_grid_checkpoint(task, default_side)
     model, config = load_model(task, path, device=options.device, solver=options.solver)
@@ -112,17 +72,3 @@ def serve(task: GridTask[Any, Any], options: ServeOptions) -> int:
     finally:
         engine.close()
     return 0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections to an address."""
-    if not 0 <= port < 2**16:
-        raise ValueError(f"`--port` must lie between 0, which takes any, and 65535: got {port}.")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-    except OSError as error:
-        raise ValueError(
-            f"Cannot listen on {host!r}, port {port} ({error}). Name an address of this machine "
-            "with `--host` and a free port with `--port`; 0 takes any."
-        ) from error

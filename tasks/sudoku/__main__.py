@@ -3,12 +3,13 @@
 import sys
 
 from tasks.puzzles.commands import Commands
+from tasks.serving.command import serve
 from tasks.sudoku.task import SudokuTask
 
 
 def main(arguments: list[str]) -> int:
     """Run a command."""
-    return Commands(SudokuTask()).run(arguments)
+    return Commands(SudokuTask(), serve).run(arguments)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.task import Batches
+from tasks.serving.command import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
@@ -277,6 +278,6 @@ def test_resume_goes_round_a_damaged_file(tmp_path: Path) -> None:
         trainer.save()
     trainer.path.write_bytes(trainer.path.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="Refused: .*Going on from .*of step 3"):
-        start = Commands(task).start(["--resume", str(trainer.path)])
+        start = Commands(task, serve).start(["--resume", str(trainer.path)])
     assert start.checkpoint is not None
     assert start.checkpoint.meta["step"] == 3

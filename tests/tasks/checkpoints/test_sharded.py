@@ -25,6 +25,7 @@ from tasks.distributed import Group
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.task import Batches
 from tasks.runs import export, new_folder
+from tasks.serving.command import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
@@ -228,7 +229,8 @@ def test_an_interrupted_run_goes_on_in_either_form(tmp_path: Path, first: str) -
     with pytest.raises(Interrupted):
         begun.run()
     second = "file" if first == "sharded" else "sharded"
-    start = Commands(SudokuTask()).start(["--resume", str(begun.path), f"--checkpoints={second}"])
+    flags = ["--resume", str(begun.path), f"--checkpoints={second}"]
+    start = Commands(SudokuTask(), serve).start(flags)
     assert start.folder == begun.folder
     assert start.config.checkpoints == second
     ended = make(tmp_path / "parts", checkpoints=second)

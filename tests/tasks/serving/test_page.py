@@ -18,10 +18,10 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from playwright import sync_api as playwright
 
-from tasks.runs import load_model
+from tasks.puzzles.loading import load_model
 from tasks.serving.app import Service
-from tasks.serving.command import Server, listen
 from tasks.serving.continuous import Engine
+from tasks.serving.server import Server, listen
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 
