@@ -58,8 +58,8 @@ class Checkpoint:
             save_file(flat, temporary, header)
             to_disk(temporary)
             if older and path.exists():
-                shift(older)
-                keep_as(path, older[0])
+                rotate(older)
+                hardlink(path, older[0])
             os.replace(temporary, path)
         except (SafetensorError, OSError) as error:
             with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ def grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
-def keep_as(path: Path, name: Path) -> None:
+def hardlink(path: Path, name: Path) -> None:
     """Give a file a second name, in one step; `save` replaces the first and leaves the second."""
     temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ def keep_as(path: Path, name: Path) -> None:
     os.replace(temporary, name)
 
 
-def shift(older: Sequence[Path]) -> None:
+def rotate(older: Sequence[Path]) -> None:
     """Every checkpoint takes the next name, as far as there are some; the last one goes."""
     for newer, name in reversed(list(itertools.pairwise(older))):
         if newer.exists():

@@ -6,7 +6,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from tasks.checkpoints.file import Checkpoint, CheckpointError, keep_as
+from tasks.checkpoints.file import Checkpoint, CheckpointError, hardlink
 
 # The newest checkpoint, as one file or as a folder of files.
 NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
@@ -19,7 +19,7 @@ class NotSaved(OSError):
     """A run came to its end, but its last state is on no disk."""
 
 
-class Keeper:
+class CheckpointManager:
     """The checkpoints of one run: the newest ones, and the best.
 
     A failed write costs a warning, and the older files stay; the next save tries again.
@@ -47,7 +47,7 @@ class Keeper:
         try:
             checkpoint.save(self.newest, self.older)
             if best:
-                keep_as(self.newest, self.best)
+                hardlink(self.newest, self.best)
         except OSError as error:
             self._note(checkpoint.meta["step"], error)
         else:

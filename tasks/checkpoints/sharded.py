@@ -36,11 +36,11 @@ from tasks.checkpoints.file import (
     CheckpointError,
     flattened,
     grouped,
-    keep_as,
-    shift,
+    hardlink,
+    rotate,
     to_disk,
 )
-from tasks.checkpoints.manager import FOLDER, Keeper
+from tasks.checkpoints.manager import FOLDER, CheckpointManager
 from tasks.distributed import PATIENCE, Group
 
 MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
@@ -49,7 +49,7 @@ FAILURES = (OSError, SafetensorError)
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read what `ShardedKeeper` wrote, in one piece, whatever the number of processes.
+    """Read what `ShardedCheckpointManager` wrote, in one piece, whatever the number of processes.
 
     Raises:
         CheckpointError: A file is missing, unknown, damaged, or something else.
@@ -87,8 +87,8 @@ def _assembled(folder: Path) -> dict[str, Tensor]:
     return flat
 
 
-class ShardedKeeper(Keeper):
-    """As `Keeper`, for folders; every process must have one, and ask for the same.
+class ShardedCheckpointManager(CheckpointManager):
+    """As `CheckpointManager`, for folders; every process must have one, and ask for the same.
 
     `save` returns when the state is copied to the CPU, and the next one waits for it to be
     written. Processes meet in a group of their own meanwhile, apart from those of training.
@@ -97,7 +97,7 @@ class ShardedKeeper(Keeper):
     Args:
         folder: Where the checkpoints are.
         group: The processes.
-        keep_last: See `Keeper`.
+        keep_last: See `CheckpointManager`.
     """
 
     def __init__(self, folder: Path, group: Group, keep_last: int = 2):
@@ -208,14 +208,14 @@ class ShardedKeeper(Keeper):
     def _publish(self, meta: dict[str, Any], sums: dict[str, str], best: bool) -> None:
         """Between two of these steps the one before may be the newest: `load_newest` takes it."""
         _write_manifest(self.temporary, meta, sums)
-        shift([self.newest, *self.older])
+        rotate([self.newest, *self.older])
         self.temporary.rename(self.newest)
         if best:
             twin = self.best.with_name(self.best.name + ".tmp")
             _remove(twin)
             twin.mkdir()
             for path in self.newest.iterdir():
-                keep_as(path, twin / path.name)
+                hardlink(path, twin / path.name)
             _remove(self.best)
             twin.rename(self.best)
 

@@ -30,8 +30,8 @@ from tasks.checkpoints.file import (
     optimizer_tensors,
     restore_optimizer,
 )
-from tasks.checkpoints.manager import Keeper
-from tasks.checkpoints.sharded import ShardedKeeper
+from tasks.checkpoints.manager import CheckpointManager
+from tasks.checkpoints.sharded import ShardedCheckpointManager
 from tasks.device import has_fast_bfloat16
 from tasks.distributed import (
     Group,
@@ -116,10 +116,10 @@ class Trainer:
         self.slots: Slots | None = None
         self.adviser = Adviser(self.model, self.config)
         keep = self.config.keep_last
-        self.keeper = Keeper(self.folder, keep_last=keep)
+        self.manager = CheckpointManager(self.folder, keep_last=keep)
         if self.config.checkpoints == "sharded":
-            self.keeper = ShardedKeeper(self.folder, self.group, keep)
-        self.path = self.keeper.newest
+            self.manager = ShardedCheckpointManager(self.folder, self.group, keep)
+        self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
     def _average(self, average: Any, current: Any, count: Any) -> None:
@@ -163,13 +163,13 @@ class Trainer:
             self.slots = Slots.from_tensors(mine, self.device)
 
     def save(self, best: bool = False) -> None:
-        """Write the checkpoint, or warn; see `Keeper`. Every process must ask."""
-        if isinstance(self.keeper, ShardedKeeper):
-            self.keeper.save(self._checkpoint(dict, self.keeper.rows), best)
+        """Write the checkpoint, or warn; see `CheckpointManager`. Every process must ask."""
+        if isinstance(self.manager, ShardedCheckpointManager):
+            self.manager.save(self._checkpoint(dict, self.manager.rows), best)
             return
         checkpoint = self._checkpoint(unsharded, self.group.whole)
         if self.group.first:
-            self.keeper.save(checkpoint, best)
+            self.manager.save(checkpoint, best)
 
     def _checkpoint(
         self,
@@ -226,7 +226,7 @@ class Trainer:
                 except SourceLost as error:
                     if self.group.size == 1:
                         self.save()
-                        self.keeper.finish()
+                        self.manager.finish()
                     raise SourceLost(
                         f"{error} Then go on with `train --resume {self.path}`."
                     ) from error
@@ -242,10 +242,10 @@ class Trainer:
                 if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
-        self.keeper.finish()
-        if self.group.of_first(self.keeper.step) != self.step:
+        self.manager.finish()
+        if self.group.of_first(self.manager.step) != self.step:
             self.save()
-        self.keeper.require_saved()
+        self.manager.require_saved()
         if self.progress < 1:
             raise Interrupted(self.path)
         return self.average.module

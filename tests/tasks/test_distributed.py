@@ -209,24 +209,24 @@ def fail_to_write(rank: int, folder: Path) -> dict[str, Any]:
     real, seen = sharded._sum, []
 
     def failing(path: Path) -> str:
-        if rank == 1 and trainer.keeper.saving in (3, 4):
+        if rank == 1 and trainer.manager.saving in (3, 4):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path)
 
-    note = trainer.keeper._note
+    note = trainer.manager._note
 
     def spy(step: int, failure: OSError | None) -> None:
         seen.append((step, str(failure)))
         note(step, failure)
 
-    trainer.keeper._note = spy  # type: ignore[method-assign]
+    trainer.manager._note = spy  # type: ignore[method-assign]
     sharded._sum = failing
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer.run()
     sharded._sum = real
     messages = [text for warning in said if "not saved" in (text := str(warning.message))]
-    return {"seen": seen, "said": messages, "step": trainer.keeper.step}
+    return {"seen": seen, "said": messages, "step": trainer.manager.step}
 
 
 def left_alone(rank: int, folder: Path) -> None:

@@ -12,8 +12,16 @@ import pytest
 import torch
 
 from tasks.checkpoints.file import Checkpoint, CheckpointError
-from tasks.checkpoints.manager import BEST, NAME, PREVIOUS, REFUSED, Keeper, NotSaved, load_newest
-from tasks.checkpoints.sharded import ShardedKeeper
+from tasks.checkpoints.manager import (
+    BEST,
+    NAME,
+    PREVIOUS,
+    REFUSED,
+    CheckpointManager,
+    NotSaved,
+    load_newest,
+)
+from tasks.checkpoints.sharded import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.commands import Commands
@@ -46,9 +54,9 @@ def make(folder: Path, config: SudokuConfig = CONFIG) -> Trainer:
 
 
 def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path)
+    manager = CheckpointManager(tmp_path)
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
-        keeper.save(state(step), best)
+        manager.save(state(step), best)
     steps = {path.name: Checkpoint.load(path).meta["step"] for path in tmp_path.iterdir()}
     assert steps == {NAME: 4, PREVIOUS: 3, BEST: 2}
 
@@ -57,11 +65,15 @@ def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None
 def test_as_many_stay_as_one_asks_for_and_the_newest_intact_one_is_read(
     sharded: bool, tmp_path: Path
 ) -> None:
-    keeper = ShardedKeeper(tmp_path, Group(), 4) if sharded else Keeper(tmp_path, keep_last=4)
+    manager = (
+        ShardedCheckpointManager(tmp_path, Group(), 4)
+        if sharded
+        else CheckpointManager(tmp_path, keep_last=4)
+    )
     for step in range(1, 7):
-        keeper.save(state(step))
-    keeper.finish()
-    paths = [keeper.newest, *keeper.older]
+        manager.save(state(step))
+    manager.finish()
+    paths = [manager.newest, *manager.older]
     assert [path.stem.removeprefix("checkpoint") for path in paths] == [
         "", "-previous", "-previous-2", "-previous-3",
     ]  # fmt: skip
@@ -69,10 +81,10 @@ def test_as_many_stay_as_one_asks_for_and_the_newest_intact_one_is_read(
     assert [Checkpoint.load(path).meta["step"] for path in paths] == [6, 5, 4, 3]
     truncate_all(paths[:3])
     with pytest.warns(UserWarning, match="Going on from .*previous-3.*, of step 3"):
-        assert load_newest(keeper.newest).meta["step"] == 3
+        assert load_newest(manager.newest).meta["step"] == 3
     truncate_all(paths[3:])
     with pytest.raises(CheckpointError, match="checkpoint-previous-3"):
-        load_newest(keeper.newest)
+        load_newest(manager.newest)
 
 
 def truncate_all(paths: list[Path]) -> None:
@@ -104,16 +116,16 @@ def flip_in_meta(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncate, flip_in_weights, flip_in_meta])
 def test_damage_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
-    keeper = Keeper(tmp_path)
-    keeper.save(state(1))
-    keeper.save(state(2))
-    keeper.newest.write_bytes(damage(keeper.newest.read_bytes()))
+    manager = CheckpointManager(tmp_path)
+    manager.save(state(1))
+    manager.save(state(2))
+    manager.newest.write_bytes(damage(manager.newest.read_bytes()))
     with pytest.warns(UserWarning, match="Refused: .*(damaged|truncated).*of step 1.*refused"):
-        assert load_newest(keeper.newest).meta["step"] == 1
-    keeper.save(state(3))
+        assert load_newest(manager.newest).meta["step"] == 1
+    manager.save(state(3))
     # The damaged file has not taken the place of the good one.
-    assert Checkpoint.load(keeper.newest).meta["step"] == 3
-    assert Checkpoint.load(keeper.older[0]).meta["step"] == 1
+    assert Checkpoint.load(manager.newest).meta["step"] == 3
+    assert Checkpoint.load(manager.older[0]).meta["step"] == 1
     assert (tmp_path / REFUSED).is_file()
 
 
@@ -214,14 +226,14 @@ def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path)
-    keeper.save(state(1))
+    manager = CheckpointManager(tmp_path)
+    manager.save(state(1))
     tmp_path.chmod(0o500)
     try:
         with pytest.warns(UserWarning, match="Step 2 is not saved"):
-            keeper.save(state(2))
+            manager.save(state(2))
         with pytest.raises(NotSaved, match="intact, of step 1"):
-            keeper.require_saved()
+            manager.require_saved()
     finally:
         tmp_path.chmod(0o700)
 

@@ -20,7 +20,7 @@ from torch.distributed import checkpoint as dcp
 from tasks.checkpoints import sharded
 from tasks.checkpoints.file import Checkpoint, CheckpointError
 from tasks.checkpoints.manager import FOLDER, NotSaved, load_newest
-from tasks.checkpoints.sharded import MANIFEST, ShardedKeeper
+from tasks.checkpoints.sharded import MANIFEST, ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.task import Batches
@@ -46,12 +46,12 @@ def state(step: int) -> Checkpoint:
     return Checkpoint(tensors, {"step": step, "history": [{"loss": 0.1, "worst": None}]})
 
 
-def kept(folder: Path, *steps: int) -> ShardedKeeper:
-    keeper = ShardedKeeper(folder, Group())
+def kept(folder: Path, *steps: int) -> ShardedCheckpointManager:
+    manager = ShardedCheckpointManager(folder, Group())
     for step in steps:
-        keeper.save(state(step))
-    keeper.finish()
-    return keeper
+        manager.save(state(step))
+    manager.finish()
+    return manager
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -68,11 +68,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
-    keeper = ShardedKeeper(tmp_path, Group())
+    manager = ShardedCheckpointManager(tmp_path, Group())
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
-        keeper.save(state(step), best)
-    keeper.finish()
-    assert keeper.step == 4
+        manager.save(state(step), best)
+    manager.finish()
+    assert manager.step == 4
     steps = {path.name: Checkpoint.load(path).meta["step"] for path in tmp_path.iterdir()}
     assert steps == {"checkpoint": 4, "checkpoint-previous": 3, "checkpoint-best": 2}
 
@@ -88,15 +88,15 @@ def test_training_goes_on_while_the_write_proceeds(
         return real(path)
 
     monkeypatch.setattr(sharded, "_sum", slow)
-    keeper, checkpoint = ShardedKeeper(tmp_path, Group()), state(1)
-    keeper.save(checkpoint)
-    assert keeper.step is None
-    assert not keeper.newest.exists()
+    manager, checkpoint = ShardedCheckpointManager(tmp_path, Group()), state(1)
+    manager.save(checkpoint)
+    assert manager.step is None
+    assert not manager.newest.exists()
     checkpoint.tensors["model"]["a"] += 100
     go.set()
-    keeper.finish()
-    assert keeper.step == 1
-    assert torch.equal(Checkpoint.load(keeper.newest).tensors["model"]["a"], torch.ones(8))
+    manager.finish()
+    assert manager.step == 1
+    assert torch.equal(Checkpoint.load(manager.newest).tensors["model"]["a"], torch.ones(8))
 
 
 def truncate(folder: Path) -> None:
@@ -129,18 +129,18 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_damage_falls_back_to_the_checkpoint_before_and_says_so(
     tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
-    keeper = kept(tmp_path, 1, 2)
-    damage(keeper.newest)
+    manager = kept(tmp_path, 1, 2)
+    damage(manager.newest)
     with pytest.raises(CheckpointError):
-        Checkpoint.load(keeper.newest)
+        Checkpoint.load(manager.newest)
     with pytest.warns(UserWarning, match=r"Refused: .*Going on from .*of step 1"):
-        assert load_newest(keeper.newest).meta["step"] == 1
-    keeper.save(state(3))
-    keeper.finish()
+        assert load_newest(manager.newest).meta["step"] == 1
+    manager.save(state(3))
+    manager.finish()
     # What was damaged has not taken the place of the good one.
-    assert Checkpoint.load(keeper.newest).meta["step"] == 3
+    assert Checkpoint.load(manager.newest).meta["step"] == 3
     if damage is not shutil.rmtree:
-        assert Checkpoint.load(keeper.older[0]).meta["step"] == 1
+        assert Checkpoint.load(manager.older[0]).meta["step"] == 1
         assert (tmp_path / "checkpoint-refused").is_dir()
 
 
@@ -259,7 +259,7 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     real = sharded._sum
 
     def refuse(path: Path) -> str:
-        if trainer.keeper.saving in (4, 5):  # type: ignore[attr-defined]
+        if trainer.manager.saving in (4, 5):  # type: ignore[attr-defined]
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path)
 
@@ -280,7 +280,7 @@ def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
 
     def segment() -> dict[str, float]:
         if trainer.step == 5:
-            trainer.keeper.finish()
+            trainer.manager.finish()
             (tmp_path / "run").rename(moved)
             (tmp_path / "run").write_text("")
         return inner()
@@ -298,21 +298,21 @@ def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
 def test_a_write_that_dies_in_torch_is_a_failure_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper = kept(tmp_path, 1)
+    manager = kept(tmp_path, 1)
 
     def write(*_: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(dcp.HuggingFaceStorageWriter, "write_data", write)
-        keeper.save(state(2))
+        manager.save(state(2))
         with pytest.warns(UserWarning, match="Step 2 is not saved: .*No space left"):
-            keeper.finish()
+            manager.finish()
         with pytest.raises(NotSaved, match="is intact, of step 1"):
-            keeper.require_saved()
-    keeper.save(state(3))
-    keeper.require_saved()
-    assert Checkpoint.load(keeper.newest).meta["step"] == 3
+            manager.require_saved()
+    manager.save(state(3))
+    manager.require_saved()
+    assert Checkpoint.load(manager.newest).meta["step"] == 3
 
 
 DEATHS = {
@@ -332,7 +332,7 @@ def work(folder: Path, death: str = "") -> None:
 
         def fatal(*args: Any, **options: Any) -> Any:
             last = name != "rename" or args[0].name.endswith(".tmp")
-            if trainer.keeper.step == 2 and last and "best" not in str(args[0]):  # type: ignore[attr-defined]
+            if trainer.manager.step == 2 and last and "best" not in str(args[0]):  # type: ignore[attr-defined]
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args, **options)
 
@@ -358,10 +358,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def die_amid_a_write(folder: Path) -> None:
-    keeper = kept(folder, 1)
+    manager = kept(folder, 1)
     sharded._sum = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-    keeper.save(state(2))
-    keeper.finish()
+    manager.save(state(2))
+    manager.finish()
 
 
 def test_killed_amid_a_write_the_checkpoint_before_is_intact(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tasks.checkpoints import file as checkpoint
-from tasks.checkpoints import manager as keeper
+from tasks.checkpoints import manager as manager
 from tasks.checkpoints.file import Checkpoint
 from tasks.checkpoints.manager import NAME, load_newest
 from tasks.puzzles.task import Batches
@@ -58,7 +58,7 @@ def die(trainer: Trainer, death: str) -> None:
     """Let the third save end in this process's death, at a chosen place."""
     module, name = {
         "half of the file is written": (checkpoint, "save_file"),
-        "the old file is not kept yet": (checkpoint, "keep_as"),
+        "the old file is not kept yet": (checkpoint, "hardlink"),
         "the new file has no name yet": (os, "replace"),
     }[death]
     real = getattr(module, name)
@@ -134,7 +134,7 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
 
 def kill_at_random(folder: Path, kills: int, steps: int) -> None:
     """Each time some saves after the process began, and a moment more."""
-    random, path = Random(0), folder / keeper.NAME
+    random, path = Random(0), folder / manager.NAME
     for _ in range(kills):
         process = CONTEXT.Process(target=work, args=(folder, steps))
         process.start()
