@@ -13,10 +13,12 @@ from typing import Any, get_args, get_type_hints
 import tyro
 
 from solvers.registry import unknown
-from tasks.checkpoints.file import Checkpoint, CheckpointError
+from tasks import distributed
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import load_newest
 from tasks.device import choose_device
-from tasks.distributed import Group, joined
+from tasks.distributed import Group
 from tasks.planning.report import PlanOptions, report, show
 from tasks.runs import new_folder, read_config
 from tasks.training.trainer import Interrupted
@@ -69,7 +71,7 @@ class CommandLine(ABC):
             command = arguments[0] if named else "train"
             if command not in commands:
                 raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
-            with joined() as group:
+            with distributed.init() as group:
                 if group.size > 1 and command != "train":
                     raise ValueError(f"`torchrun` is for training: `{command}` is one process.")
                 return commands[command](arguments[1:] if named else arguments)
@@ -122,7 +124,7 @@ class CommandLine(ABC):
             path = Path(resume)
             # One after the other: the first may rename a damaged file.
             checkpoint = load_newest(path) if group.first else None
-            group.of_first(None)
+            group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
             config = dataclasses.replace(read_config(self.task, checkpoint, path), **changed)
             return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
@@ -132,7 +134,7 @@ class CommandLine(ABC):
         choose_device(config.device)
         label = name if config.model == default.model else f"{name}-{config.model}"
         folder = new_folder(config.out, self.task.name, label) if group.first else None
-        return Start(name, config, group.of_first(folder), None)
+        return Start(name, config, group.broadcast(folder), None)
 
     def plan(self, arguments: list[str]) -> int:
         """What a run will need and take, without making the model."""

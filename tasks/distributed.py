@@ -32,11 +32,11 @@ PATIENCE = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Group:
-    """This process among those that train together.
+    """The processes that train together, as one of them sees them.
 
     Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
+        rank: The number of this process, from 0.
+        size: How many processes there are.
     """
 
     rank: int = 0
@@ -44,7 +44,7 @@ class Group:
 
     @classmethod
     def current(cls) -> "Group":
-        """The one that `joined` joined; otherwise this process is alone."""
+        """The group that `init` joined; otherwise a group of this process alone."""
         if not distributed.is_initialized():
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -59,29 +59,29 @@ class Group:
         share = count // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def whole(self, share: Tensor) -> Tensor:
-        """The shares of all processes, one after the other along the first dim."""
+    def all_gather(self, share: Tensor) -> Tensor:
+        """The shares of all processes, concatenated along the first dim in order of rank."""
         if self.size == 1:
             return share
         parts = [torch.empty_like(share) for _ in range(self.size)]
         distributed.all_gather(parts, share.contiguous())
         return torch.cat(parts)
 
-    def of_first(self, value: Any) -> Any:
-        """What the first process passed."""
+    def broadcast(self, value: Any) -> Any:
+        """The value that the first process passed, in every process."""
         if self.size == 1:
             return value
         box = [value]
         distributed.broadcast_object_list(box)
         return box[0]
 
-    def mean(self, figures: dict[str, float]) -> dict[str, float]:
-        """Figures of the same names, averaged over processes."""
-        if self.size == 1 or not figures:
-            return figures
-        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+    def all_reduce(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean over processes of each metric; all must pass the same names."""
+        if self.size == 1 or not metrics:
+            return metrics
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64)
         distributed.all_reduce(values)
-        return dict(zip(figures, (values / self.size).tolist(), strict=True))
+        return dict(zip(metrics, (values / self.size).tolist(), strict=True))
 
     def seed_step(self, seed: int, step: int) -> None:
         """Let each process draw its own noise in a step, and the same when it is repeated.
@@ -94,10 +94,10 @@ class Group:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Group]:
-    """Join the processes that `torchrun` started; without it, be alone.
+def init() -> Iterator[Group]:
+    """Join the processes that `torchrun` started; without `torchrun`, the group is of one process.
 
-    Only the first of them prints.
+    Within the context, only the first process prints and warns.
 
     Raises:
         ConnectionError: Another process died, or kept this one waiting for longer than PATIENCE.
@@ -174,32 +174,34 @@ def _shard(model: nn.Module, group: Group, keep: bool) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo does not average
 
 
-def exchanging(network: nn.Module, on: bool) -> contextlib.AbstractContextManager[Any]:
-    """Whether backward passes within exchange gradients, or each process only adds its own up.
+def no_sync(network: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
+    """Within the context, let backward passes add gradients up in each process alone.
+
+    This saves the exchange of gradients, but FSDP then holds gradients of whole weights.
 
     Args:
         network: What `distribute` returned.
-        on: Off saves the exchange, but FSDP then holds gradients of whole weights.
+        enabled: If False, backward passes exchange gradients as usual.
     """
-    if isinstance(network, DistributedDataParallel) and not on:
+    if isinstance(network, DistributedDataParallel) and enabled:
         return network.no_sync()
     if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(on)
+        network.set_requires_gradient_sync(not enabled)
     return contextlib.nullcontext()
 
 
-def unsharded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in one piece, on the CPU; every process must ask."""
-    return {name: whole(tensor).detach().cpu() for name, tensor in tensors.items()}
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in one piece, on the CPU; every process must call it."""
+    return {name: full_tensor(tensor).detach().cpu() for name, tensor in tensors.items()}
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """One tensor in one piece."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor in one piece; if it is sharded, every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `unsharded`: each tensor is split as the one of its name and shape in `like`, if any."""
+    """Undo `full_tensors`: shard each tensor as the one of its name and shape in `like`, if any."""
     return {name: _split(tensor, like.get(name)) for name, tensor in tensors.items()}
 
 
@@ -212,6 +214,6 @@ def _split(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def parameters_of(optimizer: torch.optim.Optimizer, names: Mapping[str, Any]) -> dict[str, Tensor]:
-    """For each name of `checkpoint.optimizer_tensors`, the parameter that it belongs to."""
+    """For each name that `checkpoints.checkpoint.optimizer_tensors` gives, its parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {name: parameters[int(name.partition(".")[0])] for name in names}

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from solvers.registry import UnknownName
-from tasks.checkpoints.file import Checkpoint, CheckpointError, load_weights
+from tasks.checkpoints.checkpoint import Checkpoint, load_weights
+from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import FOLDER, NAME, PREVIOUS
 
 RUNS = Path("runs")
@@ -22,7 +23,7 @@ def new_folder(wanted: Path | None, task: str, name: str) -> Path:
     folder = wanted or RUNS / task / name
     number = 1
     # Of the folders the newest may be missing; see `load_newest`.
-    names = (NAME, FOLDER, Path(PREVIOUS).stem)
+    names = (NAME, FOLDER, PREVIOUS)
     while held := [path for name in names if (path := folder / name).exists()]:
         if wanted is not None:
             raise ValueError(

@@ -11,7 +11,7 @@ import tyro
 
 from implicit.plots import plot_trajectory
 from models import AttractorLM
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json, take
 from tasks.device import choose_device
 from tasks.lm.compare import CompareOptions, compare

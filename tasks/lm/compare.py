@@ -17,7 +17,7 @@ from rich.table import Table
 
 from models import AttractorLM
 from models.language import Mixer
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.manager import NAME, load_newest
 from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.lm.config import LanguageConfig, ModelName

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from implicit import FixedPointLayer
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device, compile_blocks
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure

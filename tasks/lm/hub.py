@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import AttractorLM, LanguageOutput
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import END, load_tokenizer

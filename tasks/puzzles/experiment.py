@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from models import GridTransformer
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device, compile_blocks
 from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig

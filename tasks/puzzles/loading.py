@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from models import GridModel, GridTransformer
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.task import GridTask

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import checkpoint_activations
 from solvers.torch_internals import pytree
-from tasks.checkpoints.file import (
+from tasks.checkpoints.checkpoint import (
     Checkpoint,
     load_weights,
     optimizer_tensors,
     restore_optimizer,
 )
-from tasks.checkpoints.manager import CheckpointManager
-from tasks.checkpoints.sharded import ShardedCheckpointManager
+from tasks.checkpoints.manager import MANAGERS
 from tasks.device import has_fast_bfloat16
 from tasks.distributed import (
     Group,
     distribute,
-    exchanging,
+    full_tensor,
+    no_sync,
     parameters_of,
     sharded,
-    unsharded,
-    whole,
 )
 from tasks.reports.logger import Reporter, means
 from tasks.training.config import TrainConfig
@@ -116,9 +113,7 @@ class Trainer:
         self.slots: Slots | None = None
         self.adviser = Adviser(self.model, self.config)
         keep = self.config.keep_last
-        self.manager = CheckpointManager(self.folder, keep_last=keep)
-        if self.config.checkpoints == "sharded":
-            self.manager = ShardedCheckpointManager(self.folder, self.group, keep)
+        self.manager = MANAGERS[self.config.checkpoints](self.folder, self.group, keep)
         self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
@@ -163,34 +158,26 @@ class Trainer:
             self.slots = Slots.from_tensors(mine, self.device)
 
     def save(self, best: bool = False) -> None:
-        """Write the checkpoint, or warn; see `CheckpointManager`. Every process must ask."""
-        if isinstance(self.manager, ShardedCheckpointManager):
-            self.manager.save(self._checkpoint(dict, self.manager.rows), best)
-            return
-        checkpoint = self._checkpoint(unsharded, self.group.whole)
-        if self.group.first:
-            self.manager.save(checkpoint, best)
+        """Write the checkpoint, or warn; see `CheckpointManager`. Every process must call it."""
+        self.manager.save(self._checkpoint(), best)
 
-    def _checkpoint(
-        self,
-        gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-        gather_rows: Callable[[Tensor], Tensor],
-    ) -> Checkpoint:
-        """All state, of which each process has a share unless it is gathered."""
+    def _checkpoint(self) -> Checkpoint:
+        """All state, of which each process may have a share; see `CheckpointManager.collect`."""
+        collect = self.manager.collect
         random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
-            "model": gather(self.model.state_dict()),
-            "average": gather(self.average.state_dict()),
+            "model": collect(self.model.state_dict()),
+            "average": collect(self.average.state_dict()),
             "random": random,
             "slots": {},
         }
         if self.slots is not None:
             rows = self.slots.tensors()
-            tensors["slots"] = {name: gather_rows(rows[name]) for name in rows}
+            tensors["slots"] = {name: self.manager.collect_rows(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
-            tensors[name] = gather(optimizer_tensors(optimizer))
+            tensors[name] = collect(optimizer_tensors(optimizer))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -235,7 +222,7 @@ class Trainer:
                 figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
                 best = False
                 if int(LOOKS * self.progress) > looks:
-                    looked = self.group.mean(self._look())
+                    looked = self.group.all_reduce(self._look())
                     best = bool(looked) and self._is_best(looked)
                     figures |= looked
                 self._note(figures, reporter)
@@ -243,7 +230,7 @@ class Trainer:
                     self.save(best)
                     saved = time.monotonic()
         self.manager.finish()
-        if self.group.of_first(self.manager.step) != self.step:
+        if self.group.broadcast(self.manager.step) != self.step:
             self.save()
         self.manager.require_saved()
         if self.progress < 1:
@@ -255,7 +242,7 @@ class Trainer:
     ) -> tuple[dict[str, float], float, bool]:
         """Count a step's time; what all processes make of figures, clocks and signals."""
         ours = {"seconds": seconds, "age": age, "stop": float(stop)}
-        means = self.group.mean({**figures, **ours})
+        means = self.group.all_reduce({**figures, **ours})
         seconds, age, share = (means.pop(name) for name in ours)
         self.seconds += seconds
         return means, age, share > 0
@@ -294,7 +281,7 @@ class Trainer:
         assert self.slots is not None
         slots, config = self.slots, self.config
         rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
-        with exchanging(self.network, on=part == config.accumulate - 1):
+        with no_sync(self.network, enabled=part < config.accumulate - 1):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
                 out = self.network(
                     slots.x[rows],
@@ -318,7 +305,7 @@ class Trainer:
             self.slots = Slots(x, target, torch.zeros(len(x), dtype=torch.long, device=x.device))
             return self.slots
         # Of all processes: all draw alike, and each takes what is for its own slots.
-        empty = (self.group.whole(self.slots.age) == 0).nonzero()[:, 0]
+        empty = (self.group.all_gather(self.slots.age) == 0).nonzero()[:, 0]
         if len(empty):
             ours = (empty >= rows.start) & (empty < rows.stop)
             slots = empty[ours] - rows.start
@@ -338,7 +325,7 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):
             self._skip()

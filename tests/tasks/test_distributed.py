@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tasks import distributed as parallel
 from tasks.checkpoints import sharded
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer
@@ -122,7 +122,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     found = {}
     try:
-        with parallel.joined():
+        with parallel.init():
             for name in (*CASES, *IN_PARTS):
                 for kind in KINDS:
                     found[name, kind] = train(name, kind, folder)
@@ -176,12 +176,12 @@ def go_on(name: str, first: str, second: str, folder: Path, form: str) -> dict[s
     stop_after(begun, STEPS // 2 - 1)
     with contextlib.suppress(Interrupted):
         begun.run()
-    parallel.Group.current().of_first(None)  # the file is there
+    parallel.Group.current().broadcast(None)  # the file is there
     if begun.group.first:
         keep_half(begun.path)
     ended = make(name, second, place, form)
     ended.restore(Checkpoint.load(begun.path))
-    parallel.Group.current().of_first(None)
+    parallel.Group.current().broadcast(None)
     later = log_every_step(ended)
     ended.run()
     return {"losses": losses + later, "begun": len(losses)}
@@ -196,7 +196,7 @@ def go_on_from(path: Path, kind: str) -> dict[str, Any]:
     """Two processes go on from a checkpoint that one has written."""
     trainer = make("sudoku", kind, path.parents[1] / f"from-one-{kind}", "sharded")
     trainer.restore(Checkpoint.load(path))
-    parallel.Group.current().of_first(None)
+    parallel.Group.current().broadcast(None)
     losses = log_every_step(trainer)
     trainer.run()
     return {"losses": losses}
@@ -206,7 +206,7 @@ def fail_to_write(rank: int, folder: Path) -> dict[str, Any]:
     """The disk of one process refuses its file for two of the steps."""
     trainer = make("sudoku", "fsdp", folder, "sharded")
     trainer.config = dataclasses.replace(trainer.config, save_every=1e-9)
-    real, seen = sharded._sum, []
+    real, seen = sharded.checksum, []
 
     def failing(path: Path) -> str:
         if rank == 1 and trainer.manager.saving in (3, 4):
@@ -220,11 +220,11 @@ def fail_to_write(rank: int, folder: Path) -> dict[str, Any]:
         note(step, failure)
 
     trainer.manager._note = spy  # type: ignore[method-assign]
-    sharded._sum = failing
+    sharded.checksum = failing
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer.run()
-    sharded._sum = real
+    sharded.checksum = real
     messages = [text for warning in said if "not saved" in (text := str(warning.message))]
     return {"seen": seen, "said": messages, "step": trainer.manager.step}
 

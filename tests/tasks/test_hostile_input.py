@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.checkpoints.file import Checkpoint, CheckpointError
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
 from tasks.maze.config import PRESETS as MAZES
 from tasks.maze.files import read_mazes
 from tasks.maze.task import MazeTask

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks.checkpoints.file import (
+from tasks.checkpoints.checkpoint import (
     Checkpoint,
-    CheckpointError,
     load_weights,
     optimizer_tensors,
     restore_optimizer,
 )
+from tasks.checkpoints.file import CheckpointError
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.checkpoints.file import Checkpoint, CheckpointError
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import (
     BEST,
     NAME,
@@ -19,9 +20,9 @@ from tasks.checkpoints.manager import (
     REFUSED,
     CheckpointManager,
     NotSaved,
+    ShardedCheckpointManager,
     load_newest,
 )
-from tasks.checkpoints.sharded import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.commands import Commands
@@ -54,22 +55,21 @@ def make(folder: Path, config: SudokuConfig = CONFIG) -> Trainer:
 
 
 def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path)
+    manager = CheckpointManager(tmp_path, Group())
     for step, best in ((1, False), (2, True), (3, False), (4, False)):
         manager.save(state(step), best)
     steps = {path.name: Checkpoint.load(path).meta["step"] for path in tmp_path.iterdir()}
-    assert steps == {NAME: 4, PREVIOUS: 3, BEST: 2}
+    assert steps == {
+        NAME: 4, f"{PREVIOUS}.safetensors": 3, f"{BEST}.safetensors": 2
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_as_many_stay_as_one_asks_for_and_the_newest_intact_one_is_read(
     sharded: bool, tmp_path: Path
 ) -> None:
-    manager = (
-        ShardedCheckpointManager(tmp_path, Group(), 4)
-        if sharded
-        else CheckpointManager(tmp_path, keep_last=4)
-    )
+    kind = ShardedCheckpointManager if sharded else CheckpointManager
+    manager = kind(tmp_path, Group(), keep_last=4)
     for step in range(1, 7):
         manager.save(state(step))
     manager.finish()
@@ -116,7 +116,7 @@ def flip_in_meta(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [truncate, flip_in_weights, flip_in_meta])
 def test_damage_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
-    manager = CheckpointManager(tmp_path)
+    manager = CheckpointManager(tmp_path, Group())
     manager.save(state(1))
     manager.save(state(2))
     manager.newest.write_bytes(damage(manager.newest.read_bytes()))
@@ -126,7 +126,7 @@ def test_damage_falls_back_to_the_checkpoint_before_and_says_so(tmp_path: Path, 
     # The damaged file has not taken the place of the good one.
     assert Checkpoint.load(manager.newest).meta["step"] == 3
     assert Checkpoint.load(manager.older[0]).meta["step"] == 1
-    assert (tmp_path / REFUSED).is_file()
+    assert (tmp_path / f"{REFUSED}.safetensors").is_file()
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_folder_that_can_no_longer_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_to_write(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path)
+    manager = CheckpointManager(tmp_path, Group())
     manager.save(state(1))
     tmp_path.chmod(0o500)
     try:

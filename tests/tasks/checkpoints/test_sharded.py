@@ -18,9 +18,10 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from tasks.checkpoints import sharded
-from tasks.checkpoints.file import Checkpoint, CheckpointError
-from tasks.checkpoints.manager import FOLDER, NotSaved, load_newest
-from tasks.checkpoints.sharded import MANIFEST, ShardedCheckpointManager
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.manager import FOLDER, NotSaved, ShardedCheckpointManager, load_newest
+from tasks.checkpoints.sharded import MANIFEST
 from tasks.distributed import Group
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.task import Batches
@@ -81,13 +82,13 @@ def test_training_goes_on_while_the_write_proceeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what it changes meanwhile is not in the checkpoint."""
-    go, real = threading.Event(), sharded._sum
+    go, real = threading.Event(), sharded.checksum
 
     def slow(path: Path) -> str:
         assert go.wait(60)
         return real(path)
 
-    monkeypatch.setattr(sharded, "_sum", slow)
+    monkeypatch.setattr(sharded, "checksum", slow)
     manager, checkpoint = ShardedCheckpointManager(tmp_path, Group()), state(1)
     manager.save(checkpoint)
     assert manager.step is None
@@ -175,7 +176,7 @@ def test_a_pickle_in_the_folder_is_never_executed(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_torch_itself_is_refused_unread(tmp_path: Path) -> None:
     proof, folder = tmp_path / "executed", tmp_path / "foreign"
-    sharded._be_quiet_about_one_process()
+    sharded.ignore_warning_of_one_process()
     dcp.save({"a": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(CheckpointError, match=r"its manifest\.json is missing"):
@@ -189,7 +190,7 @@ def test_a_shard_that_matches_its_sum_but_is_no_safetensors_file(tmp_path: Path)
     folder = kept(tmp_path, 1).newest
     (folder / SHARD).write_bytes(pickle.dumps(Evil(proof)))
     meta, _ = sharded._manifest(folder)
-    sharded._write_manifest(folder, meta, {SHARD: sharded._sum(folder / SHARD)})
+    sharded.write_manifest(folder, meta, {SHARD: sharded.checksum(folder / SHARD)})
     with pytest.raises(CheckpointError, match="not a readable"):
         Checkpoint.load(folder)
     assert not proof.exists()
@@ -231,8 +232,7 @@ def test_an_interrupted_run_goes_on_in_either_form(tmp_path: Path, first: str) -
     second = "file" if first == "sharded" else "sharded"
     flags = ["--resume", str(begun.path), f"--checkpoints={second}"]
     start = Commands(SudokuTask(), serve).start(flags)
-    assert start.folder == begun.folder
-    assert start.config.checkpoints == second
+    assert (start.folder, start.config.checkpoints) == (begun.folder, second)
     ended = make(tmp_path / "parts", checkpoints=second)
     assert start.checkpoint is not None
     ended.restore(start.checkpoint)
@@ -256,14 +256,14 @@ def test_weights_are_exported_and_the_folder_is_taken(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path)
-    real = sharded._sum
+    real = sharded.checksum
 
     def refuse(path: Path) -> str:
         if trainer.manager.saving in (4, 5):  # type: ignore[attr-defined]
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path)
 
-    monkeypatch.setattr(sharded, "_sum", refuse)
+    monkeypatch.setattr(sharded, "checksum", refuse)
     with pytest.warns(UserWarning, match=r"Step [45] is not saved: .*No space left") as said:
         trainer.run()
     assert sum("is not saved" in str(warning.message) for warning in said) == 2
@@ -317,7 +317,7 @@ def test_a_write_that_dies_in_torch_is_a_failure_to_save(
 
 DEATHS = {
     "files are being written": (dcp.HuggingFaceStorageWriter, "write_data"),
-    "the manifest is missing": (sharded, "_write_manifest"),
+    "the manifest is missing": (sharded, "write_manifest"),
     "the old folder has its new name, the new one none": (Path, "rename"),
 }
 
@@ -359,7 +359,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def die_amid_a_write(folder: Path) -> None:
     manager = kept(folder, 1)
-    sharded._sum = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    sharded.checksum = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     manager.save(state(2))
     manager.finish()
 

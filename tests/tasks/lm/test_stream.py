@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm import stream
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig

@@ -20,7 +20,7 @@ import torch
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.config import PRESETS
 

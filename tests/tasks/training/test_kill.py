@@ -15,7 +15,7 @@ import torch
 
 from tasks.checkpoints import file as checkpoint
 from tasks.checkpoints import manager as manager
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.manager import NAME, load_newest
 from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer

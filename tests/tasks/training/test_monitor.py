@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer, Phantom
 from solvers import Broyden, Picard
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board

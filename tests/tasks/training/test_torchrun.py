@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.manager import FOLDER, NAME
 
 pytestmark = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import GridModel
-from tasks.checkpoints.file import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
