@@ -15,7 +15,7 @@ from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import Task
 
-LOOK_TOKENS = 8192
+VALIDATION_TOKENS = 8192
 # Logits of more at a time would not fit, of a vocabulary of usual size.
 TOKENS_AT_ONCE = 8192
 
@@ -93,18 +93,18 @@ class Batches(Task):
         rows = tokens[starts[:, None] + torch.arange(context + 1)]
         return rows[:, :-1], rows[:, 1:]
 
-    def look(self, model: LanguageModel) -> dict[str, float]:
+    def validate(self, model: LanguageModel) -> dict[str, float]:
         """Bits per byte of the first held-out tokens, and how far the solver had to go."""
-        found = measure(model, self.corpus, self.config, limit=LOOK_TOKENS)
+        found = measure(model, self.corpus, self.config, limit=VALIDATION_TOKENS)
         names = {"bits_per_byte": "test_bits", "mean_steps": "test_steps"}
         names["distance"] = "test_distance"
         return {shown: found[name] for name, shown in names.items() if name in found}
 
-    def score(self, looked: dict[str, float]) -> float:
-        """Fewer bits are better."""
-        return -looked["test_bits"]
+    def selection_score(self, validation: dict[str, float]) -> float:
+        """See `Task`: fewer bits are better."""
+        return -validation["test_bits"]
 
-    def figures(self, right: Tensor) -> dict[str, float]:
+    def metrics(self, right: Tensor) -> dict[str, float]:
         """How often the next token was the likeliest one."""
         return {"token_accuracy": right.float().mean().item()}
 

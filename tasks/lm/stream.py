@@ -49,10 +49,10 @@ class Documents:
 
     def rewind(self) -> None:
         """Go back to the first document."""
-        self.go_to(self._first)
+        self.seek(self._first)
 
-    def go_to(self, position: dict[str, Any]) -> None:
-        """Go on from a `position`."""
+    def seek(self, position: dict[str, Any]) -> None:
+        """Continue from a `position`."""
         self.position, self._rows = position, None
 
     def read(self) -> str | None:
@@ -150,17 +150,17 @@ class StreamedBatches(Batches):
         # Two tensors, which share no memory: the loop overwrites them one by one.
         return torch.tensor(row[:-1]).view(size, -1), torch.tensor(row[1:]).view(size, -1)
 
-    def position(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """See `Task`."""
         before = self._pending[0][0] if self._pending else self._place()
         return {**before, "offset": self._offset}
 
-    def go_to(self, position: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
-        place = dict(position)
+        place = dict(state)
         self._offset, self._passes = place.pop("offset"), place.pop("passes")
         self._pending.clear()
-        self.documents.go_to(place)
+        self.documents.seek(place)
 
     def _place(self) -> dict[str, Any]:
         return {"passes": self._passes, **self.documents.position}

@@ -72,7 +72,7 @@ class _Run(Job):
         place.mkdir(parents=True, exist_ok=True)
         path = place / NAME
         checkpoint = load_newest(path) if path.is_file() else None
-        _, test, result = train(task, self.preset, config, place, checkpoint, look_at=0)
+        _, test, result = train(task, self.preset, config, place, checkpoint, validation_puzzles=0)
         model, _ = load_model(task, path, device=config.device)
         middle = len(test) // 2
         result["choosing"] = measure(task, model, test[:middle], config, quick=True)

@@ -15,7 +15,7 @@ from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import draw_run, measure, print_figures
-from tasks.puzzles.task import LOOK_PUZZLES, Batches, GridTask
+from tasks.puzzles.task import VALIDATION_PUZZLES, Batches, GridTask
 from tasks.reports.curves import plot_learning
 from tasks.runs import export
 from tasks.training.trainer import Interrupted, Trainer
@@ -63,7 +63,7 @@ def train(
     config: GridConfig,
     folder: Path,
     checkpoint: Checkpoint | None = None,
-    look_at: int = LOOK_PUZZLES,
+    validation_puzzles: int = VALIDATION_PUZZLES,
 ) -> tuple[Trainer, list[Any], dict[str, Any]]:
     """As `run_experiment`, without what comes after training.
 
@@ -73,7 +73,7 @@ def train(
         config: The dials.
         folder: Receives checkpoint and log.
         checkpoint: Where an earlier run stopped.
-        look_at: Held-out puzzles that the curve during training looks at.
+        validation_puzzles: How many held-out puzzles are used for validation during training.
 
     Returns:
         The trainer, the test puzzles, and what the result says of the training.
@@ -85,7 +85,7 @@ def train(
     train_set, test_set = task.load(config)
     train_set = task.enlarged(train_set, config)
     overlap = _overlap(task, train_set, test_set, config)
-    held_out = task.encode(test_set[:look_at], config)
+    held_out = task.encode(test_set[:validation_puzzles], config)
     batches = Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps)
     trainer = _trainer(batches, task.name, name, config, folder)
     if checkpoint is not None:

@@ -15,8 +15,8 @@ from tasks.puzzles.evaluate import predict, scores
 from tasks.puzzles.files import GridPuzzle
 from tasks.training.task import Task
 
-# How many held-out puzzles the curve during training looks at.
-LOOK_PUZZLES = 100
+# Held-out puzzles of a validation during training.
+VALIDATION_PUZZLES = 100
 
 Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 """(rows of the training set, generator, share of the budget that is used) -> symbols and classes of
@@ -147,13 +147,13 @@ class GridTask(ABC, Generic[P, C]):
 
 
 class Batches(Task):
-    """A task as the training loop sees it.
+    """Grid puzzles as the training loop sees them.
 
     Args:
         sampler: Source of batches.
         count: Training puzzles that it draws from.
-        held_out: Symbols and classes of the held-out puzzles to look at.
-        eval_steps: Solver budget of a look at them.
+        held_out: Symbols and classes of the puzzles for validation.
+        eval_steps: Solver budget of validation.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Batches(Task):
         rows = torch.randint(self.count, (size,), generator=generator)
         return self.sampler(rows, generator, progress)
 
-    def look(self, model: GridModel) -> dict[str, float]:
+    def validate(self, model: GridModel) -> dict[str, float]:
         """Exact accuracy on the held-out puzzles."""
         x, target = self.held_out
         if len(x) == 0:
@@ -177,11 +177,11 @@ class Batches(Task):
         found = predict(model, x, max_steps=self.eval_steps)
         return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
 
-    def score(self, looked: dict[str, float]) -> float:
-        """Exact accuracy."""
-        return looked["test_exact"]
+    def selection_score(self, validation: dict[str, float]) -> float:
+        """See `Task`: here, exact accuracy."""
+        return validation["test_exact"]
 
-    def figures(self, right: Tensor) -> dict[str, float]:
+    def metrics(self, right: Tensor) -> dict[str, float]:
         """Accuracy of cells and of whole answers."""
         return {
             "cell_accuracy": right.float().mean().item(),

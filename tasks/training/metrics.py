@@ -1,8 +1,8 @@
-"""How a model's solves fare: figures for the log, of training steps and of looks.
+"""Metrics of solves for the log, in training steps and in validations.
 
-What is measured is what the solver returned anyway. Only a look at held-out data costs more: the
-spectral radius of df/dy at a few of its solutions, which says whether the map contracts there.
-Nothing here draws from the global generators. What the figures mean is for `advice` to say.
+Training steps log what the solver returned anyway. Validations cost more: they also measure the
+spectral radius of df/dy at a few solutions, which says whether the map contracts there. Nothing
+here draws from the global random generators. `monitor` judges these metrics.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from solvers.layout import Layout
 from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
 
-# Samples whose spectral radius a look measures, and products with the Jacobian for each.
+# Samples whose spectral radius a validation measures, and products with the Jacobian for each.
 SAMPLES, PRODUCTS = 4, 24
 
 
 class Evidence(NamedTuple):
-    """What of a `Solution` tells how a solve went: shapes (samples,) or more, all alike."""
+    """The parts of a `Solution` that are logged: tensors of one shape, (samples,) or more dims."""
 
     converged: Tensor
     residual: Tensor
     num_steps: Tensor
 
 
-def step_figures(solve: Evidence | Solution | None) -> dict[str, float]:
-    """What a training step logs of its solve; nothing for a model without one.
+def step_metrics(solve: Evidence | Solution | None) -> dict[str, float]:
+    """Metrics of the solve of a training step; none for a model that does not solve.
 
     Returns:
         `converged` (share of samples), `residual` and `residual_90` (median and 90th percentile
@@ -38,27 +38,27 @@ def step_figures(solve: Evidence | Solution | None) -> dict[str, float]:
     """
     if solve is None:
         return {}
-    return _figures(solve.converged, solve.residual, solve.num_steps)
+    return _solve_summary(solve.converged, solve.residual, solve.num_steps)
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Watch the solves of a look at held-out data.
+def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure the solves of a validation that runs within the context.
 
-    The radius is measured inside the first solve: there FSDP has the weights in one piece, and
-    no process waits for another. It is that of the map in evaluation mode.
+    The spectral radius is measured inside the first solve: there FSDP has the weights in one
+    piece, and no process waits for another. The map is in evaluation mode meanwhile.
 
     Args:
-        model: Its `FixedPointLayer`s are watched.
+        model: Has the `FixedPointLayer`s whose solves are measured.
 
     Yields:
-        Figures, filled in at the end and empty if nothing was solved: `test_converged`,
+        Metrics, filled in at the end and empty if nothing was solved: `test_converged`,
         `test_residual` and `test_residual_90`, here relative to rms(y), `test_steps`; and of the
         few samples `test_radius` (median), `test_radius_max`, `test_radius_real` (median real
         part of the eigenvalue that the radius is the modulus of), `test_expanding` (the share
         whose radius exceeds 1 by more than its own uncertainty).
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     solved: list[tuple[Tensor, Tensor, Tensor]] = []
     found: list[SpectralRadius] = []
 
@@ -75,21 +75,21 @@ def watched(model: nn.Module) -> Iterator[dict[str, float]]:
     layers = [module for module in model.modules() if isinstance(module, FixedPointLayer)]
     watches = [layer.register_forward_hook(note) for layer in layers]
     try:
-        yield figures
+        yield metrics
     finally:
         for watch in watches:
             watch.remove()
     if solved:
         converged, residual, steps = map(torch.cat, zip(*solved, strict=True))
-        measured = _figures(converged, residual, steps)
+        measured = _solve_summary(converged, residual, steps)
         measured["steps"] = measured.pop("solver_steps")
-        measured |= _radius_figures(found[0])
-        figures |= {f"test_{name}": value for name, value in measured.items()}
+        measured |= _radius_summary(found[0])
+        metrics |= {f"test_{name}": value for name, value in measured.items()}
 
 
-def _figures(converged: Tensor, residual: Tensor, num_steps: Tensor) -> dict[str, float]:
+def _solve_summary(converged: Tensor, residual: Tensor, num_steps: Tensor) -> dict[str, float]:
     residual = residual.detach().flatten().float()
-    # Sorted once, and read in one piece: on an accelerator each number alone would wait for it.
+    # Sort once and read all numbers at once: on an accelerator, each read waits for the device.
     low, high = (int(share * (len(residual) - 1)) for share in (0.5, 0.9))
     ordered = residual.sort().values
     values = [converged.float().mean(), ordered[low], ordered[high], num_steps.float().mean()]
@@ -97,7 +97,7 @@ def _figures(converged: Tensor, residual: Tensor, num_steps: Tensor) -> dict[str
     return dict(zip(names, torch.stack(values).tolist(), strict=True))
 
 
-def _radius_figures(found: SpectralRadius) -> dict[str, float]:
+def _radius_summary(found: SpectralRadius) -> dict[str, float]:
     radius = found.radius
     return {
         "radius": radius.median().item(),
@@ -122,7 +122,7 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             _eager(layer.module),
         ):
-            # The same vectors to begin with at every look: figures of one map are then alike.
+            # Always the same random vectors, so that metrics of one map do not vary.
             torch.manual_seed(0)
             return spectral_radius(f, point, num_steps=PRODUCTS)
     finally:
@@ -130,8 +130,8 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
 
 
 def _eager(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Compiled blocks would be compiled anew for these few rows and their derivative."""
-    # To ask where nothing is compiled would load the compiler.
+    """Run compiled blocks eagerly: these few rows and their derivative would be compiled anew."""
+    # Without a compiled part, `torch.compiler.set_stance` would load the compiler for nothing.
     if has_compiled_part(module):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()

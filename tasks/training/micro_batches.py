@@ -36,8 +36,8 @@ class Outcome:
     solve: Evidence | None
 
     @classmethod
-    def joined(cls, parts: list["Outcome"]) -> "Outcome":
-        """Of the whole batch."""
+    def cat(cls, parts: list["Outcome"]) -> "Outcome":
+        """The outcome of the whole batch, from those of its micro-batches."""
 
         def rows(found: list[Any]) -> Any:
             return None if found[0] is None else torch.cat(found)

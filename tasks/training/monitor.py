@@ -1,9 +1,10 @@
-"""When a map in training stops contracting: say so once, with what is known and what to do.
+"""Warn once when a map in training stops contracting, with what was measured and what to do.
 
-All is judged at the looks at held-out data, where solves have the budget of evaluation: a training
-segment may rightly end before its samples converge. Looks in the warm-up of the learning rate do
-not count, since the map is still much as it was drawn. The judge reads nothing but rows of the log,
-so that a run that goes on from a checkpoint, whose rows it is shown again, remembers what was said.
+The warnings rest on validations, whose solves have the budget of evaluation: a training segment may
+rightly end before its samples converge. Validations during the warm-up of the learning rate do not
+count, since the map is then still close to its random initialisation. The monitor reads nothing
+but rows of the log. A resumed run shows it the rows of its checkpoint again, so that it does not
+repeat a warning.
 """
 
 import itertools
@@ -18,56 +19,57 @@ from solvers import Picard
 
 Row = Mapping[str, float]
 
-# Looks, one after the other, that a symptom takes. One alone means little: where a model finds out
+# Consecutive validations that must show a symptom. A single one means little: while a model learns
 # how to solve its task, solves are often slow for a while.
 SEVERAL = 3
-# Most of the solves or of the measured samples.
+# The share of solves, or of measured samples, that counts as most of them.
 MOST = 0.5
-# A fall of the share converged below its best, and a growth of the residual, that count.
+# A symptom is a fall of the share that converges by FALL below its best value, or a growth of the
+# residual by the factor GROWTH.
 FALL, GROWTH = 0.25, 3.0
 # Solvers to try in place of one that needs a contraction, in this order.
 OTHERS = ("broyden", "anderson")
 
 
-class Adviser:
-    """Warns of solves that get worse, once for each symptom until it has gone.
+class ConvergenceMonitor:
+    """Warns of solves that get worse: once for each symptom, and again only after it was gone.
 
     Args:
-        model: Solver and backward mode are those of its first `FixedPointLayer`.
-        config: The run's options: advice names those that it has.
+        model: Its first `FixedPointLayer` has the solver and the backward mode.
+        config: The options of the run, which warnings refer to.
     """
 
     def __init__(self, model: nn.Module, config: Any):
         self.config = config
         layers = (layer for layer in model.modules() if isinstance(layer, FixedPointLayer))
         self.layer = next(layers, None)
-        self.looks: list[Row] = []
-        self.said: set[str] = set()
+        self.validations: list[Row] = []
+        self.warned: set[str] = set()
 
     def read(self, row: Row) -> str | None:
-        """Take in a row of the log; what to warn of, if it is something new."""
+        """Take note of a row of the log; return a warning if it shows a new symptom."""
         judged = self._is_judged and row["step"] > self.config.warmup
         if not judged or "test_converged" not in row:
             return None
-        self.looks.append(row)
+        self.validations.append(row)
         now = {name: text for name, text in self._symptoms().items() if text is not None}
-        new = [text for name, text in now.items() if name not in self.said]
-        self.said = set(now)
+        new = [text for name, text in now.items() if name not in self.warned]
+        self.warned = set(now)
         if not new:
             return None
         parts = [f"Step {row['step']:.0f}:", *new]
         if set(now) - {"short"}:
-            parts.append(self._advice(row))
+            parts.append(self._recommendation(row))
         return " ".join(parts)
 
     @property
     def _is_judged(self) -> bool:
-        """Not a fixed number of steps, as of the published baselines: none is asked to converge."""
+        """Whether solves should converge; published baselines take a fixed number of steps."""
         solver = self.layer and self.layer.solver
         return solver is not None and (solver.rtol > 0 or solver.atol > 0)
 
     def _symptoms(self) -> dict[str, str | None]:
-        """What is wrong, by name; None for what is not."""
+        """A description of each symptom by its name; None for a symptom that is absent."""
         return {
             "expanding": self._expanding(),
             "falling": self._falling(),
@@ -78,7 +80,7 @@ class Adviser:
     def _expanding(self) -> str | None:
         if not self._lately(2, lambda row: row["test_expanding"] >= MOST):
             return None
-        row = self.looks[-1]
+        row = self.validations[-1]
         return (
             f"the map does not contract: df/dy has a spectral radius of {row['test_radius']:.2f} "
             f"where solves of held-out samples end, and {row['test_converged']:.0%} of them "
@@ -86,18 +88,18 @@ class Adviser:
         )
 
     def _falling(self) -> str | None:
-        best = max(row["test_converged"] for row in self.looks)
+        best = max(row["test_converged"] for row in self.validations)
         if not self._lately(SEVERAL, lambda row: row["test_converged"] < best - FALL):
             return None
         return (
-            f"{self.looks[-1]['test_converged']:.0%} of held-out samples converge, after "
+            f"{self.validations[-1]['test_converged']:.0%} of held-out samples converge, after "
             f"{best:.0%} before."
         )
 
     def _growing(self) -> str | None:
-        if len(self.looks) <= SEVERAL:
+        if len(self.validations) <= SEVERAL:
             return None
-        rows = self.looks[-SEVERAL - 1 :]
+        rows = self.validations[-SEVERAL - 1 :]
         then, now = rows[0], rows[-1]
         sizes = [row["test_residual"] for row in rows]
         grows = all(before < after for before, after in itertools.pairwise(sizes))
@@ -110,7 +112,10 @@ class Adviser:
         )
 
     def _short(self) -> str | None:
-        """Only where a sample has one solve, whose end its gradient takes for a fixed point."""
+        """Solves of training end too early, where the gradient takes their end for a fixed point.
+
+        A sample with several segments, and backward modes that unroll steps, do not do so.
+        """
         assert self.layer is not None
         if self.config.segments > 1 or isinstance(self.layer.backward_mode, Phantom | Unrolled):
             return None
@@ -118,7 +123,7 @@ class Adviser:
             SEVERAL, lambda row: row["converged"] < MOST and row["test_converged"] >= 1 - FALL
         ):
             return None
-        row = self.looks[-1]
+        row = self.validations[-1]
         return (
             f"{row['converged']:.0%} of training samples converge, in {row['solver_steps']:.0f} "
             f"steps, but {row['test_converged']:.0%} of held-out ones, in {row['test_steps']:.0f}: "
@@ -126,13 +131,13 @@ class Adviser:
         )
 
     def _lately(self, count: int, holds: Any) -> bool:
-        rows = self.looks[-count:]
+        rows = self.validations[-count:]
         return len(rows) == count and all(holds(row) for row in rows)
 
-    def _advice(self, row: Row) -> str:
+    def _recommendation(self, row: Row) -> str:
         if row["test_expanding"] < MOST:
-            return self._advice_where_it_contracts(row)
-        parts = [self._advice_on_the_solver(row)]
+            return self._how_to_converge(row)
+        parts = [self._other_solver(row)]
         if isinstance(self.layer and self.layer.backward_mode, Phantom | Neumann | JacobianFree):
             parts.append(
                 f"`--backward {self.config.backward}` stands for a series in df/dy that does not "
@@ -144,7 +149,7 @@ class Adviser:
         )
         return " ".join(parts)
 
-    def _advice_on_the_solver(self, row: Row) -> str:
+    def _other_solver(self, row: Row) -> str:
         name, real, radius = self.config.solver, row["test_radius_real"], row["test_radius"]
         if row["test_converged"] >= MOST:
             return f"`{name}` finds them all the same; plain iteration would leave them."
@@ -162,7 +167,7 @@ class Adviser:
             words += f"{others} may do"
         return f"{words} without; a larger budget will not help."
 
-    def _advice_where_it_contracts(self, row: Row) -> str:
+    def _how_to_converge(self, row: Row) -> str:
         radius, residual = row["test_radius"], row["test_residual"]
         words = f"The map contracts (spectral radius {radius:.2f}), so that the budget of "
         words += f"{self.config.eval_steps} steps is short"
@@ -177,7 +182,7 @@ class Adviser:
 
 
 def _best_damping(real: float, radius: float) -> tuple[float, float]:
-    """The damping d that makes |d + (1 - d) lambda| least, in tenths, and that modulus."""
+    """The damping d, in tenths, that minimises |d + (1 - d) lambda|, and that minimum."""
     distance = 1 - 2 * real + radius**2  # |1 - lambda|^2
     damping = min(max(math.ceil(10 * (1 - (1 - real) / distance)) / 10, 0.1), 0.9)
     kept = 1 - damping

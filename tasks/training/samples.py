@@ -1,4 +1,4 @@
-"""The samples in training."""
+"""The samples that are in training at the moment."""
 
 import dataclasses
 from typing import Any
@@ -10,14 +10,14 @@ from solvers.torch_internals import pytree
 
 
 @dataclasses.dataclass
-class Slots:
-    """The samples in training, one a slot.
+class ActiveSamples:
+    """The samples in training, one in each row of the batch, with the state of their solves.
 
     Attributes:
-        x: Inputs, shape (slots, ...).
-        target: Classes, shape (slots, ...).
-        age: Segments that each sample has had, shape (slots,).
-        state: Where its last segment ended; None before the first.
+        x: Inputs, shape (batch, ...).
+        target: Target classes, shape (batch, ...).
+        age: Number of segments that each sample has had, shape (batch,).
+        state: State in which the last segment of each sample ended; None before the first segment.
     """
 
     x: Tensor
@@ -26,27 +26,27 @@ class Slots:
     state: Any = None
 
     def start(self, rows: slice) -> Any:
-        """Where the next segment of these slots begins; None if all of them are new."""
+        """The state in which the next segment of these rows starts; None if all rows are new."""
         if self.state is None:
             return None
         return pytree.tree_map(lambda leaf: leaf[rows], self.state)
 
-    def keep(self, rows: slice, state: Any) -> None:
-        """Note where the last segment of these slots ended, in place of where it began."""
+    def store(self, rows: slice, state: Any) -> None:
+        """Store the state in which the last segment of these rows ended."""
         if self.state is None:
             count = len(self.age)
             self.state = pytree.tree_map(lambda leaf: leaf.new_zeros(count, *leaf.shape[1:]), state)
         pytree.tree_map(lambda all_, some: all_[rows].copy_(some), self.state, state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """All of this as named tensors, for a checkpoint."""
         named = {"x": self.x, "target": self.target, "age": self.age}
         if isinstance(self.state, Tensor):
             return {**named, "state": self.state}
         return {**named, **{f"state.{i}": leaf for i, leaf in enumerate(self.state or ())}}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Slots":
+    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "ActiveSamples":
         """Undo `tensors`."""
         moved = {name: tensor.to(device) for name, tensor in tensors.items()}
         parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]

@@ -1,12 +1,12 @@
 """The one training loop: supervised segments, a schedule over the budget, averaged weights.
 
-Several processes may share the batches, see `parallel`: each draws all of a batch from the same
-generator and takes its rows, so that their number changes no number.
+Several processes may share the batches, see `tasks.distributed`: each draws the whole batch from
+the same generator and takes its rows, so that results do not depend on the number of processes.
 
-A batch is a set of slots. A segment solves each slot's sample from the state that the last
-segment left, detached, takes a loss and an optimiser step. A sample's first segment starts
-where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
-sample takes its slot. A batch may go through the model in micro-batches, see `micro_batches`.
+Each row of a batch holds a sample for several segments. A segment solves from the detached state
+that the last segment left, takes the loss and an optimiser step. The first segment of a sample
+starts where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
+sample takes its row. A batch may go through the model in micro-batches, see `micro_batches`.
 """
 
 import contextlib
@@ -42,16 +42,16 @@ from tasks.distributed import (
 from tasks.reports.logger import Reporter, means
 from tasks.training.config import TrainConfig
 from tasks.training.data_files import fingerprints, refuse_changed
-from tasks.training.metrics import step_figures, watched
+from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.micro_batches import Outcome, loss_of, micro_batch
-from tasks.training.monitor import Adviser
+from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, build_optimizers
-from tasks.training.samples import Slots
+from tasks.training.samples import ActiveSamples
 from tasks.training.stop_signal import StopSignal
 from tasks.training.task import Task
 
-# Looks at held-out data in a run, and optimiser steps between rows of the log.
-LOOKS, LOG_EVERY = 10, 10
+# Validations in a run, and optimiser steps between rows of the log.
+VALIDATIONS, LOG_EVERY = 10, 10
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
 
@@ -65,22 +65,22 @@ class Interrupted(Exception):
 
 
 class SourceLost(ValueError):
-    """The data cannot be read on; a task's `batch` raises it before it gives anything away."""
+    """The data cannot be read any further; `Task.batch` raises it without losing a sample."""
 
 
 class Diverged(ValueError):
-    """Training came to an end without numbers to go on with."""
+    """Training was given up, since its gradient stays non-finite."""
 
 
 @dataclasses.dataclass
 class Trainer:
-    """A run: its model, its data, and all that a checkpoint holds.
+    """One training run: the model, the data, and everything that a checkpoint holds.
 
     Args:
         task: Source of batches.
         model: Called as model(x, start=, fresh=, max_steps=); see `models.GridAttractor`.
-        config: The dials.
-        folder: Where checkpoint and logs go.
+        config: The options.
+        folder: Receives checkpoints and logs.
         max_steps: Solver updates per segment in training, before the recorded ones.
         meta: Stored in the checkpoint beside the loop's own state.
     """
@@ -100,7 +100,7 @@ class Trainer:
         if config.checkpoint_activations:
             checkpoint_activations(self.model)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
-        # Never trained itself: looks at it are without the noise of training.
+        # It is never trained itself, and therefore always in evaluation mode.
         self.average.eval()
         self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
@@ -110,8 +110,8 @@ class Trainer:
         self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.unlogged: list[dict[str, float]] = []
-        self.slots: Slots | None = None
-        self.adviser = Adviser(self.model, self.config)
+        self.samples: ActiveSamples | None = None
+        self.monitor = ConvergenceMonitor(self.model, self.config)
         keep = self.config.keep_last
         self.manager = MANAGERS[self.config.checkpoints](self.folder, self.group, keep)
         self.path = self.manager.newest
@@ -130,7 +130,7 @@ class Trainer:
         return min(1.0, self.seconds / (60 * self.config.minutes))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a checkpoint stopped.
+        """Continue exactly where a checkpoint was saved.
 
         Raises:
             CheckpointError: Its weights do not fit this model.
@@ -151,11 +151,11 @@ class Trainer:
         self.history = checkpoint.meta["history"]
         self.unlogged = checkpoint.meta.get("unlogged", [])
         for row in self.history:
-            self.adviser.read(row)  # what it said then is known
-        self.task.go_to(checkpoint.meta.get("position"))
-        if slots := checkpoint.tensors.get("slots"):
-            mine = {name: rows[self.group.rows(len(rows))] for name, rows in slots.items()}
-            self.slots = Slots.from_tensors(mine, self.device)
+            self.monitor.read(row)  # what it warned of before is not said again
+        self.task.load_state_dict(checkpoint.meta.get("position"))
+        if samples := checkpoint.tensors.get("slots"):
+            mine = {name: rows[self.group.rows(len(rows))] for name, rows in samples.items()}
+            self.samples = ActiveSamples.from_tensors(mine, self.device)
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint, or warn; see `CheckpointManager`. Every process must call it."""
@@ -173,8 +173,8 @@ class Trainer:
             "random": random,
             "slots": {},
         }
-        if self.slots is not None:
-            rows = self.slots.tensors()
+        if self.samples is not None:
+            rows = self.samples.tensors()
             tensors["slots"] = {name: self.manager.collect_rows(rows[name]) for name in rows}
         for name, optimizer in self._named_optimizers():
             tensors[name] = collect(optimizer_tensors(optimizer))
@@ -183,7 +183,7 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "unlogged": self.unlogged,
-            "position": self.task.position(),
+            "position": self.task.state_dict(),
         }
         return Checkpoint(tensors, {**self.meta, **state})
 
@@ -207,25 +207,18 @@ class Trainer:
             log = Reporter(self.folder, self.history)
         with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:
             while self.progress < 1 and not stopped:
-                began, looks = time.monotonic(), int(LOOKS * self.progress)
-                try:
-                    figures = self._train_segment()
-                except SourceLost as error:
-                    if self.group.size == 1:
-                        self.save()
-                        self.manager.finish()
-                    raise SourceLost(
-                        f"{error} Then go on with `train --resume {self.path}`."
-                    ) from error
-                # Looks are not training: a model that is slow to solve would train less.
+                began, validations = time.monotonic(), int(VALIDATIONS * self.progress)
+                metrics = self._train_or_save()
+                # Only training counts as time: with validation, a model that is slow to solve
+                # would be trained less.
                 seconds, age = time.monotonic() - began, time.monotonic() - saved
-                figures, age, stopped = self._agree(figures, seconds, age, stop.requested)
+                metrics, age, stopped = self._agree(metrics, seconds, age, stop.requested)
                 best = False
-                if int(LOOKS * self.progress) > looks:
-                    looked = self.group.all_reduce(self._look())
-                    best = bool(looked) and self._is_best(looked)
-                    figures |= looked
-                self._note(figures, reporter)
+                if int(VALIDATIONS * self.progress) > validations:
+                    validation = self.group.all_reduce(self._validate())
+                    best = bool(validation) and self._is_best(validation)
+                    metrics |= validation
+                self._log(metrics, reporter)
                 if best or age > self.config.save_every:
                     self.save(best)
                     saved = time.monotonic()
@@ -237,88 +230,108 @@ class Trainer:
             raise Interrupted(self.path)
         return self.average.module
 
+    def _train_or_save(self) -> dict[str, float]:
+        """Train one segment; where the data are lost, one process alone leaves a checkpoint."""
+        try:
+            return self._train_segment()
+        except SourceLost as error:
+            if self.group.size == 1:
+                self.save()
+                self.manager.finish()
+            raise SourceLost(f"{error} Then go on with `train --resume {self.path}`.") from error
+
     def _agree(
-        self, figures: dict[str, float], seconds: float, age: float, stop: bool
+        self, metrics: dict[str, float], seconds: float, age: float, stop: bool
     ) -> tuple[dict[str, float], float, bool]:
-        """Count a step's time; what all processes make of figures, clocks and signals."""
+        """Average metrics and clocks over the processes, and count the time of the step.
+
+        Returns:
+            The metrics, the age of the last checkpoint in seconds, and whether any process was
+            asked to stop.
+        """
         ours = {"seconds": seconds, "age": age, "stop": float(stop)}
-        means = self.group.all_reduce({**figures, **ours})
-        seconds, age, share = (means.pop(name) for name in ours)
+        shared = self.group.all_reduce({**metrics, **ours})
+        seconds, age, share = (shared.pop(name) for name in ours)
         self.seconds += seconds
-        return means, age, share > 0
+        return shared, age, share > 0
 
-    def _look(self) -> dict[str, float]:
-        # What it draws, such as a random start, is not missing from the run.
+    def _validate(self) -> dict[str, float]:
+        """Metrics of held-out samples and of their solves."""
+        # Validation may draw random numbers, such as starts; the run must not miss them.
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), watched(self.average.module) as health:
-            looked = self.task.look(self.average.module)
-        return {**health, **looked} if looked else {}
+        with torch.random.fork_rng(devices), solve_metrics(self.average.module) as solves:
+            validation = self.task.validate(self.average.module)
+        return {**solves, **validation} if validation else {}
 
-    def _is_best(self, looked: dict[str, float]) -> bool:
-        before = [self.task.score(row) for row in self.history if _looked(row)]
-        return self.task.score(looked) > max(before, default=-math.inf)
+    def _is_best(self, validation: dict[str, float]) -> bool:
+        score = self.task.selection_score
+        before = [score(row) for row in self.history if _test_metrics(row)]
+        return score(validation) > max(before, default=-math.inf)
 
     def _train_segment(self) -> dict[str, float]:
-        slots = self._filled()
-        fresh = slots.age == 0
+        """Solve, take the loss and one optimiser step; the metrics of that."""
+        samples = self._filled()
+        fresh = samples.age == 0
         self.group.seed_step(self.config.seed, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        found = Outcome.joined([self._pass(part, fresh) for part in range(self.config.accumulate)])
+        found = Outcome.cat([self._pass(part, fresh) for part in range(self.config.accumulate)])
         self._update()
-        slots.age += 1
-        done = slots.age >= self.config.segments
+        samples.age += 1
+        done = samples.age >= self.config.segments
         if self.config.refill:
             done |= found.solved if found.halt is None else found.halt > 0
-        if found.solve is None:  # nothing to go on from
+        if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
-        slots.age[done] = 0
-        figures = self.task.figures(found.right)
-        return {"loss": found.loss.item(), **figures, **step_figures(found.solve)}
+        samples.age[done] = 0
+        metrics = self.task.metrics(found.right)
+        return {"loss": found.loss.item(), **metrics, **step_metrics(found.solve)}
 
     def _pass(self, part: int, fresh: Tensor) -> Outcome:
-        """Forward and backward, of one micro-batch; its gradient is added to that of others."""
-        assert self.slots is not None
-        slots, config = self.slots, self.config
+        """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""
+        assert self.samples is not None
+        samples, config = self.samples, self.config
         rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
         with no_sync(self.network, enabled=part < config.accumulate - 1):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
                 out = self.network(
-                    slots.x[rows],
-                    start=slots.start(rows),
+                    samples.x[rows],
+                    start=samples.start(rows),
                     fresh=fresh[rows],
                     max_steps=self.max_steps,
                 )
-            loss, outcome = loss_of(out, slots.target[rows], config.loss, config.accumulate)
+            loss, outcome = loss_of(out, samples.target[rows], config.loss, config.accumulate)
             state = pytree.tree_map(torch.detach, out.state)
             del out  # the logits are large, and no longer needed
             loss.backward()
         if config.segments > 1 and outcome.solve is not None:
-            slots.keep(rows, state)
+            samples.store(rows, state)
         return outcome
 
-    def _filled(self) -> Slots:
-        """The slots, with a new sample in each that the last segment left empty."""
+    def _filled(self) -> ActiveSamples:
+        """The samples in training, after new ones have replaced those that are done."""
         rows = self.group.rows(self.config.batch_size)
-        if self.slots is None:
+        if self.samples is None:
             x, target = self._draw(self.config.batch_size, rows)
-            self.slots = Slots(x, target, torch.zeros(len(x), dtype=torch.long, device=x.device))
-            return self.slots
-        # Of all processes: all draw alike, and each takes what is for its own slots.
-        empty = (self.group.all_gather(self.slots.age) == 0).nonzero()[:, 0]
-        if len(empty):
-            ours = (empty >= rows.start) & (empty < rows.stop)
-            slots = empty[ours] - rows.start
-            self.slots.x[slots], self.slots.target[slots] = self._draw(len(empty), ours.cpu())
-        return self.slots
+            age = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            self.samples = ActiveSamples(x, target, age)
+            return self.samples
+        # All processes draw the same new samples for all rows, and each keeps those for its own.
+        done = (self.group.all_gather(self.samples.age) == 0).nonzero()[:, 0]
+        if len(done):
+            ours = (done >= rows.start) & (done < rows.stop)
+            places = done[ours] - rows.start
+            x, target = self._draw(len(done), ours.cpu())
+            self.samples.x[places], self.samples.target[places] = x, target
+        return self.samples
 
     def _draw(self, count: int, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """These rows of a batch of `count`."""
+        """Draw `count` samples, and return these rows of them."""
         x, target = self.task.batch(count, self.generator, self.progress)
         return x[rows].to(self.device), target[rows].to(self.device)
 
     def _update(self) -> None:
-        """One optimiser step, unless the gradient is not finite: then none, and new samples."""
+        """Take one optimiser step, or skip it and its samples if the gradient is not finite."""
         config = self.config
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
         rate = config.learning_rate * warm * SCHEDULES[config.schedule](self.progress)
@@ -344,34 +357,33 @@ class Trainer:
                 "data."
             )
         warnings.warn(f"Step {self.step} is skipped: its gradient is not finite.", stacklevel=2)
-        assert self.slots is not None
-        self.slots.age[:] = self.config.segments
+        assert self.samples is not None
+        self.samples.age[:] = self.config.segments
 
-    def _note(self, figures: dict[str, float], reporter: Reporter | None) -> None:
+    def _log(self, metrics: dict[str, float], reporter: Reporter | None) -> None:
         """Log the mean of the steps since the last row.
 
-        A single step would mislead: samples that came together are of one age, and a loss that
-        is looked at every tenth step would beat with the number of their segments.
+        A single step would mislead: samples that entered the batch together have had equally many
+        segments, on which their loss depends, so that every tenth loss alone would show a beat.
         """
-        self.unlogged.append(figures)
+        self.unlogged.append(metrics)
         row = {"step": self.step, "minutes": self.seconds / 60, **means(self.unlogged)}
         last = self.history[-1]["step"] if self.history else -LOG_EVERY
-        if self.step - last >= LOG_EVERY or _looked(row):
+        if self.step - last >= LOG_EVERY or _test_metrics(row):
             self.unlogged = []
             self.history.append(row)
-            if (advice := self.adviser.read(row)) is not None:
-                warnings.warn(advice, stacklevel=2)
+            if (warning := self.monitor.read(row)) is not None:
+                warnings.warn(warning, stacklevel=2)
             if reporter is not None:
                 reporter.record(row)
         if reporter is None:
             return
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
-        reporter.show({**self._last_look(), **row}, self.progress, left)
+        reporter.show({**self._last_validation(), **row}, self.progress, left)
 
-    def _last_look(self) -> dict[str, float]:
-        looks = [_looked(row) for row in self.history if _looked(row)]
-        return looks[-1] if looks else {}
+    def _last_validation(self) -> dict[str, float]:
+        return next(filter(None, map(_test_metrics, reversed(self.history))), {})
 
 
-def _looked(row: dict[str, float]) -> dict[str, float]:
+def _test_metrics(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}

@@ -84,13 +84,13 @@ def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
 
 def log_every_step(trainer: Trainer) -> list[float]:
     losses: list[float] = []
-    inner = trainer._note
+    inner = trainer._log
 
     def note(figures: dict[str, float], reporter: Any) -> None:
         losses.append(figures["loss"])
         inner(figures, reporter)
 
-    trainer._note = note  # type: ignore[method-assign]
+    trainer._log = note  # type: ignore[method-assign]
     return losses
 
 

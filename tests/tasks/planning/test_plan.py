@@ -172,13 +172,13 @@ class Zeros(Task):
         x = torch.zeros(size, self.length, dtype=torch.long)
         return x, x.clone()
 
-    def look(self, model: Any) -> dict[str, float]:
+    def validate(self, model: Any) -> dict[str, float]:
         return {}
 
-    def score(self, looked: dict[str, float]) -> float:
+    def selection_score(self, validation: dict[str, float]) -> float:
         return 0.0
 
-    def figures(self, right: Tensor) -> dict[str, float]:
+    def metrics(self, right: Tensor) -> dict[str, float]:
         return {}
 
 

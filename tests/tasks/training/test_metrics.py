@@ -17,7 +17,7 @@ from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 from tasks.training import trainer as train
-from tasks.training.metrics import step_figures, watched
+from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.trainer import Trainer
 
 PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
@@ -44,7 +44,7 @@ def look(map_: nn.Module, x: Tensor, max_steps: int = 60, batch_dims: int = 1) -
     layer = FixedPointLayer(
         map_, Picard(rtol=1e-3), "jacobian_free", max_steps=max_steps, batch_dims=batch_dims
     )
-    with watched(nn.Sequential(layer)) as figures, torch.no_grad():
+    with solve_metrics(nn.Sequential(layer)) as figures, torch.no_grad():
         layer(torch.zeros_like(x), x)
         assert not figures
     layer(torch.zeros_like(x), x)  # after the look, nobody watches
@@ -74,14 +74,14 @@ def test_figures_of_a_known_map(
 
 
 def test_a_look_without_a_solve_has_no_figures() -> None:
-    with watched(nn.Linear(2, 2)) as figures:
+    with solve_metrics(nn.Linear(2, 2)) as figures:
         pass
     assert figures == {}
 
 
 def test_figures_are_those_of_all_solves_of_a_look() -> None:
     layer = FixedPointLayer(Affine(rotation(0.5, 0)), Picard(rtol=1e-3), "jacobian_free")
-    with watched(layer) as figures, torch.no_grad():
+    with solve_metrics(layer) as figures, torch.no_grad():
         x = torch.ones(3, 2).double()
         done = layer(torch.zeros_like(x), x)
         layer(torch.zeros_like(x[:1]), x[:1], max_steps=2)
@@ -117,7 +117,7 @@ def test_states_of_several_tensors_and_few_rows(rows: int) -> None:
             return 0.9 * z, x - 0.4 * y
 
     layer = FixedPointLayer(Pair(), Picard(rtol=1e-3), "jacobian_free")
-    with watched(layer) as figures, torch.no_grad():
+    with solve_metrics(layer) as figures, torch.no_grad():
         x = torch.ones(rows, 5).double()
         layer((x, x), x)
     assert figures["test_radius"] == pytest.approx(0.6, rel=1e-4)
@@ -131,7 +131,7 @@ def test_noise_of_training_is_neither_measured_nor_drawn() -> None:
         torch.manual_seed(0)
         with torch.no_grad():
             if watching:
-                with watched(layer) as figures:
+                with solve_metrics(layer) as figures:
                     layer(x, x, max_steps=3)
             else:
                 layer(x, x, max_steps=3)
@@ -146,10 +146,10 @@ def test_figures_of_a_step() -> None:
         value=torch.zeros(4, 1), residual=torch.tensor([0.1, 0.4, 0.2, 0.3]), num_evals=5,
         result=torch.tensor([0, 1, 0, 1]), num_steps=torch.tensor([1, 4, 1, 4]), rows_evaluated=9,
     )  # fmt: skip
-    assert step_figures(solution) == pytest.approx(
+    assert step_metrics(solution) == pytest.approx(
         {"converged": 0.5, "residual": 0.2, "residual_90": 0.3, "solver_steps": 2.5}
     )
-    assert step_figures(None) == {}
+    assert step_metrics(None) == {}
 
 
 def make(folder: Path, **options: Any) -> Trainer:
@@ -170,7 +170,7 @@ def test_watching_changes_no_number_of_training(
 ) -> None:
     seen = make(tmp_path / "seen", model=model)
     seen.run()
-    monkeypatch.setattr(train, "watched", lambda _: contextlib.nullcontext({}))
+    monkeypatch.setattr(train, "solve_metrics", lambda _: contextlib.nullcontext({}))
     blind = make(tmp_path / "blind", model=model)
     blind.run()
     assert [row["loss"] for row in seen.history] == [row["loss"] for row in blind.history]

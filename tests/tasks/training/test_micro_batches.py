@@ -71,13 +71,13 @@ def make(config: TrainConfig, folder: Path, dtype: torch.dtype = torch.float32) 
 def run(trainer: Trainer) -> list[dict[str, float]]:
     """The figures of every step, but for the time."""
     rows: list[dict[str, float]] = []
-    inner = trainer._note
+    inner = trainer._log
 
     def note(figures: dict[str, float], reporter: Any) -> None:
         rows.append(dict(figures))
         inner(figures, reporter)
 
-    trainer._note = note  # type: ignore[method-assign]
+    trainer._log = note  # type: ignore[method-assign]
     if trainer.step == 0:
         torch.manual_seed(0)
     trainer.run()
@@ -101,10 +101,10 @@ def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
                 continue
             rel = SUMMED if figure.startswith("test_") else 1e-9
             assert other[figure] == pytest.approx(row[figure], rel=rel, nan_ok=True), figure
-    assert whole.slots is not None
-    assert parts.slots is not None
+    assert whole.samples is not None
+    assert parts.samples is not None
     for tensor in ("x", "target", "age"):
-        assert torch.equal(getattr(whole.slots, tensor), getattr(parts.slots, tensor))
+        assert torch.equal(getattr(whole.samples, tensor), getattr(parts.samples, tensor))
 
 
 def test_noise_of_its_own_leaves_the_data_alone(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_noise_of_its_own_leaves_the_data_alone(tmp_path: Path) -> None:
         make(dataclasses.replace(config, accumulate=n), tmp_path / str(n)) for n in (1, 4)
     )
     expected, found = run(whole), run(parts)
-    assert whole.slots is not None
-    assert parts.slots is not None
-    assert torch.equal(whole.slots.x, parts.slots.x)
+    assert whole.samples is not None
+    assert parts.samples is not None
+    assert torch.equal(whole.samples.x, parts.samples.x)
     assert expected[0]["loss"] != found[0]["loss"]
     assert expected[0]["loss"] == pytest.approx(found[0]["loss"], rel=0.2)
 
@@ -129,7 +129,7 @@ def test_memory_falls(name: str, tmp_path: Path) -> None:
     for parts in (1, 4):
         config = dataclasses.replace(CASES[name], **size, batch_size=32, steps=2, accumulate=parts)
         trainer = make(config, tmp_path / str(parts))
-        trainer.task.look = lambda model: {}  # type: ignore[method-assign]
+        trainer.task.validate = lambda model: {}  # type: ignore[method-assign]
         with PeakMemory() as live:
             trainer.run()
         peaks.append(live.peak)
@@ -168,7 +168,7 @@ def test_a_run_in_parts_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
             begun.save()
             half.write_bytes(begun.path.read_bytes())
 
-    begun._note = note  # type: ignore[method-assign]
+    begun._log = note  # type: ignore[method-assign]
     torch.manual_seed(0)
     begun.run()
     ended = make(config, tmp_path / "half")
@@ -182,8 +182,8 @@ def test_a_run_in_parts_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
 def test_state_is_kept_only_for_a_segment_to_come(tmp_path: Path) -> None:
     trainer = make(CASES["lm"], tmp_path)
     trainer.run()
-    assert trainer.slots is not None
-    assert trainer.slots.state is None
+    assert trainer.samples is not None
+    assert trainer.samples.state is None
 
 
 def test_batches_that_do_not_divide_are_refused() -> None:

@@ -19,8 +19,8 @@ from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
-from tasks.training.metrics import step_figures, watched
-from tasks.training.monitor import Adviser
+from tasks.training.metrics import solve_metrics, step_metrics
+from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.trainer import Trainer
 
 PUZZLE, TEXT = SudokuConfig(side=4, min_clues=6, max_clues=8), LanguageConfig()
@@ -31,11 +31,13 @@ GOOD = {
 }  # fmt: skip
 
 
-def adviser(config: Any = PUZZLE, solver: Any = None, backward: Any = "phantom") -> Adviser:
-    return Adviser(FixedPointLayer(nn.Identity(), solver or Picard(), backward), config)
+def monitor(
+    config: Any = PUZZLE, solver: Any = None, backward: Any = "phantom"
+) -> ConvergenceMonitor:
+    return ConvergenceMonitor(FixedPointLayer(nn.Identity(), solver or Picard(), backward), config)
 
 
-def read(reader: Adviser, *changes: dict[str, float]) -> list[str | None]:
+def read(reader: ConvergenceMonitor, *changes: dict[str, float]) -> list[str | None]:
     return [reader.read({**GOOD, **change}) for change in changes]
 
 
@@ -50,11 +52,13 @@ class Scaled(nn.Module):
         return y @ self.matrix + x
 
 
-def look(reader: Adviser, layer: FixedPointLayer, steps: int, loss: float = 1.0) -> str | None:
+def look(
+    reader: ConvergenceMonitor, layer: FixedPointLayer, steps: int, loss: float = 1.0
+) -> str | None:
     x = torch.ones(8, 2)
-    with watched(layer) as figures, torch.no_grad():
+    with solve_metrics(layer) as figures, torch.no_grad():
         solution = layer(torch.zeros(8, 2), x, max_steps=steps)
-    return reader.read({"step": 100.0, "loss": loss, **step_figures(solution), **figures})
+    return reader.read({"step": 100.0, "loss": loss, **step_metrics(solution), **figures})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def look(reader: Adviser, layer: FixedPointLayer, steps: int, loss: float = 1.0)
 )
 def test_hand_made_maps(matrix: list[list[float]], expected: str | None) -> None:
     layer = FixedPointLayer(Scaled(matrix), Picard(rtol=1e-3), "jacobian_free")
-    reader = Adviser(layer, PUZZLE)
+    reader = ConvergenceMonitor(layer, PUZZLE)
     assert look(reader, layer, steps=100) is None  # one look proves nothing
     found = look(reader, layer, steps=100)
     if expected is None:
@@ -90,7 +94,7 @@ def test_the_damping_that_is_advised_works() -> None:
 
 def test_a_budget_too_short_is_told_from_a_map_that_expands() -> None:
     layer = FixedPointLayer(nn.Identity(), Picard(rtol=1e-3), "phantom")
-    reader = Adviser(layer, dataclasses.replace(PUZZLE, rtol=1e-3, eval_steps=20))
+    reader = ConvergenceMonitor(layer, dataclasses.replace(PUZZLE, rtol=1e-3, eval_steps=20))
     found = []
     for scale in (0.5, 0.97, 0.97, 0.97):  # 20 steps suffice for 0.5 alone
         layer.module = Scaled([[scale, 0.0], [0.0, scale]])
@@ -113,7 +117,7 @@ def test_a_budget_too_short_is_told_from_a_map_that_expands() -> None:
 
 
 def test_unconverged_training_segments_of_a_puzzle_are_no_symptom() -> None:
-    assert read(adviser(), *[{"converged": 0.0, "test_converged": 0.98}] * 8) == [None] * 8
+    assert read(monitor(), *[{"converged": 0.0, "test_converged": 0.98}] * 8) == [None] * 8
 
 
 def test_the_look_at_which_a_puzzle_is_understood_is_no_symptom() -> None:
@@ -123,29 +127,29 @@ def test_the_look_at_which_a_puzzle_is_understood_is_no_symptom() -> None:
         {"test_converged": share, "test_radius": radius}
         for share, radius in zip(shares, radii, strict=True)
     ]
-    assert read(adviser(), *rows) == [None] * 6
+    assert read(monitor(), *rows) == [None] * 6
 
 
 def test_models_with_a_fixed_number_of_steps_are_not_judged() -> None:
     rows = [{"test_converged": 0.0, "test_expanding": 1.0, "test_radius": 2.0}] * 5
-    assert read(adviser(solver=Picard(rtol=0.0, atol=0.0)), *rows) == [None] * 5
-    assert Adviser(nn.Linear(1, 1), PUZZLE).read({**GOOD, **rows[0]}) is None
+    assert read(monitor(solver=Picard(rtol=0.0, atol=0.0)), *rows) == [None] * 5
+    assert ConvergenceMonitor(nn.Linear(1, 1), PUZZLE).read({**GOOD, **rows[0]}) is None
 
 
 BAD = {"test_converged": 0.1, "test_expanding": 1.0, "test_radius": 1.3, "test_radius_real": 0.2}
 
 
 def test_a_warning_comes_once_until_its_cause_has_gone() -> None:
-    said = [text is not None for text in read(adviser(), *[BAD] * 2, *[{}] * 2, *[BAD] * 2)]
+    said = [text is not None for text in read(monitor(), *[BAD] * 2, *[{}] * 2, *[BAD] * 2)]
     assert said == [False, True, False, False, False, True]
-    said = [text is not None for text in read(adviser(), {}, *[BAD] * 6)]
+    said = [text is not None for text in read(monitor(), {}, *[BAD] * 6)]
     assert said == [False, False, True, True, False, False, False]  # expanding, then falling too
 
 
 def test_a_solver_that_needs_no_contraction_is_said_to_cope() -> None:
     """Measured on mazes: radii of 1.1 to 1.5, and nearly all converge."""
     config = dataclasses.replace(PUZZLE, solver="broyden")
-    reader = adviser(config, Broyden(), Phantom())
+    reader = monitor(config, Broyden(), Phantom())
     found = read(reader, *[{**BAD, "test_converged": 0.94}] * 2)[1] or ""
     assert "`broyden` finds them all the same" in found
     assert "`--backward exact`" in found
@@ -158,21 +162,21 @@ def test_residuals_that_grow_while_the_loss_falls() -> None:
         {"test_residual": size, "loss": 1 - 0.1 * i, "test_converged": 0.2, "step": 100.0 * (i + 1)}
         for i, size in enumerate(sizes)
     ]
-    found = read(adviser(), *rows)
+    found = read(monitor(), *rows)
     assert found[:3] == [None] * 3
     assert "4.0e-04, after 1.0e-05 at step 100" in (found[3] or "")
     assert "The map contracts" in (found[3] or "")
     rising = [{**row, "loss": 1 + i} for i, row in enumerate(rows)]
-    assert read(adviser(), *rising) == [None] * 4
+    assert read(monitor(), *rising) == [None] * 4
 
 
 def test_a_training_budget_too_short_is_for_models_with_one_solve_a_sample() -> None:
     rows = [{"converged": 0.2, "test_converged": 1.0}] * 3
-    found = read(adviser(TEXT, backward="jacobian_free"), *rows)
+    found = read(monitor(TEXT, backward="jacobian_free"), *rows)
     assert found[:2] == [None] * 2
     assert "20% of training samples converge" in (found[2] or "")
     assert "`--free-steps`" in (found[2] or "")
-    assert read(adviser(TEXT), *rows) == [None] * 3  # phantom: truncated on purpose
+    assert read(monitor(TEXT), *rows) == [None] * 3  # phantom: truncated on purpose
 
 
 @pytest.mark.parametrize("config", [PUZZLE, TEXT])
@@ -188,7 +192,7 @@ def test_every_option_that_is_named_exists(config: Any, backward: str) -> None:
     options = {field.name for field in dataclasses.fields(config)}
     texts = []
     for change in bad:
-        reader = adviser(dataclasses.replace(config, backward=backward), backward=backward)
+        reader = monitor(dataclasses.replace(config, backward=backward), backward=backward)
         texts += [text for text in read(reader, {}, *[change] * 3) if text]
     assert len(texts) >= 5
     for text in texts:
@@ -204,8 +208,8 @@ def make(folder: Path, steps: int) -> Trainer:
     batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
     torch.manual_seed(0)
     trainer = Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
-    inner = trainer._look
-    trainer._look = lambda: {**inner(), **BAD}  # type: ignore[method-assign]
+    inner = trainer._validate
+    trainer._validate = lambda: {**inner(), **BAD}  # type: ignore[method-assign]
     return trainer
 
 
@@ -228,5 +232,5 @@ def test_a_run_that_goes_on_remembers_what_was_said(tmp_path: Path) -> None:
 
 def test_looks_in_the_warm_up_do_not_count() -> None:
     rows = [{**BAD, "step": step} for step in (10.0, 30.0, 50.0, 60.0, 70.0)]
-    said = [text is not None for text in read(adviser(), *rows)]
+    said = [text is not None for text in read(monitor(), *rows)]
     assert said == [False] * 4 + [True]

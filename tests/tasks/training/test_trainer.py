@@ -74,10 +74,10 @@ def test_a_row_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:
     class Counting(Recorder):
         steps = 0.0
 
-        def look(self, model: GridModel) -> dict[str, float]:
+        def validate(self, model: GridModel) -> dict[str, float]:
             return {}
 
-        def figures(self, right: torch.Tensor) -> dict[str, float]:
+        def metrics(self, right: torch.Tensor) -> dict[str, float]:
             self.steps += 1
             return {"number": self.steps if self.steps != 14 else math.nan}
 
@@ -91,7 +91,7 @@ def test_a_row_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"start_noise": 0.5}, {"model": "eqr"}])
 def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> None:
     class Blind(Recorder):
-        def look(self, model: GridModel) -> dict[str, float]:
+        def validate(self, model: GridModel) -> dict[str, float]:
             return {}
 
     runs = []
@@ -149,10 +149,10 @@ def test_data_that_are_lost_leave_a_checkpoint_with_their_position(tmp_path: Pat
                 raise SourceLost("Gone.")
             return super().batch(size, generator, progress)
 
-        def position(self) -> object:
+        def state_dict(self) -> object:
             return {"given": len(self.given)}
 
-        def go_to(self, position: object) -> None:
+        def load_state_dict(self, position: object) -> None:
             self.went_to = position
 
     first = make(tmp_path, Lost(), segments=1)
@@ -259,10 +259,10 @@ def test_looks_at_held_out_data_are_not_training_time(tmp_path: Path) -> None:
     class Slow(Recorder):
         looks = 0
 
-        def look(self, model: GridModel) -> dict[str, float]:
+        def validate(self, model: GridModel) -> dict[str, float]:
             self.looks += 1
             time.sleep(0.5)
-            return super().look(model)
+            return super().validate(model)
 
     task = Slow()
     trainer = make(tmp_path, task, steps=20)
