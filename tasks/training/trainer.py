@@ -188,8 +188,12 @@ class Trainer:
         return Checkpoint(tensors, {**self.meta, **state})
 
     def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        names = ("optimizer", "second_optimizer")
-        return list(zip(names, self.optimizers, strict=False))
+        """The optimisers, and the names of their states in a checkpoint."""
+        names = {0: "optimizer", 1: "second_optimizer"}
+        return [
+            (names.get(index, f"optimizer_{index + 1}"), optimizer)
+            for index, optimizer in enumerate(self.optimizers)
+        ]
 
     def run(self) -> nn.Module:
         """Train until the budget is used; return the averaged model.

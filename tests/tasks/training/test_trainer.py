@@ -104,6 +104,26 @@ def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> Non
         assert torch.equal(one, other)
 
 
+def test_every_optimiser_is_saved_and_restored(tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        made = make(tmp_path, Recorder(), steps=3)
+        parameters = list(made.model.parameters())
+        made.optimizers = [torch.optim.AdamW(parameters[i::3]) for i in range(3)]
+        return made
+
+    first, second = trainer(), trainer()
+    first.run()
+    checkpoint = Checkpoint.load(first.path)
+    second.restore(checkpoint)
+    assert {"optimizer", "second_optimizer", "optimizer_3"} < set(checkpoint.tensors)
+    for saved, restored in zip(first.optimizers, second.optimizers, strict=True):
+        moments = [state["exp_avg"] for state in saved.state_dict()["state"].values()]
+        again = [state["exp_avg"] for state in restored.state_dict()["state"].values()]
+        assert moments
+        for one, other in zip(moments, again, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("model", "refill"),
     [
