@@ -155,34 +155,12 @@ def _framed(codes: Sequence[int]) -> tuple[list[int], int]:
     return [*wall, *(code for row in rows for code in row), *wall], side + 2
 
 
-def num_path_cells(codes: Sequence[int]) -> int:
-    """Cells of a shortest path, start and goal included."""
-    return len(shortest_path(codes))
-
-
 def label(codes: Sequence[int]) -> list[int]:
     """The answer: the maze with the canonical path in it."""
     answer = list(codes)
     for cell in shortest_path(codes)[1:-1]:
         answer[cell] = PATH
     return answer
-
-
-def count_paths(codes: Sequence[int]) -> int:
-    """How many shortest paths there are; 0 if the goal cannot be reached."""
-    framed, width = _framed(codes)
-    start, goal = framed.index(START), framed.index(GOAL)
-    ways, front = {start: 1}, {start: 1}
-    while front and goal not in front:
-        beyond: dict[int, int] = {}
-        for cell, count in front.items():
-            for step in (width, -1, 1, -width):
-                other = cell + step
-                if framed[other] and other not in ways:
-                    beyond[other] = beyond.get(other, 0) + count
-        ways |= beyond
-        front = beyond
-    return front.get(goal, 0)
 
 
 def is_shortest(questions: Tensor, answers: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class Puzzle:
         source: Where the puzzle comes from.
         question: The clues, one character a cell, `.` for a blank.
         answer: The solution, one digit a cell.
-        rating: How hard it is, on the scale of `source`. Ours is `solver.rating`; published
-            lists have scales of their own, so compare ratings within one source only.
+        rating: How hard it is, on the scale of `source`: ours is that of `solver.complete`, and
+            published lists have others. Compare ratings within one source only.
     """
 
     source: str

@@ -67,7 +67,7 @@ def harder(
 
     Args:
         puzzles: Each with one solution. One that is hard enough stays as it is.
-        guesses: See `solver.rating`.
+        guesses: The least rating, see `solver.complete`.
         seed: The same seed gives the same puzzles.
         workers: See `relatives`.
 
