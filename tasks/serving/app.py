@@ -23,7 +23,7 @@ from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Predictions
 from tasks.puzzles.task import GridTask
 from tasks.serving.continuous import Engine, Refused, Watch
-from tasks.serving.middleware import Guard, Rates
+from tasks.serving.middleware import LimitsMiddleware, Rates
 
 PAGE = Path(__file__).parent / "page"
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds
@@ -173,7 +173,7 @@ class Service:
 def create_app(service: Service) -> FastAPI:
     """The routes of a service."""
     app = FastAPI(openapi_url=None)
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(LimitsMiddleware, service=service)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misshapen)
     config, engine = service.config, service.engine

@@ -1,4 +1,4 @@
-"""What stands before the routes: limits on size, time and rate, and safe headers."""
+"""ASGI middleware: limits on the size, time and rate of requests, and safe headers."""
 
 import asyncio
 import collections
@@ -25,13 +25,13 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Guarded(Protocol):
-    """What a guard needs of a service.
+class LimitedService(Protocol):
+    """What the middleware needs of a service.
 
     Attributes:
         rates: Limits each address.
         draining: Whether new requests are refused because the end has come.
-        in_flight: Requests that are being worked on; the guard counts them.
+        in_flight: Requests that are being worked on; the middleware counts them.
     """
 
     rates: "Rates"
@@ -39,24 +39,27 @@ class Guarded(Protocol):
     in_flight: int
 
     def count(self, path: str, status: int, seconds: float) -> None:
-        """Take note of a reply."""
+        """Count a reply in the metrics."""
 
 
-class Guard:
-    """Refuse what is too large, too slow, too frequent or too late; count and label the rest.
+class LimitsMiddleware:
+    """ASGI middleware that refuses requests beyond the limits, and adds headers to all replies.
 
-    An ASGI middleware. It reads the whole body first, so no route ever waits for one.
+    A request may be too large, too slow or too frequent, or come while the service ends. The whole
+    body is read before the application is called, so that no route ever waits for it.
 
     Args:
-        app: What it guards.
-        service: Has the limits.
+        app: The application.
+        service: Has the limits, and counts requests.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: Guarded):
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: LimitedService
+    ):
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request, or let the application answer it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -84,7 +87,7 @@ class Guard:
             service.in_flight -= 1
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        """What can be told from the head of a request."""
+        """The refusal of a request that its head calls for, if any."""
         if scope["method"] != "POST":
             return None
         if self.service.draining:
@@ -99,7 +102,7 @@ class Guard:
 
 
 async def _body(receive: Receive) -> bytes | JSONResponse:
-    """The body, or why it is refused."""
+    """The body of a request, or the reply that refuses it."""
     body, more = b"", True
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -115,7 +118,7 @@ async def _body(receive: Receive) -> bytes | JSONResponse:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read already."""
+    """A `receive` function that returns a body that was already read."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> MutableMapping[str, Any]:
@@ -137,11 +140,11 @@ def _error(status: int, sentence: str, retry: int | None = None) -> JSONResponse
 
 
 class Rates:
-    """How many requests each address may still make: a bucket of tokens that refills.
+    """Limits the rate of requests from each address by a token bucket.
 
     Args:
         rate: Tokens a second; a full bucket holds twice as many, at least one.
-        clients: Addresses to remember. Beyond, the one that was quiet longest is forgotten.
+        clients: Addresses to remember. If there are more, the least recent one is forgotten.
     """
 
     def __init__(self, rate: float, clients: int = 10_000):
@@ -149,7 +152,7 @@ class Rates:
         self.buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
 
     def wait(self, address: str, now: float) -> float:
-        """Take a token: 0, or else the seconds until there is one."""
+        """Take a token and return 0; if there is none, return the seconds until there is one."""
         tokens, then = self.buckets.pop(address, (self.size, now))
         tokens = min(self.size, tokens + (now - then) * self.rate)
         enough = tokens >= 1
