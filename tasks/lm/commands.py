@@ -21,7 +21,7 @@ from tasks.lm.experiment import print_figures, run_experiment
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
-from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
 from tasks.reports.curves import plot_learning
@@ -242,7 +242,7 @@ class LanguageCommands(CommandLine):
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
             history = Checkpoint.load(path).meta["history"]
-            plot_learning(history, options.draw / "training.png", PANELS)
+            plot_learning(history, options.draw / "training.png", SUBPLOTS)
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")

@@ -16,7 +16,7 @@ from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
-from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END
 from tasks.reports.curves import plot_learning
@@ -53,7 +53,7 @@ def run_experiment(
         model = config.build().to(trainer.device)
         load_average(model, Checkpoint.load(trainer.path), trainer.path)
         figures = _evaluate(model.eval(), corpus, config, folder)
-        plot_learning(trainer.history, folder / "learning.png", PANELS)
+        plot_learning(trainer.history, folder / "learning.png", SUBPLOTS)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None
     result |= {

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
 from tasks.puzzles.pictures import RED, Frame, animate, caption, check, draw_sheet
-from tasks.reports.curves import BLUE, DPI, GREEN, ORANGE, save
+from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, save
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"

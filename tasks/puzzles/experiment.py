@@ -14,7 +14,7 @@ from tasks.device import choose_device, compile_blocks
 from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.loading import load_model
-from tasks.puzzles.report import draw_run, measure, print_figures
+from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
 from tasks.puzzles.task import VALIDATION_PUZZLES, Batches, GridTask
 from tasks.reports.curves import plot_learning
 from tasks.runs import export
@@ -144,7 +144,7 @@ def _evaluate(
     try:
         model, _ = load_model(task, trainer.path, device=config.device)
         figures = measure(task, model, puzzles, config)
-        plot_learning(trainer.history, trainer.folder / "learning.png")
+        plot_learning(trainer.history, trainer.folder / "learning.png", SUBPLOTS)
         if not isinstance(model, GridTransformer) and puzzles:
             draw_run(task, model, puzzles[0], figures, config, trainer.folder)
     except KeyboardInterrupt:

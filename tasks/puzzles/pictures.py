@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 from torch import Tensor
 
-from tasks.reports.curves import DPI, save
+from tasks.reports.style import DPI, save
 
 # Step, relative residual (NaN if not measured), and probabilities of shape (cells, classes).
 Frame = tuple[int, float, Tensor]

@@ -19,11 +19,27 @@ from tasks.puzzles.starts import (
     solve_from_starts,
 )
 from tasks.puzzles.task import GridTask
-from tasks.reports.curves import plot_curves, plot_steps
+from tasks.reports.curves import Subplot, plot_curves, plot_steps
 from tasks.reports.logger import print_table
 
 CURVE_PUZZLES = 300
 FRAMES = 32
+# Of the picture of training.
+SUBPLOTS = (
+    Subplot("loss (nats per cell)", {"loss": "training batch"}, log=True),
+    Subplot(
+        "accuracy (%)",
+        {
+            "cell_accuracy": "cells right, training batch",
+            "exact_accuracy": "all right, training batch",
+            "test_exact": "all right, held-out",
+        },
+        percent=True,
+    ),
+    Subplot(
+        "median residual\nrms of f(y) \N{MINUS SIGN} y", {"residual": "training batch"}, log=True
+    ),
+)
 
 
 def measure(

@@ -1,8 +1,7 @@
-"""Pictures of training and of solver steps; knows no task. Every file is written atomically."""
+"""Curves of training, and of accuracy against solver steps; these know no task."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-DPI = 150
+from tasks.reports.style import BLUE, GREEN, ORANGE, save_png
 
 
 @dataclasses.dataclass(frozen=True)
-class Panel:
-    """One panel of `plot_learning`.
+class Subplot:
+    """One subplot of `plot_learning`.
 
     Attributes:
         label: Of its vertical axis.
@@ -32,33 +29,16 @@ class Panel:
     log: bool = False
 
 
-GRID_PANELS = (
-    Panel("loss (nats per cell)", {"loss": "training batch"}, log=True),
-    Panel(
-        "accuracy (%)",
-        {
-            "cell_accuracy": "cells right, training batch",
-            "exact_accuracy": "all right, training batch",
-            "test_exact": "all right, held-out",
-        },
-        percent=True,
-    ),
-    Panel(
-        "median residual\nrms of f(y) \N{MINUS SIGN} y", {"residual": "training batch"}, log=True
-    ),
-)
-
-
 def plot_learning(
-    history: Sequence[dict[str, float]], path: Path, panels: Sequence[Panel] = GRID_PANELS
+    history: Sequence[dict[str, float]], path: Path, subplots: Sequence[Subplot]
 ) -> Path:
-    """Figures of training against minutes, one panel below the other.
+    """Metrics of training against minutes, in subplots one below the other.
 
     Args:
-        history: Rows with `minutes` and any of the panels' keys. A curve connects the rows
-            that have its key; a panel without any says so.
+        history: Rows with `minutes` and any of the subplots' keys. A curve connects the
+            rows that have its key; a subplot without any rows says so.
         path: The PNG, in a folder that exists.
-        panels: What to draw.
+        subplots: What to draw.
 
     Returns:
         `path`.
@@ -66,17 +46,17 @@ def plot_learning(
     Raises:
         OSError: The file cannot be written.
     """
-    figure = Figure(figsize=(7, 2.5 * len(panels)), layout="constrained")
-    every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
-    for axes, panel in zip(every[:, 0], panels, strict=True):
-        for (key, name), color in zip(panel.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+    figure = Figure(figsize=(7, 2.5 * len(subplots)), layout="constrained")
+    every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
+    for axes, subplot in zip(every[:, 0], subplots, strict=True):
+        for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
             held_out = key.startswith("test_")
-            scale = 100 if panel.percent else 1
+            scale = 100 if subplot.percent else 1
             _curve(axes, history, key, name, color, scale=scale, marker="o" if held_out else "")
-        axes.set_ylabel(panel.label)
-        if panel.percent:
+        axes.set_ylabel(subplot.label)
+        if subplot.percent:
             axes.set_ylim(-3, 103)
-        if panel.log:
+        if subplot.log:
             _log_scale(axes)
         _tidy(axes)
         axes.spines["right"].set_visible(False)
@@ -84,7 +64,7 @@ def plot_learning(
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
             axes.set_yticks([], minor=False)
             axes.set_yticks([], minor=True)
-        elif len(panel.curves) > 1:
+        elif len(subplot.curves) > 1:
             axes.legend(frameon=False, fontsize=9)
     every[-1, 0].set_xlabel("training time (minutes)")
     figure.align_ylabels()
@@ -182,36 +162,6 @@ def plot_curves(
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
     return save_png(figure, path)
-
-
-def save(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step.
-
-    A failure leaves an old file at `path` as it was, and no temporary file.
-
-    Raises:
-        OSError: The file cannot be written; of the class that the system raised.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        # The system's message would name the temporary file, which nobody asked for.
-        raise type(error)(
-            f"{path} cannot be written ({error.strerror or error}). Make sure that its folder "
-            "exists, is writable and has room, or name another."
-        ) from error
-    finally:
-        # `unlink` would hide the message above where the folder is no folder.
-        if temporary.exists():
-            temporary.unlink()
-    return path
-
-
-def save_png(figure: Figure, path: Path) -> Path:
-    """Write a figure, atomically; return `path`."""
-    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
 def _curve(

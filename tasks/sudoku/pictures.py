@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from tasks.puzzles.pictures import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
-from tasks.reports.curves import BLUE
+from tasks.reports.style import BLUE
 from tasks.sudoku.board import Board
 
 CLUE_TINT = "#EFEFEF"

@@ -23,7 +23,7 @@ from tasks.maze.pictures import (
     draw_maze,
 )
 from tasks.puzzles.pictures import HOLD_MS, RED, Frame
-from tasks.reports.curves import BLUE, GREEN
+from tasks.reports.style import BLUE, GREEN
 
 SIDE = 4
 QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]

@@ -7,7 +7,9 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from tasks.reports.curves import plot_learning, plot_steps, save
+from tasks.puzzles.report import SUBPLOTS
+from tasks.reports.curves import plot_learning, plot_steps
+from tasks.reports.style import save
 
 NAN = float("nan")
 FULL = {"loss": 1.0, "cell_accuracy": 0.5, "exact_accuracy": 0.1, "residual": 0.2}
@@ -35,7 +37,7 @@ def check_png(path: Path) -> None:
 )
 def test_learning_is_drawn_from_any_rows(history: list[dict[str, float]], tmp_path: Path) -> None:
     path = tmp_path / "learning.png"
-    assert plot_learning(history, path) == path
+    assert plot_learning(history, path, SUBPLOTS) == path
     check_png(path)
 
 
@@ -63,14 +65,14 @@ def test_steps_of_unequal_lengths_are_refused(tmp_path: Path) -> None:
 
 def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    plot_learning([{"minutes": 0.1, **FULL}], tmp_path / "learning.png")
+    plot_learning([{"minutes": 0.1, **FULL}], tmp_path / "learning.png", SUBPLOTS)
     assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda path: plot_learning([{"minutes": 0.1, **FULL}], path),
+        lambda path: plot_learning([{"minutes": 0.1, **FULL}], path, SUBPLOTS),
         lambda path: plot_steps([1, 2], [0.1, 0.2], [0.1, 0.2], path, ""),
     ],
     ids=["learning", "steps"],

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from tasks.puzzles.pictures import HOLD_MS, RED, Frame, moments
-from tasks.reports.curves import BLUE
+from tasks.reports.style import BLUE
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.pictures import _draw, animate_convergence, draw_convergence
 from tasks.sudoku.solver import search
