@@ -1,4 +1,4 @@
-"""What every command line shares: dispatch, presets, and errors that fit on one line."""
+"""The part of the command line that all tasks share: dispatch, presets and errors."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,7 @@ from tasks.training.trainer import Interrupted
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a training command begins with."""
+    """The run that a training command starts or continues."""
 
     preset: str
     config: Any
@@ -46,13 +46,13 @@ class CommandLine(ABC):
 
     @property
     def program(self) -> str:
-        """How it is called."""
+        """The command that users type, without its arguments."""
         return f"python -m tasks.{self.task.name}"
 
     @property
     @abstractmethod
     def usage(self) -> str:
-        """The overview."""
+        """The text of `--help` without a command."""
 
     @abstractmethod
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
@@ -106,12 +106,12 @@ class CommandLine(ABC):
         raise ValueError(unknown("preset", name, list(presets), "Presets"))
 
     def start(self, arguments: list[str]) -> Start:
-        """A new run from a preset and flags, or an old one from its checkpoint."""
+        """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
         group = Group.current()
         arguments, resume = take(arguments, "--resume")
         arguments, name = take(arguments, "--preset")
         if resume is not None:
-            # What changes no number: how processes share the work, and how they save.
+            # Only options that do not change results: how processes share the work and save.
             changed = {}
             for option in ("parallel", "checkpoints"):
                 arguments, value = take(arguments, f"--{option}")
@@ -137,7 +137,7 @@ class CommandLine(ABC):
         return Start(name, config, group.broadcast(folder), None)
 
     def plan(self, arguments: list[str]) -> int:
-        """What a run will need and take, without making the model."""
+        """Print the memory, time and cost that a run will need, without building the model."""
         arguments, name = take(arguments, "--preset")
         name = name or self.task.default_preset
         default, program = self.preset(name), f"{self.program} plan"
@@ -194,7 +194,7 @@ def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def print_json(result: dict[str, Any], path: Path | None) -> None:
-    """One line, also to a file."""
+    """Print a result as one line of JSON, and write it to a file if `path` is given."""
     line = json.dumps(result)
     if path is not None:
         path.write_text(line + "\n")

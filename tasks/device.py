@@ -1,4 +1,4 @@
-"""The device that a command runs on, and making the most of it."""
+"""Choosing the device that a command runs on, and what that device is good at."""
 
 import os
 import platform

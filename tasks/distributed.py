@@ -1,9 +1,9 @@
 """Training on several processes, as `torchrun` starts them, each with a share of every batch.
 
-They meet where a step begins (FSDP2 gathers weights), in its backward pass (gradients are
-averaged) and at its end (the log, the clock). They never meet inside a solve, forward or adjoint:
-each process calls the refiner as often as its own samples need, and one that waited there for
-the others would wait for ever.
+Processes communicate when a step begins (FSDP2 gathers weights), in its backward pass (gradients
+are averaged) and at its end (log and clock), but never inside a solve, forward or adjoint: each
+process calls the refiner as often as its own samples need, so that a process that waited for the
+others there would wait for ever.
 """
 
 import contextlib
@@ -84,9 +84,9 @@ class Group:
         return dict(zip(metrics, (values / self.size).tolist(), strict=True))
 
     def seed_step(self, seed: int, step: int) -> None:
-        """Let each process draw its own noise in a step, and the same when it is repeated.
+        """Seed the generator so that each process draws noise of its own, the same in a repetition.
 
-        One process alone goes on with the generator that it has.
+        With one process alone, the state of the generator is left as it is.
         """
         if self.size > 1:
             digest = hashlib.sha256(f"{seed} {step} {self.rank}".encode()).digest()
@@ -136,7 +136,7 @@ def _is_about_processes(error: RuntimeError) -> bool:
 
 
 def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -> nn.Module:
-    """Let processes train one model: what to call instead of it.
+    """Let the processes train one model together; return the module to call in its place.
 
     Args:
         model: Trained, with equal weights in each process; "fsdp" shards it in place.
@@ -159,9 +159,10 @@ def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -
 
 
 def _shard(model: nn.Module, group: Group, keep: bool) -> None:
-    """Blocks that are used once per pass are gathered one by one, and all else at its start.
+    """Shard blocks that are used once per pass on their own, and all other weights together.
 
-    What is solved or looped is therefore in one piece, and stays so, before its first call.
+    The others are gathered when a pass begins. The weights of a map that is solved or looped are
+    therefore whole before its first call, and no process waits for another inside a solve.
     """
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (group.size,))

@@ -1,9 +1,9 @@
 """A trained model as a program: `torch.export` of its inference with a fixed number of steps.
 
-A solver's loop is Python: no program can hold it. So it is written once more, as one operator that
-repeats a step of Picard's iteration: all samples are computed until the last one has converged or
-the budget is used, and who has converged stays where it is, as in a solve. The file (`.pt2`) holds
-weights and operations, and `torch.export.load` alone reads it.
+The loop of a solver is Python code, which a program cannot hold. It is therefore written here once
+more, as one operator that repeats a step of Picard's iteration. It computes all samples until the
+last one has converged or the budget is used; a sample that has converged keeps its value, as in a
+solve. The file (`.pt2`) holds weights and operations, and needs only `torch.export.load`.
 """
 
 import copy
@@ -22,14 +22,14 @@ from solvers.types import State
 
 
 class WrittenOut(nn.Module):
-    """A fixed-point layer whose loop a compiler can hold.
+    """A fixed-point layer whose loop is one operator, which `torch.export` can hold.
 
-    Value, residual, verdict and count of steps are those of the solve, but for verdicts of failure:
-    a sample that diverges or stalls is not told from one whose budget ran out.
+    Value, residual, verdict and number of steps are those of the solve, but failures are not told
+    apart: a sample that diverges or stalls has the verdict of one whose budget is used up.
 
     Args:
         module: The map (y, *args) -> y.
-        solver: Of all solvers the one without a memory.
+        solver: Picard, the only solver that keeps no history.
         steps: Updates.
         batch_dims: See `implicit.FixedPointLayer`.
     """
@@ -40,7 +40,7 @@ class WrittenOut(nn.Module):
         self.batch_dims = batch_dims
 
     def forward(self, y0: State, *args: Any, max_steps: int | None = None) -> Solution:
-        """Solve from `y0`; the budget is the program's."""
+        """Solve from `y0`; the budget is that of the program, and `max_steps` is ignored."""
         fy = self.module(y0, *args)
         norm, converged = self._judged(y0, fy)
         # What a loop carries are tensors of its own.
@@ -78,7 +78,7 @@ class WrittenOut(nn.Module):
         )  # fmt: skip
 
     def _judged(self, y: State, fy: State) -> tuple[Tensor, Tensor]:
-        """rms(f(y) - y), infinite where it is none, and who is within tolerance."""
+        """rms(f(y) - y), infinite where it is NaN, and which samples are within tolerance."""
         residual = self._rms(pytree.tree_map(torch.sub, fy, y)).nan_to_num(math.inf, math.inf)
         limit = self.solver.atol + self.solver.rtol * self._rms(fy)
         return residual, (residual <= limit) & residual.isfinite()
@@ -107,7 +107,7 @@ def _copied(state: State) -> State:
 
 
 class Inference(nn.Module):
-    """What a program computes: x -> logits and, for a model that solves, the evidence.
+    """The function that is exported: x -> logits and, for a model that solves, its residuals.
 
     Args:
         model: In evaluation mode; it is copied.
@@ -136,7 +136,11 @@ class Inference(nn.Module):
         self.model.set_submodule(name, loop)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """One batch."""
+        """Compute one batch.
+
+        Returns:
+            `logits` and, for a model that solves, `residual`, `converged` and `num_steps`.
+        """
         out = self.model(x)
         found = {"logits": out.logits}
         if self.solves:
@@ -157,7 +161,7 @@ def write_program(
     about: dict[str, Any],
     longest: int | None = None,
 ) -> None:
-    """Export a model's inference.
+    """Write the inference of a model as a program.
 
     Args:
         model: In evaluation mode, on the CPU.

@@ -22,7 +22,7 @@ def new_folder(wanted: Path | None, task: str, name: str) -> Path:
     """
     folder = wanted or RUNS / task / name
     number = 1
-    # Of the folders the newest may be missing; see `load_newest`.
+    # A sharded run may lack the newest checkpoint and have the previous one; see `load_newest`.
     names = (NAME, FOLDER, PREVIOUS)
     while held := [path for name in names if (path := folder / name).exists()]:
         if wanted is not None:
@@ -46,7 +46,7 @@ def new_folder(wanted: Path | None, task: str, name: str) -> Path:
 
 
 def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path:
-    """The last trained checkpoint in `runs/` whose configuration `fits`.
+    """The most recent checkpoint in `runs/` whose configuration `fits`.
 
     Checkpoints of other versions must be named to be used.
 
@@ -100,7 +100,7 @@ def load_average(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
 
 
 def export(checkpoint: Path, path: Path) -> Path:
-    """Write the averaged weights alone: enough for `eval` and `solve`, a tenth of the size."""
+    """Write the averaged weights alone: a tenth of the size, and enough for `eval` and `solve`."""
     whole = Checkpoint.load(checkpoint)
     average = {k: v for k, v in whole.tensors["average"].items() if k.startswith("module.")}
     Checkpoint({"average": average}, whole.meta | {"history": []}).save(path)

@@ -1,4 +1,4 @@
-"""All that a run needs to go on, or a model to be used: named tensors, and JSON values."""
+"""What a checkpoint holds, and its way into models and optimisers and out of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from tasks.checkpoints.file import CheckpointError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything needed to use a model, or to go on training it.
+    """Everything that is needed to use a model, or to continue its training.
 
     Attributes:
         tensors: Named groups of tensors, as `model`, `average`, `optimizer`, `random`.
@@ -25,7 +25,7 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, older: Sequence[Path] = ()) -> None:
-        """Write one file; see `file.write`."""
+        """Write the checkpoint as one file; see `file.write`."""
         file.write(path, self.tensors, self.meta, older)
 
     @classmethod

@@ -118,7 +118,7 @@ def grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def hardlink(path: Path, name: Path) -> None:
-    """Give a file a second name, in one step; `save` replaces the first and leaves the second."""
+    """Give a file a second name in one step, which stays when the first one is replaced."""
     temporary = name.with_name(name.name + ".tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -130,7 +130,7 @@ def hardlink(path: Path, name: Path) -> None:
 
 
 def rotate(older: Sequence[Path]) -> None:
-    """Every checkpoint takes the next name, as far as there are some; the last one goes."""
+    """Rename each checkpoint that exists to the next name in the list; delete the last one."""
     for newer, name in reversed(list(itertools.pairwise(older))):
         if newer.exists():
             if name.is_dir():
@@ -148,6 +148,6 @@ def _checksum(flat: dict[str, Tensor], meta: str) -> str:
 
 
 def to_disk(path: Path) -> None:
-    """Let a file survive a power cut: its content must be there before its name is."""
+    """Flush a file to disk, so that its content survives a power cut before it gets its name."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and what becomes of it when one cannot be written or read."""
+"""Which checkpoints a run keeps, and what happens if one cannot be written or read."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ FAILURES = (OSError, SafetensorError)
 
 
 class NotSaved(OSError):
-    """A run came to its end, but its last state is on no disk."""
+    """A run ended, but its last state could not be saved."""
 
 
 class CheckpointManager:
@@ -242,18 +242,18 @@ MANAGERS = {"file": CheckpointManager, "sharded": ShardedCheckpointManager}
 
 
 def before(newest: Path, age: int) -> Path:
-    """The path of the checkpoint that was the newest so many saves ago, at least one."""
+    """The path of the checkpoint that was the newest `age` saves ago, for `age` of at least 1."""
     return newest.with_stem(PREVIOUS if age == 1 else f"{PREVIOUS}-{age}")
 
 
 def load_newest(path: Path) -> Checkpoint:
-    """A run's checkpoint; if it is damaged, the newest before it that is not, with a warning.
+    """Load the newest checkpoint of a run or, with a warning, the newest one that is intact.
 
-    What is damaged is renamed, so that the next save does not take it for the one before. A folder
-    may also be missing: a process was killed just before the new one got its name.
+    A damaged checkpoint is renamed, so that the next save does not keep it as the previous one. A
+    folder may also be missing, if a process was killed just before the folder got its name.
 
     Raises:
-        CheckpointError: None can be used, or `path` is no run's newest checkpoint.
+        CheckpointError: None is intact, or `path` does not have the name of a newest checkpoint.
     """
     try:
         return Checkpoint.load(path)
@@ -275,7 +275,7 @@ def load_newest(path: Path) -> Checkpoint:
 
 
 def _newest_intact(path: Path, refused: CheckpointError) -> tuple[Path, Checkpoint]:
-    """The newest one before `path` that can be read; what `path` was refused for if none can."""
+    """The newest intact checkpoint before `path`; if there is none, the last error is raised."""
     found = path.parent.glob(f"{PREVIOUS}*")
     alike = [older for older in found if older.suffix == path.suffix]
     # By age: no number, then -2, ... -9, -10.

@@ -102,7 +102,9 @@ def start_writing(
 
 
 class _Copies(BlockingAsyncStager):
-    """Copies on the CPU, so that training may go on; torch's own stagers fail on FSDP's shares.
+    """Copies the state to the CPU, so that training can continue during the write.
+
+    torch's own stagers fail on the shards of FSDP.
 
     Args:
         mesh: The processes, on their CPUs; None for one.
@@ -150,7 +152,7 @@ def write_manifest(folder: Path, meta: dict[str, Any], sums: dict[str, str]) -> 
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Meta data, and the checksum of each file."""
+    """Read the manifest: meta data, and the checksum of each file."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())

@@ -1,6 +1,6 @@
-"""Runs that are independent of each other, several at a time, each in a process of its own.
+"""Independent training runs, several at a time, each in a process of its own.
 
-What is finished is not done again, and what was interrupted goes on: a job knows how.
+A finished run is not repeated, and an interrupted one is continued.
 """
 
 import contextlib
@@ -20,36 +20,39 @@ from tasks.training.trainer import Interrupted
 
 
 class Job(ABC):
-    """A run with a folder of its own; it can be pickled."""
+    """A training run with a folder of its own; it must be possible to pickle it."""
 
     @property
     @abstractmethod
     def place(self) -> Path:
-        """The folder."""
+        """The folder of the run."""
 
     @property
     def done(self) -> Path:
-        """The file that says how it ended."""
+        """The file that holds the result; it exists once the run is finished."""
         return self.place / "compare.json"
 
     @abstractmethod
     def finish(self) -> None:
-        """Do what is missing, and write `done`."""
+        """Train and evaluate as far as that is not done yet, and write the file `done`."""
 
     @abstractmethod
     def score(self) -> float:
-        """How good its learning rate was, on data that the report does not use."""
+        """How good the learning rate is, on data that the report does not use; higher is better."""
 
     @abstractmethod
     def summary(self) -> str:
-        """How it ended, in a few words."""
+        """The main result in a few words."""
 
     def result(self) -> dict[str, Any]:
-        """What it wrote when it ended."""
+        """The content of the file `done`."""
         return json.loads(self.done.read_text())
 
     def repeated(self, rate: float, seed: int) -> Self:
-        """The same with another learning rate and seed; it is a dataclass with a `config`."""
+        """The same run with another learning rate and seed.
+
+        A job is a dataclass with a field `config`.
+        """
         job: Any = self
         config = dataclasses.replace(job.config, learning_rate=rate, seed=seed)
         return dataclasses.replace(job, config=config)
@@ -89,7 +92,7 @@ class SearchOptions:
             )
 
     def applied(self, base: Any, names: Sequence[str]) -> Any:
-        """The configuration with those of the options that were given."""
+        """The configuration, changed in the options of these names that were given."""
         changes = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         if self.jobs > 1:
             changes.setdefault("threads", 1)
@@ -119,7 +122,7 @@ def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float
 
 
 def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
-    """Do what is missing: in this process, or several in processes of their own."""
+    """Finish the jobs that are not done: in this process, or several at once in others."""
     missing = [job for job in jobs if not job.done.is_file()]
     if at_once == 1:
         for job in missing:
@@ -135,7 +138,7 @@ def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
 
 @contextlib.contextmanager
 def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that are waited for, whatever happens here: Ctrl-C reaches them too."""
+    """A pool of processes. On exit it waits for them, also after Ctrl-C, which reaches them too."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_with_parent)
     try:
@@ -147,7 +150,7 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _stop_with_parent() -> None:
-    """Should the command be killed, let this process save its run and stop as well."""
+    """Stop this process, which then saves its run, if the command that started it is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -159,7 +162,7 @@ def _stop_with_parent() -> None:
 
 
 def _finish_quietly(job: Job) -> None:
-    """Finish, with what it prints in a file of the run's folder."""
+    """Finish a job, and write what it prints to a file in its folder."""
     job.place.mkdir(parents=True, exist_ok=True)
     with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
         try:

@@ -1,4 +1,4 @@
-"""One run: read the text, train, measure, show a sample, and keep the result."""
+"""One run: read the text, train, evaluate, print a sample, and store the result."""
 
 import dataclasses
 import json
@@ -30,11 +30,11 @@ SAMPLE_TOKENS = 120
 def run_experiment(
     name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
 ) -> dict[str, Any]:
-    """Train, or go on from a checkpoint, then evaluate.
+    """Train, or continue from a checkpoint, then evaluate.
 
     Args:
         name: The preset's.
-        config: The dials.
+        config: The options.
         folder: Receives checkpoint, weights, log, pictures and `result.json`.
         checkpoint: Where an earlier run of the same configuration stopped.
 
@@ -70,7 +70,7 @@ def run_experiment(
 def train(
     name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
 ) -> tuple[Trainer, Corpus, dict[str, Any]]:
-    """As `run_experiment`, without what comes after training.
+    """Train as `run_experiment` does, without evaluating.
 
     Returns:
         The trainer, the text, and what the result says of the training.
@@ -114,7 +114,7 @@ def train(
 
 
 def _loosen(model: nn.Module, rtol: float) -> None:
-    """Solve no further than the precision of the map.
+    """Loosen the tolerance of the solver to the precision of the map.
 
     Its rounding keeps the residual above a tighter tolerance, and the solver would go on until
     its free steps are used up. Looks and evaluation, in float32, are of the averaged model,
@@ -127,7 +127,7 @@ def _loosen(model: nn.Module, rtol: float) -> None:
 
 
 def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:
-    """Figures, loss by budget with its picture, and a sample of text."""
+    """Evaluate a finished run: metrics, loss by solver budget with a plot, and a text sample."""
     figures = measure(model, corpus, config)
     if config.model not in ("transformer", "parcae"):
         figures["by_budget"] = by_budget(model, corpus, config, BUDGETS)
@@ -141,7 +141,7 @@ def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) 
 
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:
-    """A table, and the sample below it."""
+    """Print the table of an evaluation, and a text sample below it."""
     rows = {
         "loss (nats per token)": f"{figures['loss']:.4f}",
         "perplexity": f"{figures['perplexity']:.2f}",

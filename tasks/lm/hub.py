@@ -1,6 +1,6 @@
-"""A trained language model as one folder in the Hugging Face Hub's form, and back.
+"""A trained language model as a folder in the format of the Hugging Face Hub.
 
-`config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them.
+The folder has `config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them.
 """
 
 from pathlib import Path
@@ -72,7 +72,7 @@ class PretrainedLM(
         self, prompt: str, tokens: int = 100, sampling: Sampling | None = None,
         max_steps: int | None = None,
     ) -> str:  # fmt: skip
-        """The prompt and what follows it."""
+        """Generate text after a prompt; return both."""
         drawn = generate(
             self.model,
             [[END, *self.tokenizer.encode(prompt)]],

@@ -1,4 +1,4 @@
-"""A data set that is read as it is needed: documents in their order, laid end to end.
+"""A data set that is streamed: documents in their order, concatenated.
 
 Each document is followed by an end of text, and the row of all tokens is cut into sequences,
 so that every token is predicted once before any is predicted again. Where a run stands is a
@@ -28,7 +28,7 @@ PASSING = (OSError, EOFError, RuntimeError)
 
 
 class Documents:
-    """The texts of a data set in their order, from any position, over interruptions.
+    """Reads the texts of a data set in order, from any position, and retries after interruptions.
 
     Args:
         config: Names the data set.
@@ -56,7 +56,7 @@ class Documents:
         self.position, self._rows = position, None
 
     def read(self) -> str | None:
-        """The next text, which may be empty; None after the last.
+        """Read the next text, which may be empty; None after the last one.
 
         Raises:
             SourceLost: Reading failed, also after pauses; the position is that of before.
@@ -139,7 +139,7 @@ class StreamedBatches(Batches):
     def batch(
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """The next tokens, and those that follow each; shapes (size, context)."""
+        """The next tokens and the tokens that follow them, both of shape (size, context)."""
         count = size * self.config.context
         self._fill(count + 1)
         row = [token for _, tokens in self._pending for token in tokens]
@@ -166,7 +166,7 @@ class StreamedBatches(Batches):
         return {"passes": self._passes, **self.documents.position}
 
     def _fill(self, count: int) -> None:
-        """Read until so many tokens are at hand; a failure loses none of them."""
+        """Read documents until `count` tokens are available; a failure loses none of them."""
         available = sum(len(tokens) for _, tokens in self._pending) - self._offset
         while available < count:
             before = self._place()
@@ -183,7 +183,7 @@ class StreamedBatches(Batches):
 
 
 def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
-    """What a run trains on, with its tokenizer and held-out text.
+    """The batches that a run trains on, with its tokenizer and held-out text.
 
     Of a data set, only the beginning is read: until there are `max_bytes` to learn tokens from,
     and `eval_tokens` held out.
@@ -207,7 +207,7 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
 def _beginning(
     documents: Documents, config: LanguageConfig, state: str | None
 ) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer and the held-out tokens."""
+    """Train or load the tokenizer, and read the held-out tokens."""
     learns = state is None and config.vocabulary > ByteTokenizer.size
     left = config.max_bytes if learns else 1
     texts: list[str] = []

@@ -1,4 +1,4 @@
-"""The dials of a maze run, and its presets."""
+"""The options of a maze run, and its presets."""
 
 import dataclasses
 from typing import Literal

@@ -91,7 +91,7 @@ class _MazeFormat(PuzzleFormat[Maze]):
         return maze
 
     def faults(self, puzzles: Sequence[Maze]) -> list[ValueError | None]:
-        """Only answers that are not `label`'s can be wrong."""
+        """See `PuzzleFormat`; an answer that equals the canonical one needs no further check."""
         suspects = [maze for maze in puzzles if maze in self.others]
         if not suspects:
             return [None] * len(puzzles)

@@ -62,26 +62,26 @@ class Cluster:
 
     @property
     def usable_bytes(self) -> float:
-        """Of each device."""
+        """Bytes of each device that a run can use."""
         return (1 - RESERVED) * 1e9 * self.gpu_memory
 
     @property
     def flops_per_second(self) -> float:
-        """Of all devices together."""
+        """Speed of all devices together, at the assumed utilisation."""
         return self.gpus * 1e12 * self.peak_tflops * self.utilisation
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on a device, one entry a purpose.
+    """Bytes that a device holds, by purpose.
 
     Attributes:
         parallel: How the devices share the work.
         checkpoint: Whether the backbone's blocks are computed anew in the backward pass.
         micro_batch: Samples at a time.
-        weights: Stored on the device.
-        gradients: Likewise.
-        optimizer: Likewise.
+        weights: The part of the weights that is stored on the device.
+        gradients: The part of the gradients.
+        optimizer: The part of the optimiser's state.
         average: The averaged weights.
         exchange: Buffers of gradients under DDP; gathered weights, and gradients before they are
             scattered, under FSDP: of micro-batches, all gradients.
@@ -147,7 +147,7 @@ def share_of_batch(plan: Plan, cluster: Cluster) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a run fits, in one way of running it.
+    """Whether a run fits the devices, in one way of sharing the work.
 
     Attributes:
         largest: Most samples at a time that would fit; 0: not even one.

@@ -41,7 +41,7 @@ class PeakMemory(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """Bytes that are alive."""
+        """Bytes of the tensors that are alive."""
         for key in [key for key, (reference, _) in self.live.items() if reference.expired()]:
             _, size = self.live.pop(key)
             self.sum -= size

@@ -92,7 +92,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
 
 
 def show(title: str, found: Mapping[str, Any]) -> None:
-    """Three tables, and the advice."""
+    """Print three tables, and the recommendation."""
     parts = [[name, f"{count:,}"] for name, count in found["parameters"].items()]
     _print(title, ["part", "parameters"], parts)
     cluster, unit, budget = found["cluster"], found["unit"], found["budget"]

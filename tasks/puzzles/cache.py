@@ -46,7 +46,7 @@ class SetCache(Generic[P]):
         counts: Sequence[int],
         make: Callable[[], tuple[list[P], list[P]]],
     ) -> tuple[list[P], list[P]]:
-        """The sets, from disk where the same ones were made before.
+        """Read the sets from disk if the same ones were made before, or make and store them.
 
         Args:
             label: Begins the files' names.

@@ -132,7 +132,7 @@ class Commands(CommandLine):
 
     @property
     def usage(self) -> str:
-        """The overview."""
+        """See `CommandLine`."""
         presets = ", ".join(self.task.presets)
         return (
             f"Train, evaluate and use models that solve a {self.task.name}.\n\n"
@@ -270,7 +270,7 @@ class Commands(CommandLine):
         return 0
 
     def _texts(self, text: str) -> list[str]:
-        """The puzzles that an argument holds or, if it names a file, that are in there."""
+        """The puzzles in an argument or, if it is the name of a file, in that file."""
         path = Path(text)
         if "\n" not in text and len(text) < 200 and path.is_file():
             return self.task.split(path.read_text())

@@ -85,11 +85,11 @@ class _Run(Job):
         self.done.write_text(json.dumps(result) + "\n")
 
     def score(self) -> float:
-        """See `Job`."""
+        """See `Job`: here, exact accuracy on one half of the test set."""
         return self.result()["choosing"]["exact_accuracy"]
 
     def summary(self) -> str:
-        """See `Job`."""
+        """See `Job`: here, exact accuracy on the other half of the test set."""
         return f"{self.result()['reported']['exact_accuracy']:.1%}"
 
 
@@ -121,7 +121,7 @@ def _parameters(config: GridConfig) -> int:
 def compare(
     task: GridTask[Any, Any], name: str, base: GridConfig, options: CompareOptions
 ) -> dict[str, Any]:
-    """Do what is missing of all runs, then print the table and write it to the folder.
+    """Finish all runs that are not done, then print the table and write it to the folder.
 
     Args:
         task: The puzzles.

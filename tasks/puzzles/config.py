@@ -1,4 +1,4 @@
-"""The dials of a run on any grid puzzle: the model, how it is solved, the puzzles."""
+"""The options of a run on any grid puzzle: the model, how it is solved, the puzzles."""
 
 import dataclasses
 from abc import abstractmethod
@@ -108,17 +108,17 @@ class GridConfig(TrainConfig):
 
     @property
     def length(self) -> int:
-        """Inputs of a row of the batch."""
+        """Number of inputs in a row of the batch."""
         return self.spec().num_cells
 
     @property
     def units_per_sample(self) -> int:
-        """Puzzles of a row of the batch."""
+        """Number of puzzles in a row of the batch."""
         return 1
 
     @property
     def train_steps(self) -> int:
-        """Updates of a training segment that the solver makes."""
+        """Updates that the solver makes in a training segment."""
         free, recorded = self.steps_of_segment
         return free + recorded if self.model == "unrolled" else free
 
@@ -153,7 +153,7 @@ class GridConfig(TrainConfig):
         return self.model in PUBLISHED_STEPS or self.model == "unrolled"
 
     def build_backward(self) -> BackwardMode:
-        """The backward mode."""
+        """The backward mode, with the options of this run."""
         if self.model == "unrolled":
             return get_backward("unrolled")
         mode = Phantom() if self.model in PUBLISHED_STEPS else get_backward(self.backward)

@@ -1,4 +1,4 @@
-"""How good a grid model is, and whether it really is at a fixed point.
+"""How accurate a grid model is, and whether its answers really are fixed points.
 
 A set is worked through batch by batch and only small figures of a puzzle are kept, so that a
 set may have any size. Inside a batch, puzzles leave the solve as they converge.
@@ -26,7 +26,7 @@ BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model says about some puzzles, on the CPU.
+    """The answers of a model to some puzzles, and how its solves ended; all on the CPU.
 
     Attributes:
         classes: Shape (puzzles, cells): the most likely symbol, counted from 0.
@@ -42,19 +42,25 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: Tensor, state: State, solution: Solution) -> "Predictions":
-        """What a solve says that ended in `state`; logits of shape (puzzles, cells, symbols)."""
+        """The predictions of a solve that ended in `state`.
+
+        Args:
+            logits: Shape (puzzles, cells, symbols).
+            state: The last state.
+            solution: How the solve ended.
+        """
         residual = (solution.residual / rms(state)).cpu()
         classes, converged = logits.argmax(-1).cpu(), solution.converged.cpu()
         return cls(classes, residual, converged, solution.num_steps.cpu())
 
     @classmethod
     def join(cls, parts: list["Predictions"]) -> "Predictions":
-        """One after the other."""
+        """Concatenate the predictions of several batches."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
     def at(self, rows: Tensor) -> "Predictions":
-        """Some of them."""
+        """The predictions of these rows."""
         names = [field.name for field in dataclasses.fields(self)]
         return Predictions(**{name: getattr(self, name)[rows] for name in names})
 
@@ -80,7 +86,11 @@ def perturbed(state: State, strength: float, generator: torch.Generator) -> Stat
 def solve_batch(
     model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None
 ) -> tuple[Predictions, State]:
-    """One batch, from the model's start or from `start`; and where the solve ended."""
+    """Solve one batch, from the start of the model or from `start`.
+
+    Returns:
+        The predictions, and the state in which the solve ended.
+    """
     device = next(model.parameters()).device
     out = model(x.to(device), start=start, max_steps=max_steps)  # type: ignore[arg-type]
     if out.solution is None:
@@ -91,12 +101,12 @@ def solve_batch(
 
 
 def batches(x: Tensor) -> tuple[Tensor, ...]:
-    """A set in parts, each for one solve."""
+    """Split a set into parts, each for one solve."""
     return x.split(BATCH)
 
 
 def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
-    """A whole set."""
+    """Predict a whole set, batch by batch."""
     return Predictions.join(
         [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
     )
@@ -112,7 +122,7 @@ def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
-    """What every evaluation reports of a solve."""
+    """The statistics of solves that every evaluation reports."""
     residual = predictions.residual
     return {
         "max_steps": max_steps,
@@ -128,7 +138,7 @@ def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
 def evaluate(
     model: GridModel, x: Tensor, target: Tensor, max_steps: int, seed: int = 0
 ) -> tuple[dict[str, Any], Predictions]:
-    """Scores at a budget and, for a model that solves, the three marks of a fixed point.
+    """Scores at a budget and, for a model that solves, three checks that it is at a fixed point.
 
     Args:
         model: In evaluation mode.
@@ -199,7 +209,7 @@ def step_curve(
 def trajectory(
     model: GridAttractor | Reasoner, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[int, float, Tensor]]:
-    """One grid's solve, evaluation by evaluation: (number, relative residual, read(logits)).
+    """Follow the solve of one grid: (number, relative residual, read(logits)) of each evaluation.
 
     Number 0 is the start. A solve that converges ends early.
     """

@@ -1,4 +1,4 @@
-"""One experiment: get the puzzles, train, measure, draw, and keep the result."""
+"""One experiment: load puzzles, train, evaluate, draw, and store the result."""
 
 import json
 import time
@@ -28,12 +28,12 @@ def run_experiment(
     folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Train, or go on from a checkpoint, then evaluate.
+    """Train, or continue from a checkpoint, then evaluate.
 
     Args:
         task: The puzzles.
         name: The preset's.
-        config: The dials.
+        config: The options.
         folder: Receives checkpoint, weights, log, pictures and `result.json`.
         checkpoint: Where an earlier run of the same configuration stopped.
 
@@ -65,12 +65,12 @@ def train(
     checkpoint: Checkpoint | None = None,
     validation_puzzles: int = VALIDATION_PUZZLES,
 ) -> tuple[Trainer, list[Any], dict[str, Any]]:
-    """As `run_experiment`, without what comes after training.
+    """Train as `run_experiment` does, without evaluating.
 
     Args:
-        task: See there, as for the others.
+        task: The puzzles.
         name: The preset's.
-        config: The dials.
+        config: The options.
         folder: Receives checkpoint and log.
         checkpoint: Where an earlier run stopped.
         validation_puzzles: How many held-out puzzles are used for validation during training.
@@ -122,7 +122,7 @@ def _trainer(batches: Batches, task: str, preset: str, config: GridConfig, folde
 
 
 def _overlap(task: GridTask[Any, Any], train: list[Any], test: list[Any], config: Any) -> int:
-    """Count test puzzles that are training puzzles; made sets were split with care."""
+    """Count test puzzles that are training puzzles; generated sets never share one."""
     if config.train_data is None and config.test_data is None:
         return 0
     count = task.overlap(train, test, config)
@@ -138,7 +138,7 @@ def _overlap(task: GridTask[Any, Any], train: list[Any], test: list[Any], config
 def _evaluate(
     task: GridTask[Any, Any], trainer: Trainer, name: str, puzzles: list[Any]
 ) -> dict[str, Any]:
-    """Measure and draw a finished run; an interruption loses nothing here either."""
+    """Evaluate and draw a finished run; if interrupted, it can be continued from its checkpoint."""
     config: Any = trainer.config
     print("Evaluating ...", flush=True)
     try:

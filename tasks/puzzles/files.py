@@ -1,4 +1,4 @@
-"""Files of puzzles, whatever the puzzle: rows in and out, and complaints that name the line.
+"""Reading and writing files of grid puzzles, with errors that name the line.
 
 Two formats, told apart by the first line: CSV with the header `source,question,answer,rating`,
 and plain text with one puzzle a line. What a field means is for the task to say.
@@ -35,7 +35,7 @@ class GridPuzzle(Protocol):
 
     @property
     def question(self) -> str:
-        """What is given, one character a cell."""
+        """The given cells, one character a cell."""
         ...
 
     @property
@@ -53,7 +53,7 @@ P = TypeVar("P", bound=GridPuzzle)
 
 
 class PuzzleFormat(ABC, Generic[P]):
-    """How one kind of puzzle is read. An object reads one file.
+    """How one kind of puzzle is read; each object reads one file.
 
     Attributes:
         error: The class of all complaints about what a file holds.
@@ -67,7 +67,7 @@ class PuzzleFormat(ABC, Generic[P]):
 
     @abstractmethod
     def read_row(self, fields: Sequence[str], first: P | None) -> P:
-        """A puzzle whose answer, if the row has one, is still to be checked.
+        """Read the puzzle of a row; if the row has an answer, `faults` checks it later.
 
         Args:
             fields: The columns of `HEADER` as in the file; the rating is digits or empty.
@@ -79,7 +79,7 @@ class PuzzleFormat(ABC, Generic[P]):
 
     @abstractmethod
     def faults(self, puzzles: Sequence[P]) -> list[ValueError | None]:
-        """What is wrong with each answer; asked for many at once, since that is faster."""
+        """What is wrong with the answer of each puzzle, or None; faster for many at once."""
 
     def read(self, path: Path, *, skip_bad: bool) -> list[P]:
         """Read a file, checking every line.
@@ -138,7 +138,7 @@ class PuzzleFormat(ABC, Generic[P]):
                 yield number, [source, question, "", ""]
 
     def _read_chunk(self, rows: Sequence[_Row], first: P | None) -> tuple[list[P], list[_Bad]]:
-        """Good puzzles, and bad lines in order."""
+        """The good puzzles of these rows, and the bad lines in order."""
         read: list[tuple[int, P]] = []
         bad: list[_Bad] = []
         for line, fields in rows:

@@ -39,7 +39,7 @@ def search(
     guesses: int,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Answer a set, with so many attempts at each question whose answer breaks the rules.
+    """Answer a set of questions, and try again where an answer breaks the rules.
 
     Args:
         model: In evaluation mode; it must have a solve.
@@ -82,7 +82,7 @@ def search(
 
 
 class _Solve:
-    """A batch's logits and state, on the CPU."""
+    """Solves a batch and returns its logits, on the CPU, and its last state."""
 
     def __init__(self, model: GridModel, max_steps: int):
         self.model, self.max_steps = model, max_steps
@@ -94,7 +94,10 @@ class _Solve:
 
 
 def _guess(x: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A blank cell of each question, likelier the more two symbols compete, and its symbol."""
+    """Draw a blank cell of each question, and a symbol for it.
+
+    A cell is the more likely the closer its second most likely symbol is to the first.
+    """
     probability = logits.double().softmax(-1)
     second = probability.topk(2, dim=-1).values[..., 1]
     # Where all is decided, wrongly, any blank cell will do; where none is blank, any cell.

@@ -32,7 +32,7 @@ def check(
     place: str,
     **grids: Sequence[int],
 ) -> None:
-    """Refuse what cannot be drawn.
+    """Check that frames can be drawn.
 
     Args:
         frames: The moments of a solve; at least one.
@@ -148,17 +148,17 @@ def caption(frame: Frame) -> str:
 
 
 def _layout() -> ConstrainedLayoutEngine:
-    """Room around and between grids, in inches."""
+    """A layout with little space around and between grids, in inches."""
     return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
 
 
 def _in_line(parts: Sequence[str]) -> str:
-    """Parts of a legend in one line."""
+    """Join the parts of a legend into one line."""
     return "     ".join(parts)
 
 
 def _share_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images in one palette, chosen from all of them: one a frame would flicker, and cost."""
+    """Map all images to one palette; one for each frame would flicker and make the file larger."""
     width, height = images[0].size
     strip = Image.new("RGB", (width, height * len(images)))
     for i, image in enumerate(images):

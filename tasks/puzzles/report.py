@@ -1,4 +1,4 @@
-"""Everything that is measured, printed and drawn of a trained grid model."""
+"""What is measured of a trained grid model, printed and drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def measure(
     config: GridConfig,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """All figures for a list of puzzles, as JSON values.
+    """All metrics of a list of puzzles, as JSON values.
 
     Args:
         task: What kind they are.
@@ -210,7 +210,7 @@ def draw_run(
     config: GridConfig,
     folder: Path,
 ) -> list[Path]:
-    """The accuracy curve, and one puzzle as it converges."""
+    """Draw accuracy against solver steps, and the solve of one puzzle."""
     curve = figures["curve"]
     path = plot_steps(
         [row["steps"] for row in curve],
@@ -225,7 +225,7 @@ def draw_run(
 
 
 def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any]) -> None:
-    """The final table."""
+    """Print the table of an evaluation."""
     rows = {
         f"{task.noun}s": f"{figures['puzzles']}",
         "exact accuracy": f"{figures['exact_accuracy']:.1%}",

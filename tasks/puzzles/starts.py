@@ -128,7 +128,10 @@ def breadth_curve(starts: Starts, target: Tensor) -> list[dict[str, Any]]:
 
 
 def calibration(predictions: Predictions, target: Tensor) -> list[dict[str, Any]]:
-    """Exact accuracy by final residual, a decade a row: a converged answer should be right."""
+    """Exact accuracy by final residual, one row for each decade.
+
+    In a good model, answers with a small residual are right.
+    """
     right = (predictions.classes == target).all(1)
     decade = predictions.residual.clamp(1e-12, 1e3).log10().floor()
     return [

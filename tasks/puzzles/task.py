@@ -1,4 +1,4 @@
-"""What the shared commands need to know of one kind of grid puzzle."""
+"""The interface between one kind of grid puzzle and the commands that all kinds share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ C = TypeVar("C", bound=GridConfig)
 
 
 class GridTask(ABC, Generic[P, C]):
-    """A kind of grid puzzle. Its data and pictures; models and commands are shared.
+    """One kind of grid puzzle: its data, rules and pictures.
 
     Attributes:
         name: As in `python -m tasks.<name>`.
@@ -54,18 +54,18 @@ class GridTask(ABC, Generic[P, C]):
 
     @abstractmethod
     def make(self, config: C) -> tuple[list[P], list[P]]:
-        """Training and test puzzles, made or from the cache."""
+        """Generate training and test puzzles, or read them from the cache."""
 
     @abstractmethod
     def read(self, path: Path, config: C, skip_bad: bool = False) -> list[P]:
-        """Puzzles of a file, of the size that `config` names."""
+        """Read a file of puzzles of the size that `config` names."""
 
     @abstractmethod
     def identity(self, puzzle: P, config: C) -> Any:
-        """Equal for two puzzles if one is the other in disguise."""
+        """A value that is equal for two puzzles if one is a symmetric copy of the other."""
 
     def enlarged(self, puzzles: list[P], config: C) -> list[P]:
-        """Training puzzles, and others that are made from them."""
+        """The training puzzles, together with others that are derived from them."""
         return puzzles
 
     @abstractmethod
@@ -74,14 +74,14 @@ class GridTask(ABC, Generic[P, C]):
 
     @abstractmethod
     def sampler(self, puzzles: Sequence[P], config: C) -> Sampler:
-        """Source of training batches."""
+        """The source of training batches of these puzzles."""
 
     @abstractmethod
     def is_valid(self, x: Tensor, classes: Tensor, config: C) -> Tensor:
         """Whether answers keep the rules and fit their questions, shape (puzzles,)."""
 
     def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
-        """Questions with one more cell given, each; see `tasks.puzzles.guessing`."""
+        """The questions with one more cell filled in, each; see `tasks.puzzles.guessing`."""
         raise ValueError(
             f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of its "
             "answer. Use `--breadth`."
@@ -89,13 +89,17 @@ class GridTask(ABC, Generic[P, C]):
 
     @abstractmethod
     def parse(self, text: str) -> P:
-        """A question that somebody typed, with its exact answer; refused if it has none."""
+        """Parse a question that a user typed, and find its exact answer.
+
+        Raises:
+            ValueError: The text is no question, or it has no answer.
+        """
 
     @abstractmethod
     def question(self, text: str, config: C) -> list[int]:
         """The symbols of a question of the size that `config` names.
 
-        Unlike `parse`, looks for no answer: the cost is small whatever somebody sends.
+        Unlike `parse` it searches for no answer, so that the cost is small for any text.
 
         Raises:
             ValueError: The text is no question of this size.
@@ -110,19 +114,19 @@ class GridTask(ABC, Generic[P, C]):
         """A question or an answer in one line, one character a cell."""
 
     def split(self, text: str) -> list[str]:
-        """The questions in a file of them: one a line."""
+        """Split the text of a file into questions: here, one a line."""
         return [line for line in text.splitlines() if line.strip()]
 
     @abstractmethod
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
-        """Question and answer as text."""
+        """A question and its answer as text for the terminal."""
 
     @abstractmethod
     def draw(self, puzzle: P, frames: Frames, config: C, folder: Path) -> list[Path]:
-        """Pictures of one puzzle's solve."""
+        """Draw the solve of one puzzle; return the paths of the pictures."""
 
     def load(self, config: C) -> tuple[list[P], list[P]]:
-        """Training and test puzzles of a configuration, from its files or made.
+        """The training and test puzzles of a configuration, read from its files or generated.
 
         Raises:
             ValueError: There are too few to fill a batch.
@@ -141,7 +145,7 @@ class GridTask(ABC, Generic[P, C]):
         return train, test
 
     def overlap(self, train: Sequence[P], test: Sequence[P], config: C) -> int:
-        """How many test puzzles are a training puzzle, perhaps in disguise."""
+        """How many test puzzles are symmetric copies of a training puzzle."""
         known = {self.identity(puzzle, config) for puzzle in train}
         return sum(self.identity(puzzle, config) in known for puzzle in test)
 
@@ -170,7 +174,7 @@ class Batches(Task):
         return self.sampler(rows, generator, progress)
 
     def validate(self, model: GridModel) -> dict[str, float]:
-        """Exact accuracy on the held-out puzzles."""
+        """See `Task`: here, exact accuracy on the held-out puzzles."""
         x, target = self.held_out
         if len(x) == 0:
             return {}
@@ -182,7 +186,7 @@ class Batches(Task):
         return validation["test_exact"]
 
     def metrics(self, right: Tensor) -> dict[str, float]:
-        """Accuracy of cells and of whole answers."""
+        """See `Task`: here, accuracy of cells and of whole answers."""
         return {
             "cell_accuracy": right.float().mean().item(),
             "exact_accuracy": right.flatten(1).all(1).float().mean().item(),

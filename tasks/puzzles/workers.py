@@ -33,13 +33,13 @@ def num_cores() -> int:
 
 
 def chunks(indices: range, workers: int) -> list[range]:
-    """The indices in several parts a worker, as some puzzles take longer than others."""
+    """Split the indices into several parts per worker, since some puzzles take longer."""
     size = max(1, -(-len(indices) // (4 * workers)))
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Any]]:
-    """The puzzles of all jobs, in order, each as the list of its fields.
+    """Do jobs in worker processes; the puzzles of all jobs in order, as lists of their fields.
 
     Args:
         module: Calls `answer` when it is run.
@@ -78,7 +78,11 @@ def _in_process(module: str, job: Job) -> list[list[Any]]:
 
 
 def answer(work: Callable[[Job], Iterable[Any]]) -> None:
-    """The other end of `in_processes`: puzzles, as dataclasses, for the standard input's job."""
+    """Do the job on standard input, and write its puzzles; the other side of `in_processes`.
+
+    Args:
+        work: Makes the puzzles of a job, as dataclasses.
+    """
     job = json.load(sys.stdin)
     reply: dict[str, Any] = {"puzzles": [], "error": None}
     try:

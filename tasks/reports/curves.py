@@ -128,7 +128,7 @@ def plot_curves(
     label: str,
     title: str,
 ) -> Path:
-    """Accuracies, one curve each, against something that doubles or grows by decades.
+    """Curves of accuracy against a quantity on a logarithmic axis.
 
     Args:
         x: Positions, above 0; drawn on a logarithmic axis.
@@ -185,7 +185,7 @@ def _curve(
 
 
 def _log_scale(axes: Axes) -> None:
-    """A logarithmic y axis; a linear one if no value is above 0, as in an exact solve."""
+    """Make the y axis logarithmic, unless no value is above 0, as after an exact solve."""
     values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
     if any(y > 0 for y in values):
         axes.set_yscale("log")

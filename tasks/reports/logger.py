@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a live bar, a log file, TensorBoard scalars."""
+"""The progress of a training run: a live bar, a log file, TensorBoard scalars."""
 
 import json
 import math
@@ -19,7 +19,7 @@ LINE_EVERY = 15.0
 
 
 class Reporter:
-    """Show and store the figures of a run; use as a context manager.
+    """Shows and stores the metrics of a run; use as a context manager.
 
     Args:
         folder: Receives `log.jsonl` and the TensorBoard event file.
@@ -78,7 +78,7 @@ class Reporter:
         self._on_board(lambda board: _add(board, values, int(figures["step"])))
 
     def _write(self, write: Callable[[], object]) -> None:
-        """A row that the disk does not take stays in the buffer for the next attempt."""
+        """Write to the log, or warn; a row that could not be written stays in the buffer."""
         try:
             write()
         except OSError as error:
@@ -92,7 +92,7 @@ class Reporter:
             self.failed = False
 
     def _on_board(self, use: Callable[[SummaryWriter], None]) -> None:
-        """TensorBoard's writer does not recover from a failed write: go on without it."""
+        """Use TensorBoard's writer, and give it up after a failed write: it does not recover."""
         if self.board is None:
             return
         try:
@@ -112,7 +112,7 @@ def _add(board: SummaryWriter, values: Mapping[str, float], step: int) -> None:
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """One line of figures."""
+    """The most important metrics in one line."""
     parts = [f"step {figures['step']:.0f}", f"loss {figures['loss']:.3f}"]
     shares = {"cell_accuracy": "cells", "token_accuracy": "tokens", "exact_accuracy": "exact"}
     parts += [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
@@ -128,7 +128,7 @@ def describe(figures: Mapping[str, float]) -> str:
 
 
 def print_table(title: str, rows: Mapping[str, str]) -> None:
-    """A two-column table."""
+    """Print a table of two columns, names and values."""
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
@@ -140,7 +140,9 @@ def _clock(seconds: float) -> str:
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the rows that have it, and where it is finite if it ever is.
+    """The mean of each metric over the rows that have it, without values that are not finite.
+
+    A metric that is finite in no row keeps the mean of its values.
 
     Args:
         rows: Figures of steps; those of a skipped step may not be finite.

@@ -12,7 +12,7 @@ DPI = 150
 
 
 def save(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+    """Let `write` fill a temporary file in the folder of `path`, then rename it to `path`.
 
     A failure leaves an old file at `path` as it was, and no temporary file.
 

@@ -1,7 +1,7 @@
 """The HTTP service around an engine: answers, trajectories, health, metrics and a small page.
 
-Whatever comes in is hostile. A request must be small, come in time and not too often, and be of the
-right shape; else it is refused with a status and one sentence, before the engine hears of it.
+Requests are not trusted. One that is too large, too slow, too frequent or malformed is refused with
+a status and one sentence before it reaches the engine.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds
 
 
 class Question(BaseModel):
-    """What a request holds: a puzzle, written as for the command line."""
+    """The body of a request: a puzzle, written as on the command line."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,7 +38,7 @@ class Question(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model says, and how far to believe it.
+    """The answer of the model, and what tells how reliable it is.
 
     Attributes:
         answer: One character a cell.
@@ -56,7 +56,7 @@ class Answer(BaseModel):
 
 
 class Frame(BaseModel):
-    """One point of a solve.
+    """One evaluation of a solve.
 
     Attributes:
         residual: As in `Answer`.
@@ -70,7 +70,7 @@ class Frame(BaseModel):
 
 
 class Trajectory(Answer):
-    """An answer, and the way there.
+    """An answer, and the evaluations of the solve that led to it.
 
     Attributes:
         question: As it was understood, one character a cell.
@@ -82,7 +82,7 @@ class Trajectory(Answer):
 
 
 class Service:
-    """What the routes share.
+    """The state and the methods that all routes share.
 
     Args:
         task: The puzzles.
@@ -112,14 +112,14 @@ class Service:
         self.draining, self.in_flight = False, 0
 
     def count(self, path: str, status: int, seconds: float) -> None:
-        """Take note of a reply."""
+        """Count a reply in the metrics."""
         self.metrics.count(path, status, seconds)
 
     def parse(self, puzzle: str) -> Tensor:
         """Symbols of a question, shape (cells,).
 
         Raises:
-            HTTPException: It is none; with the task's own sentence.
+            HTTPException: The text is no question; the reply has the message of the task.
         """
         try:
             return torch.tensor(self.task.question(puzzle, self.config))
@@ -127,10 +127,10 @@ class Service:
             raise HTTPException(400, str(error)) from None
 
     async def answer(self, x: Tensor, watch: Watch | None = None) -> Answer:
-        """Solve and judge.
+        """Solve a question, and check the answer.
 
         Raises:
-            HTTPException: There is no room, or no time.
+            HTTPException: Too many puzzles are waiting, or the time is over.
         """
         try:
             future = self.engine.submit(x, self.timeout, watch)
@@ -155,7 +155,7 @@ class Service:
         return self.task.line((classes + self.task.first_symbol).tolist())
 
     async def trajectory(self, x: Tensor) -> Trajectory:
-        """As `answer`, with the way there."""
+        """Solve as `answer` does, and record every evaluation."""
         frames: list[Frame] = []
 
         def watch(residual: float, logits: Tensor) -> None:
@@ -171,7 +171,7 @@ class Service:
 
 
 def create_app(service: Service) -> FastAPI:
-    """The routes of a service."""
+    """The ASGI application: routes, limits and error replies of a service."""
     app = FastAPI(openapi_url=None)
     app.add_middleware(LimitsMiddleware, service=service)
     app.add_exception_handler(HTTPException, _refused)
@@ -214,7 +214,7 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _misshapen(request: Request, error: Exception) -> JSONResponse:
-    """Say what is wrong, and never repeat what came: it may not even be text."""
+    """Reply what is wrong, without repeating the input, which may not even be text."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part != "body")
@@ -224,7 +224,7 @@ async def _misshapen(request: Request, error: Exception) -> JSONResponse:
 
 
 class Metrics:
-    """Figures in the text format of Prometheus.
+    """Counts and times of requests, in the text format of Prometheus.
 
     Args:
         engine: Whose load is shown.
@@ -238,14 +238,14 @@ class Metrics:
         self.buckets = [0] * (len(BUCKETS) + 1)
 
     def count(self, path: str, status: int, seconds: float) -> None:
-        """One reply."""
+        """Count one reply."""
         self.requests[path if path in self.PATHS else "other", status] += 1
         if path == "/solve" and status == 200:
             self.seconds += seconds
             self.buckets[sum(seconds > bound for bound in BUCKETS)] += 1
 
     def text(self) -> str:
-        """All figures."""
+        """All metrics as Prometheus reads them."""
         lines = ["# TYPE requests_total counter"]
         for (path, status), count in sorted(self.requests.items()):
             lines.append(f'requests_total{{path="{path}",status="{status}"}} {count}')
@@ -269,5 +269,5 @@ class Metrics:
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON can hold it."""
+    """The value, or None where it is not finite and JSON cannot hold it."""
     return value if math.isfinite(value) else None

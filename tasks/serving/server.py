@@ -1,4 +1,4 @@
-"""A socket, and a server on it that ends in order."""
+"""The HTTP server, and the socket it listens on."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ MAX_CONNECTIONS = 1024
 
 
 class Server(uvicorn.Server):
-    """A server that ends in order: what is being worked on is answered, and what comes refused.
+    """A server that drains before it stops: it answers requests in progress and refuses new ones.
 
     Args:
         service: What it serves.
@@ -40,7 +40,7 @@ class Server(uvicorn.Server):
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; at once, if told so twice."""
+        """Start to drain on the first signal, and stop at once on the second."""
         if self.service.draining:
             super().handle_exit(signal.SIGINT, frame)
         self.service.draining = True

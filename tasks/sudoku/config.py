@@ -1,4 +1,4 @@
-"""The dials of a Sudoku run, and its presets."""
+"""The options of a Sudoku run, and its presets."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ class SudokuConfig(GridConfig):
 
     @property
     def board(self) -> Board:
-        """The geometry."""
+        """The geometry of the board."""
         return Board.of(self.side)
 
     def spec(self) -> GridSpec:

@@ -31,7 +31,7 @@ from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What `search` found.
+    """The result of `search`.
 
     Args:
         solutions: Distinct solutions, at most as many as asked for.

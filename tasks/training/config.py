@@ -1,4 +1,4 @@
-"""The dials that every training run has."""
+"""The options that every training run has."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class TrainConfig:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The options as JSON values."""
         values = dataclasses.asdict(self)
         return values | {name: str(values[name]) for name in self.paths if values[name]}
 

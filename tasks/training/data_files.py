@@ -1,4 +1,4 @@
-"""Whether the files that a run reads are still those that it began with."""
+"""Checks that the data files of a run have not changed since it began."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ def fingerprints(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def refuse_changed(before: dict[str, Any], config: TrainConfig) -> None:
-    """Compare with the fingerprints that a checkpoint has.
+    """Compare the data files with the fingerprints in a checkpoint.
 
     Raises:
         ValueError: A file changed since the run began.

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""The loss functions of training."""
 
 import torch
 from torch import Tensor
@@ -39,5 +39,5 @@ def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
 
 
 def _precise(logits: Tensor) -> Tensor:
-    """In float32, or more if it is more."""
+    """The logits in float32, or in their own type if that is more precise."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -2,7 +2,8 @@
 
     mean over a batch of the loss  =  sum over its N micro-batches of (their mean / N)
 
-So do the gradients add up. What a backward pass needs is kept for one micro-batch at a time.
+The gradients add up in the same way. What a backward pass needs is kept for one micro-batch at a
+time.
 
 What is random in a model is drawn for one micro-batch after the other, from one generator. On a
 CPU, the lengths of Parcae's loops and the noise at the start of a solve are therefore those of
@@ -21,7 +22,7 @@ from tasks.training.metrics import Evidence
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a forward pass leaves that is not needed by its backward pass.
+    """What is kept of a forward pass after its backward pass: no tensor has a gradient.
 
     Attributes:
         loss: The share of the mean over the whole batch, a scalar.
@@ -57,7 +58,7 @@ class Outcome:
 
 
 def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Outcome]:
-    """A micro-batch's share of the loss, and what is left when the loss has been taken.
+    """The share of a micro-batch in the loss, and the outcome of its forward pass.
 
     Args:
         out: A model's output.
@@ -80,7 +81,7 @@ def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Ou
 
 
 def micro_batch(batch_size: int, processes: int, parts: int) -> int:
-    """Rows that a process has in work at a time.
+    """The number of rows that a process computes at a time.
 
     Raises:
         ValueError: The batch cannot be split in this way.

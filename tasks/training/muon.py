@@ -1,7 +1,7 @@
-"""Muon as torch has it, but on a CPU in the precision of the weights.
+"""torch's Muon, which on a CPU computes in the precision of the weights.
 
-torch's iterates in bfloat16, for which many CPUs have no instructions. On one of these its step
-took as long as all else of a training step of the default language model.
+torch iterates in bfloat16, for which many CPUs have no instructions. On such a CPU its update took
+as long as the rest of a training step of the default language model.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
-    """See `torch.optim.Muon`: arguments, state and, beside rounding, the updates are the same.
+    """See `torch.optim.Muon`: arguments, state and, apart from rounding, updates are the same.
 
     References:
         K. Jordan et al., Muon, 2024.

@@ -1,4 +1,4 @@
-"""Optimisers and the course of the learning rate."""
+"""Optimisers and schedules of the learning rate."""
 
 import math
 from collections.abc import Callable
@@ -14,12 +14,12 @@ FINAL_RATE, COOL_DOWN = 0.01, 0.5
 
 
 def cosine(progress: float) -> float:
-    """From 1 to FINAL_RATE along half a wave."""
+    """Cosine schedule: falls from 1 to FINAL_RATE along half a wave."""
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def trapezoid(progress: float) -> float:
-    """1, and in the last COOL_DOWN of the budget down to FINAL_RATE in a straight line."""
+    """Trapezoid schedule: 1, then linear to FINAL_RATE in the last COOL_DOWN of the budget."""
     return max(FINAL_RATE, min(1.0, (1 - progress) / COOL_DOWN))
 
 
@@ -27,7 +27,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "trapezoid":
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW; or Muon for the matrices within blocks, and AdamW for all else.
+    """AdamW; or Muon for the matrices within blocks, and AdamW for all other weights.
 
     Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both.
 

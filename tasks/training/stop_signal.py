@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM, as a request that a loop can honour when it suits."""
+"""Turns Ctrl-C and SIGTERM into a flag that a loop can check between batches."""
 
 import signal
 import threading
 
 
 class StopSignal:
-    """Ask the loop to stop after the batch in hand; a second Ctrl-C stops at once.
+    """Sets `requested` on the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once.
 
     Args:
         second_stops: Whether a second one does. Not under `torchrun`, which passes on the Ctrl-C

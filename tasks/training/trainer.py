@@ -57,7 +57,7 @@ MAX_SKIPPED = 20
 
 
 class Interrupted(Exception):
-    """Training was stopped from outside; `path` is the checkpoint it left."""
+    """Training was stopped by a signal; `path` is the checkpoint to continue from."""
 
     def __init__(self, path: Path):
         super().__init__(path)
@@ -118,7 +118,7 @@ class Trainer:
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
     def _average(self, average: Any, current: Any, count: Any) -> None:
-        """Exponential, and short at first: a short run would remember its initial weights."""
+        """Exponential average, with a smaller decay at first: it would keep the initial weights."""
         decay = min(self.config.averaging, (1 + int(count)) / (10 + int(count)))
         get_ema_multi_avg_fn(decay)(average, current, count)
 
