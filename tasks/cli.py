@@ -73,7 +73,9 @@ class CommandLine(ABC):
                 raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
             with distributed.init() as group:
                 if group.size > 1 and command != "train":
-                    raise ValueError(f"`torchrun` is for training: `{command}` is one process.")
+                    raise ValueError(
+                        f"`torchrun` can run `train` alone: start `{command}` as one process."
+                    )
                 return commands[command](arguments[1:] if named else arguments)
         except Interrupted as stop:
             print("\nStopped; nothing is lost. Go on with:")
@@ -85,7 +87,7 @@ class CommandLine(ABC):
             print(f"  {start} train --resume {stop.path}{flags}")
             return 130
         except KeyboardInterrupt:
-            print("\nStopped before there was anything to keep.")
+            print("\nStopped before there was anything to save.")
             return 130
         except (ValueError, CheckpointError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -128,8 +128,8 @@ class Inference(nn.Module):
             raise ValueError(f"`steps` must be at least 1, got {steps!r}.")
         if not isinstance(layer.solver, Picard):
             raise ValueError(
-                f"{layer.solver} cannot be exported: its memory and its steps depend on its "
-                "verdicts. Use `--solver picard`, perhaps with a larger `--depth`."
+                f"{layer.solver} cannot be exported: its updates depend on the history of the "
+                "solve. Use `--solver picard`, perhaps with a larger `--depth`."
             )
         (name,) = [name for name, part in self.model.named_modules() if part is layer]
         loop = WrittenOut(layer.module, layer.solver, steps, layer.batch_dims)

@@ -93,9 +93,9 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     try:
         content = json.loads(meta)
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its meta data are no JSON.") from error
+        raise CheckpointError(f"{path} is damaged: its meta data are not JSON.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: its meta data are no JSON object.")
+        raise CheckpointError(f"{path} is damaged: its meta data are not a JSON object.")
     return grouped(flat), content
 
 

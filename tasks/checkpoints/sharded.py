@@ -45,8 +45,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     if found != set(sums):
         odd = ", ".join(sorted(found ^ set(sums)))
         raise CheckpointError(
-            f"{folder} is damaged: {odd} should be there and is not, or the other way round. Use "
-            "an earlier checkpoint, or train again."
+            f"{folder} is damaged. These files are missing, or are not part of it: {odd}. Use an "
+            "earlier checkpoint, or train again."
         )
     for name, expected in sums.items():
         if checksum(folder / name) != expected:

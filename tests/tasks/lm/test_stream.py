@@ -142,7 +142,7 @@ def test_batches_go_on_exactly_also_in_another_pass(
     for _ in range(passes):
         positions.append(json.dumps(batches.state_dict()))
         given.append(batches.batch(3, GENERATOR, 0.0)[1])
-    assert "All 120 documents are used: again from the first one." in capsys.readouterr().out
+    assert "All 120 documents are read: starting again." in capsys.readouterr().out
     row = torch.cat([target.flatten() for target in given]).tolist()
     assert row == (trained_on() * 2)[1 : 1 + len(row)]
     other = load_batches(config)
