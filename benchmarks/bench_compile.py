@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 import solvers
 from implicit import FixedPointLayer
 from models import Attractor
-from tasks.common.device import compile_blocks
+from tasks.device import compile_blocks
 from tasks.sudoku.config import PRESETS
 
 pytestmark = pytest.mark.benchmark

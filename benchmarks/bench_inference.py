@@ -16,8 +16,8 @@ import torch
 from timing import show
 from torch import Tensor
 
-from tasks.common.evaluate import predict
-from tasks.common.runs import load_model
+from tasks.puzzles.evaluate import predict
+from tasks.puzzles.loading import load_model
 from tasks.sudoku.augment import augment, to_tensors
 from tasks.sudoku.task import SudokuTask
 

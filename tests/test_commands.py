@@ -23,7 +23,7 @@ import tyro
 
 import tasks.lm.compare
 from solvers.registry import SOLVERS
-from tasks.common import command_line
+from tasks import cli as command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
