@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from solvers.pushforward import pushforward
+from solvers.derivatives import jvp
 
 Leaves = Sequence[Tensor]
 
@@ -56,7 +56,7 @@ def pushed(
     if not any(moving):
         return [torch.zeros_like(leaf) for leaf in like]
     chosen, of_chosen = _of_some(f, tensors, moving)
-    return list(pushforward(of_chosen, chosen, [t for t in tangents if t is not None]))
+    return list(jvp(of_chosen, chosen, [t for t in tangents if t is not None]))
 
 
 def zeros_for(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from implicit.graft import graft, pull_back
 from implicit.registry import register
 from implicit.warm_start import WarmStart
 from solvers import FixedPointSolver, SolveError
-from solvers.layout import as_wide
+from solvers.packing import as_wide
 from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.torch_internals import pytree
 from solvers.types import State

@@ -18,8 +18,8 @@ from implicit.transforms import (
 from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
-from solvers.layout import Layout
 from solvers.options import options_of
+from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
 from solvers.torch_internals import pytree
@@ -165,7 +165,7 @@ def _with_edge(value: State, fy: State) -> State:
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
     """`f` of the state and all args, checked, and under the autocast that is in force now."""
-    layout = Layout(y0, batch_dims)
+    layout = StatePacking(y0, batch_dims)
     autocast = torch.is_autocast_enabled(layout.device.type)
     autocast_dtype = torch.get_autocast_dtype(layout.device.type)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from implicit.base import ClosedMap
 from solvers import Result, Solution
-from solvers.layout import as_wide, map_tensors, tensors_of
+from solvers.packing import as_wide, map_tensors, tensors_of
 from solvers.torch_internals import pytree
 from solvers.types import State
 

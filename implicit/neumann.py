@@ -9,7 +9,7 @@ from torch import Tensor
 
 from implicit.base import AdjointMode, Product, SolveContext
 from implicit.registry import register
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 
 
 @final
@@ -81,7 +81,7 @@ class Neumann(AdjointMode):
     def _clipped(
         self, u: Sequence[Tensor], v: Sequence[Tensor], batch_dims: int, clip: float
     ) -> Sequence[Tensor]:
-        layout = Layout(list(v), batch_dims)
+        layout = StatePacking(list(v), batch_dims)
         flat, bound = layout.pack(u), layout.pack(v)
         most = clip * torch.linalg.vector_norm(bound, dim=1, keepdim=True)
         norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from implicit.products import flat_map
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.types import Map, State
 
 
@@ -64,7 +64,7 @@ def jacobian_penalty(
     """
     if isinstance(num_probes, bool) or not isinstance(num_probes, int) or num_probes < 1:
         raise ValueError(f"`num_probes` must be an integer of at least 1, got {num_probes!r}.")
-    layout = Layout(y, 0)
+    layout = StatePacking(y, 0)
     closed = flat_map(f, args, layout)
     record = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(layout.device.type, enabled=False):

@@ -7,7 +7,7 @@ import torch
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from implicit.registry import register
-from solvers.picard import check_damping
+from solvers.methods.picard import check_damping
 from solvers.torch_internals import pytree
 from solvers.types import State
 

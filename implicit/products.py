@@ -5,14 +5,14 @@ from typing import Any, TypeAlias
 
 import torch
 
-from solvers.layout import Layout
-from solvers.pushforward import pushforward
+from solvers.derivatives import jvp
+from solvers.packing import StatePacking
 from solvers.types import Flat, Map
 
 FlatMap: TypeAlias = Callable[[Flat], Flat]
 
 
-def flat_map(f: Map, args: tuple[Any, ...], layout: Layout) -> FlatMap:
+def flat_map(f: Map, args: tuple[Any, ...], layout: StatePacking) -> FlatMap:
     """`f(., *args)` from matrix to matrix, under the autocast of whoever calls this function.
 
     What the result calls outside `f` is in the caller's grad mode and in full precision, if
@@ -35,7 +35,7 @@ def jacobian_product(f: FlatMap, y: Flat) -> FlatMap:
 
     def product(v: Flat) -> Flat:
         try:
-            return pushforward(f, y, v)
+            return jvp(f, y, v)
         except NotImplementedError as error:
             error.add_note("Pass `product='vjp'`, which does without forward mode.")
             raise

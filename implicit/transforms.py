@@ -25,8 +25,8 @@ from implicit.exact import Exact
 from implicit.isolation import Isolation, bad_samples, told
 from solvers import Solution
 from solvers.compiler import uncompiled
-from solvers.layout import as_wide
-from solvers.pushforward import pushforward
+from solvers.derivatives import jvp
+from solvers.packing import as_wide
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
     dual_level_in_force,
@@ -198,7 +198,7 @@ class _Problem:
         if transpose:
             pull: Any = torch.func.vjp(f, list(y))[1]
             return lambda u: list(pull(list(u))[0])
-        return lambda t: list(pushforward(f, list(y), list(t)))
+        return lambda t: list(jvp(f, list(y), list(t)))
 
     def invert(self, w: Leaves, y: Leaves, consts: Leaves, transpose: bool) -> list[Tensor]:
         """What the mode has in place of (I - J)^-1 w, or of its transpose."""

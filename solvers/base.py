@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solvers.layout import Layout, map_tensors, take_rows, tensors_of
-from solvers.ledger import Ledger, check_unchanged
+from solvers.derivatives import Affine, Linearisation
+from solvers.packing import StatePacking, map_tensors, take_rows, tensors_of
 from solvers.promises import Promises
-from solvers.pushforward import Affine, Linearisation
 from solvers.solution import Solution
+from solvers.status import SampleStatus, check_unchanged
 from solvers.torch_internals import (
     is_legacy_batchedtensor,
     pytree,
@@ -71,7 +71,7 @@ class FixedPointSolver(ABC):
     def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
         """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
 
-    def move(self, y: Flat, fy: Flat, carry: Any, f: "Evaluation") -> tuple[Flat, Any]:
+    def move(self, y: Flat, fy: Flat, carry: Any, f: "CountedMap") -> tuple[Flat, Any]:
         """As `step`, for solvers that call `f` or its derivative once more within a step."""
         return self.step(y, fy, carry)
 
@@ -91,22 +91,22 @@ class FixedPointSolver(ABC):
         return None
 
     def begin(
-        self, y: Flat, f: "Evaluation", ledger: Ledger
+        self, y: Flat, f: "CountedMap", status: SampleStatus
     ) -> contextlib.AbstractContextManager[Any]:
         """As `init`, for solvers that must see more than the first point, or tidy up."""
         return contextlib.nullcontext(self.init(y))
 
-    def advance(self, y: Flat, y_next: Flat, carry: Any, ledger: Ledger) -> Flat:
+    def advance(self, y: Flat, y_next: Flat, carry: Any, status: SampleStatus) -> Flat:
         """The points to evaluate next: those of a step, but stopped samples stay."""
-        return ledger.advance(y, y_next)
+        return status.advance(y, y_next)
 
     def keep(self, carry: Any, samples: Index) -> Any:
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
 
-    def check_tokens(self, layout: Layout) -> None:
+    def check_tokens(self, packing: StatePacking) -> None:
         """Raise a ValueError where tokens are to have verdicts and the solver mixes them."""
-        if layout.has_tokens and not self.promises.tokens:
+        if packing.has_tokens and not self.promises.tokens:
             raise ValueError(
                 f"{type(self).__name__} solves all tokens of a row together, so that a token would "
                 "see those behind it: it refuses `batch_dims=2`. Use another solver, or "
@@ -149,32 +149,32 @@ class FixedPointSolver(ABC):
                 sample index and memory; then no sample leaves the batch.
         """
         check_counts(max_steps, batch_dims)
-        layout = Layout(y0, batch_dims, scale)
-        self.check_tokens(layout)
-        constant = None if rhs is None else layout.pack(rhs)
-        evaluate = Evaluation(f, args, layout, constant)
-        y = layout.pack(y0)
+        packing = StatePacking(y0, batch_dims, scale)
+        self.check_tokens(packing)
+        constant = None if rhs is None else packing.pack(rhs)
+        evaluate = CountedMap(f, args, packing, constant)
+        y = packing.pack(y0)
         check_readable(y)
         independent = bool(args) if independent is None else independent
-        ledger = Ledger(
+        status = SampleStatus(
             y,
-            layout,
+            packing,
             rtol=self.rtol,
             atol=self.atol,
             independent=independent,
             linear=self.linear,
             rhs=constant,
         )
-        with self.begin(y, evaluate, ledger) as carry:
-            for step in range(max_steps + 1 if layout.num_samples else 0):
+        with self.begin(y, evaluate, status) as carry:
+            for step in range(max_steps + 1 if packing.num_samples else 0):
                 fy = evaluate(y)
                 trial = self.on_trial(carry)
-                if ledger.observe(y, fy, step, trial) == 0 or step == max_steps:
+                if status.observe(y, fy, step, trial) == 0 or step == max_steps:
                     break
                 if memory is not None:
-                    _remember(memory, ledger, carry)
+                    _remember(memory, status, carry)
                 elif compact and args and independent:
-                    kept = ledger.compact(COMPACT_SHARE, evaluate)
+                    kept = status.compact(COMPACT_SHARE, evaluate)
                     if kept is not None:
                         # One by one, and the arguments last, so that memory does not peak here.
                         rows, samples = kept
@@ -184,22 +184,22 @@ class FixedPointSolver(ABC):
                         evaluate.keep(rows)
                 with evaluate.full_precision():
                     y_next, carry = self.move(y, fy, carry, evaluate)
-                ledger.may_stand = carry is None and y_next is not fy
+                status.may_stand = carry is None and y_next is not fy
                 del fy  # where it is not the next iterate, `f` may need its memory
                 stuck = self.given_up(carry)
                 if stuck is not None:
-                    ledger.give_up(stuck)
-                y = self.advance(y, layout.round(y_next), carry, ledger)
+                    status.give_up(stuck)
+                y = self.advance(y, packing.round(y_next), carry, status)
                 del y_next
-                if ledger.num_running == 0:
+                if status.num_running == 0:
                     break
         if memory is not None:
-            _remember(memory, ledger, carry, at_end=True)
+            _remember(memory, status, carry, at_end=True)
         fy = None
         del y, fy  # so that memory does not peak at the last call
-        if ledger.mixes_steps:
-            ledger.measure(evaluate(ledger.value))
-        return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
+        if status.mixes_steps:
+            status.measure(evaluate(status.value))
+        return status.solution(evaluate.num_evals, evaluate.rows_evaluated)
 
 
 def check_at_least_0(name: str, value: Any) -> None:
@@ -210,10 +210,10 @@ def check_at_least_0(name: str, value: Any) -> None:
 
 
 def _remember(
-    memory: list[tuple[Index, Any]], ledger: Ledger, carry: Any, at_end: bool = False
+    memory: list[tuple[Index, Any]], status: SampleStatus, carry: Any, at_end: bool = False
 ) -> None:
     """Keep the solver's memory of those who have stopped since the last call."""
-    stopped = torch.ones_like(ledger.result, dtype=torch.bool) if at_end else ledger.result >= 0
+    stopped = torch.ones_like(status.result, dtype=torch.bool) if at_end else status.result >= 0
     for samples, _ in memory:
         stopped[samples] = False
     samples = stopped.nonzero().flatten()
@@ -221,34 +221,36 @@ def _remember(
         memory.append((samples, take_rows(carry, samples)))
 
 
-class Evaluation:
+class CountedMap:
     """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
 
-    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout, rhs: Flat | None = None):
+    def __init__(
+        self, f: Map, args: tuple[Any, ...], packing: StatePacking, rhs: Flat | None = None
+    ):
         tensors = tensors_of(args)
-        _check_args(tensors, layout)
-        self.f, self.layout, self.rhs = f, layout, rhs
+        _check_args(tensors, packing)
+        self.f, self.packing, self.rhs = f, packing, rhs
         # As after compaction: a compiled `f` would otherwise be compiled once more then.
         attached = any(leaf.requires_grad for leaf in tensors)
         if attached and not torch.is_grad_enabled():
             args = map_tensors(Tensor.detach, args)
         self.args = args
-        self.num_rows = layout.num_rows
+        self.num_rows = packing.num_rows
         self.num_evals = 0
         self.rows_evaluated = 0
-        self.autocast = torch.is_autocast_enabled(layout.device.type)
-        self.autocast_dtype = torch.get_autocast_dtype(layout.device.type)
+        self.autocast = torch.is_autocast_enabled(packing.device.type)
+        self.autocast_dtype = torch.get_autocast_dtype(packing.device.type)
 
     def __call__(self, y: Flat) -> Flat:
         """f(y), checked and counted."""
-        state = self.layout.unpack(y)
+        state = self.packing.unpack(y)
         version = version_of(y)
         try:
             returned = self._closed(state)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if self.num_rows < self.layout.num_rows:
+            if self.num_rows < self.packing.num_rows:
                 error.add_note(
-                    f"`f` was called on {self.num_rows} of {self.layout.num_rows} rows, because "
+                    f"`f` was called on {self.num_rows} of {self.packing.num_rows} rows, because "
                     "the others have stopped and `args` say that samples are independent. Tensors "
                     "that differ per sample must come in `args`, not from the closure. If `f` "
                     "couples the samples, as a graph layer does, pass `independent=False`, or "
@@ -261,7 +263,7 @@ class Evaluation:
             returned = _without_graph(returned)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
-        return self.layout.pack(returned)
+        return self.packing.pack(returned)
 
     def linearise(self, y: Flat) -> Linearisation | Affine:
         """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
@@ -269,32 +271,32 @@ class Evaluation:
         def flat(y: Flat) -> Flat:
             self.num_evals += 1
             self.rows_evaluated += self.num_rows
-            return self.layout.pack(self._closed(self.layout.unpack(y)))
+            return self.packing.pack(self._closed(self.packing.unpack(y)))
 
         if self.rhs is not None:
             return Affine(flat, self.rhs)
         # J^T would tell a token of those behind it.
-        return Linearisation(flat, y, transposable=not self.layout.has_tokens)
+        return Linearisation(flat, y, transposable=not self.packing.has_tokens)
 
     def _closed(self, state: State) -> State:
         if not self.autocast:
-            return self.layout.accept(state, self.f(state, *self.args), False)
+            return self.packing.accept(state, self.f(state, *self.args), False)
         # A solver that calls `f` within a step does so amid arithmetic in full precision.
-        with torch.autocast(self.layout.device.type, self.autocast_dtype):
-            return self.layout.accept(state, self.f(state, *self.args), True)
+        with torch.autocast(self.packing.device.type, self.autocast_dtype):
+            return self.packing.accept(state, self.f(state, *self.args), True)
 
     def keep(self, rows: Tensor) -> None:
         """From now on, call `f` on these rows only."""
         self.args = take_rows(self.args, rows)
         if self.rhs is not None:
-            self.rhs = self.rhs.index_select(0, self.layout.sample_index(rows))
+            self.rhs = self.rhs.index_select(0, self.packing.sample_index(rows))
         self.num_rows = len(rows)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Keep autocast away from the solver's own arithmetic."""
         if not self.autocast:
             return contextlib.nullcontext()
-        return torch.autocast(self.layout.device.type, enabled=False)
+        return torch.autocast(self.packing.device.type, enabled=False)
 
 
 def _without_graph(state: State) -> State:
@@ -324,12 +326,12 @@ def check_counts(max_steps: int, batch_dims: int) -> None:
             raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
 
 
-def _check_args(tensors: list[Tensor], layout: Layout) -> None:
-    if layout.batch_dims == 0:
+def _check_args(tensors: list[Tensor], packing: StatePacking) -> None:
+    if packing.batch_dims == 0:
         return
     for leaf in tensors:
-        if leaf.shape[:1] != (layout.num_rows,):
+        if leaf.shape[:1] != (packing.num_rows,):
             raise ValueError(
                 f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
-                f"{layout.num_rows}. Let `f` close over tensors that all samples share."
+                f"{packing.num_rows}. Let `f` close over tensors that all samples share."
             )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models import GridModel, GridTransformer
 from solvers import Result, Solution
-from solvers.ledger import Ledger
+from solvers.status import SampleStatus
 from solvers.torch_internals import pytree
 from solvers.types import State
 from tasks.common.evaluate import Predictions, rms, solve_batch
@@ -81,7 +81,7 @@ class Company:
         self.num_steps = 0
         self.known: set[int] = set()
 
-    def after_step(self, ledger: Ledger) -> None:
+    def after_step(self, ledger: SampleStatus) -> None:
         """Look at the books of the solve."""
         self.num_steps += 1
         if self.num_steps == 1:
@@ -249,7 +249,7 @@ class Engine:
 
         return look
 
-    def _after_step(self, ledger: Ledger) -> None:
+    def _after_step(self, ledger: SampleStatus) -> None:
         company = getattr(self._here, "company", None)
         if company is not None:
             company.after_step(ledger)

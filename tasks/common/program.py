@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Result, Solution
-from solvers.picard import Picard
+from solvers.methods.picard import Picard
 from solvers.torch_internals import pytree, while_loop
 from solvers.types import State
 

@@ -7,9 +7,9 @@ from typing import Any, final
 
 import torch
 
-from solvers.base import Evaluation, FixedPointSolver
-from solvers.ledger import Ledger
+from solvers.base import CountedMap, FixedPointSolver
 from solvers.solution import Solution
+from solvers.status import SampleStatus
 from solvers.types import Flat, Index
 
 
@@ -27,10 +27,12 @@ class Supervised(FixedPointSolver):
     """
 
     inner: FixedPointSolver
-    after_step: Callable[[Ledger], None]
+    after_step: Callable[[SampleStatus], None]
 
     @classmethod
-    def around(cls, inner: FixedPointSolver, after_step: Callable[[Ledger], None]) -> "Supervised":
+    def around(
+        cls, inner: FixedPointSolver, after_step: Callable[[SampleStatus], None]
+    ) -> "Supervised":
         """Watch a solver."""
         return cls(rtol=inner.rtol, atol=inner.atol, inner=inner, after_step=after_step)
 
@@ -39,7 +41,7 @@ class Supervised(FixedPointSolver):
         return self.inner.init(y)
 
     def begin(
-        self, y: Flat, f: Evaluation, ledger: Ledger
+        self, y: Flat, f: CountedMap, ledger: SampleStatus
     ) -> contextlib.AbstractContextManager[Any]:
         """As the solver does."""
         return self.inner.begin(y, f, ledger)
@@ -48,11 +50,11 @@ class Supervised(FixedPointSolver):
         """As the solver does."""
         return self.inner.step(y, fy, carry)
 
-    def move(self, y: Flat, fy: Flat, carry: Any, f: Evaluation) -> tuple[Flat, Any]:
+    def move(self, y: Flat, fy: Flat, carry: Any, f: CountedMap) -> tuple[Flat, Any]:
         """As the solver does."""
         return self.inner.move(y, fy, carry, f)
 
-    def advance(self, y: Flat, y_next: Flat, carry: Any, ledger: Ledger) -> Flat:
+    def advance(self, y: Flat, y_next: Flat, carry: Any, ledger: SampleStatus) -> Flat:
         """As the solver does, and then show the books."""
         points = self.inner.advance(y, y_next, carry, ledger)
         self.after_step(ledger)
@@ -63,7 +65,7 @@ class Supervised(FixedPointSolver):
         return self.inner.keep(carry, samples)
 
 
-def stopped(ledger: Ledger, known: set[int]) -> Iterator[tuple[int, Solution]]:
+def stopped(ledger: SampleStatus, known: set[int]) -> Iterator[tuple[int, Solution]]:
     """The samples that have ended, but for the known ones, each with the solution of its own.
 
     For states with one sample a row. Adds them to `known`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import solvers
 from implicit.testing.oracles import solve_densely
-from solvers.adapters import (
+from solvers.contrib import (
     PeerSolver,
     ScipyAnderson,
     ScipyBroyden1,

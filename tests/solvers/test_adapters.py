@@ -17,7 +17,7 @@ import solvers
 from implicit import fixed_point
 from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers import Result, Solution
-from solvers.adapters import (
+from solvers.contrib import (
     PeerSolver,
     ScipyAnderson,
     ScipyBroyden1,
@@ -26,7 +26,7 @@ from solvers.adapters import (
     TorchdeqBroyden,
     TorchdeqPicard,
 )
-from solvers.adapters.conversation import PeerMap
+from solvers.contrib.conversation import PeerMap
 from solvers.registry import Registry
 from solvers.testing.problems import linear, residual
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import solvers
 from solvers.testing.problems import BATCH, PROBLEMS, Problem, leaves, linear, rms, rotation
-from solvers.trace import Trace, contraction_rate, trace
+from solvers.tools.trace import Trace, contraction_rate, trace
 
 SOLVERS = pytest.mark.parametrize("name", solvers.names())
 OURS = pytest.mark.parametrize("name", ["anderson", "broyden", "picard"])
@@ -80,7 +80,7 @@ def test_states_are_copies_of_what_was_evaluated() -> None:
 def test_seconds_are_those_of_the_solve_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that only `f` moves: noting must not count, whatever it takes."""
     now = [0.0]
-    module = importlib.import_module("solvers.trace")
+    module = importlib.import_module("solvers.tools.trace")
 
     def tick(amount: float) -> None:
         now[0] += amount

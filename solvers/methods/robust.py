@@ -8,11 +8,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from solvers.anderson import Anderson
-from solvers.anderson_safe import AndersonSafe
 from solvers.base import FixedPointSolver, check_counts
-from solvers.layout import Layout, take_rows
-from solvers.newton_krylov import NewtonKrylov
+from solvers.methods.anderson import Anderson
+from solvers.methods.anderson_safe import AndersonSafe
+from solvers.methods.newton_krylov import NewtonKrylov
+from solvers.packing import StatePacking, take_rows
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.solution import Result, Solution
@@ -86,8 +86,8 @@ class Robust(FixedPointSolver):
     ) -> Solution:
         """Run the solvers in turn; arguments as of any solver."""
         check_counts(max_steps, batch_dims)
-        layout = Layout(y0, batch_dims)
-        self.check_tokens(layout)
+        packing = StatePacking(y0, batch_dims)
+        self.check_tokens(packing)
         independent = bool(args) if independent is None else independent
         separate = bool(args) and independent and batch_dims > 0
         found, spent = None, 0
@@ -96,7 +96,7 @@ class Robust(FixedPointSolver):
             if found is not None and (budget == 0 or not bool(_open(found).any())):
                 break
             spent += budget
-            rows = _open_rows(found, layout, separate)
+            rows = _open_rows(found, packing, separate)
             start = y0 if found is None else _choose(found.converged, found.value, y0)
             chosen = dataclasses.replace(solver, rtol=self.rtol, atol=self.atol)
             given = (start, args, rhs)
@@ -115,11 +115,11 @@ class Robust(FixedPointSolver):
         return dataclasses.replace(found, tried=tuple(name for name, *_ in TRIED))
 
 
-def _open_rows(found: Solution | None, layout: Layout, separate: bool) -> Index | None:
+def _open_rows(found: Solution | None, packing: StatePacking, separate: bool) -> Index | None:
     """Rows with an open sample; None if that is all, or all have to be in the batch."""
     if found is None or not separate:
         return None
-    rows = _open(found).view(layout.num_rows, -1).any(1)
+    rows = _open(found).view(packing.num_rows, -1).any(1)
     return None if bool(rows.all()) else rows.nonzero().flatten()
 
 

@@ -20,7 +20,7 @@ from solvers.torch_internals import pytree
 from solvers.types import Flat, Index, State
 
 
-class Layout:
+class StatePacking:
     """How one state is packed; built from `y0`, and the judge of what `f` returns.
 
     Args:

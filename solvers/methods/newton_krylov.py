@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from solvers.base import Evaluation, FixedPointSolver
+from solvers.base import CountedMap, FixedPointSolver
+from solvers.methods.trust_region import Model, build
 from solvers.promises import Promises
 from solvers.registry import register
-from solvers.trust_region import Model, build
 from solvers.types import Flat, Mask, PerSample
 
 # The share of the predicted reduction of |g| at which a point is accepted, below which the
@@ -142,7 +142,7 @@ class NewtonKrylov(FixedPointSolver):
         """Not enough for Newton: see `move`."""
         raise NotImplementedError("newton_krylov needs `f`'s derivative: call `move`.")
 
-    def move(self, y: Flat, fy: Flat, carry: Search, f: Evaluation) -> tuple[Flat, Search]:
+    def move(self, y: Flat, fy: Flat, carry: Search, f: CountedMap) -> tuple[Flat, Search]:
         """Judge the trial, model g anew where it was accepted, and try the next step."""
         unit, norm = _unit(fy - y)
         first = carry.norm == math.inf

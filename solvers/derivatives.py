@@ -72,7 +72,7 @@ class Linearisation:
                 if not any(words in str(error) for words in NO_SECOND):
                     raise
                 self.end = None
-        return pushforward(self.f, self.y, v)
+        return jvp(self.f, self.y, v)
 
     def pull(self, u: Flat) -> Flat | None:
         """J^T u, or None where it may not be used, or only forward mode works."""
@@ -128,7 +128,7 @@ def _gradient(of: Tensor, to: Tensor, v: Tensor, **graph: bool) -> Tensor:
     return found
 
 
-def pushforward(f: Callable[[State], State], y: State, tangent: State) -> State:
+def jvp(f: Callable[[State], State], y: State, tangent: State) -> State:
     """The derivative of f at y along the tangent in forward mode; all three have one structure.
 
     Raises:

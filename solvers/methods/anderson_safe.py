@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from solvers.anderson import check_history
 from solvers.base import FixedPointSolver, check_at_least_0
-from solvers.history import History, products
-from solvers.picard import check_damping
+from solvers.methods.anderson import check_history
+from solvers.methods.picard import check_damping
+from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index, Mask, PerSample

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.solve import solve
+from solvers.tools.tuning import Trial
 from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
-from solvers.tuning import Trial
 from solvers.types import Map, State
 
 
@@ -88,11 +88,11 @@ class Stage:
         f: Map,
         y0: State,
         args: tuple[Any, ...],
-        layout: Layout,
+        packing: StatePacking,
         max_steps: int,
         clock: Callable[[], float],
     ):
-        self.f, self.y0, self.args, self.layout = f, y0, args, layout
+        self.f, self.y0, self.args, self.packing = f, y0, args, packing
         self.max_steps, self.clock = max_steps, clock
         self.num_evals = 0
         self.rows_evaluated = 0
@@ -101,7 +101,7 @@ class Stage:
 
     def warm_up(self) -> None:
         """Call `f` once, and let it raise what it raises."""
-        with kept_random_state(self.layout.device):
+        with kept_random_state(self.packing.device):
             self.call(self.y0, *self.args)
 
     def call(self, y: State, *args: Any) -> State:
@@ -110,23 +110,23 @@ class Stage:
             raise OutOfTime
         leaves = pytree.tree_leaves(y)
         self.num_evals += 1
-        self.rows_evaluated += leaves[0].shape[0] if self.layout.batch_dims else 1
+        self.rows_evaluated += leaves[0].shape[0] if self.packing.batch_dims else 1
         self.deriving = any(is_functorch_wrapped_tensor(y) or y.requires_grad for y in leaves)
         return self.f(y, *args)
 
     def now(self) -> float:
         """The clock, once the device has done its work."""
-        if self.layout.device.type != "cpu":
-            torch.accelerator.synchronize(self.layout.device)
+        if self.packing.device.type != "cpu":
+            torch.accelerator.synchronize(self.packing.device)
         return self.clock()
 
     def solve(self, solver: FixedPointSolver, f: Map) -> tuple[Solution, float]:
         """One solve from the caller's random state, and its seconds."""
-        with kept_random_state(self.layout.device):
+        with kept_random_state(self.packing.device):
             began = self.now()
             solution = solve(
                 f, self.y0, *self.args, solver=solver, max_steps=self.max_steps, throw=False,
-                batch_dims=self.layout.batch_dims,
+                batch_dims=self.packing.batch_dims,
             )  # fmt: skip
             return solution, self.now() - began
 
@@ -160,26 +160,26 @@ class Stage:
     def memory(self, entry: Entry) -> float:
         """Bytes that a solver remembers when the samples stop; inf if it does not tell."""
         kept: list[tuple[Any, Any]] = []
-        with kept_random_state(self.layout.device):
+        with kept_random_state(self.packing.device):
             entry.solver.iterate(
                 self.call, self.y0, self.args, max_steps=self.max_steps,
-                batch_dims=self.layout.batch_dims, memory=kept,
+                batch_dims=self.packing.batch_dims, memory=kept,
             )  # fmt: skip
         leaves = pytree.tree_leaves([carry for _, carry in kept])
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         return size if kept else math.inf
 
     def _judge(self, entry: Entry, solution: Solution) -> None:
-        layout, failed = self.layout, ~solution.converged
+        packing, failed = self.packing, ~solution.converged
         entry.num_converged = int(solution.converged.sum())
         if bool(failed.any()):
             entry.failure = Result(int(solution.result[failed].mode().values))
             share = f"{int(failed.sum())} of {failed.numel()}"
             entry.reason = f"{share} samples failed, most often: {entry.failure.name}"
-        with kept_random_state(layout.device):
+        with kept_random_state(packing.device):
             fy = self.call(solution.value, *self.args)
-        fy = layout.accept(solution.value, fy, torch.is_autocast_enabled(layout.device.type))
-        image, point = layout.pack(fy).double(), layout.pack(solution.value).double()
+        fy = packing.accept(solution.value, fy, torch.is_autocast_enabled(packing.device.type))
+        image, point = packing.pack(fy).double(), packing.pack(solution.value).double()
         norm = torch.linalg.vector_norm(image - point, dim=1)
         relative = norm / torch.linalg.vector_norm(image, dim=1)
         # 0 / 0 is a solution at zero; inf / inf is none.

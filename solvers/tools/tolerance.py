@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solution import Solution
 from solvers.solve import raise_if_failed, solve
-from solvers.stage import kept_random_state
-from solvers.tuning import aligned
+from solvers.tools.stage import kept_random_state
+from solvers.tools.tuning import aligned
 from solvers.types import Map, State
 
 Quality = Callable[[State], Tensor | float]
@@ -155,16 +155,16 @@ def cheapest_tolerance(
     """
     tolerances = _checked(loss, rtols)
     chosen = SOLVERS.resolve(solver)
-    layout = Layout(y0, batch_dims)
-    if not layout.num_samples:
-        raise ValueError(f"`y0` has no samples to measure: batch shape {(*layout.batch_shape,)}.")
+    packing = StatePacking(y0, batch_dims)
+    if not packing.num_samples:
+        raise ValueError(f"`y0` has no samples to measure: batch shape {(*packing.batch_shape,)}.")
     solutions: list[Solution] = []
 
     def measure(rtol: float, budget: int, floor: float) -> Setting:
         at = dataclasses.replace(chosen, rtol=rtol)
-        with kept_random_state(layout.device):
+        with kept_random_state(packing.device):
             s = solve(f, y0, *args, solver=at, max_steps=budget, batch_dims=batch_dims, throw=False)
-            mean = _mean(quality(s.value), layout)
+            mean = _mean(quality(s.value), packing)
         solutions.append(s)
         return Setting(
             rtol=rtol,
@@ -220,16 +220,16 @@ def _checked(loss: float, rtols: Iterable[float]) -> list[float]:
     return tolerances
 
 
-def _mean(quality: Tensor | float, layout: Layout) -> float:
+def _mean(quality: Tensor | float, packing: StatePacking) -> float:
     """Mean over the samples, checked."""
     real = isinstance(quality, Tensor | SupportsFloat)
     if not real or torch.as_tensor(quality).is_complex():
         raise TypeError(f"`quality` must return a real number or a tensor, got {quality!r}.")
     measured = torch.as_tensor(quality, dtype=torch.float64)
-    if measured.shape not in (torch.Size(), layout.batch_shape):
+    if measured.shape not in (torch.Size(), packing.batch_shape):
         raise ValueError(
             "`quality` must return a number or a tensor of one number per sample, of shape "
-            f"{(*layout.batch_shape,)}: got shape {tuple(measured.shape)}."
+            f"{(*packing.batch_shape,)}: got shape {tuple(measured.shape)}."
         )
     mean = measured.mean().item()
     if not math.isfinite(mean):

@@ -7,8 +7,8 @@ from typing import ClassVar, final
 import torch
 
 from solvers.base import FixedPointSolver, check_at_least_0
-from solvers.history import History, products
-from solvers.picard import check_damping
+from solvers.methods.picard import check_damping
+from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from solvers.layout import Layout
 from solvers.norms import SAFE_NORMS, row_norms
+from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
-from solvers.usual_steps import usual_step
 from solvers.verdicts import STALL_STEPS, Past, StopRule, stalled
+from solvers.verdicts_fast import usual_step
 
 RUNNING = -1
 # A residual that has grown so much beyond the first one, and the first f(y), has diverged:
@@ -25,14 +25,14 @@ FEW_ROWS, ENTRIES = 4, range(64, 1025)
 MANY_NUMBERS = 2**14
 
 
-# What the ledger holds for each sample.
+# What the status holds for each sample.
 COLUMNS = [
     "index", "value", "norm", "best", "first", "start", "peak", "limit", "mark", "result",
     "num_steps", "rested",
 ]  # fmt: skip
 
 
-class Ledger:
+class SampleStatus:
     """Judge samples by their own residuals and keep what each is owed.
 
     With `independent` samples a verdict is final. Otherwise (`f` got no per-sample args, so
@@ -45,7 +45,7 @@ class Ledger:
     def __init__(
         self,
         y: Flat,
-        layout: Layout,
+        packing: StatePacking,
         *,
         rtol: float,
         atol: float,
@@ -53,13 +53,13 @@ class Ledger:
         linear: bool = False,
         rhs: Flat | None = None,
     ):
-        self.layout, self.rtol = layout, rtol
+        self.packing, self.rtol = packing, rtol
         self.root = math.sqrt(max(y.shape[1], 1))
         self.atol = atol * self.root
         self.rule = StopRule(
             rtol=rtol,
             atol=self.atol,
-            roundoff=max(torch.finfo(dtype).eps for dtype in layout.dtypes) / 2,
+            roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
             growth=DIVERGED_GROWTH if rhs is None and not linear else math.inf,
         )
         self.smallest, self.largest = SAFE_NORMS[y.dtype]
@@ -67,7 +67,7 @@ class Ledger:
         # What the usual step is compared with: no norm below it is left to that path.
         self.floor = self.atol_tensor.clamp(min=self.smallest)
         self.independent = independent
-        self.joint = layout.has_tokens
+        self.joint = packing.has_tokens
         self.coupled = self.joint or not independent
         # Whether `value` holds points, or residuals, of different steps although they may depend
         # on each other: it must then be measured as a whole.
@@ -165,7 +165,7 @@ class Ledger:
         """
         if not self.coupled:
             return norm
-        rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.layout.samples_per_row)
+        rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.packing.samples_per_row)
         if not self.independent:
             rows = rows.amax(0, keepdim=True).expand(len(rows), -1)
         return rows.cummax(1).values.flatten()
@@ -224,7 +224,7 @@ class Ledger:
         self.may_compact = False
         alive = self.result == RUNNING
         if self.joint:
-            alive = alive.view(-1, self.layout.samples_per_row).any(1)
+            alive = alive.view(-1, self.packing.samples_per_row).any(1)
         rows = alive.nonzero().flatten()
         fewest = FEW_ROWS if self.value.numel() // len(alive) in ENTRIES else 0
         if len(rows) < fewest:
@@ -232,8 +232,8 @@ class Ledger:
             rows = alive.index_fill_(0, padding, True).nonzero().flatten()
         if len(rows) > (1 - share) * len(alive):
             return None
-        gone = self.layout.sample_index((~alive).nonzero().flatten())
-        kept = self.layout.sample_index(rows)
+        gone = self.packing.sample_index((~alive).nonzero().flatten())
+        kept = self.packing.sample_index(rows)
         if self.mixes_steps:  # those who stay are judged at the next step, whoever leaves
             self.measure(evaluate(self.value), gone)
         if self.index is None:
@@ -260,9 +260,9 @@ class Ledger:
             value, norm, result, num_steps = (
                 column.index_select(0, order) for column in (value, norm, result, num_steps)
             )
-        shape = self.layout.batch_shape
+        shape = self.packing.batch_shape
         return Solution(
-            value=self.layout.unpack(value),
+            value=self.packing.unpack(value),
             residual=(norm / self.root).view(shape),
             result=result.view(shape),
             num_steps=num_steps.view(shape),
@@ -315,8 +315,8 @@ class Ledger:
         """Samples whose verdict is final."""
         if not self.joint:
             return (self.result >= 0) if self.independent else (self.result > 0)
-        closed = (self.result >= 0).view(-1, self.layout.samples_per_row).all(1, keepdim=True)
-        closed = closed.expand(-1, self.layout.samples_per_row).flatten()
+        closed = (self.result >= 0).view(-1, self.packing.samples_per_row).all(1, keepdim=True)
+        closed = closed.expand(-1, self.packing.samples_per_row).flatten()
         return (self.result > 0) | (closed & self.independent)
 
     def _judge(
@@ -362,16 +362,16 @@ class Ledger:
         """
         if not self.coupled:
             return quiet
-        rows = quiet.view(-1, self.layout.samples_per_row)
+        rows = quiet.view(-1, self.packing.samples_per_row)
         if not self.independent:
             rows = rows.all(0, keepdim=True).expand(len(rows), -1)
         return rows.cummin(1).values.flatten()
 
     def _patience(self) -> Index:
         """Steps that growth may last: twice the entries that can influence each sample."""
-        tokens = self.layout.samples_per_row
+        tokens = self.packing.samples_per_row
         rows = len(self.result) // tokens
-        entries = 2 * self.value.shape[1] * (1 if self.independent else self.layout.num_rows)
+        entries = 2 * self.value.shape[1] * (1 if self.independent else self.packing.num_rows)
         seen = torch.arange(1, tokens + 1, device=self.result.device)
         return (entries * seen).repeat(rows)
 

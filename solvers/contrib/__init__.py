@@ -4,9 +4,9 @@ Each is judged as our own solvers are: verdicts, residuals and counts are measur
 cannot be recorded by autograd, so `backward="unrolled"` refuses them.
 """
 
-from solvers.adapters.base import PeerSolver
-from solvers.adapters.scipy import ScipyAnderson, ScipyBroyden1, ScipyKrylov
-from solvers.adapters.torchdeq import TorchdeqAnderson, TorchdeqBroyden, TorchdeqPicard
+from solvers.contrib.base import PeerSolver
+from solvers.contrib.scipy import ScipyAnderson, ScipyBroyden1, ScipyKrylov
+from solvers.contrib.torchdeq import TorchdeqAnderson, TorchdeqBroyden, TorchdeqPicard
 
 __all__ = [
     "PeerSolver",

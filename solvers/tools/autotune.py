@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.registry import SOLVERS, get_solver, names
-from solvers.stage import Entry, Stage, kept_random_state
-from solvers.tuning import Tuning
+from solvers.tools.stage import Entry, Stage, kept_random_state
+from solvers.tools.tuning import Tuning
 from solvers.types import Map, State
 
 # What is tried of each native solver beside its defaults; of one that is not listed, the defaults.
@@ -89,16 +89,16 @@ def autotune(
     """
     for label, value in (("max_steps", max_steps), ("rounds", rounds)):
         _check_at_least_1(label, value)
-    layout = Layout(y0, batch_dims)
-    if not layout.num_samples:
-        raise ValueError(f"`y0` has no samples to measure: batch shape {(*layout.batch_shape,)}.")
+    packing = StatePacking(y0, batch_dims)
+    if not packing.num_samples:
+        raise ValueError(f"`y0` has no samples to measure: batch shape {(*packing.batch_shape,)}.")
     field = _enter(default_candidates() if candidates is None else candidates, rtol, atol)
-    stage = Stage(f, y0, args, layout, max_steps, clock)
-    with kept_random_state(layout.device):
+    stage = Stage(f, y0, args, packing, max_steps, clock)
+    with kept_random_state(packing.device):
         _screen(stage, field)
         rivals = _race(stage, _worth_a_race(field), rounds)
         winner, verdict = _decide(stage, rivals, field)
-    advice = _advice(winner, layout.num_samples)
+    advice = _advice(winner, packing.num_samples)
     if advice:
         warnings.warn(advice, stacklevel=2)
     field.sort(key=lambda entry: entry.rank(winner))
@@ -106,7 +106,7 @@ def autotune(
         solver=winner.solver,
         name=_name(winner.solver),
         options=_options(winner.solver),
-        table=tuple(entry.trial(layout.num_samples) for entry in field),
+        table=tuple(entry.trial(packing.num_samples) for entry in field),
         num_evals=stage.num_evals,
         advice=advice,
         verdict=verdict,
@@ -152,7 +152,7 @@ def _screen(stage: Stage, field: list[Entry]) -> None:
             stage.screen(entry, limit)
         if entry.broken_off:
             entry.reason = f"broken off at {HOPELESS:g} times the best time so far"
-        elif entry.num_converged == stage.layout.num_samples:
+        elif entry.num_converged == stage.packing.num_samples:
             best = min(best or entry, entry, key=lambda entry: entry.first_seconds)
     errors = [entry.refused for entry in field if entry.refused]
     if len(errors) == len(field):
@@ -201,7 +201,7 @@ def _decide(stage: Stage, rivals: list[Entry], field: list[Entry]) -> tuple[Entr
             f"{winner.label} wins by default: no candidate converged on any sample, and its worst "
             f"residual, {winner.worst_residual:.1e}, is the smallest."
         )
-    total = stage.layout.num_samples
+    total = stage.packing.num_samples
     most = f"all {total}" if winner.num_converged == total else f"{winner.num_converged} of {total}"
     why = _why(winner, tied, peers, memory)
     return winner, f"{winner.label} wins: it converged on {most} samples, {why}."

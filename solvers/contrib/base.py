@@ -1,7 +1,7 @@
 """Other libraries' solvers under this library's contract.
 
 A peer only chooses points. Evaluating `f`, counting, judging each sample and stopping happen
-here, by the same ledger as for our own solvers, so that no peer's claim is ever repeated.
+here, by the same status as for our own solvers, so that no peer's claim is ever repeated.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from solvers.adapters.conversation import PeerMap
-from solvers.adapters.panel import Panel
-from solvers.base import Evaluation, FixedPointSolver
-from solvers.ledger import Ledger
+from solvers.base import CountedMap, FixedPointSolver
+from solvers.contrib.conversation import PeerMap
+from solvers.contrib.panel import Panel
+from solvers.status import SampleStatus
 from solvers.types import Flat, Index
 
 
@@ -70,21 +70,21 @@ class PeerSolver(FixedPointSolver):
         """Refused: a peer takes its own steps."""
         raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")
 
-    def begin(self, y: Flat, f: Evaluation, ledger: Ledger) -> contextlib.closing[Panel]:
+    def begin(self, y: Flat, f: CountedMap, status: SampleStatus) -> contextlib.closing[Panel]:
         """The runs of the peer, which are its memory.
 
         Raises:
             ValueError: One run would cover several tokens, whose verdicts are to be causal.
         """
-        if ledger.layout.samples_per_row > 1 and not ledger.independent:
+        if status.packing.samples_per_row > 1 and not status.independent:
             raise ValueError(
                 f"{type(self).__name__} solves all samples as one vector where they may be "
                 "coupled, so that a token would see those behind it. With `batch_dims=2` give it "
                 "the map's input in `args`, or use a solver of this library."
             )
-        return contextlib.closing(Panel(self, f, ledger))
+        return contextlib.closing(Panel(self, f, status))
 
-    def move(self, y: Flat, fy: Flat, carry: Panel, f: Evaluation) -> tuple[Flat, Panel]:
+    def move(self, y: Flat, fy: Flat, carry: Panel, f: CountedMap) -> tuple[Flat, Panel]:
         """The points that the peer tries next.
 
         Raises:
@@ -97,7 +97,7 @@ class PeerSolver(FixedPointSolver):
             )
         return carry.next_points(y, fy), carry
 
-    def advance(self, y: Flat, y_next: Flat, carry: Panel, ledger: Ledger) -> Flat:
+    def advance(self, y: Flat, y_next: Flat, carry: Panel, status: SampleStatus) -> Flat:
         """Samples that have converged go on if their run does."""
         return carry.advance(y, y_next)
 

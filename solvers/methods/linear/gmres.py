@@ -5,9 +5,9 @@ from typing import ClassVar, NamedTuple, final
 
 import torch
 
-from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
-from solvers.history import products
+from solvers.methods.anderson import check_history
+from solvers.methods.window import products
 from solvers.registry import register_linear
 from solvers.types import Flat, Mask, PerSample, Window
 

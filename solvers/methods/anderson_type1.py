@@ -6,10 +6,10 @@ from typing import ClassVar, final
 
 import torch
 
-from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
-from solvers.history import History, products
-from solvers.picard import check_damping
+from solvers.methods.anderson import check_history
+from solvers.methods.picard import check_damping
+from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from solvers.adapters.conversation import Conversation, PeerMap
-from solvers.base import Evaluation
-from solvers.ledger import RUNNING, Ledger
+from solvers.base import CountedMap
+from solvers.contrib.conversation import Conversation, PeerMap
 from solvers.solution import Result
+from solvers.status import RUNNING, SampleStatus
 from solvers.types import Flat, Index, Mask, PerSample
 
 if TYPE_CHECKING:
-    from solvers.adapters.base import PeerSolver
+    from solvers.contrib.base import PeerSolver
 
 
 class Panel:
@@ -25,11 +25,11 @@ class Panel:
     that are then left, and work on z = y / scale.
     """
 
-    def __init__(self, solver: "PeerSolver", evaluate: Evaluation, ledger: Ledger):
-        self.solver, self.evaluate, self.ledger = solver, evaluate, ledger
-        self.layout = evaluate.layout
+    def __init__(self, solver: "PeerSolver", evaluate: CountedMap, status: SampleStatus):
+        self.solver, self.evaluate, self.status = solver, evaluate, status
+        self.packing = evaluate.packing
         # Whether a run covers all that `f` may couple, as one vector.
-        self.joint = solver.grain == "joint" or not ledger.independent
+        self.joint = solver.grain == "joint" or not status.independent
         self.runs: list[tuple[slice, Conversation]] = []
         self.begun = False
 
@@ -53,8 +53,8 @@ class Panel:
     def advance(self, y: Flat, points: Flat) -> Flat:
         """Count the update; samples that rest within a run move on with it."""
         carried = self._moving() & ~self._running()
-        self.ledger.num_steps += carried
-        return torch.where(carried[:, None], points, self.ledger.advance(y, points))
+        self.status.num_steps += carried
+        return torch.where(carried[:, None], points, self.status.advance(y, points))
 
     def keep(self, samples: Index) -> None:
         """Drop all but these samples; those that share a run with others stay idle in it."""
@@ -83,7 +83,7 @@ class Panel:
             largest = self.scale.view(-1, size).amax(1)
             self.scale = largest.repeat_interleave(size)[:, None]
         self.z = self._to_peer((y / self.scale).nan_to_num(0.0, 0.0, 0.0))
-        eps = max(torch.finfo(dtype).eps for dtype in self.layout.dtypes)
+        eps = max(torch.finfo(dtype).eps for dtype in self.packing.dtypes)
         for start in range(0, len(y), size):
             rows = slice(start, start + size)
             z = self.z[rows].clone()
@@ -98,11 +98,11 @@ class Panel:
 
     def _size(self, count: int) -> int:
         """How many of `count` samples one run covers."""
-        if not self.ledger.independent:
+        if not self.status.independent:
             return count
         if self.joint:
-            return self.layout.samples_per_row
-        return count if self.solver.grain == "batch" and not self.ledger.joint else 1
+            return self.packing.samples_per_row
+        return count if self.solver.grain == "batch" and not self.status.joint else 1
 
     def _ask(self, fy: Flat, waiting: Mask) -> Flat:
         """Answer the runs of those who wait; return the points that all ask for now."""
@@ -110,7 +110,7 @@ class Panel:
         told, moving = self.z.clone(), self._moving()
         told[self._here(self.index[moving])] = self._to_peer((fy / self.scale)[moving])
         asked = self._spread(waiting)
-        ended = torch.zeros(len(self.z), dtype=torch.bool, device=self.layout.device)
+        ended = torch.zeros(len(self.z), dtype=torch.bool, device=self.packing.device)
         with _quiet():
             for rows, run in self.runs:
                 if not any(asked[rows]):
@@ -122,11 +122,11 @@ class Panel:
                 else:
                     self.z[rows] = run.question.view_as(self.z[rows])
         self._give_up(ended[self.index], Result.stalled)
-        z = self.z[self._here(self.index)].to(self.layout.device)
-        return self.layout.round((z * self.scale).to(self.layout.dtype))
+        z = self.z[self._here(self.index)].to(self.packing.device)
+        return self.packing.round((z * self.scale).to(self.packing.dtype))
 
     def _running(self) -> Mask:
-        return self.ledger.result == RUNNING
+        return self.status.result == RUNNING
 
     def _moving(self) -> Mask:
         """A joint run goes on for all that it covers; other samples rest once converged."""
@@ -135,7 +135,7 @@ class Panel:
             return running
         size = self._size(len(running))
         busy = running.view(-1, size).any(1).repeat_interleave(size)
-        return running | (busy & (self.ledger.result == Result.converged))
+        return running | (busy & (self.status.result == Result.converged))
 
     def _probing(self) -> Mask:
         """Whose run asks for a finite difference."""
@@ -143,10 +143,10 @@ class Panel:
         for rows, run in self.runs:
             if run.probing:
                 probing[rows] = True
-        return probing.to(self.layout.device)[self.index]
+        return probing.to(self.packing.device)[self.index]
 
     def _give_up(self, samples: Mask, result: Result) -> None:
-        self.ledger.stop(samples, result)
+        self.status.stop(samples, result)
 
     def _spread(self, samples: Mask) -> list[bool]:
         """A mask over those who are left -> one over those who began."""

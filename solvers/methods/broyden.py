@@ -24,9 +24,9 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from solvers.anderson import check_history
 from solvers.base import FixedPointSolver
-from solvers.history import NO_WEIGHT, enlarge, keep_rows, products, write
+from solvers.methods.anderson import check_history
+from solvers.methods.window import NO_WEIGHT, enlarge, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat, Index, Small, Window

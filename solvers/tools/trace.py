@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.solve import solve
 from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
@@ -92,13 +92,13 @@ def trace(
         >>> round(seen.contraction_rate.item(), 3)
         0.5
     """
-    recorder = _Recorder(f, Layout(y0, batch_dims), keep_states)
+    recorder = _Recorder(f, StatePacking(y0, batch_dims), keep_states)
     solution = solve(
         recorder, y0, *args, solver=solver, max_steps=max_steps, throw=False,
         batch_dims=batch_dims, compact=False,
     )  # fmt: skip
-    layout = recorder.layout
-    empty = torch.empty(0, *layout.batch_shape, dtype=layout.dtype, device=layout.device)
+    packing = recorder.packing
+    empty = torch.empty(0, *packing.batch_shape, dtype=packing.dtype, device=packing.device)
     return Trace(
         residual=torch.stack(recorder.residuals) if recorder.residuals else empty,
         active=_active(recorder.moves, solution) if recorder.moves else empty.bool(),
@@ -183,9 +183,9 @@ def _active(moves: list[Tensor], solution: Solution) -> Tensor:
 class _Recorder:
     """`f`, taking notes."""
 
-    def __init__(self, f: Map, layout: Layout, keep_states: bool):
-        self.f, self.layout, self.keep_states = f, layout, keep_states
-        self.autocast = torch.is_autocast_enabled(layout.device.type)
+    def __init__(self, f: Map, packing: StatePacking, keep_states: bool):
+        self.f, self.packing, self.keep_states = f, packing, keep_states
+        self.autocast = torch.is_autocast_enabled(packing.device.type)
         self.residuals: list[Tensor] = []
         self.moves: list[Tensor] = []
         self.point: Tensor | None = None
@@ -209,24 +209,24 @@ class _Recorder:
 
     @torch.no_grad()
     def _note(self, y: State, fy: State) -> None:
-        layout = self.layout
-        point = layout.pack(y)
-        if len(point) != layout.num_samples:
+        packing = self.packing
+        point = packing.pack(y)
+        if len(point) != packing.num_samples:
             raise ValueError(
-                f"This solver calls `f` on {len(point)} of {layout.num_samples} samples at a time, "
-                "so that no row of the trace covers all. Trace a batch of one sample."
+                f"This solver calls `f` on {len(point)} of {packing.num_samples} samples at a "
+                "time, so that no row of the trace covers all. Trace a batch of one sample."
             )
-        difference = layout.pack(layout.accept(y, fy, self.autocast)) - point
+        difference = packing.pack(packing.accept(y, fy, self.autocast)) - point
         norm = torch.linalg.vector_norm(difference, dim=1)
         root = math.sqrt(max(point.shape[1], 1))
-        self.residuals.append((norm / root).view(layout.batch_shape))
+        self.residuals.append((norm / root).view(packing.batch_shape))
         moved = torch.ones_like(norm) if self.point is None else (point != self.point).any(1)
-        self.moves.append(moved.view(layout.batch_shape).bool())
+        self.moves.append(moved.view(packing.batch_shape).bool())
         self.point = point.clone()
         if self.keep_states:
             self.states.append(pytree.tree_map(torch.clone, y))
 
     def _now(self) -> float:
-        if self.layout.device.type != "cpu":
-            torch.accelerator.synchronize(self.layout.device)
+        if self.packing.device.type != "cpu":
+            torch.accelerator.synchronize(self.packing.device)
         return time.perf_counter()

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.gmres import Krylov, subtract
-from solvers.history import products
-from solvers.pushforward import Affine, Linearisation
+from solvers.derivatives import Affine, Linearisation
+from solvers.methods.linear.gmres import Krylov, subtract
+from solvers.methods.window import products
 from solvers.types import Flat, Mask, PerSample, Window
 
 # A direction that takes less than this off the residual is followed by its image, not by what it

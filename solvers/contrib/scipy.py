@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers.adapters.base import PeerSolver
-from solvers.adapters.conversation import PeerMap
-from solvers.anderson import check_history
 from solvers.base import check_at_least_0
-from solvers.picard import check_damping
+from solvers.contrib.base import PeerSolver
+from solvers.contrib.conversation import PeerMap
+from solvers.methods.anderson import check_history
+from solvers.methods.picard import check_damping
 from solvers.promises import Promises
 from solvers.registry import register
 
