@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicit.base import AdjointMode, Product, SolveContext
 from implicit.registry import register
+from solvers.checks import check_integer
 from solvers.packing import StatePacking
 
 
@@ -48,8 +49,7 @@ class Neumann(AdjointMode):
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.terms, bool) or not isinstance(self.terms, int) or self.terms < 0:
-            raise ValueError(f"`terms` must be an integer of at least 0, got {self.terms!r}.")
+        check_integer("terms", self.terms, 0)
         if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise ValueError(f"`clip` must be above 0, or None for no bound: got {self.clip!r}.")
 

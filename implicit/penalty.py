@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from implicit.products import flat_map
+from solvers.checks import check_integer
 from solvers.packing import StatePacking
 from solvers.types import Map, State
 
@@ -62,8 +63,7 @@ def jacobian_penalty(
         >>> penalty.item(), weight.grad.item()
         (0.25, 1.0)
     """
-    if isinstance(num_probes, bool) or not isinstance(num_probes, int) or num_probes < 1:
-        raise ValueError(f"`num_probes` must be an integer of at least 1, got {num_probes!r}.")
+    check_integer("num_probes", num_probes, 1)
     layout = StatePacking(y, 0)
     closed = flat_map(f, args, layout)
     record = torch.is_grad_enabled()

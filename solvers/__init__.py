@@ -24,6 +24,7 @@ from solvers.methods.squarem import Squarem
 from solvers.promises import Promises
 from solvers.registry import get_solver, linear_names, names, register, register_linear
 from solvers.root import root
+from solvers.run import Run
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
 from solvers.tools.autotune import autotune
@@ -47,6 +48,7 @@ __all__ = [
     "Promises",
     "Result",
     "Robust",
+    "Run",
     "Solution",
     "SolveError",
     "Squarem",

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
 from solvers.verdicts import STALL_STEPS, Past, StopRule, stalled
 from solvers.verdicts_fast import usual_step
+
+if TYPE_CHECKING:
+    from solvers.base import FixedPointSolver
 
 RUNNING = -1
 # A residual that has grown so much beyond the first one, and the first f(y), has diverged:
@@ -47,20 +51,18 @@ class SampleStatus:
         y: Flat,
         packing: StatePacking,
         *,
-        rtol: float,
-        atol: float,
+        solver: "FixedPointSolver",
         independent: bool,
-        linear: bool = False,
         rhs: Flat | None = None,
     ):
-        self.packing, self.rtol = packing, rtol
+        self.packing, self.rtol = packing, solver.rtol
         self.root = math.sqrt(max(y.shape[1], 1))
-        self.atol = atol * self.root
+        self.atol = solver.atol * self.root
         self.rule = StopRule(
-            rtol=rtol,
+            rtol=solver.rtol,
             atol=self.atol,
             roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
-            growth=DIVERGED_GROWTH if rhs is None and not linear else math.inf,
+            growth=DIVERGED_GROWTH if rhs is None and not solver.linear else math.inf,
         )
         self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
@@ -105,9 +107,9 @@ class SampleStatus:
         self.pending_steps = 0
         self.improved: torch.Tensor | None = None
         self.index: Index | None = None
-        self.retired: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
+        self.removed: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
-    def observe(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
+    def update(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             usual = (self.routine or step == 0) and not (self.coupled and step >= self.next_look)
@@ -121,9 +123,13 @@ class SampleStatus:
         self.pending_steps += 1
         if self.may_stand and not self.coupled:
             self._stop_those_who_stand(y, y_next)
+        return self.hold(y_next)
+
+    def hold(self, y_next: Flat) -> Flat:
+        """The points, but those who have stopped stay where they are."""
         if self.stopped is None or self.stopped_rows is None:
             return y_next
-        if len(self.stopped_rows) * y.shape[1] > MANY_NUMBERS:
+        if len(self.stopped_rows) * y_next.shape[1] > MANY_NUMBERS:
             return torch.where(self.stopped[:, None], self.value, y_next)
         # Several times faster for a few, whose copy does not count in the peak of memory.
         kept = self.value.index_select(0, self.stopped_rows)
@@ -212,7 +218,7 @@ class SampleStatus:
         self.num_steps += (self.result == RUNNING) * self.pending_steps
         self.pending_steps = 0
 
-    def compact(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
+    def remove(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
         """Retire finished rows if they make up `share` of the batch.
 
         Returns:
@@ -238,28 +244,45 @@ class SampleStatus:
             self.measure(evaluate(self.value), gone)
         if self.index is None:
             self.index = torch.arange(len(self.result), device=self.result.device)
-        self._retire(gone)
+        self._remove(gone)
         for name in COLUMNS:
             setattr(self, name, getattr(self, name).index_select(0, kept))
+        if self.latest is not None:
+            norm, scale, trial = self.latest
+            trial = None if trial is None else trial.index_select(0, kept)
+            self.latest = norm.index_select(0, kept), scale.index_select(0, kept), trial
         self.borrowed = False
         self._count_running()
         return rows, kept
 
-    def solution(self, num_evals: int, rows_evaluated: int) -> Solution:
-        """Close the books: whoever still runs has used up the step budget."""
+    def stopped_samples(self) -> Mask:
+        """Who of all samples has a verdict; those who have left the batch do."""
+        if self.index is None:
+            return self.result >= 0
+        count = len(self.index) + sum(len(part[0]) for part in self.removed)
+        gone = torch.ones(count, dtype=torch.bool, device=self.result.device)
+        return gone.index_copy(0, self.index, self.result >= 0)
+
+    def finish(self, num_evals: int, rows_evaluated: int, ended: bool = True) -> Solution:
+        """The solution as of now: whoever still runs has used up the step budget.
+
+        Args:
+            num_evals: Calls of `f` so far.
+            rows_evaluated: Rows in them.
+            ended: Whether no update follows; else nothing that may change is handed out.
+        """
         self._settle_counts()
-        if self.num_running:
-            self._end_by_budget()
-        value, norm, result, num_steps = self.value, self.norm, self.result, self.num_steps
-        if self.index is None and self.borrowed and not torch.is_grad_enabled():
-            value = value.clone()
+        value, norm, num_steps = self.value, self.norm, self.num_steps
+        result = self._verdicts()
         if self.index is not None:
-            self._retire(torch.arange(len(result), device=result.device))
-            index, value, norm, result, num_steps = map(torch.cat, zip(*self.retired, strict=True))
+            columns = [*self.removed, (self.index, value, norm, result, num_steps)]
+            index, value, norm, result, num_steps = map(torch.cat, zip(*columns, strict=True))
             order = index.argsort()
             value, norm, result, num_steps = (
                 column.index_select(0, order) for column in (value, norm, result, num_steps)
             )
+        elif not torch.is_grad_enabled() and (self.borrowed or not ended):
+            value, num_steps = value.clone(), num_steps.clone()
         shape = self.packing.batch_shape
         return Solution(
             value=self.packing.unpack(value),
@@ -270,18 +293,18 @@ class SampleStatus:
             rows_evaluated=rows_evaluated,
         )
 
-    def _end_by_budget(self) -> None:
-        """Whoever still runs has used it up, or was on the way to infinity."""
+    def _verdicts(self) -> torch.Tensor:
+        """Whoever still runs has used up the budget, or was on the way to infinity."""
         running = self.result == RUNNING
-        self.result = self.result.masked_fill(running, int(Result.max_steps))
-        if self.latest is None:
-            return
+        result = self.result.masked_fill(running, int(Result.max_steps))
+        if self.latest is None or self.num_running == 0:
+            return result
         norm, scale, trial = self.latest
         far = self.rule.ran_away(norm, scale, self.past)
         diverged = (far | (norm > self.limit)) & running
         if trial is not None:
             diverged &= ~trial
-        self.result = self.result.masked_fill(diverged, int(Result.diverged))
+        return result.masked_fill(diverged, int(Result.diverged))
 
     def _store(self, recorded: torch.Tensor | None, y: Flat) -> None:
         """Take over some points (None: all), in place unless autograd records the solver."""
@@ -381,10 +404,10 @@ class SampleStatus:
         self.mark, self.next_look = self.best, step + step // 2
         return found if trial is None else found & ~trial
 
-    def _retire(self, gone: Index) -> None:
+    def _remove(self, gone: Index) -> None:
         assert self.index is not None
         columns = (self.index, self.value, self.norm, self.result, self.num_steps)
-        self.retired.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
+        self.removed.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
 
 
 def check_unchanged(y: Flat, version: int) -> None:

@@ -1,30 +1,27 @@
-"""torchdeq's solvers: batches of rows on any device."""
+"""torchdeq's solvers, on batches of rows (Z. Geng, J. Z. Kolter, TorchDEQ, 2023).
 
-import math
+Our verdicts end them, so their own criterion must never hold, and their budget never end.
+"""
+
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from solvers.base import check_at_least_0
-from solvers.contrib.base import PeerSolver
-from solvers.contrib.conversation import PeerMap
-from solvers.methods.anderson import check_history
-from solvers.methods.picard import check_damping
+from solvers.checks import check_at_least_0, check_damping, check_history, check_integer
+from solvers.contrib.base import ANYWHERE, PeerMap, PeerSolver
 from solvers.promises import Promises
 from solvers.registry import register
 
-# Our criterion stops the peer, so its own must never hold, and its budget never end.
 ENDLESS = {"max_iter": 10**9, "tol": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Torchdeq(PeerSolver):
-    """What the three share."""
-
-    grain: ClassVar[Literal["sample", "batch", "joint"]] = "batch"
+    batched: ClassVar[bool] = True
+    package: ClassVar[str] = "torchdeq"
     failures: ClassVar[tuple[type[Exception], ...]] = (
         torch.linalg.LinAlgError,  # pyright: ignore[reportPrivateImportUsage]
     )
@@ -40,12 +37,6 @@ class TorchdeqPicard(_Torchdeq):
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         damping: Weight kept on the old iterate, in [0, 1); torchdeq's 1 - `tau`.
-
-    Raises:
-        ValueError: An option is out of its range.
-
-    References:
-        Z. Geng, J. Z. Kolter, TorchDEQ: A Library for Deep Equilibrium Models, 2023.
     """
 
     damping: float = 0.0
@@ -54,7 +45,7 @@ class TorchdeqPicard(_Torchdeq):
         super().__post_init__()
         check_damping(self.damping)
 
-    def drive(self, f: PeerMap, z: Tensor, eps: float) -> object:
+    def call(self, f: PeerMap, z: Tensor, eps: float) -> object:
         """Run `fixed_point_iter`."""
         from torchdeq.solver.fp_iter import fixed_point_iter
 
@@ -67,9 +58,8 @@ class TorchdeqPicard(_Torchdeq):
 class TorchdeqAnderson(_Torchdeq):
     """Anderson acceleration by torchdeq's `anderson_solver`.
 
-    Its ridge `lam` is absolute, and stops the acceleration as residuals fall below its root.
-    It is given as a tensor that follows each sample's residuals instead. Points of the first
-    two steps count here too: torchdeq itself returns the start for budgets of 1 and 2.
+    Its ridge `lam` is absolute, and stops the acceleration as residuals fall below its root. It is
+    given as a tensor that follows each sample's residuals instead.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -78,15 +68,9 @@ class TorchdeqAnderson(_Torchdeq):
         damping: Weight kept on the old iterate, in [0, 1); torchdeq's 1 - `tau`.
         ridge: Tikhonov term relative to the largest squared residual kept, at least 0. Never
             below the rounding of the dtype, where one singular matrix would end every sample.
-
-    Raises:
-        ValueError: An option is out of its range.
-
-    References:
-        Z. Geng, J. Z. Kolter, TorchDEQ: A Library for Deep Equilibrium Models, 2023.
     """
 
-    promises: ClassVar[Promises] = Promises(radius=math.inf)
+    promises: ClassVar[Promises] = ANYWHERE
 
     history: int = 6
     damping: float = 0.0
@@ -94,21 +78,16 @@ class TorchdeqAnderson(_Torchdeq):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_history(self.history)
-        if self.history < 2:
-            raise ValueError(
-                f"`history` must be at least 2 for torchdeq's Anderson, got {self.history}. Use "
-                "'torchdeq.picard', or 'anderson', which counts differences."
-            )
+        check_integer("history", self.history, 2)
         check_damping(self.damping)
         check_at_least_0("ridge", self.ridge)
 
-    def drive(self, f: PeerMap, z: Tensor, eps: float) -> object:
+    def call(self, f: PeerMap, z: Tensor, eps: float) -> object:
         """Run `anderson_solver` with a ridge that keeps step with the residuals."""
         from torchdeq.solver.anderson import anderson_solver
 
         rounding = torch.finfo(z.dtype).eps
-        lam: Any = z.new_ones(len(z), 1, 1)
+        lam = z.new_ones(len(z), 1, 1)
         squares: deque[Tensor] = deque(maxlen=self.history)
 
         def watched(z: Tensor) -> Tensor:
@@ -118,33 +97,26 @@ class TorchdeqAnderson(_Torchdeq):
             lam[:, 0, 0] = (max(self.ridge, 8 * rounding) * largest).clamp_(min=rounding**3)
             return fz
 
-        return anderson_solver(watched, z, m=self.history, lam=lam, tau=1 - self.damping, **ENDLESS)
+        options: dict[str, Any] = {"m": self.history, "lam": lam, "tau": 1 - self.damping}
+        return anderson_solver(watched, z, **options, **ENDLESS)
 
 
 @final
 @register("torchdeq.broyden", needs="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqBroyden(_Torchdeq):
-    """Broyden's good method by torchdeq's `broyden_solver`, without line search.
+    """Broyden's good method by torchdeq's `broyden_solver`.
 
-    Its line search takes one step length for the whole batch, so it is not offered. All
-    memory is claimed at the start: 2 * history states. Once it is full, updates overwrite
-    the oldest one, with which torchdeq often stalls: prefer `history` >= `max_steps`.
+    Without its line search, which takes one step length for the whole batch. All memory is claimed
+    at the start: 2 * history states. Once it is full, torchdeq often stalls.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
-        history: Rank-one updates kept, at least 1; torchdeq's `LBFGS_thres`. The default
-            keeps all of them within the default `max_steps`.
-
-    Raises:
-        ValueError: An option is out of its range.
-
-    References:
-        Z. Geng, J. Z. Kolter, TorchDEQ: A Library for Deep Equilibrium Models, 2023.
+        history: Rank-one updates kept, at least 1; torchdeq's `LBFGS_thres`.
     """
 
-    promises: ClassVar[Promises] = Promises(radius=math.inf)
+    promises: ClassVar[Promises] = ANYWHERE
 
     history: int = 50
 
@@ -152,7 +124,7 @@ class TorchdeqBroyden(_Torchdeq):
         super().__post_init__()
         check_history(self.history)
 
-    def drive(self, f: PeerMap, z: Tensor, eps: float) -> object:
+    def call(self, f: PeerMap, z: Tensor, eps: float) -> object:
         """Run `broyden_solver`."""
         from torchdeq.solver.broyden import broyden_solver
 

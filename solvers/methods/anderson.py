@@ -6,8 +6,8 @@ from typing import ClassVar, final
 
 import torch
 
-from solvers.base import FixedPointSolver, check_at_least_0
-from solvers.methods.picard import check_damping
+from solvers.base import FixedPointSolver
+from solvers.checks import check_at_least_0, check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register
@@ -94,9 +94,3 @@ class Anderson(FixedPointSolver):
             if self.damping:
                 y_next = memory.combine(-self.damping * weights, memory.left, y_next)
         return y_next, memory._replace(point=g, fy=fy)
-
-
-def check_history(history: int) -> None:
-    """Raise a ValueError unless `history` is an integer of at least 1."""
-    if isinstance(history, bool) or not isinstance(history, int) or history < 1:
-        raise ValueError(f"`history` must be an integer of at least 1, got {history!r}.")

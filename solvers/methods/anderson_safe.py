@@ -7,9 +7,8 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from solvers.base import FixedPointSolver, check_at_least_0
-from solvers.methods.anderson import check_history
-from solvers.methods.picard import check_damping
+from solvers.base import FixedPointSolver
+from solvers.checks import check_at_least_0, check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register

@@ -7,8 +7,7 @@ from typing import ClassVar, final
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.methods.anderson import check_history
-from solvers.methods.picard import check_damping
+from solvers.checks import check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.registry import register

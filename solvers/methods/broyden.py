@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
-from solvers.methods.anderson import check_history
+from solvers.checks import check_history
 from solvers.methods.window import NO_WEIGHT, enlarge, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.registry import register

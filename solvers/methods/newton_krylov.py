@@ -7,7 +7,9 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from solvers.base import CountedMap, FixedPointSolver
+from solvers.base import FixedPointSolver
+from solvers.checks import check_integer
+from solvers.counted_map import CountedMap
 from solvers.methods.trust_region import Model, build
 from solvers.promises import Promises
 from solvers.registry import register
@@ -118,9 +120,7 @@ class NewtonKrylov(FixedPointSolver):
         if not (isinstance(self.forcing, float) and 0 < self.forcing < 1):
             raise ValueError(f"`forcing` must lie in (0, 1), got {self.forcing!r}.")
         for name, least in (("inner_steps", 1), ("opening", 0)):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {count!r}.")
+            check_integer(name, getattr(self, name), least)
 
     def init(self, y: Flat) -> Search:
         """Anything is better than nothing: the first point is accepted."""

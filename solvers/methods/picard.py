@@ -7,6 +7,7 @@ from typing import final
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.checks import check_damping
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.types import Flat
@@ -59,12 +60,3 @@ class Picard(FixedPointSolver):
     def step(self, y: Flat, fy: Flat, carry: None) -> tuple[Flat, None]:
         """One damped application of the map."""
         return (torch.lerp(fy, y, self.damping) if self.damping else fy), None
-
-
-def check_damping(damping: float) -> None:
-    """Raise a ValueError unless `damping` lies in [0, 1)."""
-    if not (isinstance(damping, int | float) and 0 <= damping < 1):
-        raise ValueError(
-            f"`damping` must lie in [0, 1), got {damping!r}. It weighs the old iterate: use 0 "
-            "for the undamped map."
-        )

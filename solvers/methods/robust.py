@@ -8,7 +8,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from solvers.base import FixedPointSolver, check_counts
+from solvers.base import WholeSolver
+from solvers.checks import check_counts
 from solvers.methods.anderson import Anderson
 from solvers.methods.anderson_safe import AndersonSafe
 from solvers.methods.newton_krylov import NewtonKrylov
@@ -17,7 +18,7 @@ from solvers.promises import Promises
 from solvers.registry import register
 from solvers.solution import Result, Solution
 from solvers.torch_internals import pytree
-from solvers.types import Flat, Index, Map, Mask, State
+from solvers.types import Index, Map, Mask, State
 
 # Who is tried, and its share of the budget in percent.
 TRIED = (
@@ -31,7 +32,7 @@ TRIED = (
 @final
 @register("robust")
 @dataclass(frozen=True, kw_only=True)
-class Robust(FixedPointSolver):
+class Robust(WholeSolver):
     """Four solvers in a fixed order, each on the samples that those before it left open.
 
     | | solver | share of `max_steps` |
@@ -62,15 +63,6 @@ class Robust(FixedPointSolver):
     """
 
     promises: ClassVar[Promises] = Promises(radius=math.inf, one_call=False, tokens=False)
-    recordable: ClassVar[bool] = False
-
-    def init(self, y: Flat) -> Any:
-        """Of no use alone: see `iterate`."""
-        raise NotImplementedError("robust is several solvers: call `iterate`.")
-
-    def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
-        """Of no use alone: see `iterate`."""
-        raise NotImplementedError("robust is several solvers: call `iterate`.")
 
     def iterate(
         self,
@@ -132,7 +124,7 @@ def _merge(
     old: Solution, new: Solution, rows: Index | None, position: int, *, joint: bool
 ) -> Solution:
     """What is known of all samples after one more solver, which was given these rows."""
-    before = old if rows is None else _rows_of(old, rows)
+    before = old if rows is None else old.rows(rows)
     assert before.solved_by is not None
     # A sample that an earlier solver had answered started from there, and stayed.
     who = torch.where(before.converged, before.solved_by, position)
@@ -164,12 +156,6 @@ def _merge(
 def _failures(s: Solution) -> tuple[int, float]:
     """How bad a joint solution is."""
     return int((~s.converged).sum()), float(s.residual.nan_to_num(math.inf).sum())
-
-
-def _rows_of(s: Solution, rows: Index) -> Solution:
-    parts = {n: take_rows(getattr(s, n), rows) for n in ("value", "residual", "result")}
-    counts = {n: take_rows(getattr(s, n), rows) for n in ("num_steps", "solved_by")}
-    return dataclasses.replace(s, **parts, **counts)
 
 
 def _put(tree: State, rows: Index, new: State) -> State:

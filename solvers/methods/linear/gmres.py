@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.methods.anderson import check_history
+from solvers.checks import check_history
 from solvers.methods.window import products
 from solvers.registry import register_linear
 from solvers.types import Flat, Mask, PerSample, Window

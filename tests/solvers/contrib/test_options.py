@@ -36,7 +36,7 @@ def draw() -> tuple[Tensor, Tensor]:
     ("call", "message"),
     [
         (lambda: TorchdeqPicard(damping=1.0), "`damping` must lie in [0, 1), got 1.0."),
-        (lambda: TorchdeqAnderson(history=1), "at least 2 for torchdeq's Anderson, got 1. Use"),
+        (lambda: TorchdeqAnderson(history=1), "`history` must be an integer of at least 2, got 1."),
         (lambda: TorchdeqAnderson(ridge=-1.0), "`ridge` must be finite and at least 0"),
         (lambda: TorchdeqAnderson(damping=2.0), "`damping` must lie in [0, 1)"),
         (lambda: TorchdeqBroyden(history=0), "`history` must be an integer of at least 1"),
