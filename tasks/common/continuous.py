@@ -1,35 +1,32 @@
 """Continuous batching: a puzzle joins the running solves when it comes, and leaves when it is done.
 
-Puzzles that start together share a solve, by the code that also evaluates sets; each is answered
-as soon as it has stopped, while the others go on. What the running solves share is the map: once
-each of them has asked for its next evaluation, a call of the network answers all. So a solver
-keeps its memory from its first step to its last, whoever joins or leaves, and no answer depends
-on the company but for rounding.
+One thread steps all solves. Puzzles that start together share a solve; each is answered as soon as
+it has stopped, while the others go on. In every round each solve asks for a point, and one call of
+the network answers all. So a solver keeps its memory from its first step to its last, whoever joins
+or leaves, and no answer depends on the company but for rounding.
 
-Cost: a step's own cost in Python is paid once for the puzzles that started together. So those that
-come while others make their first step start after it, and under load `together` of them start
-when as many slots are free.
+Cost: a step's own cost in Python is paid once for the puzzles that started together. So one solve
+starts in a round at most, and under load `together` of those that wait start when as many slots are
+free.
 """
 
 import dataclasses
-import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import GridModel, GridTransformer
-from solvers import Result, Solution
-from solvers.status import SampleStatus
+from solvers import Result, Run
+from solvers.checks import check_integer
 from solvers.torch_internals import pytree
 from solvers.types import State
-from tasks.common.evaluate import Predictions, rms, solve_batch
-from tasks.common.meeting import Meeting
-from tasks.common.supervised import Supervised, stopped
+from tasks.common.evaluate import Predictions, rms
 
 Watch = Callable[[float, Tensor], None]
 """Called with the relative residual and the logits, shape (cells, symbols), at each point at which
@@ -60,71 +57,26 @@ class Request:
     future: Future[Predictions] = dataclasses.field(default_factory=Future)
 
 
-class Company:
-    """The puzzles of one solve: who has stopped is answered, and who is late is told to leave.
-
-    Args:
-        requests: The puzzles, in the order of the solve's rows.
-        judge: Makes a prediction from the solution for one puzzle.
-        leave: Called for each that has ended, before anybody hears of it.
-        begun: Called after the first step.
-    """
-
-    def __init__(
-        self,
-        requests: list[Request],
-        judge: Callable[[Solution], Predictions],
-        leave: Callable[[], None],
-        begun: Callable[[], None],
-    ):
-        self.requests, self.judge, self.leave, self.begun = requests, judge, leave, begun
-        self.num_steps = 0
-        self.known: set[int] = set()
-
-    def after_step(self, ledger: SampleStatus) -> None:
-        """Look at the books of the solve."""
-        self.num_steps += 1
-        if self.num_steps == 1:
-            self.begun()
-        now = time.monotonic()
-        late = [now > request.deadline for request in self.requests]
-        if any(late):
-            mask = torch.tensor(late, device=ledger.result.device)
-            ledger.stop(mask if ledger.index is None else mask[ledger.index], Result.max_steps)
-        for row, solution in stopped(ledger, self.known):
-            self.answer(row, self.judge(solution))
-
-    def answer(self, row: int, found: Predictions | BaseException) -> None:
-        """Give a puzzle its prediction, or what went wrong, unless it has one."""
-        request = self.requests[row]
-        if request.future.done():
-            return
-        self.leave()
-        if time.monotonic() > request.deadline:
-            found = TimeoutError("The puzzle took too long.")
-        if isinstance(found, BaseException):
-            request.future.set_exception(found)
-        else:
-            request.future.set_result(found)
-
-
 class Engine:
     """Solve puzzles that arrive one by one, as many at a time as there are slots.
 
     Args:
-        model: In evaluation mode. Its map and solver are wrapped: use the model through the engine
-            alone until `close` gives it back.
+        model: In evaluation mode. Until `close`, use it through the engine alone.
         max_steps: Budget of solver updates for a puzzle.
         max_batch: Slots: puzzles that are solved at a time.
         max_waiting: Puzzles that may wait for a slot.
 
     Attributes:
+        module: The map that the solves share.
         together: Slots that must be free before some of those that wait may start, if not all can.
         pending: Puzzles that run or wait.
         running: Puzzles that are being solved.
+        calls: Calls of the map so far.
+        rows: Puzzles in them.
 
     Raises:
-        ValueError: The model has no solve, or a number is out of its range.
+        ValueError: The model has no solve, or one that cannot be stepped, or a number is out of
+            its range.
     """
 
     def __init__(self, model: GridModel, max_steps: int, max_batch: int, max_waiting: int):
@@ -133,27 +85,29 @@ class Engine:
                 "A transformer answers in one pass, so there is no solve to serve. Name the "
                 "checkpoint of another model."
             )
+        if model.solving.solver.whole:
+            raise ValueError(
+                f"{type(model.solving.solver).__name__} cannot be stepped, so that puzzles cannot "
+                "join and leave its solve. Name another `--solver`."
+            )
         for name, value, least in (
             ("max_steps", max_steps, 1),
             ("max_batch", max_batch, 1),
             ("max_waiting", max_waiting, 0),
         ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
-        self.model, self.max_steps, self.max_batch = model, max_steps, max_batch
+            check_integer(name, value, least)
+        self.model, self.layer, self.max_steps = model, model.solving, max_steps
+        self.module, self.max_batch = self.layer.module, max_batch
         self.capacity = max_batch + max_waiting
         # A quarter at most: free slots that wait for more to become free are not used.
         self.together = min(MOST_TOGETHER, max(max_batch // 4, 1))
-        layer, self._here = model.solving, threading.local()
-        self.meeting, self.solver = Meeting(layer.module), layer.solver
-        layer.module = self.meeting
-        layer.solver = Supervised.around(self.solver, self._after_step)
-        self._slots = ThreadPoolExecutor(max_batch, "slot")
-        self._lock = threading.Condition()
-        self._closed = False
+        self.pending = self.running = self.calls = self.rows = 0
+        self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
-        self._starting: Company | None = None
-        self.pending = self.running = 0
+        self._solves: list[tuple[list[Request], Run]] = []
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
     def submit(
         self, x: Tensor, timeout: float, watch: Watch | None = None
@@ -163,7 +117,7 @@ class Engine:
         Args:
             x: Symbols, shape (cells,).
             timeout: Seconds from now after which it is given up, running or waiting.
-            watch: See `Watch`; runs in the solve's thread.
+            watch: See `Watch`; runs in the engine's thread.
 
         Returns:
             The prediction for a set of one; `TimeoutError` if it took too long.
@@ -171,7 +125,7 @@ class Engine:
         Raises:
             Refused: Too many wait already, or the engine is closed.
         """
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise Refused("The service is about to end. Ask another one.")
             if self.pending >= self.capacity:
@@ -179,34 +133,50 @@ class Engine:
             self.pending += 1
             request = Request(x, time.monotonic() + timeout, watch)
             self._waiting.append(request)
-            self._start()
+            self._changed.notify_all()
         return request.future
 
     def close(self) -> None:
-        """Take no more, finish what was taken, and give the model back."""
-        with self._lock:
+        """Take no more, and finish what was taken."""
+        with self._changed:
             self._closed = True
-            self._lock.wait_for(lambda: self.pending == 0)
-        self._slots.shutdown()
-        self.meeting.owner.shutdown()
-        layer = self.model.solving  # type: ignore[union-attr]
-        layer.module, layer.solver = self.meeting.module, self.solver
+            self._changed.notify_all()
+        self._thread.join()
 
-    def _start(self) -> None:
-        """Begin solves while there is room; holds the lock."""
-        while self._waiting and self._starting is None:
-            free = self.max_batch - self.running
-            if free < min(len(self._waiting), self.together):
-                return
-            requests = self._next(min(free, self.together))
-            self.running += len(requests)
+    @torch.no_grad()
+    def _work(self) -> None:
+        """Round after round, until the engine is closed and all are answered."""
+        while (requests := self._next()) is not None:
             if requests:
-                company = Company(requests, self._judged, self._leave, self._begun)
-                self._starting = company
-                solved = self._slots.submit(self._solve, company)
-                solved.add_done_callback(functools.partial(self._end, company))
+                self._guarded(requests, self._begin, requests)
+            if self._solves:
+                everyone = [request for others, _ in self._solves for request in others]
+                self._guarded(everyone, self._round)
 
-    def _next(self, most: int) -> list[Request]:
+    def _guarded(
+        self, requests: list[Request], work: Callable[..., None], *given: list[Request]
+    ) -> None:
+        """Do some work; if it fails, so have the puzzles that it was for, and nobody else."""
+        try:
+            work(*given)
+        except Exception as error:  # whatever the network raises: the service outlives it
+            self._solves = [solve for solve in self._solves if solve[0][0] not in requests]
+            for request in requests:
+                self._answer(request, error)
+
+    def _next(self) -> list[Request] | None:
+        """Wait for work; the puzzles that start now, or None where no work will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._solves or self._closed)
+            if not self._waiting and not self._solves:
+                return None
+            free, requests = self.max_batch - self.running, []
+            if free >= min(len(self._waiting), self.together):
+                requests = self._take(min(free, self.together))
+            self.running += len(requests)
+            return requests
+
+    def _take(self, most: int) -> list[Request]:
         """Take puzzles that start together, but those that nobody waits for any more."""
         requests: list[Request] = []
         while self._waiting and len(requests) < most:
@@ -220,54 +190,73 @@ class Engine:
                 self.pending -= 1
         return requests
 
-    def _solve(self, company: Company) -> None:
-        """Answer some puzzles, each when it is done."""
-        requests = company.requests
-        self._here.company = company
-        with self.meeting.member(self._look(requests[0].watch)):
-            x = torch.stack([request.x for request in requests])
-            found, _ = solve_batch(self.model, x, max_steps=self.max_steps)
-        for row in range(len(requests)):
-            company.answer(row, found.at(torch.tensor([row])))
+    def _begin(self, requests: list[Request]) -> None:
+        """Start a solve."""
+        device = next(self.model.parameters()).device
+        x = torch.stack([request.x for request in requests]).to(device)
+        y0, args = self.model.problem(x)  # type: ignore[union-attr]
+        layer = self.layer
+        run = Run(
+            self._call, y0, *args, solver=layer.solver, max_steps=self.max_steps,
+            batch_dims=layer.batch_dims, compact=layer.compact, independent=layer.independent,
+            scale=layer.scale,
+        )  # fmt: skip
+        self._solves.append((requests, run))
 
-    def _end(self, company: Company, solved: "Future[None]") -> None:
-        """If the solve failed, so have the puzzles that it has not answered."""
-        if self._starting is company:
-            self._begun()
-        error = solved.exception()
-        if error is not None:
-            for row in range(len(company.requests)):
-                company.answer(row, error)
+    def _round(self) -> None:
+        """One call of the map, and one step of every solve."""
+        asked = [(run.point, *run.args) for _, run in self._solves]
+        for (requests, run), value in zip(self._solves, self._evaluate(asked), strict=True):
+            if requests[0].watch is not None:
+                residual = rms(pytree.tree_map(torch.sub, value, run.point)) / rms(run.point)
+                requests[0].watch(residual.item(), self.model.read(run.point)[0])  # type: ignore[union-attr]
+            run.tell(value)
+            self._look(requests, run)
+        self._solves = [solve for solve in self._solves if solve[1].point is not None]
 
-    def _look(self, watch: Watch | None) -> Callable[[State, State], None] | None:
-        if watch is None:
-            return None
+    def _evaluate(self, asked: list[tuple[Any, ...]]) -> list[State]:
+        """The map at the points of all solves, in one call."""
+        if len(asked) == 1:
+            return [self._call(*asked[0])]
+        sizes = [num_rows(each[0]) for each in asked]
+        value = self._call(*pytree.tree_map(lambda *leaves: torch.cat(leaves), *asked))
+        leaves, shape = pytree.tree_flatten(value)
+        split = zip(*(leaf.split(sizes) for leaf in leaves), strict=True)
+        return [pytree.tree_unflatten(list(part), shape) for part in split]
 
-        def look(y: State, fy: State) -> None:
-            residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
-            watch(residual.item(), self.model.read(y)[0])  # type: ignore[union-attr]
+    def _call(self, y: State, *args: Any) -> State:
+        self.calls += 1
+        self.rows += num_rows(y)
+        return self.module(y, *args)
 
-        return look
+    def _look(self, requests: list[Request], run: Run) -> None:
+        """Answer the puzzles of a solve that have stopped, or are late."""
+        now = time.monotonic()
+        late = [now > request.deadline for request in requests]
+        if any(late):
+            run.stop(torch.tensor(late, device=run.device), Result.max_steps)
+        rows, solution = run.newly_stopped()
+        if len(rows):
+            logits = self.model.read(solution.value)  # type: ignore[union-attr]
+            found = Predictions.of(logits, solution.value, solution)
+            for place, row in enumerate(rows.tolist()):
+                self._answer(requests[row], found.at(torch.tensor([place])))
 
-    def _after_step(self, ledger: SampleStatus) -> None:
-        company = getattr(self._here, "company", None)
-        if company is not None:
-            company.after_step(ledger)
-
-    def _judged(self, solution: Solution) -> Predictions:
-        logits = self.model.read(solution.value)  # type: ignore[union-attr]
-        return Predictions.of(logits, solution.value, solution)
-
-    def _begun(self) -> None:
-        """Those that start have made a step, or have ended: the next may start."""
-        with self._lock:
-            self._starting = None
-            self._start()
-
-    def _leave(self) -> None:
-        """A puzzle has left its slot."""
-        with self._lock:
+    def _answer(self, request: Request, found: Predictions | Exception) -> None:
+        """Give a puzzle its prediction, or what went wrong, unless it has one."""
+        if request.future.done():
+            return
+        with self._changed:
             self.pending -= 1
             self.running -= 1
-            self._start()
-            self._lock.notify_all()
+        if time.monotonic() > request.deadline:
+            found = TimeoutError("The puzzle took too long.")
+        if isinstance(found, Exception):
+            request.future.set_exception(found)
+        else:
+            request.future.set_result(found)
+
+
+def num_rows(state: State) -> int:
+    """Puzzles of a batch."""
+    return len(pytree.tree_leaves(state)[0])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -25,8 +24,10 @@ class Gate(nn.Module):
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner, self.open, self.broken = inner, threading.Event(), False
+        self.called = threading.Event()
 
     def forward(self, *args: Tensor) -> Tensor:
+        self.called.set()
         self.open.wait()
         if self.broken:
             raise RuntimeError("out of memory")
@@ -51,8 +52,8 @@ def questions(count: int) -> Tensor:
 def gated() -> Iterator[tuple[Engine, Gate]]:
     """One slot, one place to wait, and a gate."""
     engine = Engine(model(), BUDGET, max_batch=1, max_waiting=1)
-    gate = Gate(engine.meeting.module)
-    engine.meeting.module = gate
+    gate = Gate(engine.module)
+    engine.module = gate
     yield engine, gate
     gate.open.set()
     engine.close()
@@ -91,7 +92,7 @@ def test_solves_share_their_calls_of_the_network() -> None:
     for future in [engine.submit(row, timeout=60) for row in x]:
         future.result()
     engine.close()
-    assert engine.meeting.rows > 3 * engine.meeting.calls
+    assert engine.rows > 3 * engine.calls
     assert engine.running == engine.pending == 0
 
 
@@ -99,10 +100,11 @@ def test_who_is_done_does_not_wait_for_its_company() -> None:
     x, network = questions(30), model()
     order = predict(network, x, max_steps=BUDGET).num_steps.argsort()
     engine = Engine(network, BUDGET, max_batch=8, max_waiting=8)
-    gate = Gate(engine.meeting.module)
-    engine.meeting.module = gate
+    gate = Gate(engine.module)
+    engine.module = gate
     # While the first one starts the others wait, and then start together.
     first = engine.submit(x[0], timeout=60)
+    gate.called.wait()
     quick, slow = (engine.submit(x[order[place]], timeout=60) for place in (0, -1))
     assert engine.running == 1
     seen: list[bool] = []
@@ -117,7 +119,7 @@ def test_who_is_done_does_not_wait_for_its_company() -> None:
 def test_a_late_request_joins_a_running_solve() -> None:
     engine = Engine(model(), BUDGET, max_batch=2, max_waiting=0)
     sizes: list[int] = []
-    inner = engine.meeting.module
+    inner = engine.module
     second: list[Future[Predictions]] = []
 
     class Notes(nn.Module):
@@ -125,11 +127,9 @@ def test_a_late_request_joins_a_running_solve() -> None:
             sizes.append(len(y))
             if len(sizes) == 3:
                 second.append(engine.submit(questions(2)[1], timeout=60))
-                while engine.running < 2:
-                    time.sleep(0.001)
             return inner(y, y0)
 
-    engine.meeting.module = Notes()
+    engine.module = Notes()
     engine.submit(questions(2)[0], timeout=60).result()
     second[0].result()
     engine.close()
@@ -195,5 +195,5 @@ def test_closing_finishes_what_was_taken_and_gives_the_model_back() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValueError, match="no solve to serve"):
         Engine(dataclasses.replace(PRESETS["tiny"], model="transformer").build(), 8, 1, 1)
-    with pytest.raises(ValueError, match="`max_batch` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`max_batch` must be an integer of at least 1, got 0"):
         Engine(model(), 8, 0, 1)
