@@ -30,7 +30,7 @@ from solvers.solve import solve
 from solvers.tools.autotune import autotune
 from solvers.tools.tolerance import ToleranceAdvice, cheapest_tolerance
 from solvers.tools.trace import Trace, contraction_rate, trace
-from solvers.tools.tuning import Tuning
+from solvers.tools.tuning import TuningResult as Tuning
 from solvers.version import __version__ as __version__
 
 __all__ = [

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.checks import check_integer
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS, get_solver, names
-from solvers.tools.stage import Entry, Stage, kept_random_state
-from solvers.tools.tuning import Tuning
+from solvers.tools.benchmark import Benchmark, Candidate, kept_random_state
+from solvers.tools.tuning import TuningResult
 from solvers.types import Map, State
 
 # What is tried of each native solver beside its defaults; of one that is not listed, the defaults.
@@ -43,7 +44,7 @@ def autotune(
     candidates: Iterable[str | FixedPointSolver] | None = None,
     rounds: int = 3,
     clock: Callable[[], float] = time.perf_counter,
-) -> Tuning:
+) -> TuningResult:
     """Measure solvers on this problem and return the fastest that solves all of it.
 
     Each candidate first solves once, and is broken off at 3 times the best time so far of
@@ -71,7 +72,7 @@ def autotune(
         clock: Source of seconds; one of your own makes the choice reproducible.
 
     Returns:
-        A `Tuning`. If no candidate converged on all samples, those that did on the most
+        A `TuningResult`. If no candidate converged on all samples, those that did on the most
         compete; if none on any, the smallest worst residual wins. A warning and `advice` say so.
 
     Raises:
@@ -88,26 +89,26 @@ def autotune(
         'anderson'
     """
     for label, value in (("max_steps", max_steps), ("rounds", rounds)):
-        _check_at_least_1(label, value)
+        check_integer(label, value, 1)
     packing = StatePacking(y0, batch_dims)
     if not packing.num_samples:
         raise ValueError(f"`y0` has no samples to measure: batch shape {(*packing.batch_shape,)}.")
-    field = _enter(default_candidates() if candidates is None else candidates, rtol, atol)
-    stage = Stage(f, y0, args, packing, max_steps, clock)
+    everyone = _candidates(default_candidates() if candidates is None else candidates, rtol, atol)
+    benchmark = Benchmark(f, y0, args, packing, max_steps, clock)
     with kept_random_state(packing.device):
-        _screen(stage, field)
-        rivals = _race(stage, _worth_a_race(field), rounds)
-        winner, verdict = _decide(stage, rivals, field)
+        _try_all(benchmark, everyone)
+        racing = _race(benchmark, _worth_a_race(everyone), rounds)
+        winner, verdict = _decide(benchmark, racing, everyone)
     advice = _advice(winner, packing.num_samples)
     if advice:
         warnings.warn(advice, stacklevel=2)
-    field.sort(key=lambda entry: entry.rank(winner))
-    return Tuning(
+    everyone.sort(key=lambda candidate: candidate.rank(winner))
+    return TuningResult(
         solver=winner.solver,
         name=_name(winner.solver),
         options=_options(winner.solver),
-        table=tuple(entry.trial(packing.num_samples) for entry in field),
-        num_evals=stage.num_evals,
+        table=tuple(candidate.trial(packing.num_samples) for candidate in everyone),
+        num_evals=benchmark.num_evals,
         advice=advice,
         verdict=verdict,
     )
@@ -122,107 +123,117 @@ def default_candidates() -> list[FixedPointSolver]:
     ]
 
 
-def _enter(candidates: Iterable[str | FixedPointSolver], rtol: float, atol: float) -> list[Entry]:
-    """An entry for each different candidate, all at the same tolerances."""
+def _candidates(
+    candidates: Iterable[str | FixedPointSolver], rtol: float, atol: float
+) -> list[Candidate]:
+    """One for each different solver, all at the same tolerances."""
     listed = [candidates] if isinstance(candidates, str | FixedPointSolver) else candidates
     resolved = [SOLVERS.resolve(candidate) for candidate in listed]
-    field: list[Entry] = []
+    everyone: list[Candidate] = []
     for solver in resolved:
         solver = dataclasses.replace(solver, rtol=rtol, atol=atol)
-        if all(solver != entry.solver for entry in field):
-            field.append(Entry(solver, _label(solver)))
-    if not field:
+        if all(solver != candidate.solver for candidate in everyone):
+            everyone.append(Candidate(solver, _label(solver)))
+    if not everyone:
         raise ValueError(
             "`candidates` is empty. Pass names or solvers, or leave it out to try all of: "
             f"{', '.join(names())}."
         )
-    return field
+    return everyone
 
 
-def _screen(stage: Stage, field: list[Entry]) -> None:
+def _try_all(benchmark: Benchmark, everyone: list[Candidate]) -> None:
     """One solve each; the limit counts from the first that solves everything."""
-    stage.warm_up()
-    best: Entry | None = None
-    for entry in field:
+    benchmark.warm_up()
+    best: Candidate | None = None
+    for candidate in everyone:
         limit = math.inf if best is None else HOPELESS * best.first_seconds + GRACE_SECONDS
-        stage.screen(entry, limit)
-        if entry.broken_off and best and entry.num_evals < best.num_evals:
+        benchmark.try_once(candidate, limit)
+        if candidate.broken_off and best and candidate.num_evals < best.num_evals:
             # So few calls in so much time: what a solver runs for the first time, such as forward
             # mode, may have been loaded meanwhile. A second chance tells.
-            stage.screen(entry, limit)
-        if entry.broken_off:
-            entry.reason = f"broken off at {HOPELESS:g} times the best time so far"
-        elif entry.num_converged == stage.packing.num_samples:
-            best = min(best or entry, entry, key=lambda entry: entry.first_seconds)
-    errors = [entry.refused for entry in field if entry.refused]
-    if len(errors) == len(field):
+            benchmark.try_once(candidate, limit)
+        if candidate.broken_off:
+            candidate.reason = f"broken off at {HOPELESS:g} times the best time so far"
+        elif candidate.num_converged == benchmark.packing.num_samples:
+            best = min(best or candidate, candidate, key=lambda candidate: candidate.first_seconds)
+    errors = [candidate.refused for candidate in everyone if candidate.refused]
+    if len(errors) == len(everyone):
         raise errors[0]
 
 
-def _worth_a_race(field: list[Entry]) -> list[Entry]:
+def _worth_a_race(everyone: list[Candidate]) -> list[Candidate]:
     """Those with the most samples converged, if any, that are not hopelessly slow."""
-    most = max(entry.num_converged for entry in field)
-    best = [entry for entry in field if entry.num_converged == most]
+    most = max(candidate.num_converged for candidate in everyone)
+    best = [candidate for candidate in everyone if candidate.num_converged == most]
     if most == 0:
-        return [min(best, key=lambda entry: entry.worst_residual)]
-    limit = HOPELESS * min(entry.first_seconds for entry in best) + GRACE_SECONDS
-    return [entry for entry in best if entry.first_seconds <= limit]
+        return [min(best, key=lambda candidate: candidate.worst_residual)]
+    limit = HOPELESS * min(candidate.first_seconds for candidate in best) + GRACE_SECONDS
+    return [candidate for candidate in best if candidate.first_seconds <= limit]
 
 
-def _race(stage: Stage, rivals: list[Entry], rounds: int) -> list[Entry]:
-    """Time the rivals side by side; return those who stayed to the end."""
-    for number in range(rounds if len(rivals) > 1 else 1):
-        order = list(rivals)
+def _race(benchmark: Benchmark, racing: list[Candidate], rounds: int) -> list[Candidate]:
+    """Time candidates side by side; return those that were fast enough to the end."""
+    for number in range(rounds if len(racing) > 1 else 1):
+        order = list(racing)
         random.Random(number).shuffle(order)
-        for entry in order:
-            stage.time(entry)
-        limit = BEHIND * min(min(entry.times) for entry in rivals)
-        rivals = [entry for entry in rivals if min(entry.times) <= limit]
-    return rivals
+        for candidate in order:
+            benchmark.time(candidate)
+        limit = BEHIND * min(min(candidate.times) for candidate in racing)
+        racing = [candidate for candidate in racing if min(candidate.times) <= limit]
+    return racing
 
 
-def _decide(stage: Stage, rivals: list[Entry], field: list[Entry]) -> tuple[Entry, str]:
+def _decide(
+    benchmark: Benchmark, racing: list[Candidate], everyone: list[Candidate]
+) -> tuple[Candidate, str]:
     """The winner and the sentence for it; the others get their reasons."""
-    fastest = min(entry.seconds for entry in rivals)
-    tied = [entry for entry in rivals if entry.seconds <= TIE * fastest]
-    fewest = min(entry.num_evals for entry in tied)
-    frugal = [entry for entry in tied if entry.num_evals == fewest]
-    memory = {entry: stage.memory(entry) if len(frugal) > 1 else 0.0 for entry in frugal}
-    winner = min(frugal, key=lambda entry: memory[entry])
-    for entry in field:
-        if entry in tied:
-            entry.reason = _tie(entry, winner, memory)
-        elif not entry.reason:
-            entry.reason = f"{_ratio(entry.seconds, winner.seconds):.2f} times the winner's time"
+    fastest = min(candidate.seconds for candidate in racing)
+    tied = [candidate for candidate in racing if candidate.seconds <= TIE * fastest]
+    fewest = min(candidate.num_evals for candidate in tied)
+    frugal = [candidate for candidate in tied if candidate.num_evals == fewest]
+    memory = {
+        candidate: benchmark.memory(candidate) if len(frugal) > 1 else 0.0 for candidate in frugal
+    }
+    winner = min(frugal, key=lambda candidate: memory[candidate])
+    for candidate in everyone:
+        if candidate in tied:
+            candidate.reason = _tie(candidate, winner, memory)
+        elif not candidate.reason:
+            candidate.reason = (
+                f"{_ratio(candidate.seconds, winner.seconds):.2f} times the winner's time"
+            )
     winner.reason = "won"
-    peers = [e for e in field if e is not winner and e.num_converged == winner.num_converged]
+    peers = [e for e in everyone if e is not winner and e.num_converged == winner.num_converged]
     if winner.num_converged == 0:
         return winner, (
             f"{winner.label} wins by default: no candidate converged on any sample, and its worst "
             f"residual, {winner.worst_residual:.1e}, is the smallest."
         )
-    total = stage.packing.num_samples
+    total = benchmark.packing.num_samples
     most = f"all {total}" if winner.num_converged == total else f"{winner.num_converged} of {total}"
     why = _why(winner, tied, peers, memory)
     return winner, f"{winner.label} wins: it converged on {most} samples, {why}."
 
 
-def _tie(entry: Entry, winner: Entry, memory: dict[Entry, float]) -> str:
+def _tie(candidate: Candidate, winner: Candidate, memory: dict[Candidate, float]) -> str:
     """How a candidate lost that was as fast as the winner."""
-    if entry.num_evals > winner.num_evals:
-        return f"as fast, but more evaluations ({entry.num_evals} against {winner.num_evals})"
-    if memory[entry] > memory[winner]:
+    if candidate.num_evals > winner.num_evals:
+        return f"as fast, but more evaluations ({candidate.num_evals} against {winner.num_evals})"
+    if memory[candidate] > memory[winner]:
         return "as fast with as few evaluations, but more memory"
     return "equal in all, but later in the list"
 
 
-def _why(winner: Entry, tied: list[Entry], peers: list[Entry], memory: dict[Entry, float]) -> str:
+def _why(
+    winner: Candidate, tied: list[Candidate], peers: list[Candidate], memory: dict[Candidate, float]
+) -> str:
     """The last clause of the verdict: what set the winner apart."""
     if not peers:
         return "as no other candidate did in time"
     took = f"{1e3 * winner.seconds:.3g} ms"
     if len(tied) == 1:
-        second = min(peers, key=lambda entry: entry.seconds)
+        second = min(peers, key=lambda candidate: candidate.seconds)
         ratio = _ratio(second.seconds, winner.seconds)
         return (
             f"and its {took} are the least: {second.label}, the next, took {ratio:.2f} times that"
@@ -235,7 +246,7 @@ def _why(winner: Entry, tied: list[Entry], peers: list[Entry], memory: dict[Entr
     return f"{close}, and among its equals it is the first in the list"
 
 
-def _advice(winner: Entry, num_samples: int) -> str:
+def _advice(winner: Candidate, num_samples: int) -> str:
     """What went wrong and what to do; empty if all samples converged."""
     if winner.num_converged == num_samples:
         return ""
@@ -248,11 +259,6 @@ def _advice(winner: Entry, num_samples: int) -> str:
 
 def _ratio(seconds: float, winner_seconds: float) -> float:
     return seconds / winner_seconds if winner_seconds else math.inf
-
-
-def _check_at_least_1(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
 def _name(solver: FixedPointSolver) -> str:

@@ -25,7 +25,7 @@ from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solution import Solution
 from solvers.solve import raise_if_failed, solve
-from solvers.tools.stage import kept_random_state
+from solvers.tools.benchmark import kept_random_state
 from solvers.tools.tuning import aligned
 from solvers.types import Map, State
 

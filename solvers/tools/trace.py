@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
+from solvers.counted_map import CountedMap
+from solvers.norms import row_norms
 from solvers.packing import StatePacking
-from solvers.solution import Result, Solution
-from solvers.solve import solve
-from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
-from solvers.types import Map, PerSample, State
+from solvers.registry import SOLVERS
+from solvers.solution import Solution
+from solvers.status import RUNNING, SampleStatus
+from solvers.torch_internals import pytree
+from solvers.types import Flat, Map, PerSample, State
 
 # The residual has met a noise floor if it has fallen below this share of its first value, and
 # if, once within this factor of its minimum, it set a record in less than this share of steps.
@@ -27,13 +30,12 @@ class Trace:
     Attributes:
         residual: Shape `(evaluations, *batch)`. Root mean square of f(y) - y over the sample's
             entries, at the y of that evaluation.
-        active: Shape `(evaluations, *batch)`, bool. Whether the sample was still on its way:
-            one that has stopped is evaluated at the point that it returns, for as long as
-            others run.
+        active: Shape `(evaluations, *batch)`, bool. Whether the sample had no verdict before: one
+            that has stopped is evaluated at the point that it returns, for as long as others run.
         num_evals: Shape `(evaluations,)`, int64. Calls of `f` so far, those for derivatives
             included.
         seconds: Shape `(evaluations,)`, float64 on the CPU. Time from the start of the solve
-            to the end of each evaluation, less what the tracing itself took.
+            to the verdicts on each point, less what the tracing itself took.
         states: The y of every evaluation; empty unless `keep_states`.
         solution: What the solve returned.
     """
@@ -51,6 +53,7 @@ class Trace:
         return contraction_rate(self.residual.masked_fill(~self.active, math.nan))
 
 
+@torch.no_grad()
 def trace(
     f: Map,
     y0: State,
@@ -65,9 +68,8 @@ def trace(
     The solve is the ordinary one, except that stopped samples stay in the batch (no
     compaction), so that every evaluation has a residual for every sample: `num_steps` and
     verdicts are the same, while the wall time is that of the slowest sample for all. On an
-    accelerator every evaluation waits for the device. Where a solver evaluates `f` more than
-    once per step, each evaluation is a row. Calls inside a transform of `torch.func`, which
-    serve a derivative, are none; they show in `num_evals`.
+    accelerator every evaluation waits for the device. A row is a point that was judged; calls for
+    a derivative, or within a step, show in `num_evals` only.
 
     Args:
         f: See `solve`.
@@ -92,19 +94,19 @@ def trace(
         >>> round(seen.contraction_rate.item(), 3)
         0.5
     """
-    recorder = _Recorder(f, StatePacking(y0, batch_dims), keep_states)
-    solution = solve(
-        recorder, y0, *args, solver=solver, max_steps=max_steps, throw=False,
-        batch_dims=batch_dims, compact=False,
-    )  # fmt: skip
-    packing = recorder.packing
+    chosen = SOLVERS.resolve(solver)
+    notes = _Notes(StatePacking(y0, batch_dims), keep_states)
+    solution = chosen.iterate(
+        f, y0, args, max_steps=max_steps, batch_dims=batch_dims, compact=False, watch=notes.take
+    )
+    packing = notes.packing
     empty = torch.empty(0, *packing.batch_shape, dtype=packing.dtype, device=packing.device)
     return Trace(
-        residual=torch.stack(recorder.residuals) if recorder.residuals else empty,
-        active=_active(recorder.moves, solution) if recorder.moves else empty.bool(),
-        num_evals=torch.tensor(recorder.counts, dtype=torch.int64),
-        seconds=torch.tensor(recorder.seconds, dtype=torch.float64),
-        states=tuple(recorder.states),
+        residual=torch.stack(notes.residuals) if notes.residuals else empty,
+        active=torch.stack(notes.active[:-1]) if notes.residuals else empty.bool(),
+        num_evals=torch.tensor(notes.counts, dtype=torch.int64),
+        seconds=torch.tensor(notes.seconds, dtype=torch.float64),
+        states=tuple(notes.states),
         solution=solution,
     )
 
@@ -172,59 +174,37 @@ def _floor(rows: Tensor) -> Tensor:
     return near & fallen & rare
 
 
-def _active(moves: list[Tensor], solution: Solution) -> Tensor:
-    """Rows up to the last move, or before it if that was the way back to the best point."""
-    row = torch.arange(len(moves), device=moves[0].device).view(-1, *(1,) * moves[0].ndim)
-    last = (torch.stack(moves) * row).amax(0)
-    returned = (solution.result != Result.converged) & (solution.result != Result.max_steps)
-    return row <= last - returned.to(last)
+class _Notes:
+    """What is noted of each point once it was judged."""
 
-
-class _Recorder:
-    """`f`, taking notes."""
-
-    def __init__(self, f: Map, packing: StatePacking, keep_states: bool):
-        self.f, self.packing, self.keep_states = f, packing, keep_states
-        self.autocast = torch.is_autocast_enabled(packing.device.type)
+    def __init__(self, packing: StatePacking, keep_states: bool):
+        self.packing, self.keep_states = packing, keep_states
+        shape = packing.batch_shape
+        self.active = [torch.ones(shape, dtype=torch.bool, device=packing.device)]
         self.residuals: list[Tensor] = []
-        self.moves: list[Tensor] = []
-        self.point: Tensor | None = None
-        self.num_calls = 0
+        self.map: CountedMap | None = None
         self.counts: list[int] = []
         self.seconds: list[float] = []
         self.states: list[State] = []
         self.start = time.perf_counter()
 
-    def __call__(self, y: State, *args: Any) -> State:
-        fy = self.f(y, *args)
-        self.num_calls += 1
-        if any(map(is_functorch_wrapped_tensor, pytree.tree_leaves(y))):
-            return fy
-        noted_from = self._now()
-        self.seconds.append(noted_from - self.start)
-        self.counts.append(self.num_calls)
-        self._note(y, fy)
-        self.start += self._now() - noted_from
-        return fy
-
-    @torch.no_grad()
-    def _note(self, y: State, fy: State) -> None:
-        packing = self.packing
-        point = packing.pack(y)
-        if len(point) != packing.num_samples:
+    def take(self, evaluate: CountedMap, status: SampleStatus, y: Flat, fy: Flat) -> None:
+        """Note the point, and take the time that this takes from the clock."""
+        packing, noted_from = self.packing, self._now()
+        if len(y) != packing.num_samples:
             raise ValueError(
-                f"This solver calls `f` on {len(point)} of {packing.num_samples} samples at a "
-                "time, so that no row of the trace covers all. Trace a batch of one sample."
+                f"This solver calls `f` on {len(y)} of {packing.num_samples} samples at a time, "
+                "so that no row of the trace covers all. Trace a batch of one sample."
             )
-        difference = packing.pack(packing.accept(y, fy, self.autocast)) - point
-        norm = torch.linalg.vector_norm(difference, dim=1)
-        root = math.sqrt(max(point.shape[1], 1))
-        self.residuals.append((norm / root).view(packing.batch_shape))
-        moved = torch.ones_like(norm) if self.point is None else (point != self.point).any(1)
-        self.moves.append(moved.view(packing.batch_shape).bool())
-        self.point = point.clone()
+        self.seconds.append(noted_from - self.start)
+        if evaluate is not self.map:  # `robust` makes several solves
+            self.map, self.before = evaluate, self.counts[-1] if self.counts else 0
+        self.counts.append(self.before + evaluate.num_evals)
+        self.residuals.append((row_norms(fy - y) / status.root).view(packing.batch_shape))
+        self.active.append((status.result == RUNNING).view(packing.batch_shape))
         if self.keep_states:
-            self.states.append(pytree.tree_map(torch.clone, y))
+            self.states.append(pytree.tree_map(torch.clone, packing.unpack(y)))
+        self.start += self._now() - noted_from
 
     def _now(self) -> float:
         if self.packing.device.type != "cpu":

@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
+class TuningResult:
     """The solver that won, and the evidence.
 
     Attributes:

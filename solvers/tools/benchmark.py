@@ -1,4 +1,4 @@
-"""Where candidates perform: one problem, solved, counted, timed, and broken off if need be."""
+"""Run and time candidates on one problem: solved, counted, and broken off if need be."""
 
 import contextlib
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.counted_map import CheckedMap
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
-from solvers.solve import solve
+from solvers.status import RUNNING, SampleStatus
 from solvers.tools.tuning import Trial
 from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
 from solvers.types import Map, State
@@ -33,7 +34,7 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
 
 
 @dataclasses.dataclass(eq=False)
-class Entry:
+class Candidate:
     """A candidate and what is known of it so far; `num_converged` is -1 if it did not end."""
 
     solver: FixedPointSolver
@@ -45,20 +46,16 @@ class Entry:
     rows_evaluated: int = 0
     first_seconds: float = 0.0
     times: list[float] = dataclasses.field(default_factory=list)
+    broken_off: bool = False
     refused: Exception | None = None
     reason: str = ""
-
-    @property
-    def broken_off(self) -> bool:
-        """Its time was up before it ended."""
-        return self.num_converged < 0 and self.refused is None
 
     @property
     def seconds(self) -> float:
         """Median of the timed solves, or else the first one's."""
         return statistics.median(self.times) if self.times else self.first_seconds
 
-    def rank(self, winner: "Entry") -> tuple[bool, int, bool, float]:
+    def rank(self, winner: "Candidate") -> tuple[bool, int, bool, float]:
         """Sort key of the table: the winner, then by success, then by time."""
         return self is not winner, -self.num_converged, not self.times, self.seconds
 
@@ -76,11 +73,7 @@ class Entry:
         )
 
 
-class OutOfTime(BaseException):
-    """Unwinds a solve; no `except Exception` of anybody else can swallow it."""
-
-
-class Stage:
+class Benchmark:
     """The problem, solved as often as asked, and every call of `f` counted."""
 
     def __init__(
@@ -96,7 +89,6 @@ class Stage:
         self.max_steps, self.clock = max_steps, clock
         self.num_evals = 0
         self.rows_evaluated = 0
-        self.deadline = math.inf
         self.deriving = False
 
     def warm_up(self) -> None:
@@ -105,9 +97,7 @@ class Stage:
             self.call(self.y0, *self.args)
 
     def call(self, y: State, *args: Any) -> State:
-        """`f`, unless the time is up."""
-        if self.clock() > self.deadline:
-            raise OutOfTime
+        """`f`, counted."""
         leaves = pytree.tree_leaves(y)
         self.num_evals += 1
         self.rows_evaluated += leaves[0].shape[0] if self.packing.batch_dims else 1
@@ -120,68 +110,66 @@ class Stage:
             torch.accelerator.synchronize(self.packing.device)
         return self.clock()
 
-    def solve(self, solver: FixedPointSolver, f: Map) -> tuple[Solution, float]:
+    def solve(self, solver: FixedPointSolver, f: Map, **options: Any) -> tuple[Solution, float]:
         """One solve from the caller's random state, and its seconds."""
         with kept_random_state(self.packing.device):
             began = self.now()
-            solution = solve(
-                f, self.y0, *self.args, solver=solver, max_steps=self.max_steps, throw=False,
-                batch_dims=self.packing.batch_dims,
+            solution = solver.iterate(
+                f, self.y0, self.args, max_steps=self.max_steps,
+                batch_dims=self.packing.batch_dims, **options,
             )  # fmt: skip
             return solution, self.now() - began
 
-    def screen(self, entry: Entry, limit: float) -> None:
+    def try_once(self, candidate: Candidate, limit: float) -> None:
         """Solve once with a time limit and note everything."""
         calls, rows, began = self.num_evals, self.rows_evaluated, self.now()
-        self.deadline = began + limit
-        solution = None
+
+        def watch(_: Any, status: SampleStatus, *point: Any) -> None:
+            if self.clock() > began + limit and status.num_running:
+                candidate.broken_off = True
+                status.stop(status.result == RUNNING, Result.max_steps)
+
+        candidate.broken_off = False
         try:
-            solution, entry.first_seconds = self.solve(entry.solver, self.call)
-        except OutOfTime:
-            entry.first_seconds = self.now() - began
+            solution, candidate.first_seconds = self.solve(candidate.solver, self.call, watch=watch)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if not self.deriving:
-                error.add_note(f"Raised while trying {entry.label}.")
+                error.add_note(f"Raised while trying {candidate.label}.")
                 raise
-            entry.refused, entry.first_seconds = error, math.inf
-            entry.reason = f"needs derivatives of `f`, which raised {type(error).__name__}"
-        entry.num_evals = self.num_evals - calls
-        entry.rows_evaluated = self.rows_evaluated - rows
-        self.deadline = math.inf
-        if solution is not None:
-            self._judge(entry, solution)
+            candidate.refused, candidate.first_seconds = error, math.inf
+            candidate.reason = f"needs derivatives of `f`, which raised {type(error).__name__}"
+            solution = None
+        candidate.num_evals = self.num_evals - calls
+        candidate.rows_evaluated = self.rows_evaluated - rows
+        if solution is not None and not candidate.broken_off:
+            self._judge(candidate, solution)
 
-    def time(self, entry: Entry) -> None:
+    def time(self, candidate: Candidate) -> None:
         """Solve once more, with the bare `f`."""
-        solution, seconds = self.solve(entry.solver, self.f)
+        solution, seconds = self.solve(candidate.solver, self.f)
         self.num_evals += solution.num_evals
-        entry.times.append(seconds)
+        candidate.times.append(seconds)
 
-    def memory(self, entry: Entry) -> float:
+    def memory(self, candidate: Candidate) -> float:
         """Bytes that a solver remembers when the samples stop; inf if it does not tell."""
         kept: list[tuple[Any, Any]] = []
-        with kept_random_state(self.packing.device):
-            entry.solver.iterate(
-                self.call, self.y0, self.args, max_steps=self.max_steps,
-                batch_dims=self.packing.batch_dims, memory=kept,
-            )  # fmt: skip
+        self.solve(candidate.solver, self.call, memory=kept)
         leaves = pytree.tree_leaves([carry for _, carry in kept])
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
         return size if kept else math.inf
 
-    def _judge(self, entry: Entry, solution: Solution) -> None:
+    def _judge(self, candidate: Candidate, solution: Solution) -> None:
         packing, failed = self.packing, ~solution.converged
-        entry.num_converged = int(solution.converged.sum())
+        candidate.num_converged = int(solution.converged.sum())
         if bool(failed.any()):
-            entry.failure = Result(int(solution.result[failed].mode().values))
+            candidate.failure = Result(int(solution.result[failed].mode().values))
             share = f"{int(failed.sum())} of {failed.numel()}"
-            entry.reason = f"{share} samples failed, most often: {entry.failure.name}"
+            candidate.reason = f"{share} samples failed, most often: {candidate.failure.name}"
         with kept_random_state(packing.device):
-            fy = self.call(solution.value, *self.args)
-        fy = packing.accept(solution.value, fy, torch.is_autocast_enabled(packing.device.type))
+            fy = CheckedMap(self.call, packing)(solution.value, *self.args)
         image, point = packing.pack(fy).double(), packing.pack(solution.value).double()
         norm = torch.linalg.vector_norm(image - point, dim=1)
         relative = norm / torch.linalg.vector_norm(image, dim=1)
         # 0 / 0 is a solution at zero; inf / inf is none.
         relative = torch.where(norm == 0, 0.0, relative).nan_to_num(math.inf, posinf=math.inf)
-        entry.worst_residual = float(relative.max())
+        candidate.worst_residual = float(relative.max())
