@@ -27,7 +27,7 @@ def usual_step(status: "SampleStatus", y: Flat, fy: Flat, step: int, trial: Mask
     status.latest = norm, scale, trial
     routine = len(norm) == 1 and norm.is_cpu and _alone(status, norm, scale, step)
     routine = routine or _even(status, norm, scale, step)
-    routine = routine or (step > 0 and _uneven(status, norm, scale))
+    routine = routine or (step > 0 and _uneven(status, norm, scale, trial))
     if routine and step >= status.next_look:
         status.stop(status.look(norm, scale, step, trial), Result.stalled)
     return routine
@@ -69,7 +69,7 @@ def _all_improved(status: "SampleStatus", norm: PerSample, scale: PerSample, ste
     status.mixes_steps, status.improved = False, None
 
 
-def _uneven(status: "SampleStatus", norm: PerSample, scale: PerSample) -> bool:
+def _uneven(status: "SampleStatus", norm: PerSample, scale: PerSample, trial: Mask | None) -> bool:
     """Some set no record or converge, but nobody resumes, diverges or leaves the range."""
     limit = torch.add(status.atol_tensor, scale, alpha=status.rtol)
     stopped, running = status.stopped, norm
@@ -94,7 +94,8 @@ def _uneven(status: "SampleStatus", norm: PerSample, scale: PerSample) -> bool:
     if not in_range:
         return False
     if not all_fine:
-        status.peak = status.rule.peak(norm, scale, status.peak)
+        peak = status.rule.peak(norm, scale, status.peak)
+        status.peak = peak if trial is None else torch.where(trial, status.peak, peak)
     everyone = all_fine and (stopped is None or not status.independent)
     status.norm = status.best = norm if everyone else torch.where(due, norm, status.best)
     status.improved = None if all_fine else fine
