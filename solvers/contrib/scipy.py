@@ -163,7 +163,8 @@ class ScipyKrylov(_Scipy):
         from scipy.optimize import newton_krylov
         from scipy.sparse import linalg
 
-        method, settings = linalg.gmres, {"restart": self.inner_steps}
+        method: Any = linalg.gmres
+        settings: dict[str, Any] = {"restart": self.inner_steps}
         if self.method == "lgmres":  # as SciPy sets it: directions are carried over, not products
             carried = {"outer_v": [], "prepend_outer_v": True, "store_outer_Av": False}
             method, settings = linalg.lgmres, {"inner_m": self.inner_steps, **carried}
