@@ -1,4 +1,4 @@
-"""The books of one solve: every sample's best point, residual, step count and verdict."""
+"""Every sample's best point, residual, step count and verdict, as a solve goes on."""
 
 import contextlib
 import math
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from solvers.coupling import Coupling
 from solvers.norms import SAFE_NORMS, row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
@@ -68,9 +69,9 @@ class SampleStatus:
         self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
         # What the usual step is compared with: no norm below it is left to that path.
         self.floor = self.atol_tensor.clamp(min=self.smallest)
-        self.independent = independent
-        self.joint = packing.has_tokens
-        self.coupled = self.joint or not independent
+        self.coupling = Coupling(packing, independent)
+        self.independent, self.joint = independent, self.coupling.joint
+        self.coupled = self.coupling.coupled
         # Whether `value` holds points, or residuals, of different steps although they may depend
         # on each other: it must then be measured as a whole.
         self.mixes_steps = False
@@ -145,8 +146,11 @@ class SampleStatus:
         if self.coupled:
             settled = self.result >= 0
             # Where another one has just come to rest, there is one more step to follow it.
-            unchanged = self._at_rest(settled == self.rested)
-            samples, self.rested = samples & unchanged & self._at_rest(samples | settled), settled
+            unchanged = self.coupling.at_rest(settled == self.rested)
+            samples, self.rested = (
+                samples & unchanged & self.coupling.at_rest(samples | settled),
+                settled,
+            )
         self.stop(samples, Result.stalled)
 
     def stop(self, samples: torch.Tensor, result: Result) -> None:
@@ -159,22 +163,10 @@ class SampleStatus:
 
     def begin(self, norm: PerSample, scale: PerSample) -> None:
         """Remember the start."""
-        self.first = self.peak = self._shared(norm)
+        self.first = self.peak = self.coupling.largest(norm)
         if not self.given_scale:
-            self.start = self._shared(scale)
+            self.start = self.coupling.largest(scale)
         self.limit = self.rule.growth_limit(self.past)
-
-    def _shared(self, norm: PerSample) -> PerSample:
-        """Of coupled samples, the largest norm among those that may influence each of them.
-
-        They are the tokens up to one's own, and with no args those of all rows.
-        """
-        if not self.coupled:
-            return norm
-        rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.packing.samples_per_row)
-        if not self.independent:
-            rows = rows.amax(0, keepdim=True).expand(len(rows), -1)
-        return rows.cummax(1).values.flatten()
 
     @property
     def past(self) -> Past:
@@ -192,7 +184,7 @@ class SampleStatus:
         self.latest = norm, scale, trial
         if step == 0:
             self.begin(norm, scale)
-        recorded = self._judge(norm, scale, self._settled(), step, trial)
+        recorded = self._judge(norm, scale, self.coupling.settled(self.result), step, trial)
         self._count_running()
         stale = ~recorded & (self.result != Result.converged)
         self.mixes_steps = self.coupled and bool(stale.any())
@@ -334,14 +326,6 @@ class SampleStatus:
         """Of f(y) - y, and of f(y), or of what stands in its place."""
         return row_norms(fy - y), self.start if self.given_scale else row_norms(fy)
 
-    def _settled(self) -> torch.Tensor:
-        """Samples whose verdict is final."""
-        if not self.joint:
-            return (self.result >= 0) if self.independent else (self.result > 0)
-        closed = (self.result >= 0).view(-1, self.packing.samples_per_row).all(1, keepdim=True)
-        closed = closed.expand(-1, self.packing.samples_per_row).flatten()
-        return (self.result > 0) | (closed & self.independent)
-
     def _judge(
         self, norm: PerSample, scale: PerSample, settled: Mask, step: int, trial: Mask | None
     ) -> torch.Tensor:
@@ -360,11 +344,13 @@ class SampleStatus:
         stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
             stalled |= self.look(norm, scale, step, trial)
-        stalled &= self._at_rest(stalled | converged | settled)
+        stalled &= self.coupling.at_rest(stalled | converged | settled)
         code = torch.full_like(self.result, RUNNING)
         code[stalled] = int(Result.stalled)
         far = self.rule.ran_away(norm, scale, self.past)
-        grown = (norm > self.limit) & (step > self._patience())
+        grown = (norm > self.limit) & (
+            step > self.coupling.patience(self.result, self.value.shape[1])
+        )
         diverged = grown | (far & self.rule.nearly(norm, scale))
         nonfinite = ~norm.isfinite()
         if trial is not None:
@@ -376,27 +362,6 @@ class SampleStatus:
         recorded = (~settled & norm.isfinite()) if self.joint else gain
         self.norm = torch.where(recorded, norm, self.norm)
         return recorded
-
-    def _at_rest(self, quiet: Mask) -> Mask:
-        """Samples that, with all that may move them, are quiet.
-
-        For tokens these are the ones before it: waiting for those behind it would let a causal
-        model see them.
-        """
-        if not self.coupled:
-            return quiet
-        rows = quiet.view(-1, self.packing.samples_per_row)
-        if not self.independent:
-            rows = rows.all(0, keepdim=True).expand(len(rows), -1)
-        return rows.cummin(1).values.flatten()
-
-    def _patience(self) -> Index:
-        """Steps that growth may last: twice the entries that can influence each sample."""
-        tokens = self.packing.samples_per_row
-        rows = len(self.result) // tokens
-        entries = 2 * self.value.shape[1] * (1 if self.independent else self.packing.num_rows)
-        seen = torch.arange(1, tokens + 1, device=self.result.device)
-        return (entries * seen).repeat(rows)
 
     def look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
         """Who has stalled, at one of the steps at which that is asked."""
