@@ -24,7 +24,7 @@ from models import (
 from models.blocks import Block, TokenMixer
 from models.language import Mixer
 from models.reasoners import UPDATES
-from tasks.common.peak_memory import PeakMemory
+from tasks.planning.peak_memory import PeakMemory
 
 SIDE = 4
 UNITS = tuple(tuple(i // SIDE if kind else i % SIDE for i in range(SIDE**2)) for kind in (0, 1))
