@@ -28,7 +28,7 @@ MODES = ("jacobian_free", "phantom", "exact")
 def build(config: LanguageConfig, backward: str = "jacobian_free") -> AttractorLM:
     torch.manual_seed(0)
     model = dataclasses.replace(config, backward=backward).build()
-    assert isinstance(model, AttractorLM)
+    assert model.solving is not None
     return model
 
 

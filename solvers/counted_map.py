@@ -35,11 +35,14 @@ class CheckedMap:
             ValueError: `f` returned another shape.
         """
         assert self.f is not None
-        if not self.autocast:
+        device = self.packing.device.type
+        if not (self.autocast or torch.is_autocast_enabled(device)):
             return self.packing.accept(state, self.f(state, *args), False)
-        # A backward pass, or a solver amid arithmetic in full precision, calls with autocast off.
-        with torch.autocast(self.packing.device.type, self.autocast_dtype):
-            return self.packing.accept(state, self.f(state, *args), True)
+        # A backward pass may call under another autocast, and a solver calls amid arithmetic in
+        # full precision.
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast):
+            returned = self.f(state, *args)
+        return self.packing.accept(state, returned, self.autocast)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Keep autocast away from the solver's own arithmetic."""

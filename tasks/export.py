@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from implicit import FixedPointLayer
 from solvers import Result, Solution
 from solvers.methods.picard import Picard
 from solvers.torch_internals import pytree, while_loop
@@ -119,8 +120,8 @@ class Inference(nn.Module):
 
     def __init__(self, model: nn.Module, steps: int | None):
         super().__init__()
-        self.model = copy.deepcopy(model).eval()
-        layer = getattr(self.model, "solving", None)
+        self.model: Any = copy.deepcopy(model).eval()
+        layer: FixedPointLayer | None = self.model.solving
         self.solves = layer is not None
         if layer is None:
             return

@@ -18,7 +18,7 @@ import pytest
 import implicit
 import models
 import solvers
-from implicit import plots
+from implicit.diagnostics import plots
 from implicit.registry import MODES
 from solvers import Result, adapters
 from solvers.registry import LINEAR, SOLVERS
@@ -104,7 +104,7 @@ def public_names() -> list[str]:
     modules: list[ModuleType] = [solvers, adapters, implicit]
     names = [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
     drawings = [n for n in vars(plots) if n.startswith("plot_") or n.endswith("_figure")]
-    names += [f"implicit.plots.{name}" for name in drawings]
+    names += [f"implicit.diagnostics.plots.{name}" for name in drawings]
     return [*names, *(f"models.{name}" for name in models.__all__ if name.startswith("Attractor"))]
 
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from implicit.plots import plot_trajectory
-from models import AttractorLM
+from implicit.diagnostics.plots import plot_trajectory
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json, take
 from tasks.device import choose_device
@@ -217,7 +216,7 @@ class LanguageCommands(CommandLine):
         """Print how much the loss depends on the solver, and recommend a budget."""
         options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} internalise")
         path, model, config, corpus = self._load_all(options)
-        if not isinstance(model, AttractorLM):
+        if model.solving is None:
             raise ValueError(f"{path} is a {config.model}, which has no solver to do without.")
         found = study(model, corpus, config, options.limit)
         rows = {
@@ -336,7 +335,7 @@ class LanguageCommands(CommandLine):
         config = read_config(self.task, checkpoint, path)
         model = config.build()
         load_average(model, checkpoint, path)
-        if isinstance(model, AttractorLM):
+        if model.solving is not None:
             model.solving.solver = config.build_solver(solver)
         tokenizer = load_tokenizer(checkpoint.meta["tokenizer"])
         return path, model.to(choose_device(device)).eval(), config, tokenizer

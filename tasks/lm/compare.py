@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models import AttractorLM
 from models.language import Mixer
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.manager import NAME, load_newest
@@ -91,7 +90,7 @@ class _Run(Job):
         for name, part in (("choosing", slice(0, middle)), ("reported", slice(middle, None))):
             half = Corpus(corpus.tokenizer, corpus.train, corpus.held_out[part])
             result[name] = measure(model, half, config)
-        if isinstance(model, AttractorLM):
+        if model.solving is not None:
             result["proposal"] = measure(model, half, config, max_steps=0)
         result["config"] = config.to_json()
         self.done.write_text(json.dumps(result) + "\n")

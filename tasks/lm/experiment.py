@@ -129,7 +129,7 @@ def _loosen(model: nn.Module, rtol: float) -> None:
 def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:
     """Evaluate a finished run: metrics, loss by solver budget with a plot, and a text sample."""
     figures = measure(model, corpus, config)
-    if config.model not in ("transformer", "parcae"):
+    if model.solving is not None:
         figures["by_budget"] = by_budget(model, corpus, config, BUDGETS)
         plot_budgets(figures["by_budget"], folder / "budgets.png")
     sampling = Sampling(seed=config.seed)

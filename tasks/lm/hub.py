@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import AttractorLM, LanguageOutput
+from models import LanguageOutput
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling, generate
@@ -47,7 +47,7 @@ class PretrainedLM(
         super().__init__()
         self.settings = LanguageConfig.from_json(settings)
         self.model: Any = self.settings.build()
-        if isinstance(self.model, AttractorLM):
+        if self.model.solving is not None:
             self.model.solving.solver = self.settings.build_solver()
         self.tokenizer = load_tokenizer(tokenizer)
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from models import GridTransformer
 from tasks.cli import CommandLine, print_json, take
 from tasks.device import compile_blocks
 from tasks.puzzles.compare import CompareOptions, compare
@@ -243,10 +242,10 @@ class Commands(CommandLine):
         for row, ok in enumerate(valid):
             print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
             effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
-            if isinstance(model, GridTransformer):
+            if model.solving is None:
                 effort = "one pass without a solver"
             print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
-        if options.draw is not None and not isinstance(model, GridTransformer):
+        if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
             frames = list(trajectory(model, x[-1], 32, lambda logits: logits.softmax(-1)))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):

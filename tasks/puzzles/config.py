@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
-from models import GridAttractor, GridModel, GridSpec, GridTransformer, Layout, Reasoner
+from models import GridAttractor, GridModel, GridSpec, GridTransformer, Reasoner, TokenLayout
 from models.reasoners import UPDATES
 from solvers import FixedPointSolver, Picard, get_solver
 from tasks.training.config import TrainConfig
@@ -62,7 +62,7 @@ class GridConfig(TrainConfig):
     train_data: Path | None = None
     test_data: Path | None = None
     model: ModelName = "attractor"
-    layout: Layout = "candidates"
+    layout: TokenLayout = "candidates"
     width: int = 32
     backbone_blocks: int = 1
     refiner_blocks: int = 2

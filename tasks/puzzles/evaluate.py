@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import GridAttractor, GridModel, GridTransformer, Reasoner
+from models import GridAttractor, GridModel, Reasoner
 from solvers import Solution
 from solvers.torch_internals import pytree
 from solvers.types import State
@@ -152,7 +152,7 @@ def evaluate(
         four times the budget; `restart_agreement`, the share of the first `restarted` puzzles
         that get the same answer from a perturbed equilibrium. And the predictions at the budget.
     """
-    if isinstance(model, GridTransformer):
+    if model.solving is None:
         at_budget = predict(model, x)
         return {"puzzles": len(x), **scores(at_budget.classes, target)}, at_budget
     generator = torch.Generator().manual_seed(seed)

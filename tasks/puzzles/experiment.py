@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from models import GridTransformer
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device, compile_blocks
 from tasks.planning.plan import plan
@@ -145,7 +144,7 @@ def _evaluate(
         model, _ = load_model(task, trainer.path, device=config.device)
         figures = measure(task, model, puzzles, config)
         plot_learning(trainer.history, trainer.folder / "learning.png", SUBPLOTS)
-        if not isinstance(model, GridTransformer) and puzzles:
+        if model.solving is not None and puzzles:
             draw_run(task, model, puzzles[0], figures, config, trainer.folder)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from models import GridModel, GridTransformer
+from models import GridModel
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device
 from tasks.puzzles.config import GridConfig
@@ -39,6 +39,6 @@ def load_model(
     config = read_config(task, checkpoint, path)
     model = config.build()
     load_average(model, checkpoint, path)
-    if not isinstance(model, GridTransformer):
+    if model.solving is not None:
         model.solving.solver = config.evaluation_solver(solver)
     return model.to(choose_device(device)).eval(), config

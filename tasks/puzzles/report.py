@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import GridAttractor, GridModel, GridTransformer, Reasoner
+from models import GridAttractor, GridModel, Reasoner
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.puzzles.guessing import search
@@ -62,7 +62,7 @@ def measure(
     if quick:
         predictions = predict(model, x, max_steps=config.eval_steps)
         figures = {"puzzles": len(x), **scores(predictions.classes, target)}
-        if not isinstance(model, GridTransformer):
+        if model.solving is not None:
             figures |= evidence(predictions, config.eval_steps)
     else:
         figures, predictions = evaluate(model, x, target, config.eval_steps)
@@ -70,7 +70,7 @@ def measure(
     figures["valid"] = valid.float().mean().item()
     right = (predictions.classes == target).all(1)
     figures["accuracy_by_rating"] = _by_rating(puzzles, right, valid, task.bands)
-    if not isinstance(model, GridTransformer):
+    if model.solving is not None:
         figures["accuracy_by_residual"] = calibration(predictions, target)
         if not quick:
             rows = slice(0, CURVE_PUZZLES)
@@ -178,7 +178,7 @@ def search_curve(
 
 
 def _check_solves(model: GridModel, flag: str) -> None:
-    if isinstance(model, GridTransformer):
+    if model.solving is None:
         raise ValueError(f"`{flag}` needs a model that solves; a transformer has one answer.")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import GridModel, GridTransformer
+from models import GridModel
 from solvers import Result, Run
 from solvers.checks import check_integer
 from solvers.torch_internals import pytree
@@ -80,7 +80,7 @@ class Engine:
     """
 
     def __init__(self, model: GridModel, max_steps: int, max_batch: int, max_waiting: int):
-        if isinstance(model, GridTransformer):
+        if model.solving is None:
             raise ValueError(
                 "A transformer answers in one pass, so there is no solve to serve. Name the "
                 "checkpoint of another model."

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import Layout
+from models import TokenLayout
 from solvers import get_solver
 from tasks.export import Inference, write_program
 from tasks.lm.config import PRESETS as LANGUAGE
@@ -108,7 +108,7 @@ def test_a_program_needs_no_code_of_ours(name: str, tmp_path: Path) -> None:
     ("task", "options"),
     [
         *(("sudoku", {"model": name}) for name in get_args(ModelName)),
-        *(("sudoku", {"layout": name}) for name in get_args(Layout)),
+        *(("sudoku", {"layout": name}) for name in get_args(TokenLayout)),
         *(("maze", {"layout": name}) for name in ("image", "attention", "mixer")),
         ("maze", {"model": "transformer"}),
         ("sudoku", {"model": "reasoner", "halting": True}),
@@ -124,7 +124,7 @@ def test_every_model_is_written_and_read_back(
     config: Any = dataclasses.replace(PRESETS[task]["tiny"], width=16, **options)
     model = config.build().double().eval()
     steps = STEPS
-    if getattr(model, "solving", None) is None:
+    if model.solving is None:
         steps = None
     else:
         model.solving.solver = get_solver("picard", rtol=1e-2)

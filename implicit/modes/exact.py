@@ -8,20 +8,20 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from implicit.adjoint import (
+from implicit.autograd import attach_vjp, recorded_vjp
+from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
+from implicit.modes.adjoint import (
     AffineMap,
     Preconditioner,
     adjoint_solver,
-    file,
     on_leaves,
     preconditioned,
+    record_evidence,
     solve_affine,
     warn_of_failure,
 )
-from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.graft import graft, pull_back
+from implicit.modes.warm_start import WarmStart
 from implicit.registry import register
-from implicit.warm_start import WarmStart
 from solvers import FixedPointSolver, SolveError
 from solvers.packing import as_wide
 from solvers.registry import LINEAR, SOLVERS, unknown
@@ -39,10 +39,10 @@ class Exact(AdjointMode):
 
         u = v + J^T u,    dL/dtheta = u^T df/dtheta(y*)
 
-    where the first, itself a fixed-point equation, goes to a solver of this library. Use it
-    whenever it is affordable. Bias: of the order of the forward and the adjoint residuals,
-    divided by 1 - |J|. Cost: two recorded calls of `f` in the forward pass (the second one
-    makes second derivatives right), and one vector-Jacobian product per adjoint evaluation.
+    where the first equation, itself a fixed-point equation, goes to a solver of this library.
+    Use this mode whenever you can afford it. Bias: of the order of the forward and the adjoint
+    residuals, divided by 1 - |J|. Cost: two recorded calls of `f` in the forward pass (the second
+    one makes second derivatives right), and one vector-Jacobian product per adjoint evaluation.
     Memory does not depend on the number of steps. Second derivatives are exact; a third one
     raises an error, except under `torch.func`, where all orders and both directions work.
 
@@ -57,13 +57,14 @@ class Exact(AdjointMode):
         on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
             found, "raise" a `SolveError` out of the backward pass, or warn and fall back to
             the "jacobian_free" u = v for that sample.
-        preconditioner: A linear map M, near (I - J^T)^-1, from a cotangent to the like: it gets
-            and returns the state's structure, shapes and units, for all samples at once. The
+        preconditioner: A linear map M, near (I - J^T)^-1, from cotangents to cotangents: it
+            gets and returns the state's structure and shapes, for all samples at once. The
             equation is solved for w with u = M w, whose residual is that of u, so that M
-            changes the steps and not the gradient. Not used for equations with J itself, of
-            second derivatives and forward mode.
-        warm_start: Where adjoint solves start and leave their solution; by default they
-            start at v. Worth it when the same batch comes again, as in full-batch training.
+            changes the number of steps and not the gradient. It is not used for the equations
+            with J itself, which second derivatives and forward mode solve.
+        warm_start: Keeps the last adjoint solution, where the next adjoint solve starts; by
+            default they start at v. Worth it when the same batch comes again, as in full-batch
+            training.
 
     Raises:
         ValueError: An unknown solver name or `on_failure`.
@@ -111,70 +112,72 @@ class Exact(AdjointMode):
             )
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """Attach the implicit gradient; twice, since the second derivative needs y*(theta)."""
+        """Attach the implicit gradient twice: the second derivative needs y* as a function, too."""
         spec = pytree.tree_structure(y_star)
         context = dataclasses.replace(context or SolveContext(), structure=spec)
         attached = self._attach_once(f, y_star, context)
         leaves = pytree.tree_leaves(attached)
         if not any(leaf.requires_grad for leaf in leaves):
             return y_star
-        # An alias, so that what comes back through `f` is one sum, to the last bit.
+        # Aliases collect what comes back through `f` into one sum, which `cancel` below subtracts
+        # to the last bit.
         alias = [leaf.view_as(leaf) for leaf in leaves]
-        path = pytree.tree_leaves(f(pytree.tree_unflatten(alias, spec)))
+        fy = pytree.tree_leaves(f(pytree.tree_unflatten(alias, spec)))
         count = len(leaves)
 
-        def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
-            path, alias = inputs[:count], inputs[count : 2 * count]
-            u = self.solve(_adjoint_map(path, alias, v), v, context)
+        def vjp(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
+            fy, alias = inputs[:count], inputs[count : 2 * count]
+            u = self.solve(_adjoint_map(fy, alias, v), v, context)
             if torch.is_grad_enabled():
-                u = self._attach_once(_adjoint_map(path, alias, v), u, context)
-            # To first order nothing may flow on to y*: cancel what `f` sends there.
-            cancel = [None if g is None else -g for g in pull_back(path, alias, u)]
+                u = self._attach_once(_adjoint_map(fy, alias, v), u, context)
+            # To first order nothing may flow on to y*, so cancel what `f` sends there.
+            cancel = [None if g is None else -g for g in recorded_vjp(fy, alias, u)]
             return [*u, *[None] * count, *cancel]
 
-        return graft(y_star, [*path, *alias, *leaves], pull)
+        return attach_vjp(y_star, [*fy, *alias, *leaves], vjp)
 
     def _attach_once(self, f: ClosedMap, y_star: State, context: SolveContext) -> State:
         """Attach a gradient that can be taken once, from one recorded call of `f`."""
         leaves, spec = pytree.tree_flatten(y_star)
         leaves = [leaf.detach() for leaf in leaves]
-        path = pytree.tree_leaves(f(pytree.tree_unflatten(leaves, spec)))
-        if not any(leaf.requires_grad for leaf in path):
+        fy = pytree.tree_leaves(f(pytree.tree_unflatten(leaves, spec)))
+        if not any(leaf.requires_grad for leaf in fy):
             return y_star
 
-        def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
+        def vjp(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
             zero = not any(bool(leaf.any()) for leaf in v)
             if zero and not any(leaf.requires_grad for leaf in v):
                 return [None] * len(v)
             with torch.enable_grad():
-                start = [leaf.detach().requires_grad_() for leaf in leaves]
-                end = pytree.tree_leaves(f(pytree.tree_unflatten(start, spec)))
-            u = list(v) if zero else self.solve(_adjoint_map(end, start, v), v, context)
+                y = [leaf.detach().requires_grad_() for leaf in leaves]
+                fy = pytree.tree_leaves(f(pytree.tree_unflatten(y, spec)))
+            u = list(v) if zero else self.solve(_adjoint_map(fy, y, v), v, context)
             if not torch.is_grad_enabled():
                 return [*u]
-            # Linear in v, which torch.autograd.functional.hvp relies on. The derivative with
-            # respect to `inputs` is refused, unless v, to which it is proportional, is zero.
+            # The result is linear in v, which torch.autograd.functional.hvp relies on. Its
+            # derivative with respect to `inputs` is refused, unless v, to which it is
+            # proportional, is zero.
             rest = [] if zero else [_Final.apply(leaf) for leaf in inputs]
 
-            def forward(_: Sequence[Tensor], a: Sequence[Tensor]) -> list[Tensor | None]:
-                return [*self._solve_forward(end, start, a, context), *[None] * len(rest)]
+            def jvp(_: Sequence[Tensor], a: Sequence[Tensor]) -> list[Tensor | None]:
+                return [*self._solve_forward(fy, y, a, context), *[None] * len(rest)]
 
-            return list(graft(u, [*v, *rest], forward))
+            return list(attach_vjp(u, [*v, *rest], jvp))
 
-        return graft(y_star, path, pull)
+        return attach_vjp(y_star, fy, vjp)
 
     def _solve_forward(
         self,
-        end: Sequence[Tensor],
-        start: Sequence[Tensor],
+        fy: Sequence[Tensor],
+        y: Sequence[Tensor],
         a: Sequence[Tensor],
         context: SolveContext,
     ) -> list[Tensor]:
-        """Solve z = a + J z with J = d end / d start, by reverse mode applied twice."""
+        """Solve z = a + J z with J = d fy / d y, by reverse mode applied twice."""
         with torch.enable_grad():
-            w = [torch.zeros_like(leaf, requires_grad=True) for leaf in end]
-            pulled = pull_back(end, start, w)
-        back = [leaf if g is None else g for g, leaf in zip(pulled, a, strict=True)]
+            w = [torch.zeros_like(leaf, requires_grad=True) for leaf in fy]
+            products = recorded_vjp(fy, y, w)
+        back = [leaf if g is None else g for g, leaf in zip(products, a, strict=True)]
         z = self.solve(_adjoint_map(back, w, a), a, context, transposed=False)
         return [_Final.apply(leaf) for leaf in z]
 
@@ -196,7 +199,7 @@ class Exact(AdjointMode):
         *,
         transposed: bool = True,
     ) -> list[Tensor]:
-        """The fixed point of an affine map with constant part v, and its evidence on file."""
+        """Find the fixed point of an affine map with constant part v, and record the evidence."""
         solver, max_steps = adjoint_solver(self.solver, self.max_steps, context)
         start = list(v)
         if self.warm_start is not None:
@@ -213,7 +216,7 @@ class Exact(AdjointMode):
             solution = dataclasses.replace(solution, value=u[0] if len(u) == 1 else u)
         if self.warm_start is not None:
             self.warm_start.keep(w)
-        evidence = file(u, solution, context)
+        evidence = record_evidence(u, solution, context)
         if bool(evidence.converged.all()):
             return u
         if self.on_failure == "raise":
@@ -226,19 +229,19 @@ class Exact(AdjointMode):
 
 
 def _adjoint_map(
-    path: Sequence[Tensor], anchor: Sequence[Tensor], v: Sequence[Tensor]
+    fy: Sequence[Tensor], y: Sequence[Tensor], v: Sequence[Tensor]
 ) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Map u to v + J^T u with J = d path / d anchor, itself recorded if grad mode is on."""
+    """Make the map from u to v + J^T u with J = d fy / d y, itself recorded in grad mode."""
 
     def adjoint(u: list[Tensor]) -> list[Tensor]:
-        pulled = pull_back(path, anchor, u)
-        return [old if new is None else old + new for old, new in zip(v, pulled, strict=True)]
+        products = recorded_vjp(fy, y, u)
+        return [old if new is None else old + new for old, new in zip(v, products, strict=True)]
 
     return adjoint
 
 
 class _Final(torch.autograd.Function):
-    """Identity that refuses to be differentiated, where a derivative would be wrong."""
+    """The identity, which raises an error if differentiated, as the derivative would be wrong."""
 
     @staticmethod
     def forward(ctx: object, value: Tensor) -> Tensor:

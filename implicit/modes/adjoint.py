@@ -1,4 +1,4 @@
-"""Solve the linear equations of the exact gradient, keep the evidence, and say what failed."""
+"""Solve the linear equations of the exact gradient, record the evidence, and warn of failures."""
 
 import dataclasses
 import functools
@@ -24,17 +24,17 @@ from solvers.types import State
 AffineMap = Callable[[list[Tensor]], list[Tensor]]
 Preconditioner = Callable[[State], State]
 
-# So many solutions of adjoint equations are kept, the newest ones: each has the size of a state.
+# How many solutions of adjoint equations are kept, the newest ones: each has the size of a state.
 KEPT = 8
 
-# What has been warned of, for each layer: a module, or the code of a function.
+# The registry of warnings already given, for each layer: a module, or the code of a function.
 _warned: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def adjoint_solver(
     chosen: str | FixedPointSolver | None, max_steps: int | None, context: SolveContext
 ) -> tuple[FixedPointSolver, int]:
-    """The solver for an adjoint equation, with a tolerance relative to v alone, and its budget."""
+    """Choose the solver for an adjoint equation, with a tolerance relative to v, and its budget."""
     budget = context.max_steps if max_steps is None else max_steps
     solver = context.solver if chosen is None else chosen
     if isinstance(solver, str):
@@ -59,16 +59,16 @@ def solve_affine(
     max_steps: int,
     context: SolveContext,
 ) -> tuple[list[Tensor], Solution]:
-    """The fixed point of an affine map with constant part v: its leaves, and the evidence.
+    """Find the fixed point of an affine map with constant part v: its leaves, and the evidence.
 
-    Tokens of one row are one system, whatever `batch_dims` says: a causal map couples them, and
-    a token that the loss leaves out has no v of its own to measure its residual by. To linear
-    solvers, whose recurrences hold for a whole system only, so are samples that may be coupled.
-    Each has the verdict of its system.
+    Tokens of one row are solved as one system, whatever `batch_dims` says: a causal map couples
+    them, and a token that the loss leaves out has no v of its own to measure its residual by.
+    Linear solvers, whose recurrences hold for a whole system only, also take samples that may be
+    coupled as one system. Each sample gets the verdict of its system.
     """
     joint = solver.linear and not context.independent
     batch_dims = 0 if joint else min(context.batch_dims, 1)
-    # One tensor goes without its list, which the solvers pack faster.
+    # A single tensor is passed without its list, which the solvers pack faster.
     single = len(v) == 1
     with torch.no_grad():
         solution = solver.iterate(
@@ -96,9 +96,9 @@ def _lost(
     batch_dims: int,
     independent: bool,
 ) -> Tensor:
-    """Samples whose v is lost in the rounding of u, so that their residual says nothing.
+    """Find samples whose v is lost in the rounding of u, so that their residual means nothing.
 
-    The equation may have no solution; then u grows until a residual cannot be told from zero.
+    The equation may have no solution; then u grows until its residual is below rounding.
     """
     layout = StatePacking(list(u), batch_dims)
     if not sum(layout.sizes):
@@ -107,7 +107,7 @@ def _lost(
     largest, size = (
         torch.linalg.vector_norm(layout.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
     )
-    if not independent:  # a sample that v leaves out has a part in the others
+    if not independent:  # a sample where v is zero still contributes to the others
         size = size.amax()
     lost = 0.5 * eps * largest > solver.atol + max(solver.rtol, 4 * eps) * size
     return solution.converged & lost.view(solution.result.shape)
@@ -116,7 +116,7 @@ def _lost(
 def _withdrawn(
     solution: Solution, lost: Tensor, u: list[Tensor], start: list[Tensor], affine: AffineMap
 ) -> tuple[list[Tensor], Solution]:
-    """Where no residual can be measured at u, the start is the best point known."""
+    """Go back to the start, the best point known, where no residual can be measured at u."""
     layout = StatePacking(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
     residual = _rms(moved, layout).view(lost.shape)
@@ -155,8 +155,8 @@ def _rms(leaves: Any, layout: StatePacking) -> Tensor:
     return largest * torch.linalg.vector_norm(unit, dim=1) / math.sqrt(flat.shape[1])
 
 
-def file(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:
-    """Keep the evidence, in the structure of the state where it is known."""
+def record_evidence(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:
+    """Append the evidence to the context, in the structure of the state where it is known."""
     if context.structure is not None and not context.structure.is_leaf():
         value = pytree.tree_unflatten(u, context.structure)
         solution = dataclasses.replace(solution, value=value)
@@ -166,7 +166,7 @@ def file(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution
 
 
 def preconditioned(affine: AffineMap, apply: AffineMap) -> AffineMap:
-    """The equation of w with u = M w, whose residual is that of u."""
+    """Turn the equation of u into one of w with u = M w, whose residual is that of u."""
 
     def step(w: list[Tensor]) -> list[Tensor]:
         u = apply(w)
@@ -176,7 +176,7 @@ def preconditioned(affine: AffineMap, apply: AffineMap) -> AffineMap:
 
 
 def on_leaves(precondition: Preconditioner, context: SolveContext) -> AffineMap:
-    """A map of states as one of their leaves, checked."""
+    """Turn a map of states into one of their leaves, which checks what comes back."""
     structure = context.structure
     assert structure is not None
 
@@ -197,7 +197,7 @@ def on_leaves(precondition: Preconditioner, context: SolveContext) -> AffineMap:
 def warn_of_failure(
     solution: Solution, solver: FixedPointSolver, max_steps: int, context: SolveContext
 ) -> None:
-    """Warn once per layer, with the tolerance; again if the warning filters have changed."""
+    """Warn once per layer and message; again if the warning filters have changed."""
     code = Result(int(solution.result[~solution.converged].mode().values))
     layer = _layer(context.f)
     name = getattr(layer, "co_qualname", None) or type(layer).__name__
@@ -213,13 +213,13 @@ def warn_of_failure(
 
 
 def _layer(f: Any) -> Any:
-    """What stays the same when one layer is called again: a module, or a function's code."""
+    """Return what is the same object in every call of one layer: a module, or a function's code."""
     f = inspect.unwrap(f) if callable(f) else f
     while isinstance(f, functools.partial):
         f = f.func
     layer = getattr(f, "__code__", getattr(f, "__self__", f))
     try:
         _warned.get(layer)
-    except TypeError:  # neither hashed nor referred to weakly
+    except TypeError:  # it cannot be hashed, or has no weak references
         return type(layer)
     return layer

@@ -58,11 +58,11 @@ class Phantom(BackwardMode):
 
     @property
     def bias(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The norm of H, where that of J is 0.6, to the power of the steps."""
+        """The norm of H to the power of `steps`, for a J of norm 0.6."""
         return (self.damping + 0.6 * (1 - self.damping)) ** self.steps
 
     def in_place_of_inverse(self, jacobian: torch.Tensor) -> torch.Tensor:
-        """The sum over powers of H."""
+        """The sum of the powers of H, weighted as in the class docstring."""
         eye = torch.eye(len(jacobian), dtype=jacobian.dtype)
         h = self.damping * eye + (1 - self.damping) * jacobian
         total = power = eye
@@ -72,7 +72,7 @@ class Phantom(BackwardMode):
         return (1 - self.damping) * total
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """Record the unroll; the value moves on with it."""
+        """Record the unroll and return its last iterate."""
         y = pytree.tree_map(lambda leaf: leaf.detach(), y_star)
         for _ in range(self.steps):
             fy = f(y)

@@ -14,12 +14,12 @@ from models import (
     GridSpec,
     GridTransformer,
     LanguageSpec,
-    Layout,
     ParcaeLM,
     Reasoner,
+    TokenLayout,
     TransformerLM,
-    checkpoint_activations,
     modules_used_once,
+    recompute_activations,
 )
 from models.blocks import Block, TokenMixer
 from models.language import Mixer
@@ -51,7 +51,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     **{f"lm with {mixer}": lambda mixer=mixer: language(AttractorLM, mixer)
        for mixer in get_args(Mixer)},
     **{f"grid of {layout}": lambda layout=layout: grid(GridAttractor, layout)
-       for layout in get_args(Layout)},
+       for layout in get_args(TokenLayout)},
     "Transformer": lambda: language(TransformerLM),
     "Parcae": lambda: language(ParcaeLM),
     "Transformer on grids": lambda: grid(GridTransformer),
@@ -76,7 +76,7 @@ def test_gradients_are_identical_and_memory_falls(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
     expected, before = step(model)
-    checkpoint_activations(model)
+    recompute_activations(model)
     found, after = step(model)
     assert len(found) == len(expected)
     assert all(map(torch.equal, found, expected))
@@ -88,7 +88,7 @@ def test_gradients_are_identical_in_bfloat16() -> None:
     torch.manual_seed(0)
     model = MODELS["lm with attention"]()
     expected, before = step(model, autocast=True)
-    checkpoint_activations(model)
+    recompute_activations(model)
     found, after = step(model, autocast=True)
     assert all(map(torch.equal, found, expected))
     assert after < 0.75 * before
@@ -96,7 +96,7 @@ def test_gradients_are_identical_in_bfloat16() -> None:
 
 def test_nothing_is_computed_anew_without_a_gradient() -> None:
     model = grid(GridAttractor)
-    checkpoint_activations(model)
+    recompute_activations(model)
     calls: list[Any] = []
     block = next(module for module in modules_used_once(model) if isinstance(module, Block))
     block.mixer.register_forward_hook(lambda *_: calls.append(None))
@@ -113,10 +113,10 @@ def test_what_is_solved_or_looped_over_is_left_alone() -> None:
         (language(AttractorLM), "attractor.refiner."),
         (language(ParcaeLM), "blocks."),
     ):
-        checkpoint_activations(model)
+        recompute_activations(model)
         for name, module in model.named_modules():
-            if hasattr(module, "recomputed"):
-                assert module.recomputed != name.startswith(repeated), name
+            if hasattr(module, "recompute"):
+                assert module.recompute != name.startswith(repeated), name
 
 
 def test_a_model_without_a_backbone_is_refused() -> None:
@@ -124,7 +124,7 @@ def test_a_model_without_a_backbone_is_refused() -> None:
     reasoner = Reasoner(spec, UPDATES["reasoner"](spec))
     for model in (reasoner, language(AttractorLM, backbone_blocks=0)):
         with pytest.raises(ValueError, match=r"this \w+ has none: leave it off"):
-            checkpoint_activations(model)
+            recompute_activations(model)
 
 
 @pytest.mark.slow
@@ -141,6 +141,6 @@ def test_a_compiled_block_has_the_same_gradients() -> None:
 
     expected = gradients()
     block.compile()
-    block.recomputed = True
+    block.recompute = True
     for found, plain in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
 """Backpropagation through the solver's own steps: the reference for all other modes."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch.utils.checkpoint
 
@@ -31,12 +31,10 @@ class Unrolled(BackwardMode):
         T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
     """
 
-    records_solver: ClassVar[bool] = True
-
     checkpoint: bool = False
 
     def recorded(self, f: Map) -> Map:
-        """The map as the solver is to call it."""
+        """Return the map that the solver calls: `f`, or `f` recomputed in the backward pass."""
         if not self.checkpoint:
             return f
 
@@ -46,5 +44,5 @@ class Unrolled(BackwardMode):
         return rerun
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """The solve was recorded: nothing to add."""
+        """Return `y_star` as it is, since the solve has been recorded."""
         return y_star

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import solvers
-from implicit.plots import (
+from implicit.diagnostics.plots import (
     convergence_figure,
     plot_convergence,
     plot_trajectory,

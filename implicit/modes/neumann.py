@@ -28,7 +28,7 @@ class Neumann(AdjointMode):
 
     Args:
         terms: Products with J^T, at least 0; 0 is the Jacobian-free gradient.
-        clip: Most that |u| may be as a multiple of |v|, per sample, above 0; None: no bound.
+        clip: Upper bound of |u| as a multiple of |v|, per sample, above 0; None for no bound.
 
     Raises:
         ValueError: An option is out of its range.
@@ -55,11 +55,11 @@ class Neumann(AdjointMode):
 
     @property
     def bias(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The norm of the first power of J that is left out, where that of J is 0.6."""
+        """The norm of the first power of J that the series leaves out, for a J of norm 0.6."""
         return 0.6 ** (self.terms + 1)
 
     def in_place_of_inverse(self, jacobian: Tensor) -> Tensor | None:
-        """The truncated series; unknown where it may be clipped."""
+        """The truncated series, or None (unknown) where it may be clipped."""
         if self.clip is not None:
             return None
         total = power = torch.eye(len(jacobian), dtype=jacobian.dtype)
@@ -71,7 +71,7 @@ class Neumann(AdjointMode):
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
-        """Sum the series, then bound it."""
+        """Sum the series, then bound its norm."""
         u = term = list(v)
         for _ in range(self.terms):
             term = product(term)

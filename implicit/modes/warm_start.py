@@ -1,4 +1,4 @@
-"""A place to keep the last adjoint solution, where the next solve starts."""
+"""Start an adjoint solve at the solution of the last one."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from solvers.packing import StatePacking, as_wide
 
 
 class WarmStart:
-    """Carries adjoint solutions from one backward pass to the next.
+    """Carry adjoint solutions from one backward pass to the next.
 
     Pass one object to one layer: `Exact(warm_start=WarmStart())`. The tolerance is the same
     as from a cold start, so the gradient is as good; only the number of steps changes. A
@@ -24,7 +24,10 @@ class WarmStart:
         self.last: list[Tensor] | None = None
 
     def start(self, v: Sequence[Tensor], batch_dims: int) -> list[Tensor]:
-        """The last solution if it fits, else v; leaves as v's, and zero for samples whose v is."""
+        """Return the last solution if it has the shapes of v and is finite, and otherwise v.
+
+        Samples whose v is zero start at zero.
+        """
         last = self.last
         if last is None or [u.shape for u in last] != [leaf.shape for leaf in v]:
             return list(v)
@@ -37,5 +40,5 @@ class WarmStart:
         return [torch.where(as_wide(asked, u), u, 0.0) for u in start]
 
     def keep(self, u: Sequence[Tensor]) -> None:
-        """Take over the leaves of a solution, converged or not."""
+        """Keep the leaves of a solution, converged or not, for the next solve."""
         self.last = [leaf.detach() for leaf in u]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import fixed_point
-from implicit.penalty import jacobian_penalty
+from implicit.diagnostics.penalty import jacobian_penalty
 from solvers.testing.problems import PROBLEMS, Problem
 
 

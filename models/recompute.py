@@ -1,7 +1,7 @@
-"""Activation checkpointing of a model's backbone: less memory in training, one more forward pass.
+"""Recompute the activations of a backbone: less memory in training, for one more forward pass.
 
-What is solved needs none of it: an implicit gradient does not keep the solve. What is looped over
-records its last loops as they are.
+The map that a solve iterates needs none of it, since an implicit gradient does not keep the steps
+of the solve. A loop that is not solved records its last passes as they are.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from models.recomputable import RecomputableBlock
 
 
 def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:
-    """The model and the modules in it, but for those that are solved or looped over."""
+    """The model and the modules in it, without those that are solved or looped over."""
     repeated: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, FixedPointLayer):
@@ -25,17 +25,17 @@ def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if module not in repeated)
 
 
-def checkpoint_activations(model: nn.Module) -> None:
-    """Let every block of the backbone keep its input alone for the backward pass.
+def recompute_activations(model: nn.Module) -> None:
+    """Let every block of the backbone keep only its input for the backward pass.
 
-    The gradient stays the same. Cost: about one more forward pass of the backbone. Worth it
-    where memory is short, or a larger batch pays for it.
+    This is activation checkpointing. The gradient stays the same. Cost: about one more forward
+    pass of the backbone. Worth it where memory is short, or allows a batch that is too small.
 
     Args:
-        model: Changed in place. Blocks of `transformers` do so in training mode alone.
+        model: Changed in place. Blocks of `transformers` recompute in training mode only.
 
     Raises:
-        ValueError: It has no block that is used once in a pass.
+        ValueError: The model has no block that is used once in a pass.
 
     References:
         T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
@@ -43,9 +43,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     found = False
     for module in modules_used_once(model):
         if isinstance(module, RecomputableBlock):
-            module.recomputed = found = True
+            module.recompute = found = True
         elif isinstance(module, HuggingFaceStack):
-            module.checkpoint_activations()
+            module.recompute_activations()
             found = True
     if not found:
         raise ValueError(
@@ -56,7 +56,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def recomputes(network: object) -> bool:
-    """Whether `checkpoint_activations` has reached this block, or stack of blocks."""
+    """Whether this block, or stack of blocks, recomputes its activations."""
     if isinstance(network, HuggingFaceStack):
         return network.model.is_activation_checkpointing
-    return isinstance(network, RecomputableBlock) and network.recomputed
+    return isinstance(network, RecomputableBlock) and network.recompute

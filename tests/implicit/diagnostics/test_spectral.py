@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from implicit.spectral import spectral_radius
+from implicit.diagnostics.spectral import spectral_radius
 from solvers.testing.problems import PROBLEMS, Problem
 
 METHODS = pytest.mark.parametrize("method", ["arnoldi", "power"])

@@ -1,4 +1,4 @@
-"""The spectral radius of a map at a point: whether plain iteration converges there, how fast."""
+"""The spectral radius of a map at a point, which says whether plain iteration converges there."""
 
 import math
 from dataclasses import dataclass
@@ -7,25 +7,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from implicit.products import FlatMap, flat_map, jacobian_product, transposed_product
+from implicit.diagnostics.jacobian import FlatMap, flat_map, jvp_at, vjp_at
 from solvers.packing import StatePacking
 from solvers.types import Flat, Map, PerSample, Small, State
 
 METHODS = {"arnoldi", "power"}
-PRODUCTS = {"jvp": jacobian_product, "vjp": transposed_product}
+PRODUCTS = {"jvp": jvp_at, "vjp": vjp_at}
 # A direction that shrinks to this many units of rounding has left nothing new to explore.
 EXHAUSTED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralRadius:
-    """Estimates of spectral radii, and how far they can be trusted.
+    """Estimates of spectral radii, with what says how far to trust them.
 
     Attributes:
         radius: Shape `(*batch,)`, at least float32. NaN where `f` or its derivative is not
             finite.
         eigenvalue: Shape `(*batch,)`, complex: the lambda that `radius` is the modulus of; of
-            a conjugate pair, either one. With a real part below 1 it is tamed by damping.
+            a conjugate pair, either one. If its real part is below 1, damping makes plain
+            iteration converge in its direction.
         residual: Shape `(*batch,)`. Norm of J w - lambda w for the unit vector w (J^T under
             `product="vjp"`): `eigenvalue` is an eigenvalue of a matrix this near to J. For a
             normal J an eigenvalue lies this near to it; it need not be the largest, and for
@@ -65,10 +66,11 @@ def spectral_radius(
 
     `arnoldi` projects J onto the Krylov space of a random vector. It is exact once `num_steps`
     reaches the number of entries, and usually good long before; short of that its estimate
-    errs to either side, and `residual` says how much is open. `power` spends all products but
-    the last two on power iteration, and these on separating the dominant eigenvalue or pair. It
-    needs more products, and fails, with a large `residual`, where three or more eigenvalues
-    share the largest modulus. The result carries no gradient: train with `jacobian_penalty`.
+    errs to either side, and `residual` says how far it may be off. `power` spends all products
+    but the last two on power iteration, and the last two on separating the dominant eigenvalue
+    or pair. It needs more products, and fails, with a large `residual`, where three or more
+    eigenvalues share the largest modulus. The result carries no gradient: train with
+    `jacobian_penalty`.
 
     Cost: `num_steps` products of about two calls of `f` each. "vjp" calls `f` once, keeps its
     graph and multiplies by J^T, whose spectrum is the same. "jvp" calls `f` for every product
@@ -130,14 +132,14 @@ def spectral_radius(
 
 
 def _start(flat: Flat, generator: torch.Generator | None) -> Flat:
-    """One random direction for all, so that no sample depends on its place in the batch."""
+    """Draw one direction for all samples, so that none depends on its place in the batch."""
     generator = generator or torch.Generator().manual_seed(0)
     row = torch.randn(flat.shape[1], generator=generator, device=generator.device)
     return _unit(row.to(flat).expand_as(flat))
 
 
 def _unit(v: Flat) -> Flat:
-    """Rows of norm 1; a row of zeros stays."""
+    """Scale each row to norm 1, except rows of zeros."""
     norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
     return torch.where(norm == 0, v, v / norm)
 

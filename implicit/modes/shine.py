@@ -1,4 +1,4 @@
-"""SHINE: the gradient through the inverse that a quasi-Newton solver built on its way."""
+"""SHINE: the gradient by the estimate of the inverse that a quasi-Newton solver has built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Shine(AdjointMode):
 
         u = B^-T v,    B^-1 the estimate of (I - J)^-1 at the end of the solve
 
-    No adjoint solve at all. The estimate is good along the directions that the solve
+    There is no adjoint solve at all. The estimate is good along the directions that the solve
     explored, and the identity elsewhere. Where it makes |u| larger than `fallback` * |v|, it
-    is not trusted, and that sample gets the Jacobian-free u = v. Needs a solver that has such
-    an estimate, as Broyden (the paper's) and Anderson do; no sample leaves the batch during
-    the solve. Bias: that of the estimate; measure it with
-    `exact` before relying on it. Cost: one recorded call of `f`, no products with J.
+    is not trusted, and that sample gets the Jacobian-free u = v. The mode needs a solver that
+    has such an estimate, as Broyden (the paper's) and Anderson do, and no sample leaves the
+    batch during the solve. Bias: that of the estimate; measure it with `exact` before relying
+    on it. Cost: one recorded call of `f`, no products with J.
 
     Args:
         fallback: Largest trusted |u| / |v|, per sample, above 0; the paper uses 1.3. At a
@@ -73,7 +73,7 @@ class Shine(AdjointMode):
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
-        """Apply the transposed estimate, sample by sample where each of them stopped."""
+        """Apply the transposed estimate that each sample had when it stopped."""
         layout = StatePacking(list(v), context.batch_dims)
         flat = layout.pack(list(v))
         u = flat

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import implicit
-from implicit.normalise import cached_weights, spectral_normalise
-from implicit.spectral import spectral_radius
+from implicit.diagnostics.normalise import cached_weights, spectral_normalise
+from implicit.diagnostics.spectral import spectral_radius
 
 
 def norm(weight: Tensor) -> float:

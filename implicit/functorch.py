@@ -1,13 +1,15 @@
-"""Fixed points under `torch.func` transforms and forward mode.
+"""Fixed points under `torch.func` transforms and forward mode: the second road of the gradient.
 
 A transform cannot look into a loop that reads its own verdicts. So the solve is one operation
-to it, with a derivative rule in each direction; with y* = f(y*, c), J = df/dy and v a cotangent,
-t = df/dc c' a tangent,
+to it, with a derivative rule in each direction. With y* = f(y*, c), J = df/dy, a cotangent v and
+a tangent t = df/dc c',
 
     reverse:  u = v + J^T u,  c_bar = (df/dc)^T u        forward:  w = t + J w,  y' = w
 
 and both linear equations are again one operation each, with derivative rules of their own, so
 that transforms nest to any depth. Under `vmap` the mapped dims become part of the batch.
+
+`autograd.py` is the other road; `fixed_point.py` says why there are two.
 """
 
 import dataclasses
@@ -19,10 +21,17 @@ import torch
 from torch import Tensor
 
 from implicit.base import AdjointMode, BackwardMode, SolveContext
-from implicit.closure import ClosedOver
-from implicit.derivatives import Leaves, primals, pulled, pushed, to_front, zeros_for
-from implicit.exact import Exact
-from implicit.isolation import Isolation, bad_samples, told
+from implicit.closure import ConvertedClosure, closure_convert
+from implicit.derivatives import (
+    Leaves,
+    mapped_dims_to_front,
+    partial_jvp,
+    partial_vjp,
+    primals,
+    zeros_for_none,
+)
+from implicit.isolation import Isolation, attach_isolated, bad_samples, nan_if_bad
+from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
@@ -62,31 +71,9 @@ def solve_transformed(
     leaves, spec = pytree.tree_flatten(y0)
     context = dataclasses.replace(context, structure=spec)
     start = [leaf.detach() for leaf in leaves]
-    closed = ClosedOver(f, pytree.tree_unflatten(start, spec), args)
-
-    def flat(y: Leaves, consts: Leaves) -> list[Tensor]:
-        return pytree.tree_leaves(closed(pytree.tree_unflatten(list(y), spec), consts))
-
-    def clean(y: Leaves, consts: Leaves) -> list[Tensor]:
-        """`flat` with other samples in the place of bad ones, of which the last constant tells."""
-        *consts, bad = consts
-        given = tuple(consts[: closed.num_given])
-        apart = Isolation.of(bad, given, context.independent)
-        y = apart.state(list(y))
-        consts[: closed.num_given] = apart.args(given)
-        return apart.frozen(lambda y: flat(y, consts), y)(y)
-
-    problem = _Problem(
-        f=flat,
-        clean=clean,
-        count=len(leaves),
-        mode=mode,
-        context=context,
-        throw=throw,
-        counts=[],
-        spoiled=[],
-    )
-    consts = closed.consts
+    converted = closure_convert(f, pytree.tree_unflatten(start, spec), args)
+    problem = _problem(converted, len(leaves), mode, context, throw)
+    consts = converted.consts
     if not isinstance(mode, AdjointMode):  # its gradient comes from what it adds to the value
         consts = [const.detach() for const in consts]
     *value, residual, result, num_steps = _Solve.apply(problem, *start, *consts)
@@ -103,14 +90,45 @@ def solve_transformed(
     )
     if isinstance(mode, AdjointMode):
         return solution
-    if not problem.spoiled[0]:
-        value = mode.attach(lambda y: f(y, args), solution.value, context)
-    else:
-        apart = Isolation.of(bad_samples(residual, result), args, context.independent)
-        y_star, args = apart.state(solution.value), apart.args(args)
-        attached = mode.attach(apart.frozen(lambda y: f(y, args), y_star), y_star, context)
-        value = apart.merged(attached, solution.value)
+    isolation = None
+    if problem.some_bad[0]:
+        isolation = Isolation.of(bad_samples(residual, result), args, context.independent)
+    value = attach_isolated(mode, f, solution.value, args, isolation, context)
     return dataclasses.replace(solution, value=value)
+
+
+def _problem(
+    converted: ConvertedClosure,
+    count: int,
+    mode: BackwardMode,
+    context: SolveContext,
+    throw: bool,
+) -> "_Problem":
+    """Gather what the derivatives of one solve need; its map becomes one of leaves."""
+    spec, num_given = context.structure, converted.num_given
+    assert spec is not None
+
+    def f(y: Leaves, consts: Leaves) -> list[Tensor]:
+        return pytree.tree_leaves(converted(pytree.tree_unflatten(list(y), spec), consts))
+
+    def isolated(y: Leaves, consts: Leaves) -> list[Tensor]:
+        *consts, bad = consts
+        given = tuple(consts[:num_given])
+        isolation = Isolation.of(bad, given, context.independent)
+        y = isolation.state(list(y))
+        consts[:num_given] = isolation.args(given)
+        return isolation.frozen(lambda y: f(y, consts), y)(y)
+
+    return _Problem(
+        f=f,
+        f_isolated=isolated,
+        count=count,
+        mode=mode,
+        context=context,
+        throw=throw,
+        counts=[],
+        some_bad=[],
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,26 +136,27 @@ class _Problem:
     """What all derivatives of one solve share.
 
     Attributes:
-        f: The map of the state's leaves and of what it closes over.
-        clean: The same, for derivatives where a sample is bad; a mask of them is one constant more.
+        f: The map of the state's leaves and of the constants that it closes over.
+        f_isolated: The same with good samples in the place of bad ones, for derivatives where a
+            sample is bad. It takes one constant more, the last one: a mask of the bad samples.
         count: Number of leaves of the state.
-        mode: Which gradient.
-        context: How it is solved.
+        mode: The backward mode.
+        context: How the equation is solved.
         throw: Whether a failed sample raises.
         counts: Receives the calls and rows of the solve.
-        spoiled: Receives whether some samples are bad and others are not.
-        lead: Sizes of the mapped dims in front of the state.
+        some_bad: Receives whether some samples are bad.
+        mapped_sizes: Sizes of the dims that `vmap` maps, in front of the state.
     """
 
     f: Callable[[Leaves, Leaves], list[Tensor]]
-    clean: Callable[[Leaves, Leaves], list[Tensor]]
+    f_isolated: Callable[[Leaves, Leaves], list[Tensor]]
     count: int
     mode: BackwardMode
     context: SolveContext
     throw: bool
     counts: list[tuple[int, int]]
-    spoiled: list[bool]
-    lead: tuple[int, ...] = ()
+    some_bad: list[bool]
+    mapped_sizes: tuple[int, ...] = ()
 
     def mapped(self, info: Any, const_dims: Sequence[int | None]) -> "_Problem":
         """The problem with one more mapped dim, at the front of state and constants."""
@@ -151,65 +170,65 @@ class _Problem:
         return dataclasses.replace(
             self,
             f=over(self.f, dims),
-            clean=over(self.clean, [*dims, 0]),
-            lead=(info.batch_size, *self.lead),
+            f_isolated=over(self.f_isolated, [*dims, 0]),
+            mapped_sizes=(info.batch_size, *self.mapped_sizes),
         )
 
-    def apart(self, ctx: Any, saved: Leaves) -> "tuple[_Problem, Leaves, Leaves, Tensor | None]":
+    def isolated(self, ctx: Any, saved: Leaves) -> "tuple[_Problem, Leaves, Leaves, Tensor | None]":
         """The problem to differentiate, y*, the constants, and a mask of bad samples if any."""
         residual, result, *rest = saved
         y, consts = _saved(ctx, rest)
-        if not self.spoiled[0] or not self.context.batch_dims:
+        if not self.some_bad[0] or not self.context.batch_dims:
             return self, y, consts, None
         bad = bad_samples(residual, result)
-        return dataclasses.replace(self, f=self.clean), y, [*consts, bad], bad
+        return dataclasses.replace(self, f=self.f_isolated), y, [*consts, bad], bad
 
     @property
     def batch_dims(self) -> int:
-        """Batch dims of the state once the mapped dims are merged into them."""
-        return max(self.context.batch_dims, 1) if self.lead else self.context.batch_dims
+        """Batch dims of the state once the mapped dims are merged into the first of them."""
+        return max(self.context.batch_dims, 1) if self.mapped_sizes else self.context.batch_dims
 
     @property
     def independent(self) -> bool:
         """Whether no sample of the merged batch can influence another."""
-        alone = bool(self.lead) and not self.context.batch_dims
+        alone = bool(self.mapped_sizes) and not self.context.batch_dims
         return alone or self.context.independent
 
     def merged(self, leaves: Leaves) -> list[Tensor]:
-        """Mapped dims and the first batch dim as one."""
-        if not self.lead:
+        """Merge the mapped dims and the first batch dim into one."""
+        if not self.mapped_sizes:
             return list(leaves)
-        keep = len(self.lead) + (1 if self.context.batch_dims else 0)
+        keep = len(self.mapped_sizes) + (1 if self.context.batch_dims else 0)
         return [leaf.reshape(-1, *leaf.shape[keep:]) for leaf in leaves]
 
-    def parted(self, leaves: Leaves, like: Leaves) -> list[Tensor]:
+    def split(self, leaves: Leaves, like: Leaves) -> list[Tensor]:
         """The inverse of `merged`."""
         return [leaf.reshape(old.shape) for leaf, old in zip(leaves, like, strict=True)]
 
-    def merge(self, apply: Callable[[Leaves], Leaves], like: Leaves) -> Callable[..., Any]:
-        """A map of leaves as a map of merged leaves, for the solvers."""
-        return lambda y: self.merged(apply(self.parted(y, like)))
+    def on_merged(self, apply: Callable[[Leaves], Leaves], like: Leaves) -> Callable[..., Any]:
+        """Turn a map of leaves into one of merged leaves, as the solvers take it."""
+        return lambda y: self.merged(apply(self.split(y, like)))
 
     def product(
         self, y: Leaves, consts: Leaves, transpose: bool
     ) -> Callable[[Leaves], list[Tensor]]:
-        """Multiplication with J = df/dy, or with its transpose."""
+        """Return the multiplication with J = df/dy, or with its transpose."""
         f = lambda y: self.f(y, consts)  # noqa: E731
         if transpose:
-            pull: Any = torch.func.vjp(f, list(y))[1]
-            return lambda u: list(pull(list(u))[0])
+            vjp: Any = torch.func.vjp(f, list(y))[1]
+            return lambda u: list(vjp(list(u))[0])
         return lambda t: list(jvp(f, list(y), list(t)))
 
-    def invert(self, w: Leaves, y: Leaves, consts: Leaves, transpose: bool) -> list[Tensor]:
-        """What the mode has in place of (I - J)^-1 w, or of its transpose."""
+    def apply_inverse(self, w: Leaves, y: Leaves, consts: Leaves, transpose: bool) -> list[Tensor]:
+        """Multiply w by what the mode has in place of (I - J)^-1, or of its transpose."""
         if isinstance(self.mode, Exact):
             return list(_Linear.apply(self, transpose, *w, *y, *consts))
         assert isinstance(self.mode, AdjointMode)
         return list(self.mode.adjoint(self.product(y, consts, transpose), list(w), self.context))
 
 
-def _outer_tangents_flow(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn forward mode on in a rule, where it is off, for the transforms around this one."""
+def _with_outer_tangents(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn forward mode on in a rule, where torch has it off, for the transforms around it."""
 
     @functools.wraps(rule)
     def wrapped(*args: Any) -> Any:
@@ -220,7 +239,7 @@ def _outer_tangents_flow(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Solve(torch.autograd.Function):
-    """(y0, consts) -> (y*, residual, result, num_steps)."""
+    """The solve as one operation: (y0, consts) -> (y*, residual, result, num_steps)."""
 
     @staticmethod
     @uncompiled
@@ -229,7 +248,7 @@ class _Solve(torch.autograd.Function):
         context = problem.context
         with torch.no_grad():
             solution = context.solver.iterate(
-                problem.merge(lambda y: problem.f(y, consts), y0),
+                problem.on_merged(lambda y: problem.f(y, consts), y0),
                 problem.merged(y0),
                 max_steps=context.max_steps,
                 batch_dims=problem.batch_dims,
@@ -240,18 +259,18 @@ class _Solve(torch.autograd.Function):
             raise_if_failed(solution, problem.independent)
         problem.counts.append((solution.num_evals, solution.rows_evaluated))
         bad = bad_samples(solution.residual, solution.result)
-        problem.spoiled.append(bool(bad.any()))
-        shape = y0[0].shape[: len(problem.lead) + context.batch_dims]
+        problem.some_bad.append(bool(bad.any()))
+        shape = y0[0].shape[: len(problem.mapped_sizes) + context.batch_dims]
         evidence = (solution.residual, solution.result, solution.num_steps)
         # Fresh tensors, so that the caller may change the value in place.
-        value = [leaf.clone() for leaf in problem.parted(solution.value, y0)]
+        value = [leaf.clone() for leaf in problem.split(solution.value, y0)]
         return (*value, *(part.reshape(shape) for part in evidence))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         problem, *tensors = inputs
         ctx.problem = problem
-        ctx.set_materialize_grads(False)  # so that constants are known as such
+        ctx.set_materialize_grads(False)  # so that None marks what has no derivative
         ctx.mark_non_differentiable(*output[problem.count :])
         residual, result, _ = output[problem.count :]
         saved = (residual, result, *output[: problem.count], *tensors[problem.count :])
@@ -261,26 +280,26 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @uncompiled
     def backward(ctx: Any, *v: Tensor | None) -> Any:
-        problem, y, consts, bad = ctx.problem.apart(ctx, ctx.saved_tensors)
+        problem, y, consts, bad = ctx.problem.isolated(ctx, ctx.saved_tensors)
         wanted = ctx.needs_input_grad[1 + problem.count :]
         none = (None,) * (1 + problem.count)
         if not any(wanted):
             return (*none, *(None,) * len(wanted))
-        asked = zeros_for(y, v[: problem.count])
+        asked = zeros_for_none(y, v[: problem.count])
         if bad is not None:
-            asked, wanted = [told(bad, leaf) for leaf in asked], (*wanted, False)
-        u = problem.invert(asked, y, consts, transpose=True)
-        found = pulled(lambda c: problem.f(y, c), consts, wanted, u)
+            asked, wanted = [nan_if_bad(bad, leaf) for leaf in asked], (*wanted, False)
+        u = problem.apply_inverse(asked, y, consts, transpose=True)
+        found = partial_vjp(lambda c: problem.f(y, c), consts, wanted, u)
         return (*none, *(found if bad is None else found[:-1]))
 
     @staticmethod
     @uncompiled
-    @_outer_tangents_flow
+    @_with_outer_tangents
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        problem, y, consts, bad = ctx.problem.apart(ctx, primals(ctx.saved_tensors))
+        problem, y, consts, bad = ctx.problem.isolated(ctx, primals(ctx.saved_tensors))
         moving = [*tangents[1 + problem.count :], *([] if bad is None else [None])]
-        t = pushed(lambda c: problem.f(y, c), consts, moving, y)
-        w = problem.invert(t, y, consts, transpose=False)
+        t = partial_jvp(lambda c: problem.f(y, c), consts, moving, y)
+        w = problem.apply_inverse(t, y, consts, transpose=False)
         if bad is not None:
             w = [torch.where(as_wide(bad, leaf), torch.nan, leaf) for leaf in w]
         return (*w, None, None, None)
@@ -289,18 +308,18 @@ class _Solve(torch.autograd.Function):
     @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, *tensors = inputs
-        moved = to_front(info, in_dims[1:], tensors, expand=problem.count)
+        moved = mapped_dims_to_front(info, in_dims[1:], tensors, expand=problem.count)
         out = _Solve.apply(problem.mapped(info, in_dims[1 + problem.count :]), *moved)
         return out, (0,) * len(out)
 
 
 class _Linear(torch.autograd.Function):
-    """(w, y*, consts) -> x with x = w + A x, where A is J or its transpose."""
+    """A linear solve as one operation: (w, y*, consts) -> x = w + A x, A being J or J^T."""
 
     @staticmethod
     @uncompiled
     def forward(problem: _Problem, transpose: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        w, y, consts = _three(problem, tensors)
+        w, y, consts = _split_in_three(problem, tensors)
         product = problem.product(y, consts, transpose)
 
         def step(x: Leaves) -> list[Tensor]:
@@ -311,9 +330,9 @@ class _Linear(torch.autograd.Function):
         )
         assert isinstance(problem.mode, Exact)
         with torch.no_grad():
-            merged = problem.merge(step, w)
+            merged = problem.on_merged(step, w)
             x = problem.mode.solve(merged, problem.merged(w), context, transposed=transpose)
-        return tuple(leaf.clone() for leaf in problem.parted(x, w))
+        return tuple(leaf.clone() for leaf in problem.split(x, w))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -327,35 +346,35 @@ class _Linear(torch.autograd.Function):
     @uncompiled
     def backward(ctx: Any, *a: Tensor | None) -> Any:
         problem: _Problem = ctx.problem
-        x, y, consts = _three(problem, ctx.saved_tensors)
-        z = problem.invert(zeros_for(x, a), y, consts, transpose=not ctx.transpose)
+        x, y, consts = _split_in_three(problem, ctx.saved_tensors)
+        z = problem.apply_inverse(zeros_for_none(x, a), y, consts, transpose=not ctx.transpose)
         wanted = ctx.needs_input_grad[2 + problem.count :]
-        return (None, None, *z, *pulled(_bilinear(ctx, x), (*y, *consts), wanted, z))
+        return (None, None, *z, *partial_vjp(_bilinear(ctx, x), (*y, *consts), wanted, z))
 
     @staticmethod
     @uncompiled
-    @_outer_tangents_flow
+    @_with_outer_tangents
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem: _Problem = ctx.problem
-        x, y, consts = _three(problem, primals(ctx.saved_tensors))
+        x, y, consts = _split_in_three(problem, primals(ctx.saved_tensors))
         w, rest = tangents[2 : 2 + problem.count], tangents[2 + problem.count :]
-        moved = pushed(_bilinear(ctx, x), (*y, *consts), rest, x)
+        moved = partial_jvp(_bilinear(ctx, x), (*y, *consts), rest, x)
         rhs = [b if a is None else a + b for a, b in zip(w, moved, strict=True)]
-        return tuple(problem.invert(rhs, y, consts, transpose=ctx.transpose))
+        return tuple(problem.apply_inverse(rhs, y, consts, transpose=ctx.transpose))
 
     @staticmethod
     @uncompiled
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         problem, transpose, *tensors = inputs
         count = problem.count
-        moved = to_front(info, in_dims[2:], tensors, expand=2 * count)
+        moved = mapped_dims_to_front(info, in_dims[2:], tensors, expand=2 * count)
         mapped = problem.mapped(info, in_dims[2 + 2 * count :])
         out = _Linear.apply(mapped, transpose, *moved)
         return out, (0,) * len(out)
 
 
 def _bilinear(ctx: Any, x: Leaves) -> Callable[[Leaves], list[Tensor]]:
-    """(y, consts) -> A(y, consts) x, to be differentiated at fixed x."""
+    """Return the map (y, consts) -> A(y, consts) x, to be differentiated at fixed x."""
     problem, transpose = ctx.problem, ctx.transpose
 
     def f(at: Leaves) -> list[Tensor]:
@@ -365,11 +384,12 @@ def _bilinear(ctx: Any, x: Leaves) -> Callable[[Leaves], list[Tensor]]:
 
 
 def _saved(ctx: Any, saved: Leaves) -> tuple[Leaves, Leaves]:
-    """y* and the constants; under approximate modes y* counts as constant."""
+    """Split what was saved into y* and the constants; approximate modes hold y* fixed."""
     y, consts = saved[: ctx.problem.count], saved[ctx.problem.count :]
     return (y if isinstance(ctx.problem.mode, Exact) else [leaf.detach() for leaf in y]), consts
 
 
-def _three(problem: _Problem, tensors: Sequence[Tensor]) -> tuple[Leaves, Leaves, Leaves]:
+def _split_in_three(problem: _Problem, tensors: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+    """Split tensors into two groups of the size of the state, and the rest."""
     n = problem.count
     return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]

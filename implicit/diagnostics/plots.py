@@ -1,4 +1,4 @@
-"""Pictures of traced solves: how residuals fall, and the way that iterates take.
+"""Pictures of traced solves: how residuals fall, and the path that the iterates take.
 
 Kept out of `implicit`'s namespace, so that importing the library does not import matplotlib.
 """
@@ -19,7 +19,7 @@ from solvers.packing import StatePacking
 from solvers.solution import Result
 from solvers.tools.trace import Trace
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish as well.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 MARKERS = ["o", "s", "^", "v", "D"]
 MAX_MARKERS = 20

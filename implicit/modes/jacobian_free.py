@@ -1,4 +1,4 @@
-"""The Jacobian-free gradient: pretend that the adjoint is the cotangent."""
+"""The Jacobian-free gradient: the cotangent takes the place of the adjoint solution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from implicit.autograd import attach_vjp
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.graft import graft
 from implicit.registry import register
 from solvers.torch_internals import pytree
 from solvers.types import State
@@ -42,16 +42,16 @@ class JacobianFree(AdjointMode):
     bias: ClassVar[float] = 0.7
 
     def in_place_of_inverse(self, jacobian: Tensor) -> Tensor:
-        """The identity."""
+        """The identity matrix."""
         return torch.eye(len(jacobian), dtype=jacobian.dtype)
 
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
-        """The cotangent itself."""
+        """Return the cotangent itself."""
         return v
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Record one call of `f`, without its dependence on the state, which is not needed."""
-        path = f(pytree.tree_map(lambda leaf: leaf.detach(), y_star))
-        return graft(y_star, pytree.tree_leaves(path), lambda _inputs, v: v)
+        fy = f(pytree.tree_map(lambda leaf: leaf.detach(), y_star))
+        return attach_vjp(y_star, pytree.tree_leaves(fy), lambda _inputs, v: v)

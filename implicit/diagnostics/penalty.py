@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit.products import flat_map
+from implicit.diagnostics.jacobian import flat_map
 from solvers.checks import check_integer
 from solvers.packing import StatePacking
 from solvers.types import Map, State

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from solvers.counted_map import CheckedMap
 from solvers.derivatives import jvp
 from solvers.packing import StatePacking
 from solvers.types import Flat, Map
@@ -13,25 +14,16 @@ FlatMap: TypeAlias = Callable[[Flat], Flat]
 
 
 def flat_map(f: Map, args: tuple[Any, ...], layout: StatePacking) -> FlatMap:
-    """`f(., *args)` from matrix to matrix, under the autocast of whoever calls this function.
+    """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
 
-    What the result calls outside `f` is in the caller's grad mode and in full precision, if
-    the caller has switched autocast off by then.
+    Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
     """
-    device = layout.device.type
-    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-    def flat(y: Flat) -> Flat:
-        state = layout.unpack(y)
-        with torch.autocast(device, dtype=dtype, enabled=autocast):
-            returned = f(state, *args)
-        return layout.pack(layout.accept(state, returned, autocast))
-
-    return flat
+    checked = CheckedMap(f, layout)
+    return lambda y: layout.pack(checked(layout.unpack(y), *args))
 
 
-def jacobian_product(f: FlatMap, y: Flat) -> FlatMap:
-    """Make v -> J v at `y`, by forward mode: one call of `f` per product, no graph."""
+def jvp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J v at `y`, by forward mode: one call of `f` each, no graph."""
 
     def product(v: Flat) -> Flat:
         try:
@@ -43,8 +35,8 @@ def jacobian_product(f: FlatMap, y: Flat) -> FlatMap:
     return product
 
 
-def transposed_product(f: FlatMap, y: Flat) -> FlatMap:
-    """Make v -> J^T v at `y`, by reverse mode: one recorded call of `f` for all products."""
+def vjp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J^T v at `y`, by reverse mode: one recorded call of `f` for all."""
     with torch.inference_mode(False), torch.enable_grad():
         y = y.detach().clone().requires_grad_()
         fy = f(y)
