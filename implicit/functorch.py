@@ -35,7 +35,6 @@ from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
-from solvers.packing import as_wide
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
     dual_level_in_force,
@@ -44,6 +43,7 @@ from solvers.torch_internals import (
     set_fwd_grad_enabled,
     transforms_in_force,
 )
+from solvers.trees import as_wide
 from solvers.types import State
 
 

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, NoReturn
 
 from solvers.checks import check_at_least_0
 from solvers.counted_map import CountedMap
-from solvers.packing import StatePacking, take_rows
+from solvers.packing import StatePacking
 from solvers.promises import Promises
 from solvers.run import Run
 from solvers.solution import Solution
+from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State
 
 

@@ -5,12 +5,7 @@ float32 or wider. A single float32 or float64 tensor is only viewed, never copie
 counts as two real ones.
 """
 
-import copy
-import dataclasses
 import math
-from collections import UserList
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -201,58 +196,6 @@ class StatePacking:
             return returned
         cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
         return pytree.tree_unflatten(cast, spec)
-
-
-def take_rows(tree: Any, index: Index) -> Any:
-    """Keep `index` of the first dim of every tensor in a pytree; leave the rest alone."""
-    return map_tensors(lambda leaf: leaf.index_select(0, index), tree)
-
-
-def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
-    """A mask over leading dims, in a shape that broadcasts against a leaf."""
-    return mask.reshape((*mask.shape, *[1] * (leaf.ndim - mask.ndim)))
-
-
-def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any, ...] = ()) -> Any:
-    """Change every tensor of a pytree, also in containers that torch does not look into.
-
-    A dataclass or a `UserDict`, for instance, is copied with other tensors in its attributes.
-    `within` are the objects around, which an attribute may refer back to.
-    """
-
-    def visit(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return change(leaf)
-        held = _attributes(leaf, within)
-        if not tensors_of(held, (*within, leaf)):
-            return leaf
-        changed = copy.copy(leaf)
-        for name, value in held.items():
-            object.__setattr__(changed, name, map_tensors(change, value, (*within, leaf)))
-        return changed
-
-    return pytree.tree_map(visit, tree)
-
-
-def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
-    """The tensors that `map_tensors` changes, in its order."""
-    tensors = []
-    for leaf in pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            tensors.append(leaf)
-        else:
-            tensors += tensors_of(_attributes(leaf, within), (*within, leaf))
-    return tensors
-
-
-def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
-    """What a container holds by name; other objects know for themselves what is per sample."""
-    if any(leaf is other for other in within) or isinstance(leaf, type):
-        return {}
-    if dataclasses.is_dataclass(leaf):
-        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
-    container = isinstance(leaf, Mapping | UserList | SimpleNamespace)
-    return getattr(leaf, "__dict__", {}) if container else {}
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from solvers.checks import check_counts
 from solvers.counted_map import CountedMap
-from solvers.packing import StatePacking, take_rows
+from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.status import SampleStatus, check_unchanged
 from solvers.torch_internals import is_legacy_batchedtensor, records_without_values, version_of
+from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State, Watch
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
 from solvers.methods.linear.gmres import Gmres
 from solvers.methods.newton_krylov import NewtonKrylov
-from solvers.packing import StatePacking, as_wide
+from solvers.packing import StatePacking
 from solvers.registry import LINEAR, SOLVERS
 from solvers.torch_internals import pytree
+from solvers.trees import as_wide
 from solvers.types import State
 
 AffineMap = Callable[[list[Tensor]], list[Tensor]]

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solvers.packing import StatePacking, as_wide
+from solvers.packing import StatePacking
+from solvers.trees import as_wide
 
 
 class WarmStart:

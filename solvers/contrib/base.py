@@ -17,11 +17,12 @@ from torch import Tensor
 from solvers.base import WholeSolver
 from solvers.checks import check_counts
 from solvers.counted_map import CountedMap
-from solvers.packing import StatePacking, take_rows
+from solvers.packing import StatePacking
 from solvers.promises import Promises
 from solvers.solution import Result, Solution
 from solvers.status import RUNNING, SampleStatus
 from solvers.torch_internals import pytree
+from solvers.trees import take_rows
 from solvers.types import Flat, Map, Mask, State, Watch
 
 # What most peers promise: see `Promises`.

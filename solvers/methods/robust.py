@@ -13,11 +13,12 @@ from solvers.checks import check_counts
 from solvers.methods.anderson import Anderson
 from solvers.methods.anderson_safe import AndersonSafe
 from solvers.methods.newton_krylov import NewtonKrylov
-from solvers.packing import StatePacking, take_rows
+from solvers.packing import StatePacking
 from solvers.promises import Promises
 from solvers.registry import register
 from solvers.solution import Result, Solution
 from solvers.torch_internals import pytree
+from solvers.trees import take_rows
 from solvers.types import Index, Map, Mask, State
 
 # Who is tried, and its share of the budget in percent.
