@@ -3,9 +3,8 @@
 64 clients on loopback each ask for one puzzle after the other, half of them easy and half hard, of
 the trained model in `results/`. A server of whole batches takes up to as many requests as
 there are slots without waiting for more, and replies to all when the slowest is done. All servers
-evaluate the network on as many rows at a time as fit the cache, have the same budget for each
-puzzle, and take turns. SERVE_SECONDS, SERVE_TURNS, SERVE_PUZZLES and SERVE_MALFORMED set how long
-and how many, for trials.
+have the same budget for each puzzle, and take turns. SERVE_SECONDS, SERVE_TURNS, SERVE_PUZZLES and
+SERVE_MALFORMED set how long and how many, for trials.
 """
 
 import functools
@@ -27,15 +26,14 @@ import pytest
 import report
 import torch
 from timing import show
-from torch import Tensor, nn
+from torch import Tensor
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from tasks.puzzles.evaluate import Predictions, predict, solve_batch
 from tasks.puzzles.loading import load_model
 from tasks.serving.app import Service
-from tasks.serving.continuous import Engine
-from tasks.serving.meeting import CPU_NUMBERS
+from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen
 from tasks.sudoku.board import Puzzle
 from tasks.sudoku.generate import generate
@@ -52,19 +50,6 @@ HEADERS = {"content-type": "application/json"}
 TASK = SudokuTask()
 
 
-class InParts(nn.Module):
-    """A map that is evaluated on as many rows at a time as the cache holds, as `Meeting` does."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, y: Tensor, y0: Tensor) -> Tensor:
-        size = max(1, CPU_NUMBERS // y[0].numel())
-        pairs = zip(y.split(size), y0.split(size), strict=True)
-        return torch.cat([self.module(*pair) for pair in pairs])
-
-
 class WholeBatches(Engine):
     """The baseline: a batch is filled, solved as a whole, and answered as a whole.
 
@@ -75,10 +60,9 @@ class WholeBatches(Engine):
 
     def __init__(self, model: Any, slots: int = SLOTS, compact: bool = False):
         super().__init__(model, MAX_STEPS, slots, CLIENTS)
-        model.solving.module, model.solving.solver = InParts(self.meeting.module), self.solver
         model.solving.compact = compact
         self.line: queue.Queue[tuple[Tensor, Future[Predictions]] | None] = queue.Queue()
-        self.thread = threading.Thread(target=self._work)
+        self.thread = threading.Thread(target=self._serve)
         self.thread.start()
 
     def submit(self, x: Tensor, timeout: float, watch: Any = None) -> Future[Predictions]:
@@ -92,7 +76,7 @@ class WholeBatches(Engine):
         self.model.solving.compact = True
         super().close()
 
-    def _work(self) -> None:
+    def _serve(self) -> None:
         while (first := self.line.get()) is not None:
             batch = [first]
             while len(batch) < self.max_batch and not self.line.empty():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from solvers.pushforward import pushforward
+from solvers.derivatives import jvp
 
 Leaves = Sequence[Tensor]
 
@@ -56,7 +56,7 @@ def partial_jvp(
     if not any(moving):
         return [torch.zeros_like(leaf) for leaf in like]
     chosen, restricted = _restricted(f, tensors, moving)
-    return list(pushforward(restricted, chosen, [t for t in tangents if t is not None]))
+    return list(jvp(restricted, chosen, [t for t in tangents if t is not None]))
 
 
 def zeros_for_none(tensors: Leaves, given: Sequence[Tensor | None]) -> list[Tensor]:

@@ -15,8 +15,9 @@ from implicit.modes import Unrolled
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
-from solvers.layout import Layout
+from solvers.counted_map import CheckedMap
 from solvers.options import options_of
+from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
 from solvers.torch_internals import pytree
@@ -162,14 +163,5 @@ def _with_zero_gradient(value: State, fy: State) -> State:
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
     """Make `f` check what it returns, and run under the autocast that is in force now."""
-    layout = Layout(y0, batch_dims)
-    autocast = torch.is_autocast_enabled(layout.device.type)
-    autocast_dtype = torch.get_autocast_dtype(layout.device.type)
-
-    def checked(y: State, args: tuple[Any, ...]) -> State:
-        # The backward pass that calls this may run under another autocast.
-        with torch.autocast(layout.device.type, dtype=autocast_dtype, enabled=autocast):
-            fy = f(y, *args)
-        return layout.accept(y, fy, autocast)
-
-    return checked
+    checked = CheckedMap(f, StatePacking(y0, batch_dims))
+    return lambda y, args: checked(y, *args)

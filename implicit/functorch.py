@@ -34,8 +34,7 @@ from implicit.isolation import Isolation, attach_isolated, bad_samples, nan_if_b
 from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
-from solvers.layout import as_wide
-from solvers.pushforward import pushforward
+from solvers.derivatives import jvp
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
     dual_level_in_force,
@@ -44,6 +43,7 @@ from solvers.torch_internals import (
     set_fwd_grad_enabled,
     transforms_in_force,
 )
+from solvers.trees import as_wide
 from solvers.types import State
 
 
@@ -217,7 +217,7 @@ class _Problem:
         if transpose:
             vjp: Any = torch.func.vjp(f, list(y))[1]
             return lambda u: list(vjp(list(u))[0])
-        return lambda t: list(pushforward(f, list(y), list(t)))
+        return lambda t: list(jvp(f, list(y), list(t)))
 
     def apply_inverse(self, w: Leaves, y: Leaves, consts: Leaves, transpose: bool) -> list[Tensor]:
         """Multiply w by what the mode has in place of (I - J)^-1, or of its transpose."""

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from solvers import Result, Solution
-from solvers.layout import as_wide, map_tensors, tensors_of
 from solvers.torch_internals import pytree
+from solvers.trees import as_wide, map_tensors, tensors_of
 from solvers.types import State
 
 # From a mask of bad samples and a cotangent to the cotangent that is passed on.

@@ -200,6 +200,11 @@ class GridAttractor(nn.Module):
         """The state where a solve starts."""
         return self.attractor.backbone(x_BT)
 
+    def problem(self, x_BT: Int[Tensor, "B T"]) -> tuple[Tensor, tuple[Tensor]]:
+        """Where a solve starts, and the arguments of its map."""
+        proposal = self.attractor.backbone(x_BT)
+        return proposal, (proposal,)
+
 
 class GridTransformer(nn.Module):
     """The baseline: as many blocks of the same kind and width, each with its own weights.

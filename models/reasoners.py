@@ -183,6 +183,11 @@ class Reasoner(nn.Module):
         """The state where a solve starts."""
         return self._start_of(self.encoder(x_BT))
 
+    def problem(self, x_BT: Int[Tensor, "B T"]) -> tuple[Latents, tuple[Tensor]]:
+        """Where a solve starts, and the arguments of its map."""
+        x = self.encoder(x_BT)
+        return self._start_of(x), (x,)
+
     def _start_of(self, x: Tensor) -> Latents:
         if self.start is None:
             return torch.randn_like(x), torch.randn_like(x)

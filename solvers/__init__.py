@@ -6,29 +6,31 @@
 ([True, True], [2.0, 2.0, 2.0])
 """
 
-from solvers import adapters, testing
-from solvers.aitken import Aitken
-from solvers.anderson import Anderson
-from solvers.anderson_safe import AndersonSafe
-from solvers.anderson_type1 import AndersonType1
-from solvers.autotune import autotune
+from solvers import contrib as adapters
+from solvers import testing
 from solvers.base import FixedPointSolver
-from solvers.bicgstab import BiCGStab
-from solvers.broyden import Broyden
-from solvers.gmres import Gmres
-from solvers.neumann import Neumann
-from solvers.newton_krylov import NewtonKrylov
-from solvers.picard import Picard
+from solvers.methods.aitken import Aitken
+from solvers.methods.anderson import Anderson
+from solvers.methods.anderson_safe import AndersonSafe
+from solvers.methods.anderson_type1 import AndersonType1
+from solvers.methods.broyden import Broyden
+from solvers.methods.linear.bicgstab import BiCGStab
+from solvers.methods.linear.gmres import Gmres
+from solvers.methods.linear.neumann import Neumann
+from solvers.methods.newton_krylov import NewtonKrylov
+from solvers.methods.picard import Picard
+from solvers.methods.robust import Robust
+from solvers.methods.squarem import Squarem
 from solvers.promises import Promises
 from solvers.registry import get_solver, linear_names, names, register, register_linear
-from solvers.robust import Robust
 from solvers.root import root
+from solvers.run import Run
 from solvers.solution import Result, Solution, SolveError
 from solvers.solve import solve
-from solvers.squarem import Squarem
-from solvers.tolerance import ToleranceAdvice, cheapest_tolerance
-from solvers.trace import Trace, contraction_rate, trace
-from solvers.tuning import Tuning
+from solvers.tools.autotune import autotune
+from solvers.tools.tolerance import ToleranceAdvice, cheapest_tolerance
+from solvers.tools.trace import Trace, contraction_rate, trace
+from solvers.tools.tuning import TuningResult as Tuning
 from solvers.version import __version__ as __version__
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Promises",
     "Result",
     "Robust",
+    "Run",
     "Solution",
     "SolveError",
     "Squarem",

@@ -1,34 +1,17 @@
-"""The solver contract, and the one loop that every solver runs in.
+"""The solver contract: frozen options, `init` and `step`, and a few declared hooks."""
 
-A solver says how to `init` its memory and how to make one `step`; evaluating `f`, judging
-each sample, freezing the finished ones and dropping them from the batch happen here.
-"""
-
-import contextlib
 import dataclasses
-import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
-import torch
-from torch import Tensor
-
-from solvers.layout import Layout, map_tensors, take_rows, tensors_of
-from solvers.ledger import Ledger, check_unchanged
+from solvers.checks import check_at_least_0
+from solvers.counted_map import CountedMap
+from solvers.packing import StatePacking
 from solvers.promises import Promises
-from solvers.pushforward import Affine, Linearisation
+from solvers.run import Run
 from solvers.solution import Solution
-from solvers.torch_internals import (
-    is_legacy_batchedtensor,
-    pytree,
-    records_without_values,
-    version_of,
-)
+from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State
-
-# Samples are dropped from the batch once this share of it has stopped: copying what is left
-# costs about as much as one update, so small gains are not worth it.
-COMPACT_SHARE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +26,7 @@ class FixedPointSolver(ABC):
         estimates_inverse: The memory can apply `transposed_inverse`, an estimate of
             (I - J^T)^-1.
         recordable: The steps can be differentiated through.
+        whole: It overrides `iterate` and makes whole solves, so that no `Run` can step it.
         linear: For affine maps only, whose iterates may grow in between: growth ends no sample.
         promises: On which maps it converges, and at what cost, for `solvers.testing.check`. By
             default: on contractions, as fast as Picard. A property where options decide.
@@ -53,6 +37,7 @@ class FixedPointSolver(ABC):
 
     estimates_inverse: ClassVar[bool] = False
     recordable: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     promises: ClassVar[Promises] = Promises()
 
@@ -71,9 +56,14 @@ class FixedPointSolver(ABC):
     def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
         """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
 
-    def move(self, y: Flat, fy: Flat, carry: Any, f: "Evaluation") -> tuple[Flat, Any]:
+    def move(self, y: Flat, fy: Flat, carry: Any, f: CountedMap) -> tuple[Flat, Any]:
         """As `step`, for solvers that call `f` or its derivative once more within a step."""
         return self.step(y, fy, carry)
+
+    @property
+    def calls_map(self) -> bool:
+        """Whether it calls `f` within a step: it then overrides `move`."""
+        return type(self).move is not FixedPointSolver.move
 
     def on_trial(self, carry: Any) -> Mask | None:
         """Samples whose newest point is only tried, as by a line search; None: nobody's.
@@ -90,23 +80,13 @@ class FixedPointSolver(ABC):
         """
         return None
 
-    def begin(
-        self, y: Flat, f: "Evaluation", ledger: Ledger
-    ) -> contextlib.AbstractContextManager[Any]:
-        """As `init`, for solvers that must see more than the first point, or tidy up."""
-        return contextlib.nullcontext(self.init(y))
-
-    def advance(self, y: Flat, y_next: Flat, carry: Any, ledger: Ledger) -> Flat:
-        """The points to evaluate next: those of a step, but stopped samples stay."""
-        return ledger.advance(y, y_next)
-
     def keep(self, carry: Any, samples: Index) -> Any:
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
 
-    def check_tokens(self, layout: Layout) -> None:
+    def check_tokens(self, packing: StatePacking) -> None:
         """Raise a ValueError where tokens are to have verdicts and the solver mixes them."""
-        if layout.has_tokens and not self.promises.tokens:
+        if packing.has_tokens and not self.promises.tokens:
             raise ValueError(
                 f"{type(self).__name__} solves all tokens of a row together, so that a token would "
                 "see those behind it: it refuses `batch_dims=2`. Use another solver, or "
@@ -118,218 +98,32 @@ class FixedPointSolver(ABC):
         f: Map,
         y0: State,
         args: tuple[Any, ...] = (),
-        *,
-        max_steps: int,
-        batch_dims: int = 1,
-        compact: bool = True,
-        independent: bool | None = None,
-        scale: Any = None,
-        rhs: State | None = None,
-        memory: list[tuple[Index, Any]] | None = None,
+        **options: Any,
     ) -> Solution:
-        """Run the loop in the caller's grad mode; `solvers.solve` is the public entry.
+        """Solve in the caller's grad mode; `solvers.solve` is the public entry.
 
         Under grad mode every update is recorded, so the result can be differentiated
         through the solver.
 
         Args:
-            f: See `solve`, as for the other arguments.
+            f: See `solve`.
             y0: First guess.
             args: Per-sample arguments of `f`.
-            max_steps: Budget of updates.
-            batch_dims: Leading dims that index samples.
-            compact: Let stopped samples leave the batch, where they are independent.
-            independent: Whether samples cannot influence each other; by default, whether
-                there are `args`.
-            scale: See `solve`.
-            rhs: The constant part b of an affine map b + K y. Given it, tolerances are relative
-                to rms(b) instead of rms(f(y)), since the solution of a nearly singular equation
-                is as large as one likes; and growth ends no sample.
-            memory: Where to keep the solver's memory of the samples that stop, as pairs of
-                sample index and memory; then no sample leaves the batch.
+            **options: As of `Run`.
         """
-        check_counts(max_steps, batch_dims)
-        layout = Layout(y0, batch_dims, scale)
-        self.check_tokens(layout)
-        constant = None if rhs is None else layout.pack(rhs)
-        evaluate = Evaluation(f, args, layout, constant)
-        y = layout.pack(y0)
-        check_readable(y)
-        independent = bool(args) if independent is None else independent
-        ledger = Ledger(
-            y,
-            layout,
-            rtol=self.rtol,
-            atol=self.atol,
-            independent=independent,
-            linear=self.linear,
-            rhs=constant,
-        )
-        with self.begin(y, evaluate, ledger) as carry:
-            for step in range(max_steps + 1 if layout.num_samples else 0):
-                fy = evaluate(y)
-                trial = self.on_trial(carry)
-                if ledger.observe(y, fy, step, trial) == 0 or step == max_steps:
-                    break
-                if memory is not None:
-                    _remember(memory, ledger, carry)
-                elif compact and args and independent:
-                    kept = ledger.compact(COMPACT_SHARE, evaluate)
-                    if kept is not None:
-                        # One by one, and the arguments last, so that memory does not peak here.
-                        rows, samples = kept
-                        y = y.index_select(0, samples)
-                        fy = fy.index_select(0, samples)
-                        carry = self.keep(carry, samples)
-                        evaluate.keep(rows)
-                with evaluate.full_precision():
-                    y_next, carry = self.move(y, fy, carry, evaluate)
-                ledger.may_stand = carry is None and y_next is not fy
-                del fy  # where it is not the next iterate, `f` may need its memory
-                stuck = self.given_up(carry)
-                if stuck is not None:
-                    ledger.give_up(stuck)
-                y = self.advance(y, layout.round(y_next), carry, ledger)
-                del y_next
-                if ledger.num_running == 0:
-                    break
-        if memory is not None:
-            _remember(memory, ledger, carry, at_end=True)
-        fy = None
-        del y, fy  # so that memory does not peak at the last call
-        if ledger.mixes_steps:
-            ledger.measure(evaluate(ledger.value))
-        return ledger.solution(evaluate.num_evals, evaluate.rows_evaluated)
+        return Run(f, y0, *args, solver=self, **options).finish()
 
 
-def check_at_least_0(name: str, value: Any) -> None:
-    """Raise a ValueError unless an option is a finite number of at least 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+class WholeSolver(FixedPointSolver):
+    """Base of solvers that override `iterate`: they make whole solves, and no `Run` steps them."""
 
+    recordable: ClassVar[bool] = False
+    whole: ClassVar[bool] = True
 
-def _remember(
-    memory: list[tuple[Index, Any]], ledger: Ledger, carry: Any, at_end: bool = False
-) -> None:
-    """Keep the solver's memory of those who have stopped since the last call."""
-    stopped = torch.ones_like(ledger.result, dtype=torch.bool) if at_end else ledger.result >= 0
-    for samples, _ in memory:
-        stopped[samples] = False
-    samples = stopped.nonzero().flatten()
-    if len(samples):
-        memory.append((samples, take_rows(carry, samples)))
+    def init(self, y: Flat) -> NoReturn:
+        """Refused: it keeps no memory between steps."""
+        raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")
 
-
-class Evaluation:
-    """`f` as a map of matrices: closed over its args, counted, and checked at each call."""
-
-    def __init__(self, f: Map, args: tuple[Any, ...], layout: Layout, rhs: Flat | None = None):
-        tensors = tensors_of(args)
-        _check_args(tensors, layout)
-        self.f, self.layout, self.rhs = f, layout, rhs
-        # As after compaction: a compiled `f` would otherwise be compiled once more then.
-        attached = any(leaf.requires_grad for leaf in tensors)
-        if attached and not torch.is_grad_enabled():
-            args = map_tensors(Tensor.detach, args)
-        self.args = args
-        self.num_rows = layout.num_rows
-        self.num_evals = 0
-        self.rows_evaluated = 0
-        self.autocast = torch.is_autocast_enabled(layout.device.type)
-        self.autocast_dtype = torch.get_autocast_dtype(layout.device.type)
-
-    def __call__(self, y: Flat) -> Flat:
-        """f(y), checked and counted."""
-        state = self.layout.unpack(y)
-        version = version_of(y)
-        try:
-            returned = self._closed(state)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if self.num_rows < self.layout.num_rows:
-                error.add_note(
-                    f"`f` was called on {self.num_rows} of {self.layout.num_rows} rows, because "
-                    "the others have stopped and `args` say that samples are independent. Tensors "
-                    "that differ per sample must come in `args`, not from the closure. If `f` "
-                    "couples the samples, as a graph layer does, pass `independent=False`, or "
-                    "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
-                )
-            raise
-        check_unchanged(y, version)
-        if not torch.is_grad_enabled():
-            # A map that takes gradients inside may return a graph all the same.
-            returned = _without_graph(returned)
-        self.num_evals += 1
-        self.rows_evaluated += self.num_rows
-        return self.layout.pack(returned)
-
-    def linearise(self, y: Flat) -> Linearisation | Affine:
-        """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
-
-        def flat(y: Flat) -> Flat:
-            self.num_evals += 1
-            self.rows_evaluated += self.num_rows
-            return self.layout.pack(self._closed(self.layout.unpack(y)))
-
-        if self.rhs is not None:
-            return Affine(flat, self.rhs)
-        # J^T would tell a token of those behind it.
-        return Linearisation(flat, y, transposable=not self.layout.has_tokens)
-
-    def _closed(self, state: State) -> State:
-        if not self.autocast:
-            return self.layout.accept(state, self.f(state, *self.args), False)
-        # A solver that calls `f` within a step does so amid arithmetic in full precision.
-        with torch.autocast(self.layout.device.type, self.autocast_dtype):
-            return self.layout.accept(state, self.f(state, *self.args), True)
-
-    def keep(self, rows: Tensor) -> None:
-        """From now on, call `f` on these rows only."""
-        self.args = take_rows(self.args, rows)
-        if self.rhs is not None:
-            self.rhs = self.rhs.index_select(0, self.layout.sample_index(rows))
-        self.num_rows = len(rows)
-
-    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep autocast away from the solver's own arithmetic."""
-        if not self.autocast:
-            return contextlib.nullcontext()
-        return torch.autocast(self.layout.device.type, enabled=False)
-
-
-def _without_graph(state: State) -> State:
-    if isinstance(state, Tensor):
-        return state.detach() if state.requires_grad else state
-    return pytree.tree_map(_without_graph, state)
-
-
-def check_readable(y: Flat) -> None:
-    """Refuse tensors whose values no loop can read, where torch would fail inside."""
-    if is_legacy_batchedtensor(y):
-        raise NotImplementedError(
-            "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals, "
-            "which the solver must read. Leave them off, or use torch.func.jacrev, jacfwd, hessian."
-        )
-    if records_without_values():
-        raise NotImplementedError(
-            "torch.func.linearize and make_fx record operations without values, but the solver "
-            "must read its residuals. Use torch.func.jvp, and vmap over it for several tangents."
-        )
-
-
-def check_counts(max_steps: int, batch_dims: int) -> None:
-    """Raise a ValueError unless both are integers of at least 0."""
-    for name, value in (("max_steps", max_steps), ("batch_dims", batch_dims)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"`{name}` must be an integer of at least 0, got {value!r}.")
-
-
-def _check_args(tensors: list[Tensor], layout: Layout) -> None:
-    if layout.batch_dims == 0:
-        return
-    for leaf in tensors:
-        if leaf.shape[:1] != (layout.num_rows,):
-            raise ValueError(
-                f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
-                f"{layout.num_rows}. Let `f` close over tensors that all samples share."
-            )
+    def step(self, y: Flat, fy: Flat, carry: Any) -> NoReturn:
+        """Refused: it makes no steps."""
+        raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")

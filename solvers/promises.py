@@ -23,6 +23,8 @@ class Promises:
         one_call: A step costs one call of `f`. Otherwise it costs more, products with J for one.
         tokens: It can give every token of a row a verdict of its own, from which nobody learns of
             those behind it. Otherwise it refuses `batch_dims=2`.
+        compacts: Independent samples that have stopped leave the batch, if `compact` says so.
+            Otherwise `compact` has no effect.
         noise: Options with which it ends soon and well on a float32 map that is only accurate to
             bfloat16, where the default ones do not serve. None: it promises nothing there.
     """
@@ -33,6 +35,7 @@ class Promises:
     pace: float = 1.0
     one_call: bool = True
     tokens: bool = True
+    compacts: bool = True
     noise: Mapping[str, Any] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -91,6 +91,16 @@ class Solution:
         """
         return self.result == Result.converged
 
+    def rows(self, rows: Tensor) -> "Solution":
+        """The evidence for some rows of the first batch dim; counts are those of all."""
+        names = ("value", "residual", "result", "num_steps", "solved_by")
+        parts = {
+            name: pytree.tree_map(lambda leaf: leaf.index_select(0, rows), getattr(self, name))
+            for name in names
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(self, **parts)
+
     def describe(self) -> str:
         """Say in words which samples failed, how, and what to do about it."""
         failed = ~self.converged

@@ -5,10 +5,14 @@ are documentation and are never checked at run time.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from solvers.counted_map import CountedMap
+    from solvers.status import SampleStatus
 
 # What the user sees: a tensor whose leading dims are the batch, or a pytree of such tensors.
 State: TypeAlias = Any
@@ -21,3 +25,6 @@ Index: TypeAlias = Int[Tensor, " kept"]
 # A window of past differences, and the small matrices built from it.
 Window: TypeAlias = Float[Tensor, " sample slot entry"]
 Small: TypeAlias = Float[Tensor, " sample slot slot"]
+
+# Called with the map, the verdicts, a point and its value, each time that a point was judged.
+Watch: TypeAlias = Callable[["CountedMap", "SampleStatus", Flat, Flat], object]

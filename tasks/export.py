@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer
 from solvers import Result, Solution
-from solvers.picard import Picard
+from solvers.methods.picard import Picard
 from solvers.torch_internals import pytree, while_loop
 from solvers.types import State
 

@@ -58,7 +58,7 @@ def test_01_one_nan_sample_costs_nothing_and_spoils_no_iterate() -> None:
 
 def test_02_divergence_is_reported_and_the_trace_starts_with_a_measured_residual() -> None:
     """torchdeq: silent; the trace starts with a sentinel of 1e8; no converged flag."""
-    from solvers.trace import trace
+    from solvers.tools.trace import trace
 
     def f(y: Tensor) -> Tensor:
         """y^2 + y + 1 has no real fixed point."""

@@ -5,28 +5,21 @@ from typing import Any, TypeAlias
 
 import torch
 
-from solvers.layout import Layout
-from solvers.pushforward import pushforward
+from solvers.counted_map import CheckedMap
+from solvers.derivatives import jvp
+from solvers.packing import StatePacking
 from solvers.types import Flat, Map
 
 FlatMap: TypeAlias = Callable[[Flat], Flat]
 
 
-def flat_map(f: Map, args: tuple[Any, ...], layout: Layout) -> FlatMap:
+def flat_map(f: Map, args: tuple[Any, ...], layout: StatePacking) -> FlatMap:
     """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
 
     Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
     """
-    device = layout.device.type
-    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-    def flat(y: Flat) -> Flat:
-        state = layout.unpack(y)
-        with torch.autocast(device, dtype=dtype, enabled=autocast):
-            returned = f(state, *args)
-        return layout.pack(layout.accept(state, returned, autocast))
-
-    return flat
+    checked = CheckedMap(f, layout)
+    return lambda y: layout.pack(checked(layout.unpack(y), *args))
 
 
 def jvp_at(f: FlatMap, y: Flat) -> FlatMap:
@@ -34,7 +27,7 @@ def jvp_at(f: FlatMap, y: Flat) -> FlatMap:
 
     def product(v: Flat) -> Flat:
         try:
-            return pushforward(f, y, v)
+            return jvp(f, y, v)
         except NotImplementedError as error:
             error.add_note("Pass `product='vjp'`, which does without forward mode.")
             raise

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from implicit.diagnostics.jacobian import flat_map
-from solvers.layout import Layout
+from solvers.checks import check_integer
+from solvers.packing import StatePacking
 from solvers.types import Map, State
 
 
@@ -62,9 +63,8 @@ def jacobian_penalty(
         >>> penalty.item(), weight.grad.item()
         (0.25, 1.0)
     """
-    if isinstance(num_probes, bool) or not isinstance(num_probes, int) or num_probes < 1:
-        raise ValueError(f"`num_probes` must be an integer of at least 1, got {num_probes!r}.")
-    layout = Layout(y, 0)
+    check_integer("num_probes", num_probes, 1)
+    layout = StatePacking(y, 0)
     closed = flat_map(f, args, layout)
     record = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(layout.device.type, enabled=False):

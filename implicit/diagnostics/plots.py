@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.solution import Result
-from solvers.trace import Trace
+from solvers.tools.trace import Trace
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish as well.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
@@ -153,7 +153,7 @@ def _path(trace: Trace, sample: int) -> Tensor:
     """Finite points of one sample, a row each, up to its last move."""
     if not trace.states:
         raise ValueError("This trace holds no states. Make it with `keep_states=True`.")
-    layout = Layout(trace.states[0], trace.residual.ndim - 1)
+    layout = StatePacking(trace.states[0], trace.residual.ndim - 1)
     if not -layout.num_samples <= sample < layout.num_samples:
         raise IndexError(f"`sample` is {sample}, but the trace has {layout.num_samples} samples.")
     points = torch.stack([layout.pack(state)[sample] for state in trace.states])

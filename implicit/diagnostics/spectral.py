@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from implicit.diagnostics.jacobian import FlatMap, flat_map, jvp_at, vjp_at
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.types import Flat, Map, PerSample, Small, State
 
 METHODS = {"arnoldi", "power"}
@@ -108,7 +108,7 @@ def spectral_radius(
         0.9
     """
     _check_options(num_steps, method, product)
-    layout = Layout(y, batch_dims)
+    layout = StatePacking(y, batch_dims)
     flat = layout.pack(y)
     closed = flat_map(f, args, layout)
     size = flat.shape[1]

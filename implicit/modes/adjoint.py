@@ -14,11 +14,12 @@ from torch import Tensor
 
 from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
-from solvers.gmres import Gmres
-from solvers.layout import Layout, as_wide
-from solvers.newton_krylov import NewtonKrylov
+from solvers.methods.linear.gmres import Gmres
+from solvers.methods.newton_krylov import NewtonKrylov
+from solvers.packing import StatePacking
 from solvers.registry import LINEAR, SOLVERS
 from solvers.torch_internals import pytree
+from solvers.trees import as_wide
 from solvers.types import State
 
 AffineMap = Callable[[list[Tensor]], list[Tensor]]
@@ -100,7 +101,7 @@ def _lost(
 
     The equation may have no solution; then u grows until its residual is below rounding.
     """
-    layout = Layout(list(u), batch_dims)
+    layout = StatePacking(list(u), batch_dims)
     if not sum(layout.sizes):
         return torch.zeros_like(solution.converged)
     eps = torch.finfo(layout.dtype).eps
@@ -117,7 +118,7 @@ def _withdrawn(
     solution: Solution, lost: Tensor, u: list[Tensor], start: list[Tensor], affine: AffineMap
 ) -> tuple[list[Tensor], Solution]:
     """Go back to the start, the best point known, where no residual can be measured at u."""
-    layout = Layout(u, lost.ndim)
+    layout = StatePacking(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
     residual = _rms(moved, layout).view(lost.shape)
     u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(u, start, strict=True)]
@@ -145,7 +146,7 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
     )
 
 
-def _rms(leaves: Any, layout: Layout) -> Tensor:
+def _rms(leaves: Any, layout: StatePacking) -> Tensor:
     """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
     flat = layout.pack(leaves)
     if not flat.shape[1]:

@@ -23,9 +23,9 @@ from implicit.modes.adjoint import (
 from implicit.modes.warm_start import WarmStart
 from implicit.registry import register
 from solvers import FixedPointSolver, SolveError
-from solvers.layout import as_wide
 from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.torch_internals import pytree
+from solvers.trees import as_wide
 from solvers.types import State
 
 

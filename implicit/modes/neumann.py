@@ -9,7 +9,8 @@ from torch import Tensor
 
 from implicit.base import AdjointMode, Product, SolveContext
 from implicit.registry import register
-from solvers.layout import Layout
+from solvers.checks import check_integer
+from solvers.packing import StatePacking
 
 
 @final
@@ -48,8 +49,7 @@ class Neumann(AdjointMode):
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.terms, bool) or not isinstance(self.terms, int) or self.terms < 0:
-            raise ValueError(f"`terms` must be an integer of at least 0, got {self.terms!r}.")
+        check_integer("terms", self.terms, 0)
         if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
             raise ValueError(f"`clip` must be above 0, or None for no bound: got {self.clip!r}.")
 
@@ -81,7 +81,7 @@ class Neumann(AdjointMode):
     def _clipped(
         self, u: Sequence[Tensor], v: Sequence[Tensor], batch_dims: int, clip: float
     ) -> Sequence[Tensor]:
-        layout = Layout(list(v), batch_dims)
+        layout = StatePacking(list(v), batch_dims)
         flat, bound = layout.pack(u), layout.pack(v)
         most = clip * torch.linalg.vector_norm(bound, dim=1, keepdim=True)
         norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)

@@ -7,7 +7,7 @@ import torch
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from implicit.registry import register
-from solvers.picard import check_damping
+from solvers.checks import check_damping, check_integer
 from solvers.torch_internals import pytree
 from solvers.types import State
 
@@ -54,8 +54,7 @@ class Phantom(BackwardMode):
 
     def __post_init__(self) -> None:
         check_damping(self.damping)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"`steps` must be an integer of at least 1, got {self.steps!r}.")
+        check_integer("steps", self.steps, 1)
 
     @property
     def bias(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
 from implicit.registry import register
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.types import State
 
@@ -74,7 +74,7 @@ class Shine(AdjointMode):
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
         """Apply the transposed estimate that each sample had when it stopped."""
-        layout = Layout(list(v), context.batch_dims)
+        layout = StatePacking(list(v), context.batch_dims)
         flat = layout.pack(list(v))
         u = flat
         with torch.autocast(flat.device.type, enabled=False):

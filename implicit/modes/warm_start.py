@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solvers.layout import Layout, as_wide
+from solvers.packing import StatePacking
+from solvers.trees import as_wide
 
 
 class WarmStart:
@@ -35,7 +36,7 @@ class WarmStart:
         if not all(bool(u) for u in usable):
             return list(v)
         start = [u.to(leaf) for u, leaf in zip(last, v, strict=True)]
-        layout = Layout(list(v), min(batch_dims, 1))
+        layout = StatePacking(list(v), min(batch_dims, 1))
         asked = layout.pack(list(v)).any(1).view(layout.batch_shape)
         return [torch.where(as_wide(asked, u), u, 0.0) for u in start]
 

@@ -14,7 +14,7 @@ from implicit.modes import Unrolled
 from implicit.registry import MODES, backward_modes
 from implicit.testing import gradients
 from solvers import FixedPointSolver, names
-from solvers.adapters import PeerSolver
+from solvers.contrib import PeerSolver
 from solvers.registry import SOLVERS
 from solvers.testing import Property, report, resolve
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Predictions
 from tasks.puzzles.task import GridTask
-from tasks.serving.continuous import Engine, Refused, Watch
+from tasks.serving.engine import Engine, Refused, Watch
 from tasks.serving.middleware import LimitsMiddleware, Rates
 
 PAGE = Path(__file__).parent / "page"
@@ -255,12 +255,11 @@ class Metrics:
             total += count
             lines.append(f'solve_seconds_bucket{{le="{bound}"}} {total}')
         lines += [f"solve_seconds_sum {self.seconds:.6f}", f"solve_seconds_count {total}"]
-        meeting = self.engine.meeting
         waiting = max(self.engine.pending - self.engine.running, 0)
         for name, kind, value in (
             ("solver_steps_total", "counter", self.steps),
-            ("network_calls_total", "counter", meeting.calls),
-            ("network_rows_total", "counter", meeting.rows),
+            ("network_calls_total", "counter", self.engine.calls),
+            ("network_rows_total", "counter", self.engine.rows),
             ("puzzles_running", "gauge", self.engine.running),
             ("puzzles_waiting", "gauge", waiting),
         ):

@@ -52,7 +52,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
         OSError: The address cannot be listened on.
     """
     # Here, since they need packages that only an extra installs, and no other command needs them.
-    from tasks.serving.continuous import Engine
+    from tasks.serving.engine import Engine
     from tasks.serving.server import Server, Service, listen
 
     task = commands.task

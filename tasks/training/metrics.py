@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import FixedPointLayer, Solution, SpectralRadius, spectral_radius
-from solvers.layout import Layout
+from solvers.packing import StatePacking
 from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
 
@@ -108,7 +108,7 @@ def _radius_summary(found: SpectralRadius) -> dict[str, float]:
 
 
 def _rms(state: State, batch_dims: int) -> Tensor:
-    layout = Layout(state, batch_dims)
+    layout = StatePacking(state, batch_dims)
     return layout.pack(state).square().mean(1).sqrt().view(layout.batch_shape)
 
 

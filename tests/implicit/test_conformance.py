@@ -19,7 +19,7 @@ from implicit.testing.gradients import Example
 from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers.testing import Property
 
-SOLVERS = pytest.mark.parametrize("solver", solvers.names())
+SOLVERS = pytest.mark.parametrize("solver", PEERS_WHEN_SLOW)
 # With a few that are not the default.
 MODES_AND_MORE = [
     *implicit.backward_modes(), Phantom(steps=1), Phantom(steps=3, damping=0.4), Phantom(steps=60),

@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parameters import PEERS_WHEN_SLOW
 
 import solvers
 from solvers import Result, testing
 from solvers.testing import PROPERTIES, SEEDED, samples, tokens
 from solvers.testing.problems import affine
 
-EACH = pytest.mark.parametrize("name", solvers.names())
+EACH = pytest.mark.parametrize("name", PEERS_WHEN_SLOW)
 SEEDS = st.integers(0, 10_000)
 # The others also take what they would derive from the seed: they have tests of their own.
 DRAWN = [prop for prop in SEEDED if len(inspect.signature(prop).parameters) == 2]

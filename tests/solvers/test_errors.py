@@ -262,7 +262,9 @@ def test_error_in_f_is_not_swallowed() -> None:
 
 
 def test_two_registrations_of_one_name() -> None:
-    with pytest.raises(ValueError, match=r"'picard' is taken by solvers\.picard\.Picard: choose"):
+    with pytest.raises(
+        ValueError, match=r"'picard' is taken by solvers\.methods\.picard\.Picard: choose"
+    ):
         solvers.register("picard")(Anderson)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import solvers
-from solvers.pushforward import Linearisation
+from solvers.derivatives import Linearisation
 
 NATIVE = [name for name in solvers.names() if "." not in name]
 THREADS, TASKS = 8, 24

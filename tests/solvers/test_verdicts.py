@@ -216,5 +216,5 @@ def test_fast_paths_follow_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) 
             options = {"max_steps": budget, "throw": False, "compact": False, **options}
             fast = solvers.solve(f, *given, solver=solver, **options)
             with monkeypatch.context() as patched:
-                patched.setattr("solvers.ledger.usual_step", lambda *_: False)
+                patched.setattr("solvers.status.usual_step", lambda *_: False)
                 same(solvers.solve(f, *given, solver=solver, **options), fast)

@@ -4,7 +4,8 @@ import pytest
 
 import solvers
 
-# The peers' own solvers are slow, and their first derivatives have tests in test_adapters.py.
+# The peers' own solvers are slow, and two problems and first derivatives have tests in
+# tests/solvers/contrib/.
 PEERS_WHEN_SLOW = [
     pytest.param(name, marks=pytest.mark.slow) if "." in name else name for name in solvers.names()
 ]

@@ -20,7 +20,7 @@ from implicit.diagnostics.plots import (
     trajectory_figure,
 )
 from solvers.testing.problems import PROBLEMS, linear, rotation
-from solvers.trace import Trace, trace
+from solvers.tools.trace import Trace, trace
 
 
 def traces(**options: Any) -> dict[str, Trace]:

@@ -13,7 +13,7 @@ import solvers
 from implicit import Exact, SolveError, fixed_point
 from implicit.testing.oracles import dense_gradient, solve_densely
 
-SOLVERS = pytest.mark.parametrize("name", solvers.names())
+SOLVERS = pytest.mark.parametrize("name", PEERS_WHEN_SLOW)
 
 
 def make(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import predict
 from tasks.puzzles.task import GridTask
 from tasks.serving.app import PAGE, Service, create_app
-from tasks.serving.continuous import Engine
+from tasks.serving.engine import Engine
 from tasks.serving.middleware import BODY_SECONDS, MAX_BODY, Rates, _body
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
@@ -55,7 +55,7 @@ class Served:
 
     def hold(self) -> Callable[[], None]:
         """Make the network wait; returns what lets it go on."""
-        inner, held = self.engine.meeting.module, [True]
+        inner, held = self.engine.module, [True]
 
         class Held(torch.nn.Module):
             def forward(self, *args: Any) -> Any:
@@ -63,7 +63,7 @@ class Served:
                     time.sleep(0.001)
                 return inner(*args)
 
-        self.engine.meeting.module = Held()
+        self.engine.module = Held()
         return lambda: held.__setitem__(0, False)
 
 
@@ -206,7 +206,7 @@ def test_malformed_requests_are_refused_in_flat_memory(serve: Callable[..., Serv
         assert 400 <= reply.status_code < 500, (number, reply.text)
         assert len(reply.json()["error"]) < 500
     assert resident() - before < 16e6
-    assert served.engine.meeting.rows == 0
+    assert served.engine.rows == 0
     assert served.solve(EASY).status_code == 200
 
 

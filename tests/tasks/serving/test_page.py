@@ -20,7 +20,7 @@ from playwright import sync_api as playwright
 
 from tasks.puzzles.loading import load_model
 from tasks.serving.app import Service
-from tasks.serving.continuous import Engine
+from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask

@@ -1,0 +1,37 @@
+"""Checks of options: each raises a ValueError that names the option and what it may be."""
+
+import math
+from typing import Any
+
+
+def check_at_least_0(name: str, value: Any) -> None:
+    """Raise a ValueError unless an option is a finite number of at least 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be finite and at least 0, got {value!r}.")
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raise a ValueError unless an option is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+
+
+def check_counts(max_steps: int, batch_dims: int) -> None:
+    """Raise a ValueError unless both are integers of at least 0."""
+    check_integer("max_steps", max_steps, 0)
+    check_integer("batch_dims", batch_dims, 0)
+
+
+def check_history(history: int) -> None:
+    """Raise a ValueError unless `history` is an integer of at least 1."""
+    check_integer("history", history, 1)
+
+
+def check_damping(damping: float) -> None:
+    """Raise a ValueError unless `damping` lies in [0, 1)."""
+    if not (isinstance(damping, int | float) and 0 <= damping < 1):
+        raise ValueError(
+            f"`damping` must lie in [0, 1), got {damping!r}. It weighs the old iterate: use 0 "
+            "for the undamped map."
+        )

@@ -1,0 +1,153 @@
+"""The map of one solve: called under the ambient autocast, checked, and counted."""
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.derivatives import Affine, Linearisation
+from solvers.packing import StatePacking
+from solvers.status import check_unchanged
+from solvers.torch_internals import pytree, version_of
+from solvers.trees import map_tensors, take_rows, tensors_of
+from solvers.types import Flat, Index, Map, State
+
+
+class CheckedMap:
+    """`f`, called under the autocast that was in force here, and held to the state's form.
+
+    Args:
+        f: The map; None where its values are told from outside.
+        packing: Of the state that it must return.
+    """
+
+    def __init__(self, f: Map | None, packing: StatePacking):
+        self.f, self.packing = f, packing
+        self.autocast = torch.is_autocast_enabled(packing.device.type)
+        self.autocast_dtype = torch.get_autocast_dtype(packing.device.type)
+
+    def __call__(self, state: State, *args: Any) -> State:
+        """f(state, *args), in the structure, shapes and dtypes of the state.
+
+        Raises:
+            TypeError: `f` returned another structure or dtype.
+            ValueError: `f` returned another shape.
+        """
+        assert self.f is not None
+        device = self.packing.device.type
+        if not (self.autocast or torch.is_autocast_enabled(device)):
+            return self.packing.accept(state, self.f(state, *args), False)
+        # A backward pass may call under another autocast, and a solver calls amid arithmetic in
+        # full precision.
+        with torch.autocast(device, self.autocast_dtype, enabled=self.autocast):
+            returned = self.f(state, *args)
+        return self.packing.accept(state, returned, self.autocast)
+
+    def full_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep autocast away from the solver's own arithmetic."""
+        if not self.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self.packing.device.type, enabled=False)
+
+
+class CountedMap:
+    """The map of one solve, closed over its args: of states, and as a call of matrices.
+
+    Attributes:
+        args: Those of the rows that are still in the batch.
+        num_evals: Calls of `f` so far.
+        rows_evaluated: Rows of the batch in these calls.
+        rhs: The constant part of an affine map, if one was given.
+    """
+
+    def __init__(
+        self, f: Map | None, args: tuple[Any, ...], packing: StatePacking, rhs: Flat | None = None
+    ):
+        tensors = tensors_of(args)
+        _check_args(tensors, packing)
+        self.checked = CheckedMap(f, packing)
+        self.packing, self.rhs = packing, rhs
+        # As after compaction: a compiled `f` would otherwise be compiled once more then.
+        attached = any(leaf.requires_grad for leaf in tensors)
+        if attached and not torch.is_grad_enabled():
+            args = map_tensors(Tensor.detach, args)
+        self.args = args
+        self.num_rows = packing.num_rows
+        self.num_evals = self.rows_evaluated = 0
+
+    def __call__(self, y: Flat) -> Flat:
+        """f(y) for a matrix of rows, checked and counted."""
+        version = version_of(y)
+        fy = self.evaluate(self.packing.unpack(y))
+        check_unchanged(y, version)
+        return self.take(fy)
+
+    def evaluate(self, state: State) -> State:
+        """f(state) for the rows that are left, checked."""
+        try:
+            return self.checked(state, *self.args)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if self.num_rows < self.packing.num_rows:
+                error.add_note(
+                    f"`f` was called on {self.num_rows} of {self.packing.num_rows} rows, because "
+                    "the others have stopped and `args` say that samples are independent. Tensors "
+                    "that differ per sample must come in `args`, not from the closure. If `f` "
+                    "couples the samples, as a graph layer does, pass `independent=False`, or "
+                    "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
+                )
+            raise
+
+    def take(self, returned: State) -> Flat:
+        """Count one call of `f` and make a matrix of what it returned."""
+        if not torch.is_grad_enabled():
+            # A map that takes gradients inside may return a graph all the same.
+            returned = _without_graph(returned)
+        self.num_evals += 1
+        self.rows_evaluated += self.num_rows
+        return self.packing.pack(returned)
+
+    def linearise(self, y: Flat) -> Linearisation | Affine:
+        """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
+
+        def flat(y: Flat) -> Flat:
+            self.num_evals += 1
+            self.rows_evaluated += self.num_rows
+            return self.packing.pack(self.checked(self.packing.unpack(y), *self.args))
+
+        if self.rhs is not None:
+            return Affine(flat, self.rhs)
+        # J^T would tell a token of those behind it.
+        return Linearisation(flat, y, transposable=not self.packing.has_tokens)
+
+    def keep(self, rows: Index) -> None:
+        """From now on, call `f` on these rows only."""
+        self.args = take_rows(self.args, rows)
+        if self.rhs is not None:
+            self.rhs = self.rhs.index_select(0, self.packing.sample_index(rows))
+        self.num_rows = len(rows)
+
+    def of_rows(self, rows: Index) -> "CountedMap":
+        """The same map on some rows of the batch, with a count of its own."""
+        part = copy.copy(self)
+        part.keep(rows)
+        part.num_evals = part.rows_evaluated = 0
+        return part
+
+
+def _without_graph(state: State) -> State:
+    if isinstance(state, Tensor):
+        return state.detach() if state.requires_grad else state
+    return pytree.tree_map(_without_graph, state)
+
+
+def _check_args(tensors: list[Tensor], packing: StatePacking) -> None:
+    if packing.batch_dims == 0:
+        return
+    for leaf in tensors:
+        if leaf.shape[:1] != (packing.num_rows,):
+            raise ValueError(
+                f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
+                f"{packing.num_rows}. Let `f` close over tensors that all samples share."
+            )

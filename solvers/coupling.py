@@ -1,0 +1,57 @@
+"""Which samples may influence each other, and what follows for judging them."""
+
+import torch
+
+from solvers.packing import StatePacking
+from solvers.types import Index, Mask, PerSample
+
+
+class Coupling:
+    """Who may move whom: the tokens up to one's own and, unless independent, the other rows.
+
+    Attributes:
+        independent: Rows cannot influence each other.
+        joint: The samples of a row, such as tokens, may.
+        coupled: Any samples may.
+    """
+
+    def __init__(self, packing: StatePacking, independent: bool):
+        self.per_row, self.num_rows = packing.samples_per_row, packing.num_rows
+        self.independent, self.joint = independent, packing.has_tokens
+        self.coupled = self.joint or not independent
+
+    def largest(self, norm: PerSample) -> PerSample:
+        """The largest norm among those that may influence each sample."""
+        if not self.coupled:
+            return norm
+        rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.per_row)
+        if not self.independent:
+            rows = rows.amax(0, keepdim=True).expand(len(rows), -1)
+        return rows.cummax(1).values.flatten()
+
+    def at_rest(self, quiet: Mask) -> Mask:
+        """Samples that, with all that may move them, are quiet.
+
+        For tokens these are the ones before it: waiting for those behind it would let a causal
+        model see them.
+        """
+        if not self.coupled:
+            return quiet
+        rows = quiet.view(-1, self.per_row)
+        if not self.independent:
+            rows = rows.all(0, keepdim=True).expand(len(rows), -1)
+        return rows.cummin(1).values.flatten()
+
+    def settled(self, result: torch.Tensor) -> Mask:
+        """Samples whose verdict is final."""
+        if not self.joint:
+            return (result >= 0) if self.independent else (result > 0)
+        closed = (result >= 0).view(-1, self.per_row).all(1, keepdim=True)
+        closed = closed.expand(-1, self.per_row).flatten()
+        return (result > 0) | (closed & self.independent)
+
+    def patience(self, result: torch.Tensor, entries: int) -> Index:
+        """Steps that growth may last: twice the entries that can influence each sample."""
+        each = 2 * entries * (1 if self.independent else self.num_rows)
+        seen = torch.arange(1, self.per_row + 1, device=result.device)
+        return (each * seen).repeat(len(result) // self.per_row)

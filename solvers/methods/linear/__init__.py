@@ -1,0 +1,1 @@
+"""Methods for affine maps, which solve the adjoint equation."""

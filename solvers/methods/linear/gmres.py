@@ -1,0 +1,114 @@
+"""GMRES for affine maps, one evaluation a step: a linear solver for the adjoint equation."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+import torch
+
+from solvers.base import FixedPointSolver
+from solvers.checks import check_history
+from solvers.methods.window import products
+from solvers.registry import register_linear
+from solvers.types import Flat, Mask, PerSample, Window
+
+
+class Krylov(NamedTuple):
+    """Orthonormal changes of the residual, the steps that cause them, and the last point."""
+
+    images: Window
+    steps: Window
+    filled: int
+    y: Flat | None = None
+    g: Flat | None = None
+
+    @classmethod
+    def empty(cls, y: Flat) -> "Krylov":
+        """No directions yet."""
+        window = y.new_empty(len(y), 0, y.shape[1], requires_grad=False)
+        return cls(window, window, 0)
+
+    def push(self, step: Flat, image: Flat, noise: PerSample) -> tuple["Krylov", Mask]:
+        """Add a direction; return as well for whom it is new.
+
+        Elsewhere what is left of its image is `noise`, from rounding: it is given no weight.
+        """
+        for _ in range(2):  # twice is enough to be orthogonal to rounding
+            (overlap,) = products(self.images, self.filled, image)
+            image = subtract(image, overlap, self.images)
+            step = subtract(step, overlap, self.steps)
+        norm = torch.linalg.vector_norm(image, dim=1)
+        new = norm > noise
+        scale = torch.where(new, 1 / torch.where(new, norm, 1.0), 0.0)[:, None, None]
+        return self._replace(
+            images=torch.cat((self.images, scale * image[:, None]), 1),
+            steps=torch.cat((self.steps, scale * step[:, None]), 1),
+            filled=self.filled + 1,
+        ), new
+
+
+@final
+@register_linear("gmres")
+@dataclass(frozen=True, kw_only=True)
+class Gmres(FixedPointSolver):
+    """Restarted GMRES on y = f(y) with an affine f, for every sample on its own.
+
+    With f(y) = b + K y and g(y) = f(y) - y, every step moves to the point that minimises |g|
+    over all earlier steps, and on by what is left of g there:
+
+        dG = Q R (orthonormal columns),    y <- y - dY R^-1 Q^T g + (g - Q Q^T g)
+
+    so after k steps |g| is the least over the Krylov space of dimension k, as in GMRES, and
+    the residual is measured at every point, not updated. For linear maps only: on others the
+    old changes are outdated (`anderson` weighs that better). Cost per step: one call of `f`,
+    O(history * n) arithmetic, 2 * history states of memory.
+
+    Args:
+        rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
+        atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
+        history: Steps between restarts, at least 1.
+
+    Raises:
+        ValueError: An option is out of its range.
+
+    References:
+        Y. Saad, M. H. Schultz, GMRES, SIAM J. Sci. Stat. Comput. 1986. S. C. Eisenstat,
+        H. C. Elman, M. H. Schultz, Variational Iterative Methods for Nonsymmetric Systems,
+        SIAM J. Numer. Anal. 1983, sec. 2 (GCR, the form used here, with the change of g in
+        place of a product with the matrix).
+
+    Example:
+        >>> K = torch.tensor([[0.0, 0.9], [-0.9, 0.0]])
+        >>> s = Gmres().iterate(lambda y: 1 + y @ K, torch.zeros(1, 2), max_steps=4)
+        >>> s.converged.item(), s.num_steps.item()
+        (True, 3)
+    """
+
+    linear: ClassVar[bool] = True
+
+    history: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_history(self.history)
+
+    def init(self, y: Flat) -> Krylov:
+        """An empty space."""
+        return Krylov.empty(y)
+
+    def step(self, y: Flat, fy: Flat, carry: Krylov) -> tuple[Flat, Krylov]:
+        """Extend the space by the last step, minimise over it, and step on."""
+        g = fy - y
+        space = carry if carry.filled < self.history else self.init(y)
+        if carry.y is not None and carry.g is not None and space is carry:
+            image = g - carry.g
+            noise = 10 * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(image, dim=1)
+            space, _ = space.push(y - carry.y, image, noise)
+        (weights,) = products(space.images, space.filled, g)
+        left_over = subtract(g, weights, space.images)
+        y_next = subtract(y, weights, space.steps) + left_over
+        return y_next, space._replace(y=y, g=g)
+
+
+def subtract(onto: Flat, weights: PerSample, window: Window) -> Flat:
+    """Take sum_i weights_i * window_i from `onto`, per sample."""
+    return torch.baddbmm(onto[:, None], weights[:, None], window, alpha=-1)[:, 0]

@@ -1,0 +1,227 @@
+"""Between the user's state, a pytree of tensors, and the solvers' matrix of rows.
+
+A state whose leaves have shape `(*batch, ...)` becomes one matrix with a row per sample, in
+float32 or wider. A single float32 or float64 tensor is only viewed, never copied. A complex entry
+counts as two real ones.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.torch_internals import pytree
+from solvers.types import Flat, Index, State
+
+
+class StatePacking:
+    """How one state is packed; built from `y0`, and the judge of what `f` returns.
+
+    Args:
+        y0: Tensor or pytree of floating-point or complex tensors with equal leading batch dims.
+        batch_dims: Number of leading dims that index samples.
+        scale: The unit of each leaf, in which the matrix holds it: a positive number, or a tensor
+            of them that broadcasts to one sample of the leaf, for each leaf of `y0`.
+
+    Raises:
+        TypeError: `y0` has no tensor, or one that holds integers; or `scale` has another structure.
+        ValueError: A leaf has fewer than `batch_dims` dims, or the batch shapes differ; or a
+            scale is not positive and finite, or does not fit its leaf.
+    """
+
+    def __init__(self, y0: State, batch_dims: int, scale: Any = None):
+        leaves, self.spec = pytree.tree_flatten(y0)
+        _check_leaves(leaves, batch_dims)
+        self.batch_dims = batch_dims
+        self.batch_shape = leaves[0].shape[:batch_dims]
+        self.shapes = [leaf.shape[batch_dims:] for leaf in leaves]
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        self.sizes = [
+            math.prod(shape) * (2 if dtype.is_complex else 1)
+            for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+        ]
+        self.device = leaves[0].device
+        self.dtype = torch.float32
+        for dtype in self.dtypes:
+            self.dtype = torch.promote_types(self.dtype, dtype.to_real())
+        self.scales = None if scale is None else self._scales(scale)
+        real = self.scales is None and not any(dtype.is_complex for dtype in self.dtypes)
+        # Whether every matrix is a state, without rounding.
+        self.exact = self.scales is None and all(
+            dtype.to_real() == self.dtype for dtype in self.dtypes
+        )
+        # The common case, one tensor in the solvers' own dtype, is only ever viewed.
+        self.plain = self.exact and real and len(leaves) == 1 and isinstance(y0, Tensor)
+        self.is_matrix = self.plain and batch_dims == 1 and leaves[0].ndim == 2
+        self.is_view = self.plain and leaves[0].numel() > 0
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of the packed matrix."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first batch dim: what compaction can drop from."""
+        return self.batch_shape[0] if self.batch_dims else 1
+
+    @property
+    def samples_per_row(self) -> int:
+        """Samples that live and leave together, as the tokens of one sequence do."""
+        return math.prod(self.batch_shape[1:])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the samples of a row are judged apart, but live and leave together."""
+        return self.batch_dims >= 2
+
+    def pack(self, state: State) -> Flat:
+        """Pytree -> matrix of shape (samples, entries)."""
+        if self.is_matrix:
+            return state
+        if self.is_view:
+            return state.reshape(-1, self.sizes[0])
+        leaves = pytree.tree_leaves(state)
+        rows = math.prod(leaves[0].shape[: self.batch_dims])
+        if self.scales is not None:
+            leaves = [leaf / scale for leaf, scale in zip(leaves, self.scales, strict=True)]
+        leaves = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in leaves]
+        flat = [
+            leaf.reshape(rows, size).to(self.dtype)
+            for leaf, size in zip(leaves, self.sizes, strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def unpack(self, flat: Flat) -> State:
+        """Matrix -> pytree, each leaf in its own dtype."""
+        if self.is_matrix:
+            return flat
+        if self.is_view:
+            lead = (-1, *self.batch_shape[1:]) if self.batch_dims else ()
+            return flat.reshape((*lead, *self.shapes[0]))
+        batch = self.batch_shape
+        if self.batch_dims and self.num_samples:
+            batch = (flat.shape[0] // self.samples_per_row, *batch[1:])
+        parts = flat.split(self.sizes, 1) if len(self.sizes) > 1 else (flat,)
+        leaves = [
+            _leaf(part, (*batch, *shape), dtype)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
+        ]
+        if self.scales is not None:
+            leaves = [leaf * scale for leaf, scale in zip(leaves, self.scales, strict=True)]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def round(self, flat: Flat) -> Flat:
+        """The nearest matrix that the state's own dtypes can hold."""
+        return flat if self.exact else self.pack(self.unpack(flat))
+
+    def _scales(self, scale: Any) -> list[Tensor]:
+        """The scale of each leaf, checked, in its own real dtype."""
+        given, spec = pytree.tree_flatten(scale)
+        if spec != self.spec:
+            raise TypeError(
+                f"`scale` must have the structure of `y0`: got {spec}, expected {self.spec}."
+            )
+        found = []
+        for value, shape, dtype in zip(given, self.shapes, self.dtypes, strict=True):
+            usable = isinstance(value, int | float | Tensor) and not torch.is_complex(
+                torch.as_tensor(value)
+            )
+            tensor = torch.as_tensor(value if usable else 0.0, dtype=dtype.to_real())
+            tensor = tensor.detach().to(self.device)
+            fits = tensor.ndim <= len(shape) and all(
+                a in (1, b) for a, b in zip(tensor.shape[::-1], shape[::-1], strict=False)
+            )
+            if not fits or not bool(((tensor > 0) & tensor.isfinite()).all()):
+                raise ValueError(
+                    "`scale` holds, for each tensor of `y0`, a positive number or a tensor of them "
+                    f"that broadcasts to one sample, of shape {tuple(shape)}: got {value!r}."
+                )
+            found.append(tensor)
+        return found
+
+    def sample_index(self, rows: Index) -> Index:
+        """Rows of the first batch dim -> rows of the packed matrix."""
+        if self.batch_dims < 2:
+            return rows
+        inner = torch.arange(self.samples_per_row, device=rows.device)
+        return (rows[:, None] * self.samples_per_row + inner).flatten()
+
+    def _in_order(self, returned: State, spec: pytree.TreeSpec) -> list[Any]:
+        """Leaves in the order of `y0`; the keys of a dict may come in another."""
+        try:
+            leaves = self.spec.flatten_up_to(returned)
+        except ValueError:
+            leaves = []
+        if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            raise TypeError(
+                f"`f` must return the structure of its input: got {spec}, expected {self.spec}."
+            )
+        return leaves
+
+    def accept(self, given: State, returned: State, autocast: bool) -> State:
+        """Check what `f` returned for `given`; under autocast, restore the state's dtypes.
+
+        Raises:
+            TypeError: Another structure or dtype came back.
+            ValueError: Another shape came back.
+        """
+        if (
+            self.plain
+            and not autocast
+            and isinstance(returned, Tensor)
+            and returned.shape == given.shape
+            and returned.dtype == given.dtype
+        ):
+            return returned
+        leaves, spec = pytree.tree_flatten(returned)
+        if spec != self.spec:
+            leaves = self._in_order(returned, spec)
+            returned = pytree.tree_unflatten(leaves, self.spec)
+        for old, new in zip(pytree.tree_leaves(given), leaves, strict=True):
+            if not isinstance(new, Tensor):
+                raise TypeError(f"`f` must return tensors: got {type(new).__name__}.")
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"`f` must return its input's shape: got {tuple(new.shape)} from y of shape "
+                    f"{tuple(old.shape)}."
+                )
+            if new.dtype != old.dtype and not autocast:
+                raise TypeError(
+                    f"`f` must return its input's dtype: got {new.dtype} from y of dtype "
+                    f"{old.dtype}. Cast inside `f`, or start from a `y0` of dtype {new.dtype}."
+                )
+        if not autocast:
+            return returned
+        cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
+        return pytree.tree_unflatten(cast, spec)
+
+
+def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Columns of the matrix as one leaf of the state."""
+    if not dtype.is_complex:
+        return part.reshape(shape).to(dtype)
+    return torch.view_as_complex(part.reshape(*shape, 2).to(dtype.to_real()).contiguous())
+
+
+def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
+    if not leaves:
+        raise TypeError("`y0` holds no tensor. Pass a tensor or a pytree of tensors.")
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"`y0` must hold tensors only: got a {type(leaf).__name__}.")
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            raise TypeError(
+                f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."
+            )
+        if leaf.ndim < batch_dims:
+            raise ValueError(
+                f"`y0` has a tensor of shape {tuple(leaf.shape)}, but `batch_dims={batch_dims}` "
+                "needs as many leading batch dims. Pass `batch_dims=0` for one unbatched state."
+            )
+        if leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
+            raise ValueError(
+                "All tensors of `y0` must share their batch dims: got "
+                f"{tuple(leaf.shape[:batch_dims])} and {tuple(leaves[0].shape[:batch_dims])}."
+            )

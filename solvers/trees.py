@@ -1,0 +1,65 @@
+"""Pytrees of per-sample tensors: their rows, and containers that torch does not look into."""
+
+import copy
+import dataclasses
+from collections import UserList
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from solvers.torch_internals import pytree
+from solvers.types import Index
+
+
+def take_rows(tree: Any, index: Index) -> Any:
+    """Keep `index` of the first dim of every tensor in a pytree; leave the rest alone."""
+    return map_tensors(lambda leaf: leaf.index_select(0, index), tree)
+
+
+def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
+    """A mask over leading dims, in a shape that broadcasts against a leaf."""
+    return mask.reshape((*mask.shape, *[1] * (leaf.ndim - mask.ndim)))
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any, ...] = ()) -> Any:
+    """Change every tensor of a pytree, also in containers that torch does not look into.
+
+    A dataclass or a `UserDict`, for instance, is copied with other tensors in its attributes.
+    `within` are the objects around, which an attribute may refer back to.
+    """
+
+    def visit(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        held = _attributes(leaf, within)
+        if not tensors_of(held, (*within, leaf)):
+            return leaf
+        changed = copy.copy(leaf)
+        for name, value in held.items():
+            object.__setattr__(changed, name, map_tensors(change, value, (*within, leaf)))
+        return changed
+
+    return pytree.tree_map(visit, tree)
+
+
+def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
+    """The tensors that `map_tensors` changes, in its order."""
+    tensors = []
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+        else:
+            tensors += tensors_of(_attributes(leaf, within), (*within, leaf))
+    return tensors
+
+
+def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
+    """What a container holds by name; other objects know for themselves what is per sample."""
+    if any(leaf is other for other in within) or isinstance(leaf, type):
+        return {}
+    if dataclasses.is_dataclass(leaf):
+        return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
+    container = isinstance(leaf, Mapping | UserList | SimpleNamespace)
+    return getattr(leaf, "__dict__", {}) if container else {}
