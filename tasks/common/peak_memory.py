@@ -39,6 +39,12 @@ class PeakMemory(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
         return out
 
+    def forget(self, tensor: Tensor) -> None:
+        """Count this tensor's storage no more."""
+        key = StorageWeakRef(tensor.untyped_storage()).cdata
+        self.known.add(key)
+        self.sum -= self.live.pop(key, (None, 0))[1]
+
     @property
     def now(self) -> int:
         """Bytes that are alive."""

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import checkpoint_activations
-from solvers.torch_internals import pytree
 from tasks.common.advice import Adviser
 from tasks.common.checkpoint import (
     Checkpoint,
@@ -36,7 +35,7 @@ from tasks.common.data_files import fingerprints, refuse_changed
 from tasks.common.device import has_fast_bfloat16
 from tasks.common.health import step_figures, watched
 from tasks.common.keeper import Keeper
-from tasks.common.micro_batches import Outcome, loss_of, micro_batch
+from tasks.common.micro_batches import Outcome, forward, micro_batch
 from tasks.common.optimizers import SCHEDULES, build_optimizers
 from tasks.common.parallel import (
     Group,
@@ -295,16 +294,15 @@ class Trainer:
         slots, config = self.slots, self.config
         rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
         with exchanging(self.network, on=part == config.accumulate - 1):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
-                out = self.network(
-                    slots.x[rows],
-                    start=slots.start(rows),
-                    fresh=fresh[rows],
-                    max_steps=self.max_steps,
-                )
-            loss, outcome = loss_of(out, slots.target[rows], config.loss, config.accumulate)
-            state = pytree.tree_map(torch.detach, out.state)
-            del out  # the logits are large, and no longer needed
+            loss, outcome, state = forward(
+                self.network,
+                slots.x[rows],
+                slots.target[rows],
+                config,
+                max_steps=self.max_steps,
+                start=slots.start(rows),
+                fresh=fresh[rows],
+            )
             loss.backward()
         if config.segments > 1 and outcome.solve is not None:
             slots.keep(rows, state)

@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tasks.common.cluster import (
     Cluster,
@@ -14,9 +16,9 @@ from tasks.common.cluster import (
     scaling,
     steps_shown,
 )
-from tasks.common.costs import FLOAT32
 from tasks.common.plan import Plan, plan
 from tasks.lm.config import PRESETS
+from tasks.planning.step import ATTENTION, FLOAT32
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +107,11 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
 
 
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:
-    assert found.costs.update is not None
-    assert found.flops(9) - found.flops(4) == 5 * found.costs.update.forward
+    config = PRESETS["tiny"]
+    y = torch.zeros(1, config.context, config.width)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        config.build().solving.module(y, y)
+    assert found.flops(9) - found.flops(4) == 5 * counter.get_total_flops()
     assert found.flops(4, checkpoint=True) > found.flops(4)
 
 
