@@ -81,7 +81,7 @@ class Memory:
         checkpoint: Whether the backbone's blocks are computed anew in the backward pass.
         micro_batch: Samples at a time.
         weights: Stored on the device.
-        gradients: Likewise.
+        gradients: Likewise, from the end of the first backward pass on.
         optimizer: Likewise.
         average: The averaged weights.
         exchange: Buffers of gradients under DDP; gathered weights, and gradients before they are
@@ -117,17 +117,20 @@ def memory(
     size = FLOAT32 * plan.num_parameters
     share = cluster.gpus if parallel == "FSDP" else 1
     stored = [math.ceil(part / share) for part in (size, size, plan.optimizer_bytes, size)]
-    exchange = 0
+    in_parts, exchange = micro_batch < share_of_batch(plan, cluster), 0
     if parallel == "DDP":
         exchange = size
     elif parallel == "FSDP":
         rest = size - FLOAT32 * plan.parameters.get("backbone", 0)
         block = FLOAT32 * plan.block_parameters
         exchange = rest + 2 * block + max(rest, block)
-        if micro_batch < share_of_batch(plan, cluster):
+        if in_parts:
             exchange += size
     slots = max(micro_batch, share_of_batch(plan, cluster)) * plan.slot_bytes
-    costs = plan.costs(checkpoint)
+    costs, gradients = plan.costs(checkpoint), stored[1]
+    # Gradients of one micro-batch alone come as its activations go.
+    passes = costs.peak.of(micro_batch) + (gradients if in_parts else 0)
+    worst = max(passes, gradients + plan.update_bytes)
     return Memory(
         parallel,
         checkpoint,
@@ -137,7 +140,7 @@ def memory(
         slots=slots,
         activations=costs.networks.of(micro_batch),
         solver=costs.solver.of(micro_batch),
-        total=sum(stored) + exchange + slots + max(costs.peak.of(micro_batch), plan.update_bytes),
+        total=sum(stored) - gradients + exchange + slots + worst,
     )
 
 
@@ -230,7 +233,8 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     if flags:
         text += f" `train` does so with `{' '.join(flags)}`."
     if plan.config.batch_size % cluster.gpus:
-        text += f" A batch of {plan.config.batch_size} does not divide evenly among {cluster.gpus} GPUs."
+        batch = plan.config.batch_size
+        text += f" A batch of {batch} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text
 
 
@@ -247,7 +251,7 @@ def steps_shown(plan: Plan) -> list[int]:
     """Powers of two below the solver's budget, and the budget; a loop has only its length."""
     budget = plan.config.train_steps
     if not plan.solves:
-        return [budget if plan.costs().flops_of_update else 0]
+        return [budget if plan.flops_of_update else 0]
     return [*(2**k for k in range(budget.bit_length()) if 2**k < budget), budget]
 
 

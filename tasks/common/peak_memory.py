@@ -18,10 +18,13 @@ class PeakMemory(TorchDispatchMode):
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.known = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+        # The reference keeps the address from being used again.
+        self.known: dict[int, StorageWeakRef] = {}
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         # Of those in `live`, some of which may be gone.
         self.sum = self.peak = 0
+        for tensor in known:
+            self.forget(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at what is alive."""
@@ -41,9 +44,9 @@ class PeakMemory(TorchDispatchMode):
 
     def forget(self, tensor: Tensor) -> None:
         """Count this tensor's storage no more."""
-        key = StorageWeakRef(tensor.untyped_storage()).cdata
-        self.known.add(key)
-        self.sum -= self.live.pop(key, (None, 0))[1]
+        reference = StorageWeakRef(tensor.untyped_storage())
+        self.known[reference.cdata] = reference
+        self.sum -= self.live.pop(reference.cdata, (reference, 0))[1]
 
     @property
     def now(self) -> int:

@@ -39,7 +39,6 @@ class Costs:
 
     Attributes:
         flops: Operations for a sample, with the solver at its budget.
-        flops_of_update: What one update more of the solver, or one loop more, adds to that.
         kept: What is alive when the backward pass begins, without weights, gradients and the
             solver's memory.
         peak: What is alive at the worst moment, with the solver's memory.
@@ -49,7 +48,6 @@ class Costs:
     """
 
     flops: int
-    flops_of_update: int
     kept: Bytes
     peak: Bytes
     networks: Bytes
@@ -132,9 +130,15 @@ class Plan:
             checkpoint: The backbone's activations are computed once more in the backward pass,
                 up to the last one that it needs.
         """
-        costs, budget = self.costs(checkpoint), self.config.train_steps
-        more = 0 if steps is None else steps - budget
-        return costs.flops + more * costs.flops_of_update
+        flops, budget = self.costs(checkpoint).flops, self.config.train_steps
+        if steps is None or steps == budget:
+            return flops
+        return flops + (steps - budget) * self.flops_of_update
+
+    @property
+    def flops_of_update(self) -> int:
+        """What one update more of the solver, or one loop more, costs a sample."""
+        return _longer(self._training).flops // FEW_SAMPLES
 
     def describe(self) -> str:
         """One line."""
@@ -148,11 +152,11 @@ class Plan:
 
     @functools.cached_property
     def _plain(self) -> Costs:
-        return _measured(self._training, self.solves)
+        return _measured(self._training)
 
     @functools.cached_property
     def _recomputed(self) -> Costs:
-        return _measured(FakeTraining(self.config, checkpoint=True), self.solves)
+        return _measured(FakeTraining(self.config, checkpoint=True))
 
     @functools.cached_property
     def _update(self) -> tuple[int, int]:
@@ -168,16 +172,15 @@ def plan(config: Plannable) -> Plan:
     return Plan(config)
 
 
-def _measured(training: FakeTraining, solves: bool) -> Costs:
-    """Costs for a sample, and for an update of a solve, from what they grow by.
+def _measured(training: FakeTraining) -> Costs:
+    """Costs for a sample, from what they grow by with one sample more.
 
-    A long solve is measured on a few steps. A loop is not: only its last ones are recorded.
+    A long solve is measured on a few steps, and what one step adds is added for the others.
     """
-    budget = training.config.train_steps
-    steps = min(budget, FEW_STEPS) if solves else budget
+    steps, budget = _few_steps(training), training.config.train_steps
     base = training.passes(FEW_SAMPLES, steps)
     sample = _difference(training.passes(FEW_SAMPLES + 1, steps), base)
-    longer = _difference(training.passes(FEW_SAMPLES, steps + 1), base)
+    longer = _longer(training) if budget > steps else _difference(base, base)
 
     def total(name: str) -> Bytes:
         each = getattr(sample, name)
@@ -185,11 +188,19 @@ def _measured(training: FakeTraining, solves: bool) -> Costs:
         return Bytes(shared, each + (budget - steps) * getattr(longer, name) // FEW_SAMPLES)
 
     names = ("kept", "peak", "networks", "solver", "state")
-    return Costs(
-        flops=total("flops").each,
-        flops_of_update=longer.flops // FEW_SAMPLES,
-        **{name: total(name) for name in names},
-    )
+    return Costs(flops=total("flops").each, **{name: total(name) for name in names})
+
+
+def _few_steps(training: FakeTraining) -> int:
+    # Of a loop, only the last ones are recorded, so that not all of them cost the same.
+    budget = training.config.train_steps
+    return min(budget, FEW_STEPS) if training.layers else budget
+
+
+def _longer(training: FakeTraining) -> StepCost:
+    """What one step more costs the few samples."""
+    few = _few_steps(training)
+    return _difference(training.passes(FEW_SAMPLES, few + 1), training.passes(FEW_SAMPLES, few))
 
 
 def _difference(more: StepCost, less: StepCost) -> StepCost:

@@ -204,7 +204,7 @@ WAYS: list[dict[str, Any]] = [
         for way in WAYS
     ],
 )
-def test_memory_of_training_within_10_percent(
+def test_memory_of_training_within_5_percent(
     config: Any, way: dict[str, Any], tmp_path: Path
 ) -> None:
     """Live tensors at the worst moment of a run, weights and optimiser included."""
@@ -221,7 +221,7 @@ def test_memory_of_training_within_10_percent(
     rows = config.batch_size // config.accumulate
     cluster = Cluster(gpus=1)
     found = memory(plan(config), cluster, "one device", config.checkpoint_activations, rows)
-    assert found.total == pytest.approx(live.peak, rel=0.1)
+    assert found.total == pytest.approx(live.peak, rel=0.05)
 
 
 def test_description_names_every_figure() -> None:
