@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from tasks.common.micro_batches import micro_batch as rows_at_once
 from tasks.common.plan import Plan
-from tasks.planning.step import FLOAT32
+from tasks.planning.stand_ins import FLOAT32
 
 # NVIDIA H100 SXM data sheet: dense bfloat16 (half of the 1,979 with sparsity), TFLOP/s.
 H100_TFLOPS = 989.4

@@ -8,12 +8,13 @@ from torch import nn
 
 from implicit import FixedPointLayer
 from models import checkpoint_activations, modules_used_once, recomputes
-from tasks.planning.step import FLOAT32, FakeTraining, Plannable, StepCost
+from tasks.planning.stand_ins import FLOAT32
+from tasks.planning.step import FakeTraining, Plannable, StepCost
 
 # A batch of one would not do: where another one is copied, it may be only viewed.
 FEW_SAMPLES = 2
 # Costs are affine in the number of a solve's steps, so that so many of them show all.
-FEW_STEPS = 4
+FEW_STEPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +242,7 @@ def parts(model: nn.Module, blocks: list[nn.Module]) -> dict[str, int]:
             return "embedding"
         return "other" if module is model else "head"
 
-    counts = dict.fromkeys(("embedding", "backbone", "refiner", "head", "other"), 0)
+    counts: dict[str, int] = dict.fromkeys(["embedding", "backbone", "refiner", "head", "other"], 0)
     counted: set[nn.Parameter] = set()
     for module in model.modules():
         own = set(module.parameters(recurse=False)) - counted

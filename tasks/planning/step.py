@@ -1,15 +1,14 @@
 """One real training step on fake tensors: its operations and its memory, with nothing allocated.
 
-The model, the loss, the backward pass and the optimiser are the trainer's own. Fake tensors have
-shapes and no numbers, so two things are put in their place. `PlainSteps` stands in for the solver:
-it calls the map as often as the step budget allows, in the forward and in the adjoint solve. And
-`Assumed` answers where a program reads a number. No model and no backward mode is known by name.
+The model, the loss, the backward pass and the optimiser are the trainer's own; the solver alone is
+replaced, by one that calls the map as often as the budget allows, in the forward and in the adjoint
+solve. No model and no backward mode is known here by name.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, final
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +20,11 @@ from torch.utils.flop_counter import (
 
 from implicit import FixedPointLayer
 from models import checkpoint_activations
-from solvers import FixedPointSolver, Solution, solve
-from solvers.torch_internals import FakeTensorMode, TorchDispatchMode, cpu_attention, pytree
+from solvers.torch_internals import FakeTensorMode, cpu_attention, pytree
 from tasks.common.micro_batches import forward
 from tasks.common.optimizers import build_optimizers
 from tasks.common.peak_memory import PeakMemory
-
-FLOAT32 = 4
-# A solver's memory is measured on states of so many numbers, and of twice as many.
-PROBE_ENTRIES, PROBE_ROWS = 256, 16
+from tasks.planning.stand_ins import Assumed, PlainSteps, SolverMemory, solve_plainly
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
@@ -42,11 +37,9 @@ def _attention_backward(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) ->
 
 
 # Attention as a CPU computes it: torch's counter has a formula, but leaves this kernel out.
-ATTENTION_FORWARD, ATTENTION_BACKWARD = cpu_attention()
-ATTENTION: dict[Any, Any] = {
-    ATTENTION_FORWARD: _attention,
-    ATTENTION_BACKWARD: _attention_backward,
-}
+ATTENTION: dict[Any, Any] = dict(
+    zip(cpu_attention(), (_attention, _attention_backward), strict=True)
+)
 
 
 class Plannable(Protocol):
@@ -180,7 +173,7 @@ class FakeTraining:
                 networks.forget(memory)
 
             for layer, memory in zip(self.layers, self.memories, strict=True):
-                _solve_plainly(layer, PlainSteps(memory=memory, hold=hold))
+                solve_plainly(layer, PlainSteps(memory=memory, hold=hold))
             apart = _gradients_apart(self.model, [networks, live])
             with apart, counter, networks, live, Assumed(largest=steps):
                 loss, outcome, state = forward(self.model, x, x, self.config, max_steps=steps)
@@ -198,7 +191,8 @@ class FakeTraining:
 
     def update(self) -> tuple[int, int]:
         """Bytes of the optimiser's state, and what clipping and an update need besides."""
-        model, config = self.model, self.config
+        model: nn.Module = self.model
+        config: Any = self.config
         with self.mode:
             optimizers = build_optimizers(model, config)
             self._set_gradients(True)
@@ -215,163 +209,6 @@ class FakeTraining:
     def _set_gradients(self, there: bool) -> None:
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if there else None
-
-
-@dataclasses.dataclass(frozen=True)
-class SolverMemory:
-    """Bytes that a solver holds of a sample besides its point and the value there.
-
-    Attributes:
-        fixed: Whatever the size of the sample's state.
-        each: For each number of it.
-    """
-
-    fixed: float
-    each: float
-
-    @classmethod
-    def of(cls, solver: FixedPointSolver, steps: int) -> "SolverMemory":
-        """Measured at the peak of real solves of a map that costs little, on small states."""
-        small, large = (_solver_peak(solver, steps, n * PROBE_ENTRIES) for n in (1, 2))
-        each = (large - small) / PROBE_ENTRIES
-        # The map's own image and the tensor before it are the network's.
-        return cls(fixed=max(0.0, small - each * PROBE_ENTRIES), each=max(0.0, each - 2 * FLOAT32))
-
-    def of_state(self, y: Any, batch_dims: int) -> int:
-        """Bytes for a batch of these states."""
-        leaves = pytree.tree_leaves(y)
-        samples = leaves[0].shape[:batch_dims].numel()
-        return round(samples * self.fixed + self.each * sum(leaf.numel() for leaf in leaves))
-
-
-def _solver_peak(solver: FixedPointSolver, steps: int, entries: int) -> float:
-    """Bytes for each sample of a solve that uses its whole budget."""
-    solver = dataclasses.replace(solver, rtol=0.0, atol=0.0)
-    generator = torch.Generator().manual_seed(0)
-    y0 = torch.randn(PROBE_ROWS, entries, generator=generator)
-    with PeakMemory([y0]) as live:
-        solve(_cheap, y0, y0, solver=solver, max_steps=steps, throw=False)
-    return live.peak / PROBE_ROWS
-
-
-def _cheap(y: Tensor, x: Tensor) -> Tensor:
-    return torch.sin(x - 0.5 * y)
-
-
-@final
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlainSteps(FixedPointSolver):
-    """In place of a solver: call the map, record what it would, and hold as much memory.
-
-    It makes all the updates of its budget, reads no number, and reports that all is well.
-
-    Attributes:
-        memory: Of the solver that it stands in for.
-        hold: Told of the tensor that takes up that memory.
-    """
-
-    estimates_inverse: ClassVar[bool] = True
-
-    memory: SolverMemory = SolverMemory(0.0, 0.0)
-    hold: Callable[[Tensor], None] = lambda _: None
-
-    def init(self, y: Tensor) -> None:
-        """Nothing to remember."""
-
-    def step(self, y: Tensor, fy: Tensor, carry: None) -> tuple[Tensor, None]:
-        """The plain update."""
-        return fy, None
-
-    def iterate(
-        self,
-        f: Callable[..., Any],
-        y0: Any,
-        args: tuple[Any, ...] = (),
-        *,
-        max_steps: int,
-        batch_dims: int = 1,
-        memory: list[tuple[Tensor, Any]] | None = None,
-        **_: Any,
-    ) -> Solution:
-        """Make the updates, and one call more to measure the residual."""
-        held = Held(torch.empty(self.memory.of_state(y0, batch_dims), dtype=torch.uint8))
-        self.hold(held.memory)
-
-        def call(y: Any) -> Any:
-            return pytree.tree_map(lambda new, old: new.to(old.dtype), f(y, *args), y)
-
-        y = y0
-        for _ in range(max_steps):
-            y = call(y)
-        norms = pytree.tree_map(lambda a, b: _norm(a - b, batch_dims), call(y), y)
-        residual = torch.stack(pytree.tree_leaves(norms)).sum(0)
-        if memory is not None:
-            memory.append((torch.arange(residual.numel()), held))
-        return Solution(
-            value=y,
-            residual=residual,
-            result=torch.zeros_like(residual, dtype=torch.int8, requires_grad=False),
-            # A single number, whose value fake tensors know.
-            num_steps=torch.tensor([max_steps]),
-            num_evals=max_steps + 1,
-            rows_evaluated=0,
-        )
-
-
-def _norm(difference: Tensor, batch_dims: int) -> Tensor:
-    return torch.linalg.vector_norm(difference.reshape(*difference.shape[:batch_dims], -1), dim=-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """A solver's memory as `PlainSteps` leaves it to modes that use it in the backward pass."""
-
-    memory: Tensor
-
-    def transposed_inverse(self, v: Tensor) -> Tensor:
-        """Some tensor of the same shape."""
-        return v.clone()
-
-
-def _solve_plainly(layer: FixedPointLayer, solver: PlainSteps) -> None:
-    layer.solver = solver
-    if getattr(layer.backward_mode, "solver", None) is not None:
-        # By default an adjoint equation goes to the forward solver.
-        layer.backward_mode = dataclasses.replace(layer.backward_mode, **{"solver": solver})
-
-
-class Assumed(TorchDispatchMode):
-    """What a program reads of fake tensors, which have no numbers.
-
-    Nothing odd happens in a planned step: where the question is whether any entry is set, as in
-    `failed.any()`, the answer is no; the largest entry of a tensor, such as the longest loop of a
-    batch, is given; and everything else that is read, such as `converged.all()`, is one.
-
-    Args:
-        largest: Answer to `x.max()`.
-    """
-
-    def __init__(self, largest: int) -> None:
-        super().__init__()
-        self.answers = {torch.ops.aten.any.default: 0, torch.ops.aten.max.default: largest}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, or answer in its place."""
-        if func._overloadpacket is ATTENTION_BACKWARD and args[0] is None:
-            # Without a cotangent the kernel computes nothing; as a fake one it returns zeros.
-            return None, None, None
-        reads = func is torch.ops.aten._local_scalar_dense.default
-        try:
-            out = func(*args, **(kwargs or {}))
-            if func in self.answers:
-                out.item()
-        except RuntimeError:  # torch has no public name for "this depends on the data"
-            if reads:
-                return 1
-            if func not in self.answers:
-                raise
-            return torch.tensor(self.answers[func], dtype=out.dtype)
-        return out
 
 
 def flop_counter() -> FlopCounterMode:

@@ -18,7 +18,8 @@ from tasks.common.cluster import (
 )
 from tasks.common.plan import Plan, plan
 from tasks.lm.config import PRESETS
-from tasks.planning.step import ATTENTION, FLOAT32
+from tasks.planning.stand_ins import FLOAT32
+from tasks.planning.step import ATTENTION
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +109,10 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
 
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:
     config = PRESETS["tiny"]
+    refiner = config.build().get_submodule("attractor.refiner.module")
     y = torch.zeros(1, config.context, config.width)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        config.build().solving.module(y, y)
+        refiner(y, y)
     assert found.flops(9) - found.flops(4) == 5 * counter.get_total_flops()
     assert found.flops(4, checkpoint=True) > found.flops(4)
 
