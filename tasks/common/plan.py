@@ -13,8 +13,8 @@ from tasks.planning.step import FakeTraining, Plannable, StepCost
 
 # A batch of one would not do: where another one is copied, it may be only viewed.
 FEW_SAMPLES = 2
-# Costs are affine in the number of a solve's steps, so that so many of them show all.
-FEW_STEPS = 2
+# The cost of a solve is affine in the number of its steps: few of them, and one more, show all.
+FEW_STEPS = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Plan:
         self.parameters = parts(model, blocks)
         self.block_parameters = max((_count(block) for block in blocks), default=0)
         self.has_backbone = bool(blocks)
+        self._known: dict[bool, Costs] = {}
 
     @property
     def num_parameters(self) -> int:
@@ -100,12 +101,12 @@ class Plan:
     @property
     def optimizer_bytes(self) -> int:
         """The optimiser's state."""
-        return self._update[0]
+        return self._own.optimizer_bytes
 
     @property
     def update_bytes(self) -> int:
         """What clipping and the optimiser need in an update, besides that state."""
-        return self._update[1]
+        return self._own.update_bytes
 
     @property
     def weight_bytes(self) -> int:
@@ -121,13 +122,15 @@ class Plan:
 
     def costs(self, checkpoint: bool = False) -> Costs:
         """What the passes cost, if the backbone's activations are kept or computed anew."""
-        return self._recomputed if checkpoint else self._plain
+        if checkpoint not in self._known:
+            self._known[checkpoint] = self._measured(checkpoint)
+        return self._known[checkpoint]
 
     def flops(self, steps: int | None = None, checkpoint: bool = False) -> int:
         """Operations of training on one sample, in one optimiser step.
 
         Args:
-            steps: Updates that the solve makes, at least 1; by default its whole budget.
+            steps: Updates that the solver makes, at least 1; by default its whole budget.
             checkpoint: The backbone's activations are computed once more in the backward pass,
                 up to the last one that it needs.
         """
@@ -139,7 +142,7 @@ class Plan:
     @property
     def flops_of_update(self) -> int:
         """What one update more of the solver, or one loop more, costs a sample."""
-        return _longer(self._training).flops // FEW_SAMPLES
+        return self._longer.flops // FEW_SAMPLES
 
     def describe(self) -> str:
         """One line."""
@@ -151,57 +154,45 @@ class Plan:
             f"activations, {config.batch_size * costs.flops / 1e9:,.1f} GFLOP per optimiser step"
         )
 
-    @functools.cached_property
-    def _plain(self) -> Costs:
-        return _measured(self._training)
+    def _measured(self, checkpoint: bool) -> Costs:
+        """Costs for a sample, from what they grow by with one sample more."""
+        own = checkpoint == self.config.checkpoint_activations
+        training = self._own if own else FakeTraining(self.config, checkpoint)
+        base = training.passes(FEW_SAMPLES, self._few_steps)
+        sample = _difference(training.passes(FEW_SAMPLES + 1, self._few_steps), base)
+        left_out = self.config.train_steps - self._few_steps
+
+        def total(name: str) -> Bytes:
+            each = getattr(sample, name)
+            shared = getattr(base, name) - FEW_SAMPLES * each
+            if left_out:
+                each += left_out * getattr(self._longer, name) // FEW_SAMPLES
+            return Bytes(shared, each)
+
+        names = ("kept", "peak", "networks", "solver", "state")
+        return Costs(flops=total("flops").each, **{name: total(name) for name in names})
 
     @functools.cached_property
-    def _recomputed(self) -> Costs:
-        return _measured(FakeTraining(self.config, checkpoint=True))
+    def _own(self) -> FakeTraining:
+        return FakeTraining(self.config, self.config.checkpoint_activations)
+
+    @property
+    def _few_steps(self) -> int:
+        # Of a loop, only the last ones are recorded, so that not all of them cost the same.
+        budget = self.config.train_steps
+        return min(budget, FEW_STEPS) if self.solves else budget
 
     @functools.cached_property
-    def _update(self) -> tuple[int, int]:
-        return self._training.update()
-
-    @functools.cached_property
-    def _training(self) -> FakeTraining:
-        return FakeTraining(self.config, checkpoint=False)
+    def _longer(self) -> StepCost:
+        """What one update more costs the few samples; the backbone has no part in it."""
+        few = self._few_steps
+        base = self._own.passes(FEW_SAMPLES, few)
+        return _difference(self._own.passes(FEW_SAMPLES, few + 1), base)
 
 
 def plan(config: Plannable) -> Plan:
     """Estimate the cost of training; see `Plan`."""
     return Plan(config)
-
-
-def _measured(training: FakeTraining) -> Costs:
-    """Costs for a sample, from what they grow by with one sample more.
-
-    A long solve is measured on a few steps, and what one step adds is added for the others.
-    """
-    steps, budget = _few_steps(training), training.config.train_steps
-    base = training.passes(FEW_SAMPLES, steps)
-    sample = _difference(training.passes(FEW_SAMPLES + 1, steps), base)
-    longer = _longer(training) if budget > steps else _difference(base, base)
-
-    def total(name: str) -> Bytes:
-        each = getattr(sample, name)
-        shared = getattr(base, name) - FEW_SAMPLES * each
-        return Bytes(shared, each + (budget - steps) * getattr(longer, name) // FEW_SAMPLES)
-
-    names = ("kept", "peak", "networks", "solver", "state")
-    return Costs(flops=total("flops").each, **{name: total(name) for name in names})
-
-
-def _few_steps(training: FakeTraining) -> int:
-    # Of a loop, only the last ones are recorded, so that not all of them cost the same.
-    budget = training.config.train_steps
-    return min(budget, FEW_STEPS) if training.layers else budget
-
-
-def _longer(training: FakeTraining) -> StepCost:
-    """What one step more costs the few samples."""
-    few = _few_steps(training)
-    return _difference(training.passes(FEW_SAMPLES, few + 1), training.passes(FEW_SAMPLES, few))
 
 
 def _difference(more: StepCost, less: StepCost) -> StepCost:

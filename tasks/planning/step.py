@@ -7,6 +7,7 @@ solve. No model and no backward mode is known here by name.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -189,22 +190,36 @@ class FakeTraining:
             state=_size(pytree.tree_leaves(state)) if goes_on else 0,
         )
 
-    def update(self) -> tuple[int, int]:
-        """Bytes of the optimiser's state, and what clipping and an update need besides."""
-        model: nn.Module = self.model
+    @functools.cached_property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimiser's state."""
+        return _size(self._states())
+
+    @functools.cached_property
+    def update_bytes(self) -> int:
+        """What clipping and the optimiser need in an update, besides its state."""
+        parameters, states = list(self.model.parameters()), self._states()
+        with self.mode:
+            self._set_gradients(True)
+            with PeakMemory([*parameters, *_gradients(self.model), *states]) as live:
+                nn.utils.clip_grad_norm_(parameters, self.config.clip)
+                for optimizer in self._optimizers:
+                    optimizer.step()
+        return live.peak
+
+    @functools.cached_property
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
         config: Any = self.config
         with self.mode:
-            optimizers = build_optimizers(model, config)
+            optimizers = build_optimizers(self.model, config)
             self._set_gradients(True)
             for optimizer in optimizers:
                 optimizer.step()  # the first one makes the state
-            leaves = pytree.tree_leaves([dict(optimizer.state) for optimizer in optimizers])
-            state = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            with PeakMemory([*model.parameters(), *_gradients(model), *state]) as live:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
-        return _size(state), live.peak
+        return optimizers
+
+    def _states(self) -> list[Tensor]:
+        leaves = pytree.tree_leaves([dict(optimizer.state) for optimizer in self._optimizers])
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def _set_gradients(self, there: bool) -> None:
         for parameter in self.model.parameters():
