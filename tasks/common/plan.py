@@ -84,10 +84,11 @@ class Plan:
 
     def __init__(self, config: Plannable) -> None:
         self.config = config
-        with torch.device("meta"):
-            model: nn.Module = config.build()
+        model = _meta(config)
         self.solves = any(isinstance(module, FixedPointLayer) for module in model.modules())
         blocks = backbone(model, required=config.checkpoint_activations)
+        # By whether the backbone's activations are computed anew.
+        self._training = {bool(blocks): FakeTraining(model, config)}
         self.parameters = parts(model, blocks)
         self.block_parameters = max((_count(block) for block in blocks), default=0)
         self.has_backbone = bool(blocks)
@@ -156,8 +157,7 @@ class Plan:
 
     def _measured(self, checkpoint: bool) -> Costs:
         """Costs for a sample, from what they grow by with one sample more."""
-        own = checkpoint == self.config.checkpoint_activations
-        training = self._own if own else FakeTraining(self.config, checkpoint)
+        training = self._of(checkpoint)
         base = training.passes(FEW_SAMPLES, self._few_steps)
         sample = _difference(training.passes(FEW_SAMPLES + 1, self._few_steps), base)
         left_out = self.config.train_steps - self._few_steps
@@ -172,9 +172,14 @@ class Plan:
         names = ("kept", "peak", "networks", "solver", "state")
         return Costs(flops=total("flops").each, **{name: total(name) for name in names})
 
-    @functools.cached_property
+    def _of(self, checkpoint: bool) -> FakeTraining:
+        if checkpoint not in self._training and not checkpoint:
+            self._training[False] = FakeTraining(_meta(self.config), self.config)
+        return self._training[checkpoint]
+
+    @property
     def _own(self) -> FakeTraining:
-        return FakeTraining(self.config, self.config.checkpoint_activations)
+        return self._of(self.config.checkpoint_activations)
 
     @property
     def _few_steps(self) -> int:
@@ -188,6 +193,11 @@ class Plan:
         few = self._few_steps
         base = self._own.passes(FEW_SAMPLES, few)
         return _difference(self._own.passes(FEW_SAMPLES, few + 1), base)
+
+
+def _meta(config: Plannable) -> nn.Module:
+    with torch.device("meta"):
+        return config.build()
 
 
 def plan(config: Plannable) -> Plan:

@@ -20,7 +20,6 @@ from torch.utils.flop_counter import (
 )
 
 from implicit import FixedPointLayer
-from models import checkpoint_activations
 from solvers.torch_internals import FakeTensorMode, cpu_attention, pytree
 from tasks.common.micro_batches import forward
 from tasks.common.optimizers import build_optimizers
@@ -129,20 +128,13 @@ class FakeTraining:
     """A training run whose tensors are fake: the trainer's own passes and its update, measured.
 
     Args:
+        model: The network, on the "meta" device.
         config: The run.
-        checkpoint: Whether the activations of the backbone are computed anew.
-
-    Raises:
-        ValueError: They are to be, and the model has no backbone.
     """
 
-    def __init__(self, config: Plannable, checkpoint: bool) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, config: Plannable) -> None:
+        self.model, self.config = model, config
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with torch.device("meta"):
-            self.model: nn.Module = config.build()
-        if checkpoint:
-            checkpoint_activations(self.model)
         with self.mode:
             self.model.to_empty(device="cpu").train()
         self.layers = [m for m in self.model.modules() if isinstance(m, FixedPointLayer)]
@@ -167,25 +159,25 @@ class FakeTraining:
             # Earlier micro-batches have left gradients.
             self._set_gradients(self.config.accumulate > 1)
             owned = [x, *self.model.parameters(), *self.model.buffers(), *_gradients(self.model)]
-            networks, live, counter = PeakMemory(owned), PeakMemory(owned), flop_counter()
+            live, counter = PeakMemory(owned), flop_counter()
 
             def hold(memory: Tensor) -> None:
                 held.append(memory.nbytes)
-                networks.forget(memory)
+                live.set_aside(memory)
 
             for layer, memory in zip(self.layers, self.memories, strict=True):
                 solve_plainly(layer, PlainSteps(memory=memory, hold=hold))
-            apart = _gradients_apart(self.model, [networks, live])
-            with apart, counter, networks, live, Assumed(largest=steps):
+            apart = _gradients_apart(self.model, live)
+            with apart, counter, live, Assumed(largest=steps):
                 loss, outcome, state = forward(self.model, x, x, self.config, max_steps=steps)
-                kept = networks.now
+                kept = live.now - live.aside
                 loss.backward()
         goes_on = outcome.solve is not None and self.config.segments > 1
         return StepCost(
             flops=counter.get_total_flops(),
             kept=kept,
             peak=live.peak,
-            networks=networks.peak,
+            networks=live.peak_without,
             solver=max(held, default=0),
             state=_size(pytree.tree_leaves(state)) if goes_on else 0,
         )
@@ -242,13 +234,12 @@ class _Untracked(contextlib.AbstractContextManager[None]):
 
 
 @contextlib.contextmanager
-def _gradients_apart(model: nn.Module, memories: Sequence[PeakMemory]) -> Iterator[None]:
+def _gradients_apart(model: nn.Module, live: PeakMemory) -> Iterator[None]:
     """Count a gradient no more once it is a parameter's `grad`."""
 
     def forget(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        for memory in memories:
-            memory.forget(parameter.grad)
+        live.forget(parameter.grad)
 
     hooks = [p.register_post_accumulate_grad_hook(forget) for p in model.parameters()]
     yield
