@@ -31,7 +31,7 @@ test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not long and not gpu and not benchmark" $(ARGS)
 
 test-matrix: .venv/dev
-	$(BIN)/python tests/matrix.py -n 2 $(ARGS)
+	$(BIN)/python tests/support/matrix.py -n 2 $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -1,15 +1,15 @@
 """What torch.compile brings: of `f`, of a layer, and of a training step; and how often it breaks.
 
-Written to `results/compile.json`. The loop of a solver stays in Python, so that a compiled solve
-is at best as much faster as its `f` is.
+The loop of a solver stays in Python, so that a compiled solve is at best as much faster as its
+`f` is.
 """
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import report
 import torch
 from timing import interleaved, show
 from torch import Tensor, nn
@@ -18,11 +18,10 @@ from torch._dynamo.utils import counters
 import solvers
 from implicit import FixedPointLayer
 from models import Attractor
-from tasks.common.device import compile_blocks
+from tasks.device import compile_blocks
 from tasks.sudoku.config import PRESETS
 
 pytestmark = pytest.mark.benchmark
-RESULTS = Path(__file__).parent.parent / "results"
 
 
 class Residual(nn.Module):
@@ -125,7 +124,6 @@ def test_gain_of_compiling(benchmark: Any) -> None:
     ]  # fmt: skip
     header = ["what is compiled", "graph breaks", "graphs", "eager ms", "compiled ms", "gain"]
     show("torch.compile", header, rows)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "compile.json").write_text(json.dumps(found, indent=1) + "\n")
+    (report.folder("compile") / "result.json").write_text(json.dumps(found, indent=1) + "\n")
     benchmark.extra_info.update(found)
     benchmark.pedantic(lambda: None, rounds=1)

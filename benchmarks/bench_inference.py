@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +16,13 @@ import torch
 from timing import show
 from torch import Tensor
 
-from tasks.common.evaluate import predict
-from tasks.common.runs import load_model
+from tasks.puzzles.evaluate import predict
+from tasks.puzzles.loading import load_model
 from tasks.sudoku.augment import augment, to_tensors
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
-RESULTS = Path(__file__).parent.parent / "results"
-CHECKPOINT = RESULTS / "sudoku-extreme.safetensors"
+CHECKPOINT = report.RESULTS / "sudoku" / "extreme" / "model.safetensors"
 PUZZLES = report.setting_or("BENCH_PUZZLES", 10_000)
 MADE, MAX_STEPS = 500, 256
 
@@ -69,7 +67,7 @@ def test_inference_with_and_without_compaction(benchmark: Any) -> None:
     header = ["puzzles", "mean steps", "s with", "s without", "gain", "same answers"]
     row = [PUZZLES, figures["mean_steps"], seconds[True], seconds[False], figures["gain"], same]
     show("compaction in inference", header, [[f"{value:.4g}" for value in row]])
-    (report.folder() / "inference.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (report.folder("inference") / "result.json").write_text(json.dumps(figures, indent=1) + "\n")
     benchmark.extra_info.update(figures)
     benchmark.pedantic(lambda: None, rounds=1)
     assert same > 0.999

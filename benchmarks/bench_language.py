@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import report
 import torch
 from memory import peak_of
 from timing import interleaved, show
@@ -17,7 +17,6 @@ from models import AttractorLM
 from tasks.lm.config import PRESETS, LanguageConfig
 
 pytestmark = pytest.mark.benchmark
-RESULTS = Path(__file__).parent.parent / "results" / "language.json"
 # The refiner is a quarter of the blocks: of more, its share and all ratios would be smaller.
 CONFIG = dataclasses.replace(
     PRESETS["small"], width=160, num_heads=5, backbone_blocks=3, batch_size=8
@@ -29,7 +28,7 @@ MODES = ("jacobian_free", "phantom", "exact")
 def build(config: LanguageConfig, backward: str = "jacobian_free") -> AttractorLM:
     torch.manual_seed(0)
     model = dataclasses.replace(config, backward=backward).build()
-    assert isinstance(model, AttractorLM)
+    assert model.solving is not None
     return model
 
 
@@ -49,9 +48,10 @@ def training_step(model: AttractorLM, max_steps: int) -> Any:
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
-    content = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    path = report.folder("language") / "result.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
     content[name] = figures
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @pytest.mark.filterwarnings("ignore:The gradient is approximate")

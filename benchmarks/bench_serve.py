@@ -31,19 +31,18 @@ from torch import Tensor, nn
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
-from tasks.common.continuous import Engine
-from tasks.common.evaluate import Predictions, predict, solve_batch
-from tasks.common.meeting import CPU_NUMBERS
-from tasks.common.runs import load_model
-from tasks.common.serve import Server, listen
-from tasks.common.service import Service
+from tasks.puzzles.evaluate import Predictions, predict, solve_batch
+from tasks.puzzles.loading import load_model
+from tasks.serving.app import Service
+from tasks.serving.continuous import Engine
+from tasks.serving.meeting import CPU_NUMBERS
+from tasks.serving.server import Server, listen
 from tasks.sudoku.board import Puzzle
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
-RESULTS = Path(__file__).parent.parent / "results"
-CHECKPOINT = RESULTS / "sudoku-extreme-curriculum.safetensors"
+CHECKPOINT = report.RESULTS / "sudoku" / "extreme-curriculum" / "model.safetensors"
 SECONDS = report.setting_or("SERVE_SECONDS", 60)
 TURNS = report.setting_or("SERVE_TURNS", 2)
 PUZZLES = report.setting_or("SERVE_PUZZLES", 400)

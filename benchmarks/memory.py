@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from tasks.common.peak_memory import PeakMemory
+from tasks.planning.peak_memory import PeakMemory
 
 
 def peak_of(call: Any) -> int:

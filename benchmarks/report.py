@@ -21,6 +21,7 @@ Row = dict[str, Any]
 # Heading of a column, and how to print a row in it.
 Columns = dict[str, Callable[[Row], str]]
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 # Panels beside each other.
 ACROSS = 3
 COLOURS = {
@@ -32,10 +33,9 @@ COLOURS = {
 }
 
 
-def folder() -> Path:
-    """Where results go; BENCH_RESULTS names another place, for trials."""
-    default = Path(__file__).resolve().parents[1] / "results"
-    path = Path(os.environ.get("BENCH_RESULTS", default))
+def folder(name: str) -> Path:
+    """The folder of one benchmark's results; BENCH_RESULTS names another parent, for trials."""
+    path = Path(os.environ.get("BENCH_RESULTS", RESULTS / "bench")) / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -51,8 +51,8 @@ def setting_or(variable: str, default: int) -> int:
 
 
 def save(name: str, section: str, rows: list[Row], **about: Any) -> dict[str, Any]:
-    """Put one section into `name`.json beside those measured before, and return them all."""
-    path = folder() / f"{name}.json"
+    """Put one section into a benchmark's results beside the others, and return them all."""
+    path = folder(name) / "result.json"
     content = json.loads(path.read_text()) if path.exists() else {}
     content[section] = {**about, **setting(), "rows": rows}
     content = dict(sorted(content.items()))
@@ -77,7 +77,7 @@ def write_markdown(
     for key, section in content.items():
         stamp = f"torch {section['torch']}, {section['threads']} thread(s), {section['machine']}"
         parts += [f"## {section.get('title', key)}", stamp, table(section["rows"], columns)]
-    (folder() / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+    (folder(name) / "table.md").write_text("\n\n".join(parts) + "\n")
 
 
 def table(rows: list[Row], columns: Columns) -> str:
@@ -135,5 +135,5 @@ def curves(
 
 def _finish(figure: Any, name: str) -> None:
     figure.tight_layout()
-    figure.savefig(folder() / f"{name}.png", dpi=130)
+    figure.savefig(folder(name) / "picture.png", dpi=130)
     plt.close(figure)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.common.cluster import Cluster, duration, fits, recommend, scaling
-from tasks.common.plan import Plan, plan
 from tasks.lm.config import PRESETS
+from tasks.planning.cluster import Cluster, duration, fits, recommend, scaling
+from tasks.planning.plan import Plan, plan
 
 PAGE = Path(__file__).parent / "scaling.md"
 SIZES = ("140m", "370m", "770m", "1.3b")

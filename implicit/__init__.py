@@ -21,19 +21,17 @@ run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](__
 
 from implicit import testing
 from implicit.base import AdjointMode, BackwardMode, SolveContext
-from implicit.exact import Exact
+from implicit.diagnostics import (
+    SpectralRadius,
+    cached_weights,
+    jacobian_penalty,
+    spectral_normalise,
+    spectral_radius,
+)
 from implicit.fixed_point import fixed_point
-from implicit.jacobian_free import JacobianFree
 from implicit.layer import FixedPointLayer
-from implicit.neumann import Neumann
-from implicit.normalise import cached_weights, spectral_normalise
-from implicit.penalty import jacobian_penalty
-from implicit.phantom import Phantom
+from implicit.modes import Exact, JacobianFree, Neumann, Phantom, Shine, Unrolled, WarmStart
 from implicit.registry import backward_modes, get_backward, register
-from implicit.shine import Shine
-from implicit.spectral import SpectralRadius, spectral_radius
-from implicit.unrolled import Unrolled
-from implicit.warm_start import WarmStart
 from solvers import Solution, SolveError
 from solvers.version import __version__ as __version__
 

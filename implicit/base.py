@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from implicit.graft import graft, pull_back
+from implicit.autograd import attach_vjp, recorded_vjp
 from solvers import Anderson, FixedPointSolver, Solution
 from solvers.torch_internals import pytree
 from solvers.types import Index, State
@@ -26,12 +26,12 @@ class SolveContext:
         solver: The forward solver.
         max_steps: The forward budget.
         batch_dims: Leading dims of the state that index samples.
-        independent: Whether samples cannot influence each other, as those that have `args`.
+        independent: Whether samples cannot influence each other; see `solvers.solve`.
         scale: The unit of each tensor of the state, or None; see `solvers.solve`.
-        adjoints: Where solutions of adjoint equations are appended, in order.
+        adjoints: The list to which solutions of adjoint equations are appended, in order.
         memory: The forward solver's memory at the end, as pairs of sample index and memory.
-        f: The map that was given, to name it where its adjoint equation fails.
-        structure: Of the state, for what wants states instead of their leaves.
+        f: The map that was given, so that a warning about its adjoint equation can name it.
+        structure: The pytree structure of the state, for functions that take whole states.
     """
 
     solver: FixedPointSolver = field(default_factory=Anderson)
@@ -47,29 +47,27 @@ class SolveContext:
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardMode(ABC):
-    """Base of all backward modes: frozen options and one method.
+    """Base of all backward modes: frozen options and one method, `attach`.
 
     Attributes:
-        records_solver: The solve itself runs under autograd, and `attach` adds nothing.
         needs_memory: The context must hold the forward solver's memory.
-        solves_adjoint: It solves the adjoint equation: the evidence is in `Solution.adjoints`, and
-            where that solve fails, a warning says so.
-        moves_value: What `attach` returns may be another point than the solution.
-        bias: Promise for `implicit.testing.check`: the largest relative error of a gradient
-            through a contraction of norm 0.6. A property where options decide.
+        solves_adjoint: The mode solves the adjoint equation. The evidence is in
+            `Solution.adjoints`, and a warning says where that solve failed.
+        moves_value: `attach` may return a point other than the solution.
+        bias: The largest relative error of a gradient through a contraction of norm 0.6, which
+            `implicit.testing.check` holds the mode to. A property where it depends on options.
     """
 
-    records_solver: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = False
     solves_adjoint: ClassVar[bool] = False
     moves_value: ClassVar[bool] = False
     bias: ClassVar[float] = 1e-6
 
     def in_place_of_inverse(self, jacobian: Tensor) -> Tensor | None:
-        """What the gradient has in place of (I - J)^-1: a matrix, to which tests hold the mode.
+        """The matrix that the gradient has in place of (I - J)^-1; tests compare the two.
 
-        By default the inverse itself or, for a mode with a larger `bias`, None: unknown, as it
-        depends on more than J.
+        By default it is the inverse itself. A mode with a larger `bias` returns None, which means
+        unknown: its gradient depends on more than J.
 
         Args:
             jacobian: J = df/dy at the solution.
@@ -90,16 +88,16 @@ class BackwardMode(ABC):
 
 
 class AdjointMode(BackwardMode):
-    """Base of the modes that put something in place of u = (I - J^T)^-1 v."""
+    """Base of the modes that compute u = (I - J^T)^-1 v or put an approximation in its place."""
 
     @abstractmethod
     def adjoint(
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
-        """What meets df/dtheta in place of the cotangent v.
+        """Return the adjoint u, from which the gradient of a parameter theta is u^T df/dtheta.
 
         Args:
-            product: u -> J^T u.
+            product: The function u -> J^T u.
             v: Leaves of the cotangent.
             context: How the solution was found.
         """
@@ -109,20 +107,21 @@ class AdjointMode(BackwardMode):
         context = context or SolveContext()
         leaves, spec = pytree.tree_flatten(y_star)
         with torch.enable_grad():
-            anchor = [leaf.detach().requires_grad_() for leaf in leaves]
-            path = pytree.tree_leaves(f(pytree.tree_unflatten(anchor, spec)))
+            y = [leaf.detach().requires_grad_() for leaf in leaves]
+            fy = pytree.tree_leaves(f(pytree.tree_unflatten(y, spec)))
         count = len(leaves)
 
-        def pull(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
-            path, anchor = inputs[:count], inputs[count:]
+        def vjp(inputs: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor | None]:
+            fy, y = inputs[:count], inputs[count:]
 
             def product(u: Sequence[Tensor]) -> list[Tensor]:
-                pulled = pull_back(path, anchor, u)
+                products = recorded_vjp(fy, y, u)
                 return [
-                    torch.zeros_like(a) if p is None else p for p, a in zip(pulled, v, strict=True)
+                    torch.zeros_like(leaf) if part is None else part
+                    for part, leaf in zip(products, v, strict=True)
                 ]
 
-            # The solution counts as constant: what `f` sends to it ends there.
+            # The solution counts as a constant, so no cotangent is passed on to it.
             return [*self.adjoint(product, v, context), *[None] * count]
 
-        return graft(y_star, [*path, *anchor], pull)
+        return attach_vjp(y_star, [*fy, *y], vjp)

@@ -1,9 +1,9 @@
 """Turn a map that closes over tensors into one that takes them as arguments.
 
 Under `torch.func` transforms a custom derivative sees only its arguments, and the tensors that
-`f` closes over belong to the transforms. So one call of `f` is watched to find them, and later
-calls get others in their place, operation by operation. Control flow, modules and context
-managers in `f` work as ever, since it is `f` itself that runs.
+`f` closes over belong to the transforms. So one call of `f` is watched to find them, and in later
+calls others are put in their place, in the arguments of every operation. Control flow, modules
+and context managers in `f` work as usual, since it is `f` itself that runs.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from solvers.torch_internals import (
 )
 from solvers.types import State
 
-# So many objects in reach of `f` are searched for modules; those it calls are found in any case.
+# How many objects in reach of `f` are searched for modules. Modules that it calls are found anyway.
 MOST_OBJECTS = 10_000
 
 HANDED_OVER = (
@@ -42,49 +43,61 @@ HANDED_OVER = (
 )
 
 
-class ClosedOver:
-    """`f(., args)` as a map of its state and of every tensor that it reads besides.
+def closure_convert(f: Callable[[State, Any], State], y: State, args: Any) -> "ConvertedClosure":
+    """Turn `f(., args)` into a map of its state and of every tensor that it reads besides.
 
     Args:
         f: The map (y, args) -> y.
-        y: Where it is called once, to see what it reads.
-        args: Whose tensors count as read.
+        y: The state at which it is called once, to see what it reads.
+        args: A pytree whose tensors count as read.
+    """
+    leaves, spec = pytree.tree_flatten(args)
+    # Each tensor once, although it may stand in several places.
+    given = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+    called: dict[int, nn.Module] = {}
+    hook = register_module_forward_pre_hook(lambda module, _: called.update({id(module): module}))
+    try:
+        with _Watch([y, given]) as watch, _eager(), _quiet(f):
+            f(y, args)
+    finally:
+        hook.remove()
+    consts = [*given, *watch.found.values()]
+    index = {id(const): i for i, const in enumerate(consts)}
+    parameters = [
+        (owner, name, index[id(tensor)])
+        for owner, name, tensor in _parameters_of([f, *called.values()])
+        if id(tensor) in index
+    ]
+    return ConvertedClosure(f, leaves, spec, consts, len(given), parameters)
+
+
+@dataclass(frozen=True)
+class ConvertedClosure:
+    """A map that takes the tensors it closes over as arguments; see `closure_convert`.
 
     Attributes:
+        f: The map (y, args) -> y.
+        leaves: Those of `args`.
+        spec: The structure of `args`.
         consts: The tensors of `args`, then others that `f` read, in the order of first use.
-        num_given: How many of them are of `args`.
+        num_given: How many of `consts` belong to `args`.
+        parameters: Where modules keep a constant: the table, the name in it, and its index. A
+            parameter may be swapped for the length of a call (`functional_call`); then later
+            calls find another tensor under its name.
     """
 
-    def __init__(self, f: Callable[[State, Any], State], y: State, args: Any):
-        self.f = f
-        self.leaves, self.spec = pytree.tree_flatten(args)
-        # Each tensor once, although it may stand in several places.
-        given = list({id(leaf): leaf for leaf in self.leaves if isinstance(leaf, Tensor)}.values())
-        called: dict[int, nn.Module] = {}
-        hook = register_module_forward_pre_hook(
-            lambda module, _: called.update({id(module): module})
-        )
-        try:
-            with _Watch([y, given]) as watch, _eager(), _quiet(f):
-                f(y, args)
-        finally:
-            hook.remove()
-        self.num_given = len(given)
-        self.consts: list[Tensor] = [*given, *watch.found.values()]
-        # A parameter may be swapped for the length of a call (functional_call); then later
-        # calls find another tensor under its name.
-        index = {id(const): i for i, const in enumerate(self.consts)}
-        self.slots = [
-            (owner, name, index[id(tensor)])
-            for owner, name, tensor in _parameters_of([f, *called.values()])
-            if id(tensor) in index
-        ]
+    f: Callable[[State, Any], State]
+    leaves: list[Any]
+    spec: pytree.TreeSpec
+    consts: list[Tensor]
+    num_given: int
+    parameters: list[tuple[Any, str, int]]
 
     def __call__(self, y: State, consts: Sequence[Tensor]) -> State:
         """Run f(y, args), reading `consts` instead of the tensors found."""
         pairs = zip(self.consts, consts, strict=True)
         substitutes = {id(old): (old, new) for old, new in pairs}
-        for owner, name, i in self.slots:
+        for owner, name, i in self.parameters:
             current = owner[name]
             if current is not None:
                 substitutes.setdefault(id(current), (current, consts[i]))
@@ -102,7 +115,7 @@ class ClosedOver:
 
 
 class _Watch(TorchFunctionMode):
-    """Collect the tensors that operations read and that no operation made."""
+    """Collect the tensors that operations read and that no operation returned."""
 
     def __init__(self, known: Any):
         super().__init__()
@@ -135,7 +148,7 @@ class _Substitute(TorchFunctionMode):
         self.substitutes = substitutes
         self.made = WeakIdKeyDictionary({leaf: None for leaf in pytree.tree_leaves(y)})
         self.made.update({new: None for _, new in substitutes.values()})
-        # Whether `f` applies transforms of its own: what these return, no operation made.
+        # Whether `f` applies transforms of its own: no operation returns the tensors they make.
         self.transforms = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -165,7 +178,7 @@ class _Substitute(TorchFunctionMode):
         return tensor
 
     def _refuse_handing_over(self, tensor: Tensor) -> None:
-        """What a transform inside `f` has wrapped cannot be replaced any more."""
+        """Raise an error if a transform inside `f` has wrapped a tensor that had to be replaced."""
         base = _unwrapped(tensor, self.level)
         if id(base) in self.substitutes and base not in self.made:
             raise NotImplementedError(HANDED_OVER)
@@ -200,7 +213,7 @@ def _is_inside(tensor: Tensor, level: int) -> bool:
 
 
 def _unwrapped(tensor: Tensor, level: int) -> Tensor:
-    """What transforms deeper than `level` have wrapped."""
+    """Undo the wrapping of all transforms deeper than `level`."""
     while maybe_get_level(tensor) > level:
         tensor = get_unwrapped(tensor)
     return tensor
@@ -215,9 +228,9 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _quiet(f: Any) -> Iterator[None]:
-    """Keep torch from warning of a hook on compiled modules, which may be seen twice to no harm.
+    """Keep torch from warning that a compiled module of `f` has hooks; here they do no harm.
 
-    Only where `f` holds one: a change of filters makes warnings that were said once come again.
+    Filters change only if `f` holds such a module, since a change lets old warnings show again.
     """
     compiled = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())
     parts = (part for module in _modules_of(f) for part in module.modules())
@@ -240,7 +253,7 @@ def _parameters_of(f: Any) -> Iterator[tuple[Any, str, Tensor]]:
 
 
 def _modules_of(f: Any) -> Iterator[nn.Module]:
-    """Modules within reach of `f`; what holds more than `MOST_OBJECTS` is data."""
+    """Find modules within reach of `f`; a container of more than `MOST_OBJECTS` counts as data."""
     queue, seen, left = [f], set(), MOST_OBJECTS
     for value in queue:
         if id(value) in seen:
@@ -256,7 +269,7 @@ def _modules_of(f: Any) -> Iterator[nn.Module]:
 
 
 def _parts_of(value: Any) -> Collection[Any]:
-    """What a partial, container, method or closure holds."""
+    """Return the objects that a partial, container, method or closure holds."""
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, list | tuple):

@@ -7,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit.base import BackwardMode, ClosedMap, SolveContext
-from implicit.graft import graft
-from implicit.isolation import Isolation, isolated
+from implicit.autograd import attach_vjp
+from implicit.base import BackwardMode, SolveContext
+from implicit.functorch import solve_transformed, transforms_active
+from implicit.isolation import Isolation, attach_isolated, isolated
+from implicit.modes import Unrolled
 from implicit.registry import MODES
-from implicit.transforms import (
-    solve_transformed,
-    transforms_active,
-)
-from implicit.unrolled import Unrolled
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.layout import Layout
@@ -84,6 +81,12 @@ def fixed_point(
         scale=scale,
         f=f,
     )
+    # There are two roads to a gradient. Plain autograd calls the backward mode after the solve and
+    # records only what the mode needs (autograd.py): the fast road, with every mode. Transforms of
+    # torch.func and forward mode can neither follow the solver's data-dependent loop nor see what
+    # `f` closes over; for them the solve is one operation with derivative rules in both directions
+    # (functorch.py). test_every_mode_gives_what_it_gives_without_transforms, in
+    # tests/implicit/test_transforms.py, compares the two.
     if transforms_active() and not isinstance(mode, Unrolled):
         checked = _checked(f, y0, batch_dims)
         solution = solve_transformed(checked, y0, args, mode, context, throw=throw)
@@ -122,55 +125,49 @@ def _with_gradient(
     context: SolveContext,
     run: Callable[[State, tuple[Any, ...]], Solution],
 ) -> Solution:
-    """The solution with a value that carries the gradient, from which bad samples are kept out."""
-    apart = isolated(solution, args, context.independent)
-    y_star, clean = solution.value, args
-    if apart is not None:
-        y_star, clean = apart.state(y_star), apart.args(args)
+    """Attach the gradient to the value, and keep bad samples out of it."""
+    isolation = isolated(solution, args, context.independent)
     checked = _checked(f, y0, context.batch_dims)
-    if mode.records_solver:
-        if apart is not None:
-            solution = _once_more(run(apart.state(y0), clean), solution, apart)
-        if bool(solution.num_steps.any()):
-            return solution
-        # Without a step nothing is recorded: a graph all the same, with a gradient of zero.
-        return dataclasses.replace(
-            solution, value=_with_edge(solution.value, checked(y_star, clean))
-        )
-    closed: ClosedMap = lambda y: checked(y, clean)  # noqa: E731
-    if apart is None:
-        value = mode.attach(closed, y_star, context)
-    else:
-        attached = mode.attach(apart.frozen(closed, y_star), y_star, context)
-        value = apart.merged(attached, solution.value)
-    return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+    if not isinstance(mode, Unrolled):
+        value = attach_isolated(mode, checked, solution.value, args, isolation, context)
+        return dataclasses.replace(solution, value=value, adjoints=context.adjoints)
+    y_star = solution.value
+    if isolation is not None:
+        y_star, args = isolation.state(y_star), isolation.args(args)
+        solution = _recorded_again(run(isolation.state(y0), args), solution, isolation)
+    if bool(solution.num_steps.any()):
+        return solution
+    # Without a step nothing was recorded. The value gets a graph all the same, so that a backward
+    # pass works and gives zero.
+    value = _with_zero_gradient(solution.value, checked(y_star, args))
+    return dataclasses.replace(solution, value=value)
 
 
-def _once_more(again: Solution, first: Solution, apart: Isolation) -> Solution:
-    """A solve recorded anew without its bad samples; the evidence is that of the first."""
+def _recorded_again(again: Solution, first: Solution, isolation: Isolation) -> Solution:
+    """Combine a solve that was recorded anew without its bad samples with the first's evidence."""
     return dataclasses.replace(
         first,
-        value=apart.merged(again.value, pytree.tree_map(Tensor.detach, first.value)),
+        value=isolation.merged(again.value, pytree.tree_map(Tensor.detach, first.value)),
         num_evals=first.num_evals + again.num_evals,
         rows_evaluated=first.rows_evaluated + again.rows_evaluated,
     )
 
 
-def _with_edge(value: State, fy: State) -> State:
-    """The value, from which a cotangent of zero flows to all that `fy` was computed from."""
+def _with_zero_gradient(value: State, fy: State) -> State:
+    """Connect the value to all that `fy` was computed from, by a gradient of zero."""
     zero = pytree.tree_map(lambda leaf: torch.zeros_like(leaf, requires_grad=False), value)
-    edge = graft(zero, pytree.tree_leaves(fy), lambda _, v: [torch.zeros_like(x) for x in v])
+    edge = attach_vjp(zero, pytree.tree_leaves(fy), lambda _, v: [torch.zeros_like(x) for x in v])
     return pytree.tree_map(torch.add, value, edge)
 
 
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
-    """`f` of the state and all args, checked, and under the autocast that is in force now."""
+    """Make `f` check what it returns, and run under the autocast that is in force now."""
     layout = Layout(y0, batch_dims)
     autocast = torch.is_autocast_enabled(layout.device.type)
     autocast_dtype = torch.get_autocast_dtype(layout.device.type)
 
     def checked(y: State, args: tuple[Any, ...]) -> State:
-        # A backward pass may call when autocast is off, or on.
+        # The backward pass that calls this may run under another autocast.
         with torch.autocast(layout.device.type, dtype=autocast_dtype, enabled=autocast):
             fy = f(y, *args)
         return layout.accept(y, fy, autocast)

@@ -2,8 +2,8 @@
 
 The backward pass of an operation multiplies a cotangent by a derivative, and zero times NaN is
 NaN: one bad sample would spoil the gradient of every shared weight, even where the loss leaves
-it out. So the calls of `f` that are recorded see a good sample's state and `args` in its place.
-What a bad sample has in the closure of `f` cannot be replaced: pass per-sample tensors in `args`.
+it out. So the recorded calls of `f` see a good sample's state and `args` in its place. Tensors
+that `f` closes over cannot be replaced like this: pass per-sample tensors in `args`.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit.base import ClosedMap
+from implicit.base import BackwardMode, ClosedMap, SolveContext
 from solvers import Result, Solution
 from solvers.layout import as_wide, map_tensors, tensors_of
 from solvers.torch_internals import pytree
 from solvers.types import State
 
-# From a mask of bad samples and a cotangent to the cotangent that goes on.
+# From a mask of bad samples and a cotangent to the cotangent that is passed on.
 Rule = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """Bad samples of one solve, and what stands in for them.
+    """The bad samples of one solve, and the good sample that stands in for them.
 
     Attributes:
-        bad: Shape `(*batch,)`, at least one dim.
-        donor: Flat index of a good sample, of shape (1,).
-        found: Whether there is one, as a tensor.
+        bad: Shape `(*batch,)`, bool, at least one dim.
+        donor: Shape (1,): flat index of a good sample.
+        found: Bool tensor: whether there is a good sample.
         alone: Whether no sample can influence another, so that a bad one may get any state.
     """
 
@@ -41,9 +41,9 @@ class Isolation:
 
     @classmethod
     def of(cls, bad: Tensor, args: tuple[Any, ...], independent: bool) -> "Isolation":
-        """For these bad samples, from which nothing is read."""
+        """Choose a donor for these bad samples, without reading a tensor."""
         if any(leaf.shape[: bad.ndim] != bad.shape for leaf in tensors_of(args)):
-            # What all tokens of a row share can be replaced for all of them only.
+            # An argument that all tokens of a row share can be replaced for whole rows only.
             rows = bad.flatten(1).any(1) if bad.ndim > 1 else bad
             bad = rows.reshape((-1, *[1] * (bad.ndim - 1))).expand_as(bad)
         good = (~bad).flatten()
@@ -51,11 +51,15 @@ class Isolation:
         return cls(bad, donor, good.any(), independent and bad.ndim == 1)
 
     def args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments, those of a bad sample replaced; a loss that it is part of sees NaN."""
+        """Replace the arguments of bad samples by those of the donor."""
         return map_tensors(lambda leaf: self._replaced(leaf, self._mask(leaf)), args)
 
     def state(self, y: State) -> State:
-        """A state whose bad samples are finite; frozen as they are where others may see them."""
+        """Make bad samples finite.
+
+        They become copies of the donor or, where samples may influence each other, keep their own
+        state but for entries of NaN and inf.
+        """
 
         def clean(leaf: Tensor) -> Tensor:
             mask = as_wide(self.bad, leaf)
@@ -64,19 +68,21 @@ class Isolation:
         return pytree.tree_map(clean, y)
 
     def frozen(self, f: ClosedMap, y: State) -> ClosedMap:
-        """`f`, but the bad samples stay at `y` and pass no cotangent on, unless it is NaN."""
+        """Change `f` so that bad samples stay at `y` and pass no cotangent on, unless it is NaN."""
 
-        def of_good(given: State) -> State:
-            return pytree.tree_map(lambda new, old: self._merge(_cut, new, old), f(given), y)
+        def frozen(given: State) -> State:
+            return pytree.tree_map(
+                lambda new, old: self._merge(_zero_if_bad, new, old), f(given), y
+            )
 
-        return of_good
+        return frozen
 
     def merged(self, value: State, y_star: State) -> State:
-        """The attached value, and for bad samples the solver's.
+        """Take good samples from the attached value, and bad ones from the solver's.
 
-        A loss that uses one of them has NaN for its gradient, and no other loss has.
+        The gradient of a loss that uses a bad sample is NaN, and that of any other loss is not.
         """
-        return pytree.tree_map(lambda new, old: self._merge(told, new, old), value, y_star)
+        return pytree.tree_map(lambda new, old: self._merge(nan_if_bad, new, old), value, y_star)
 
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
         return _Merge.apply(rule, as_wide(self.bad, good), good, bad)
@@ -90,33 +96,49 @@ class Isolation:
             samples, donor = leaf.detach().flatten(0, self.bad.ndim - 1), self.donor
         else:
             samples, donor = leaf.detach(), self.donor // self.bad[0].numel()
-        # Without a good sample, any number will do at which maps are smooth.
+        # Without a good sample take a number at which maps are smooth, as many are not at zero.
         number = 0.5 if leaf.is_floating_point() or leaf.is_complex() else 0
         other = samples.index_select(0, donor).squeeze(0)
         other = torch.where(self.found, other, torch.full_like(other, number)).expand_as(leaf)
-        return _Merge.apply(_straight, mask, leaf, other)
+        return _Merge.apply(_unchanged, mask, leaf, other)
 
 
 def isolated(solution: Solution, args: tuple[Any, ...], independent: bool) -> Isolation | None:
-    """How to keep bad samples apart; None if there are none, or no good ones."""
-    if not bool(solution.result.any()):  # all converged: the usual case, in one look
+    """The isolation of the bad samples of a solution; None if it has none."""
+    if not bool(solution.result.any()):  # all converged: the usual case, told by one read
         return None
     bad = bad_samples(solution.residual, solution.result)
     return Isolation.of(bad, args, independent) if bool(bad.any()) else None
 
 
+def attach_isolated(
+    mode: BackwardMode,
+    f: Callable[[State, Any], State],
+    y_star: State,
+    args: Any,
+    isolation: Isolation | None,
+    context: SolveContext,
+) -> State:
+    """Attach the gradient of a mode to the solution of y = f(y, args), without its bad samples."""
+    if isolation is None:
+        return mode.attach(lambda y: f(y, args), y_star, context)
+    clean, args = isolation.state(y_star), isolation.args(args)
+    attached = mode.attach(isolation.frozen(lambda y: f(y, args), clean), clean, context)
+    return isolation.merged(attached, y_star)
+
+
 def bad_samples(residual: Tensor, result: Tensor) -> Tensor:
-    """Those whose recorded call of `f` would hold NaN or inf."""
+    """Find the samples whose recorded call of `f` would hold NaN or inf."""
     return ~residual.isfinite() | (result == Result.nonfinite)
 
 
-def told(bad: Tensor, v: Tensor) -> Tensor:
-    """The cotangent of a value, NaN where it asks for a bad sample."""
+def nan_if_bad(bad: Tensor, v: Tensor) -> Tensor:
+    """Make the cotangent of a bad sample NaN where it is not zero: the loss uses that sample."""
     return torch.where(as_wide(bad, v) & (v != 0), torch.nan, v)
 
 
 class _Merge(torch.autograd.Function):
-    """Good samples of one tensor and bad ones of another, whose cotangent goes by a rule."""
+    """Good samples of one tensor, bad ones of another; a rule for the cotangent of the first."""
 
     generate_vmap_rule = True
 
@@ -138,13 +160,13 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (mask,) = ctx.saved_tensors
-        # Who was told of by NaN in a gradient moves by NaN.
-        return torch.where(mask, torch.nan if ctx.rule is told else 0.0, tangents[2])
+        # A sample whose gradient would be NaN has a tangent of NaN as well.
+        return torch.where(mask, torch.nan if ctx.rule is nan_if_bad else 0.0, tangents[2])
 
 
-def _straight(_: Tensor, v: Tensor) -> Tensor:
+def _unchanged(_: Tensor, v: Tensor) -> Tensor:
     return v
 
 
-def _cut(mask: Tensor, v: Tensor) -> Tensor:
+def _zero_if_bad(mask: Tensor, v: Tensor) -> Tensor:
     return torch.where(mask & v.isfinite(), 0.0, v)

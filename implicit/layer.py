@@ -16,9 +16,9 @@ from solvers.types import State
 class FixedPointLayer(nn.Module):
     """Solve y = module(y, *args) on every call.
 
-    In training an unconverged step is normal, so `throw` is False: look at the verdicts in
-    the `Solution` that comes back. The layer keeps nothing between calls and may be applied
-    several times in one forward pass.
+    In training an unconverged step is normal, so `throw` is False by default: look at the
+    verdicts in the `Solution` that comes back. The layer keeps nothing between calls and may be
+    applied several times in one forward pass.
 
     Args:
         module: The map, called as `module(y, *args)`.
@@ -86,5 +86,5 @@ class FixedPointLayer(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Solver, mode and budget, for `print`."""
+        """The solver, the mode and the budget, as `print` shows them."""
         return f"{self.solver}, {self.backward_mode}, max_steps={self.max_steps}"

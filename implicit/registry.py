@@ -1,4 +1,4 @@
-"""Names of backward modes."""
+"""The registry of backward modes, by name."""
 
 from implicit.base import BackwardMode
 from solvers.registry import Registry

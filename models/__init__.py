@@ -8,12 +8,7 @@ run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](
     __file__, "solvers", "implicit"
 )
 
-from models.activation_checkpointing import (
-    checkpoint_activations,
-    modules_used_once,
-    recomputes,
-)
-from models.attention import Past, SelfAttention
+from models.attention import KVCache, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import (
     Block,
@@ -24,7 +19,7 @@ from models.blocks import (
     TokenMixer,
     UnitAttention,
 )
-from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer, Layout
+from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer, TokenLayout
 from models.hugging_face import HuggingFaceStack
 from models.language import (
     AttractorLM,
@@ -36,10 +31,12 @@ from models.language import (
 )
 from models.parcae import ParcaeLM
 from models.reasoners import Cycle, PathNoise, Reasoner, TwoModuleCycle
+from models.recompute import modules_used_once, recompute_activations, recomputes
 from models.recurrent import Gru, Scan
 from solvers.version import __version__ as __version__
 
 GridModel = GridAttractor | GridTransformer | Reasoner
+checkpoint_activations = recompute_activations
 
 __all__ = [
     "Attractor",
@@ -56,12 +53,11 @@ __all__ = [
     "GridTransformer",
     "Gru",
     "HuggingFaceStack",
+    "KVCache",
     "LanguageModel",
     "LanguageOutput",
     "LanguageSpec",
-    "Layout",
     "ParcaeLM",
-    "Past",
     "PathNoise",
     "PreNormBlock",
     "Reasoner",
@@ -70,11 +66,13 @@ __all__ = [
     "SquaredReLU",
     "Start",
     "SwiGLU",
+    "TokenLayout",
     "TokenMixer",
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
     "checkpoint_activations",
     "modules_used_once",
+    "recompute_activations",
     "recomputes",
 ]

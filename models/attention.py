@@ -1,6 +1,7 @@
-"""Self-attention, with what it keeps of the tokens that came before, and rotary positions.
+"""Self-attention with a cache of keys and values, and rotary positions.
 
-Legend: B batch, T tokens, P tokens of the past, D width, H heads, K width of a head.
+Legend: B batch, T tokens, P tokens of the past, C capacity of a buffer, D width, H heads, K width
+of a head.
 """
 
 from typing import NamedTuple
@@ -14,123 +15,131 @@ from models.norm import rms_norm
 from solvers.torch_internals import transforms_in_force
 
 
-class Slots:
-    """Memory for keys and values, which pasts share as long as each continues the last one.
+class KVBuffer:
+    """Memory for keys and values, shared by caches as long as each continues the last one.
 
     Attributes:
-        keys: Shape (B, H, C, K), C tokens in all.
-        values: Likewise.
-        turns: Of the C positions, for sequences without padding; see `turns_at`.
-        last: Keys and values of the tokens so far, of the past to continue; what is behind is free.
+        keys: Shape (B, H, C, K).
+        values: Shape (B, H, C, K).
+        rotary: The factors of all C positions, for sequences without padding; see `rotary_at`.
+        last: Keys and values of the cache that may be continued; what lies behind them is free.
     """
 
-    def __init__(self, past: "Past", count: int, like: "Slots | None"):
-        B, H, known, K = past.keys.shape
-        least, before = known + count, past.slots if like is None else like
+    def __init__(self, cache: "KVCache", count: int, like: "KVBuffer | None"):
+        B, H, known, K = cache.keys.shape
+        least, before = known + count, cache.buffer if like is None else like
         if before is not None and before.keys.shape[2] >= least:
-            capacity, self.turns = before.keys.shape[2], before.turns
+            capacity, self.rotary = before.keys.shape[2], before.rotary
         else:  # half as much again, so that copies are rare
             capacity = least + least // 2
-            self.turns = turns_at(torch.arange(capacity, device=past.keys.device)[None], past.keys)
+            positions = torch.arange(capacity, device=cache.keys.device)[None]
+            self.rotary = rotary_at(positions, cache.keys)
         shape = B, H, capacity, K
-        self.keys, self.values = past.keys.new_empty(shape), past.values.new_empty(shape)
-        self.keys[:, :, :known] = past.keys
-        self.values[:, :, :known] = past.values
-        self.last = past.keys, past.values
+        self.keys, self.values = cache.keys.new_empty(shape), cache.values.new_empty(shape)
+        self.keys[:, :, :known] = cache.keys
+        self.values[:, :, :known] = cache.values
+        self.last = cache.keys, cache.values
 
-    def fit(self, past: "Past", count: int) -> bool:
-        """Whether `count` tokens more can be written behind those of `past`."""
-        # Otherwise another past, continued from the same one, has written there; or its rows
-        # were chosen from those that are here, as beams are.
-        free = past.keys is self.last[0] and past.values is self.last[1]
-        free = free and past.keys.shape[2] + count <= self.keys.shape[2]
+    def fits(self, cache: "KVCache", count: int) -> bool:
+        """Whether `count` tokens more can be written behind those of `cache`."""
+        # They cannot where another cache, continued from the same one, has written there, or
+        # where the rows of this cache were selected from those of the buffer, as beams are.
+        free = cache.keys is self.last[0] and cache.values is self.last[1]
+        free = free and cache.keys.shape[2] + count <= self.keys.shape[2]
         return free and (torch.is_inference_mode_enabled() or not self.keys.is_inference())
 
-    def show(self, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `count` tokens, to be continued next."""
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return views of the first `count` keys and values, which may be continued from now on."""
         self.last = self.keys.narrow(2, 0, count), self.values.narrow(2, 0, count)
         return self.last
 
 
-class Past(NamedTuple):
-    """Keys and values of tokens that came before, and which of them are no padding.
+class KVCache(NamedTuple):
+    """Keys and values of the tokens that came before.
 
-    Shapes (B, H, P, K), likewise, and (B, P), bool; `valid` is None where none is padding. The
-    last `room` of the P are unset: new tokens are written there instead of appended. `turns` are
-    theirs, see `turns_at`, and `mask`, shape (B, 1, room, P), is what each of them may see (None:
-    all). `slots` is the memory of keys and values, with more behind them.
+    Attributes:
+        keys: Shape (B, H, P, K).
+        values: Shape (B, H, P, K).
+        valid: Shape (B, P), bool: which tokens are no padding. None: all of them.
+        reserved: The last so many of the P are unset: new tokens are written there, and not
+            appended.
+        rotary: Rotary factors of the reserved positions; see `rotary_at`.
+        mask: Shape (B, 1, reserved, P), bool: what each of the reserved tokens may see. None: all.
+        buffer: The memory that keys and values are views of, with space behind them.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor | None = None
-    room: int = 0
-    turns: tuple[Tensor, Tensor] | None = None
+    reserved: int = 0
+    rotary: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
-    slots: Slots | None = None
+    buffer: KVBuffer | None = None
 
-    def with_room(self, count: int, like: "Past | None" = None) -> "Past":
-        """This past and room for so many tokens, which many calls may fill in turn.
+    def reserve(self, count: int, like: "KVCache | None" = None) -> "KVCache":
+        """Reserve space for new tokens, which many calls may fill, one after the other.
 
         Not under grad mode, which may need what is overwritten.
 
         Args:
-            count: So many.
-            like: What this gave for another block of the stack, whose tokens are the same.
+            count: The number of new tokens.
+            like: What this method gave for another block, whose tokens are the same.
         """
         B, _, known, _ = self.keys.shape
-        slots, whole = self.slots, known + count
-        if slots is None or not slots.fit(self, count):
-            slots = Slots(self, count, None if like is None else like.slots)
-        keys, values = slots.show(whole)
+        buffer, whole = self.buffer, known + count
+        if buffer is None or not buffer.fits(self, count):
+            buffer = KVBuffer(self, count, None if like is None else like.buffer)
+        keys, values = buffer.first(whole)
         if like is not None:
-            return Past(keys, values, like.valid, count, like.turns, like.mask, slots)
+            return KVCache(keys, values, like.valid, count, like.rotary, like.mask, buffer)
         valid = self.valid
         if valid is None:
-            cos, sin = (part.narrow(2, known, count) for part in slots.turns)
+            cos, sin = (part.narrow(2, known, count) for part in buffer.rotary)
         else:
-            valid, position = self.with_new(count)
-            cos, sin = turns_at(position, slots.keys)
+            valid, position = self.positions_of_next(count)
+            cos, sin = rotary_at(position, buffer.keys)
         mask = visible(known, count, valid, keys)
-        # A row for each sequence: sequences that are solved leave the batch.
-        turns = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
+        # A row for each sequence, since sequences whose solve has ended leave the batch.
+        rotary = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
         mask = None if mask is None else mask.expand(B, -1, -1, -1)
-        return Past(keys, values, valid, count, turns, mask, slots)
+        return KVCache(keys, values, valid, count, rotary, mask, buffer)
 
-    def followed_by(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "Past":
-        """With new tokens at the end, or in the room for them."""
-        known = self.keys.shape[2] - self.room
-        # Neither a transform, nor what autograd records, as where a solver takes a derivative, may
-        # write to outer tensors.
-        if not self.room or transforms_in_force() or torch.is_grad_enabled():
+    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "KVCache":
+        """Return the cache with new tokens at the end, or in the space reserved for them."""
+        known = self.keys.shape[2] - self.reserved
+        # Tensors from outside may be written to neither by a transform nor in grad mode, as where
+        # a solver takes a derivative.
+        if not self.reserved or transforms_in_force() or torch.is_grad_enabled():
             pairs = (self.keys, keys), (self.values, values)
             whole = [torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs]
-            return Past(whole[0], whole[1], valid)
-        self.keys.narrow(2, known, self.room).copy_(keys)
-        self.values.narrow(2, known, self.room).copy_(values)
+            return KVCache(whole[0], whole[1], valid)
+        self.keys.narrow(2, known, self.reserved).copy_(keys)
+        self.values.narrow(2, known, self.reserved).copy_(values)
         return self.filled()
 
-    def filled(self) -> "Past":
-        """The past whose room this was, once the last of the calls has filled it."""
-        return Past(self.keys, self.values, self.valid, slots=self.slots)
+    def filled(self) -> "KVCache":
+        """The same cache once the reserved tokens are final: they count as tokens of the past."""
+        return KVCache(self.keys, self.values, self.valid, buffer=self.buffer)
 
-    def with_new(self, num_new: int) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
-        """What tells tokens from padding once T = `num_new` have come, and their positions.
+    def positions_of_next(
+        self, count: int
+    ) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:
+        """Return `valid` as it is once T = `count` tokens have come, and their positions.
 
         Padding has no position, and gets 0. Where none is padding, one row of positions holds
         for all sequences.
         """
         known, valid = self.keys.shape[2], self.valid
         if valid is None:
-            return None, torch.arange(known, known + num_new, device=self.keys.device)[None]
+            return None, torch.arange(known, known + count, device=self.keys.device)[None]
         if valid.shape[1] == known:
-            valid = F.pad(valid, (0, num_new), value=True)
+            valid = F.pad(valid, (0, count), value=True)
         return valid, (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
 
     @classmethod
-    def before(cls, valid: Bool[Tensor, "B T"], like: Tensor, heads: int, each: int) -> "Past":
-        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
-        none = like.detach().new_empty(len(valid), heads, 0, each)
+    def empty(cls, valid: Bool[Tensor, "B T"], like: Tensor, heads: int, width: int) -> "KVCache":
+        """The cache before a prompt, of which `valid` tells tokens from padding."""
+        none = like.detach().new_empty(len(valid), heads, 0, width)
         return cls(none, none, None if bool(valid.all()) else valid)
 
 
@@ -173,53 +182,53 @@ class SelfAttention(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Attend within each sequence."""
+        """Attend within each sequence; shape (B, T, D) in and out."""
         q_BHTK, k_BHTK, v_BHTK = self._project(h_BTD, None)
         return self._attend(q_BHTK, k_BHTK, v_BHTK, self.mask, self.causal)
 
     def extend(
-        self, h_BTD: Float[Tensor, "B T D"], past: Past | None
-    ) -> tuple[Float[Tensor, "B T D"], Past]:
+        self, h_BTD: Float[Tensor, "B T D"], past: KVCache | None
+    ) -> tuple[Float[Tensor, "B T D"], KVCache]:
         """Attend from new tokens to `past` and to each other, causally.
 
         Args:
             h_BTD: The new tokens.
-            past: Those before. Its `valid` may be T longer than its keys: it then says which
-                of the new tokens are padding as well. None: none came before.
+            past: The cache of those before. Its `valid` may be T longer than its keys: it then
+                says which of the new tokens are padding as well. None: no token came before.
 
         Returns:
-            The output, and the past of the tokens to come.
+            The output, and the cache for the tokens to come.
         """
         q, longer, mask, causal = self._look_back(h_BTD, past)
         return self._attend(q, longer.keys, longer.values, mask, causal), longer
 
-    def remember(self, h_BTD: Float[Tensor, "B T D"], past: Past | None) -> Past:
-        """The past of the tokens to come, as from `extend`, without the output."""
+    def remember(self, h_BTD: Float[Tensor, "B T D"], past: KVCache | None) -> KVCache:
+        """Return the cache for the tokens to come, as `extend` does, without the output."""
         return self._look_back(h_BTD, past)[1]
 
     def _look_back(
-        self, h_BTD: Tensor, past: Past | None
-    ) -> tuple[Tensor, Past, Tensor | None, bool]:
-        """Queries, the longer past, which of it each query may see, and whether that is causal."""
+        self, h_BTD: Tensor, past: KVCache | None
+    ) -> tuple[Tensor, KVCache, Tensor | None, bool]:
+        """Queries, the longer cache, the mask, and whether to use the causal one instead."""
         if past is None:
             q, k, v = self._project(h_BTD, None)
-            return q, Past(k, v), None, True
+            return q, KVCache(k, v), None, True
         T = h_BTD.shape[1]
-        valid, turns, mask = past.valid, past.turns, past.mask
-        if turns is None:
-            valid, position = past.with_new(T)
-            turns = turns_at(position, past.keys)
+        valid, rotary, mask = past.valid, past.rotary, past.mask
+        if rotary is None:
+            valid, position = past.positions_of_next(T)
+            rotary = rotary_at(position, past.keys)
             mask = visible(past.keys.shape[2], T, valid, past.keys)
-        q, k, v = self._project(h_BTD, turns)
-        return q, past.followed_by(k, v, valid), mask, False
+        q, k, v = self._project(h_BTD, rotary)
+        return q, past.append(k, v, valid), mask, False
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> Past:
-        """Nothing yet; `valid` tells which tokens of the prompt to come are no padding."""
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> KVCache:
+        """The cache before a prompt, of which `valid` tells tokens from padding."""
         weight = self.out.weight
-        return Past.before(valid, weight, self.num_heads, len(weight) // self.num_heads)
+        return KVCache.empty(valid, weight, self.num_heads, len(weight) // self.num_heads)
 
     def _project(
-        self, h_BTD: Tensor, turns: tuple[Tensor, Tensor] | None
+        self, h_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
@@ -228,7 +237,7 @@ class SelfAttention(nn.Module):
             qk = rms_norm(qk)
         qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            qk = rotate(qk, turns)
+            qk = rotate(qk, rotary)
         q, k = qk.unbind()
         return q, k, v.transpose(1, 2)
 
@@ -240,9 +249,9 @@ class SelfAttention(nn.Module):
 def visible(
     known: int, count: int, valid: Bool[Tensor, "B P+T"] | None, like: Tensor
 ) -> Bool[Tensor, "B 1 T P+T"] | None:
-    """What T = `count` new tokens may see of P = `known` before them and of themselves.
+    """The mask of what T = `count` new tokens may see of P = `known` before them and of themselves.
 
-    None where that is all. One row holds for all sequences where none has padding.
+    None where they see all. One row holds for all sequences where none has padding.
     """
     if valid is None and count == 1:
         return None
@@ -255,10 +264,10 @@ def visible(
 
 
 def head_width(width: int, num_heads: int, even: bool) -> int:
-    """K, which must be whole, and for rotary positions even.
+    """The width K of a head.
 
     Raises:
-        ValueError: It is not.
+        ValueError: `num_heads` does not divide `width`, or K is odd where it has to be `even`.
     """
     if width % num_heads or (even and (width // num_heads) % 2):
         raise ValueError(
@@ -268,28 +277,28 @@ def head_width(width: int, num_heads: int, even: bool) -> int:
     return width // num_heads
 
 
-def rotate(x: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Turn each pair of dims of a token by an angle that grows with its position.
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Rotate each pair of dims of a token by an angle that grows with its position.
 
     Args:
         x: Shape (..., B, H, T, K).
-        turns: See `turns_at`; by default tokens are counted from 0.
+        rotary: The factors of `rotary_at`; by default those of positions 0 to T - 1.
     """
-    if turns is None:
-        turns = turns_at(torch.arange(x.shape[-2], device=x.device)[None], x)
-    cos, sin = turns
+    if rotary is None:
+        rotary = rotary_at(torch.arange(x.shape[-2], device=x.device)[None], x)
+    cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def turns_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
-    """What `rotate` multiplies each dim and its partner by, shapes (B, 1, T, K).
+def rotary_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors by which `rotate` multiplies each dim and its partner, shapes (B, 1, T, K).
 
-    The partner of dim i is i + K / 2, and the angle of both position * 10000^(-2 i / K). The
-    first are its cosines; the second its sines, negative for the first half of the dims.
+    The partner of dim i is i + K / 2, and the angle of both is position * 10000^(-2 i / K). The
+    first tensor holds the cosines; the second the sines, negative for the first half of the dims.
 
     Args:
-        position: Of tokens; one row may do for all sequences.
-        like: A tensor whose dtype they take, and whose last dim is K.
+        position: The positions of the tokens; one row may do for all sequences.
+        like: A tensor whose dtype the factors take, and whose last dim is K.
     """
     pairs = like.shape[-1] // 2
     rates = 10_000.0 ** (-torch.arange(pairs, device=like.device) / pairs)

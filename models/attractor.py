@@ -2,7 +2,7 @@
 
     y0 = backbone(x),    y* = refiner(y*, y0)
 
-It holds no solver code and knows nothing of what the networks are.
+It holds no solver code, and the networks may be any modules.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Start = Literal["proposal", "zeros", "noise"]
 
 @dataclasses.dataclass(frozen=True)
 class AttractorOutput:
-    """What one pass of an `Attractor` gives.
+    """The result of one pass of an `Attractor`.
 
     Attributes:
         value: The equilibrium y*, with its gradient.
@@ -45,8 +45,8 @@ class Attractor(nn.Module):
             and "phantom" for puzzles.
         max_steps: Budget of updates; a single call may override it.
         batch_dims: Leading dims of `y0` that index samples.
-        start_noise: In training, a solve that starts at the proposal starts beside it: normal
-            noise of this standard deviation is added (to the start alone, not to y0).
+        start_noise: In training, normal noise of this standard deviation is added to the start
+            of a solve that starts at the proposal (and not to y0, which the refiner gets).
         start: Where a solve starts unless the call says so: at the proposal, at zeros, or at
             standard normal noise.
 
@@ -88,6 +88,11 @@ class Attractor(nn.Module):
             refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
         )
 
+    @property
+    def solving(self) -> FixedPointLayer:
+        """The layer that solves: its solver may be replaced after training."""
+        return self.refiner
+
     def forward(
         self,
         x: Any,
@@ -96,7 +101,7 @@ class Attractor(nn.Module):
         start: State | None = None,
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
-        """Propose and refine.
+        """Propose a start and refine it to a fixed point.
 
         Args:
             x: Whatever the backbone takes.
@@ -118,7 +123,7 @@ class Attractor(nn.Module):
         start: State | None = None,
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
-        """As `forward`, from a proposal that is known; `args` go to the refiner after it."""
+        """Refine a proposal that is known; `args` are passed to the refiner after it."""
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
         first = self._first(proposal)
@@ -147,7 +152,7 @@ def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _unsolved(proposal: State, batch_dims: int) -> Solution:
-    """The evidence of no solve: no step, no evaluation, no residual."""
+    """The solution that stands for no solve: no step, no evaluation, a residual of NaN."""
     leaf = pytree.tree_leaves(proposal)[0]
     shape, device = leaf.shape[:batch_dims], leaf.device
     return Solution(

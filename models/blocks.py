@@ -64,8 +64,8 @@ class PreNormBlock(RecomputableBlock):
     """Pre-norm residual block: h <- h + gate * mixer(norm(h)), then h <- h + gate * mlp(norm(h)).
 
     Args:
-        mixer: Exchanges information between tokens, from the first to the last: has `extend`
-            and `empty_past`, and for `remember` that too, as `SelfAttention` has.
+        mixer: Exchanges information between tokens, causally. It has the methods `extend` and
+            `empty_cache` of `SelfAttention`, and `remember` if that of the block is called.
         width: D.
         expansion: Hidden width of the squared-ReLU MLP over D.
         gate: Upper bound of a learned factor per channel on both branches, which starts at
@@ -93,24 +93,24 @@ class PreNormBlock(RecomputableBlock):
         return self.extend(h, None)[0]
 
     def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """As `forward`, for tokens that follow `past`; see `SelfAttention.extend`."""
+        """As `forward`, for tokens that follow those of `past`; see `SelfAttention.extend`."""
         mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
         h_BTD = self._plus(0, h_BTD, mixed)
         return self._plus(1, h_BTD, self.mlp(self.mlp_norm(h_BTD))), past
 
     def remember(self, h_BTD: Tensor, past: Any) -> Any:
-        """The past that `extend` returns, without the block's output."""
+        """Return the cache that `extend` returns, without the block's output."""
         return self.mixer.remember(self.mixer_norm(h_BTD), past)
 
     def _plus(self, branch: int, h_BTD: Tensor, change: Tensor) -> Tensor:
-        """The residual sum of a branch."""
+        """Add what a branch has computed to the state, times its gate."""
         if self.raw_gates is None or self.gate is None:
             return h_BTD + change
         return torch.addcmul(h_BTD, self.raw_gates[branch].sigmoid(), change, value=self.gate)
 
 
 class SquaredReLU(nn.Module):
-    """out(relu(in(h))^2)."""
+    """An MLP with squared ReLU: out(relu(in(h))^2)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -141,7 +141,7 @@ class Convolution(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Exchange messages with the eight neighbours."""
+        """Convolve; shape (B, T, D) in and out."""
         # Tokens with their channels last are an image in the channels-last format already.
         image_BDSS = h_BTD.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         filters = self.weight.unflatten(1, (-1, 3, 3))
@@ -152,7 +152,7 @@ class TokenMixer(nn.Module):
     """An MLP across tokens, the same for every channel, in place of attention.
 
     Args:
-        num_tokens: T, fixed once for all.
+        num_tokens: T, the same for every input.
         expansion: Hidden width over T.
 
     References:
@@ -166,7 +166,7 @@ class TokenMixer(nn.Module):
         self.mlp = SwiGLU(num_tokens, round(expansion * num_tokens))
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Mix along T."""
+        """Mix tokens; shape (B, T, D) in and out."""
         return self.mlp(h_BTD.transpose(1, 2)).transpose(1, 2)
 
 
@@ -206,7 +206,7 @@ class UnitAttention(nn.Module):
         self.register_buffer("member_UT", member_UT, persistent=False)
 
     def forward(self, h_BTSD: Float[Tensor, "B T S D"]) -> Float[Tensor, "B T S D"]:
-        """Exchange messages within units."""
+        """Attend within units; shape (B, T, S, D) in and out."""
         B, T, S, D = h_BTSD.shape
         to_score, to_value = self.into.weight.chunk(2)
         score = F.linear(h_BTSD, to_score)
@@ -220,6 +220,6 @@ class UnitAttention(nn.Module):
         return received + own @ self.out[-1]
 
     def _over_units(self, h_BTSD: Tensor) -> Float[Tensor, "B kinds units*S D"]:
-        """Sums over the members of each unit."""
+        """Sum over the members of each unit."""
         B, _, _, D = h_BTSD.shape
         return (self.member_UT @ h_BTSD.flatten(2)).view(B, self.kinds, -1, D)

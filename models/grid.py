@@ -17,11 +17,11 @@ from models.blocks import Block, Convolution, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
 from solvers.types import State
 
-# Numbers of a state that a CPU takes through the blocks at a time: what these make of them, several
-# times as many, should stay in its cache. More at once take longer for each grid, not less.
+# How many numbers of a state a CPU takes through the blocks at a time. Their activations, several
+# times as many, should stay in its cache: larger parts take longer for each grid.
 CPU_NUMBERS = 2**18
 
-Layout = Literal["candidates", "cells", "image", "attention", "mixer"]
+TokenLayout = Literal["candidates", "cells", "image", "attention", "mixer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class GridSpec:
     side: int
     units: tuple[tuple[int, ...], ...] = ()
     num_inputs: int | None = None
-    layout: Layout = "candidates"
+    layout: TokenLayout = "candidates"
     width: int = 32
     backbone_blocks: int = 1
     refiner_blocks: int = 2
@@ -62,8 +62,8 @@ class GridSpec:
     expansion: float | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            known = ", ".join(repr(name) for name in get_args(Layout))
+        if self.layout not in get_args(TokenLayout):
+            known = ", ".join(repr(name) for name in get_args(TokenLayout))
             raise ValueError(f"`layout` must be one of {known}, got {self.layout!r}.")
         if self.layout in ("candidates", "cells") and not self.units:
             raise ValueError(
@@ -73,11 +73,11 @@ class GridSpec:
 
     @property
     def num_cells(self) -> int:
-        """T."""
+        """The number T of cells."""
         return self.side**2
 
     def mixer(self) -> nn.Module:
-        """What lets tokens exchange information in one block."""
+        """Build the module by which tokens exchange information in one block."""
         # On the CPU whatever the default device: a model on "meta" can still be counted.
         units = torch.tensor(self.units, device="cpu")
         match self.layout:
@@ -94,24 +94,24 @@ class GridSpec:
                 return TokenMixer(self.num_cells)
 
     def block(self) -> Block:
-        """One block of the layout's kind."""
+        """Build one block of the layout's kind."""
         usual = 2.0 if self.layout in ("candidates", "image") else 8 / 3
         return Block(self.mixer(), self.width, self.expansion or usual)
 
     def blocks(self, count: int) -> nn.Sequential:
-        """Several."""
+        """Build so many blocks that are each used once in a pass."""
         return nn.Sequential(*(self.block() for _ in range(count)))
 
     def network(self, count: int) -> nn.Sequential:
-        """Several that a solve calls many times."""
+        """Build so many blocks that a solve calls many times."""
         return CacheSizedSequential(*(self.block() for _ in range(count)))
 
     def encoder(self) -> nn.Module:
-        """From symbols to tokens."""
+        """Build the module from symbols to tokens."""
         return CandidateEncoder(self) if self.layout == "candidates" else CellEncoder(self)
 
     def head(self) -> nn.Module:
-        """From tokens to logits, shape (B, T, S)."""
+        """Build the module from tokens to logits, shape (B, T, S)."""
         if self.layout == "candidates":
             return nn.Sequential(nn.Linear(self.width, 1), nn.Flatten(2))
         return nn.Linear(self.width, self.num_symbols)
@@ -119,7 +119,7 @@ class GridSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GridOutput:
-    """Logits and what stands behind them.
+    """The logits of a pass, and the state and the evidence behind them.
 
     Attributes:
         logits: Shape (B, T, S).
@@ -197,7 +197,7 @@ class GridAttractor(nn.Module):
         return self.attractor.refiner
 
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Tensor:
-        """Where a solve starts."""
+        """The state where a solve starts."""
         return self.attractor.backbone(x_BT)
 
 
@@ -207,6 +207,8 @@ class GridTransformer(nn.Module):
     Takes and ignores the attractor's `start`, `fresh` and `max_steps`, so that both train
     through one loop.
     """
+
+    solving: None = None
 
     def __init__(self, spec: GridSpec):
         super().__init__()
@@ -222,21 +224,21 @@ class GridTransformer(nn.Module):
         fresh: Bool[Tensor, " B"] | None = None,
         max_steps: int | None = None,
     ) -> GridOutput:
-        """One pass."""
+        """Answer a batch of grids in one pass."""
         state = self.body(x_BT)
         return GridOutput(self.head(state), state, None)
 
 
 class CacheSizedSequential(nn.Sequential):
-    """Modules in a row that, on a CPU and where no gradient is recorded, take part after part.
+    """A sequence of modules that splits large batches on a CPU where no gradient is recorded.
 
-    For modules that do not let samples see each other.
+    For modules in which samples cannot influence each other.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """All of them, on the whole batch."""
+        """Apply the modules to the whole batch, part by part."""
         run = super().forward
-        # First of all, since a program that is exported must not depend on the batch's size.
+        # This comes first, since an exported program must not depend on the size of the batch.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not input.is_cpu:
             return run(input)
         at_once = max(1, CPU_NUMBERS * len(input) // max(1, input.numel()))
@@ -253,12 +255,12 @@ class AdditiveInjection(nn.Module):
         self.body = body
 
     def forward(self, y: Tensor, y0: Tensor) -> Tensor:
-        """One update."""
+        """Apply the body to the sum of state and proposal."""
         return self.body(y + y0)
 
 
 class CandidateEncoder(nn.Module):
-    """A token per pair of cell and symbol: is the cell blank, given as this, or as another?"""
+    """A token per pair of cell and symbol: is the cell blank, this symbol, or another one?"""
 
     symbols: Tensor
 
@@ -269,14 +271,14 @@ class CandidateEncoder(nn.Module):
         self.register_buffer("symbols", torch.arange(1, spec.num_symbols + 1), persistent=False)
 
     def forward(self, x_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T S D"]:
-        """Embed."""
+        """Embed the pairs of cells and symbols."""
         x_BT1 = x_BT[..., None]
         status = torch.where(x_BT1 == self.symbols, 1, torch.where(x_BT1 == 0, 0, 2))
         return self.embedding(status)
 
 
 class CellEncoder(nn.Module):
-    """A token per cell: its symbol, plus one learned embedding per unit it belongs to, if any."""
+    """A token per cell: the embedding of its symbol plus one for each unit that it belongs to."""
 
     units: Tensor
 
@@ -289,14 +291,14 @@ class CellEncoder(nn.Module):
         self.register_buffer("units", torch.tensor(spec.units), persistent=False)
 
     def forward(self, x_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embed."""
-        # By index: to split units that there are not is an operation that no program reads back.
+        """Embed the cells."""
+        # By index, since an exported program cannot contain the split of an empty tensor.
         places = (embed(self.units[kind]) for kind, embed in enumerate(self.places))
         return self.symbol(x_BT) + sum(places)
 
 
 def _peer_masks(units: Int[Tensor, "kinds T"], num_heads: int) -> Tensor:
-    """Heads in turn see each kind of unit, then all peers; shape (H, T, T), True where seen."""
+    """Masks of shape (H, T, T): heads in turn see each kind of unit, then all peers."""
     same = units[:, :, None] == units[:, None, :]
     kinds = [*same, same.any(0)]
     return torch.stack([kinds[head % len(kinds)] for head in range(num_heads)])

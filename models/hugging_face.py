@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.attention import Past, head_width
+from models.attention import KVCache, head_width
 
 Architecture = Literal["gpt2", "llama"]
 
@@ -25,7 +25,7 @@ class HuggingFaceStack(nn.Module):
     Args:
         architecture: "gpt2" (learned positions, LayerNorm, biases) or "llama" (rotary positions,
             RMSNorm, a gated MLP).
-        num_blocks: How many, at least 1.
+        num_blocks: Number of blocks, at least 1.
         width: D.
         num_heads: Heads of the attention.
         expansion: Hidden width of the MLP over D. Llama's has two thirds of that, since it has
@@ -80,7 +80,7 @@ class HuggingFaceStack(nn.Module):
         return self.model.config.num_hidden_layers
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """From the first token on.
+        """Apply the blocks to whole sequences, from their first token on.
 
         Raises:
             ValueError: More tokens than GPT-2 has positions.
@@ -88,9 +88,9 @@ class HuggingFaceStack(nn.Module):
         self._check(h_BTD.shape[1])
         return self.model(inputs_embeds=h_BTD, use_cache=False).last_hidden_state
 
-    def checkpoint_activations(self) -> None:
-        """Keep the inputs of blocks alone in training; see `models.checkpoint_activations`."""
-        # It would warn that it has no embeddings: they are ours, and get their gradient.
+    def recompute_activations(self) -> None:
+        """Recompute the activations of blocks in training; see `models.recompute_activations`."""
+        # The library would warn that it has no embeddings: they are ours, and get their gradient.
         log = logging.getLogger("transformers.modeling_utils")
         before = log.level
         log.setLevel(logging.ERROR)
@@ -98,14 +98,14 @@ class HuggingFaceStack(nn.Module):
         log.setLevel(before)
 
     def extend(
-        self, h_BTD: Float[Tensor, "B T D"], past: Sequence[Past]
-    ) -> tuple[Float[Tensor, "B T D"], tuple[Past, ...]]:
-        """As `forward`, for tokens that follow `past`, one per block; see `SelfAttention.extend`.
+        self, h_BTD: Float[Tensor, "B T D"], past: Sequence[KVCache]
+    ) -> tuple[Float[Tensor, "B T D"], tuple[KVCache, ...]]:
+        """As `forward`, for tokens that follow those of `past`, which holds a cache per block.
 
         Raises:
             ValueError: A sequence has more tokens than GPT-2 has positions.
         """
-        valid, position_BT = past[0].with_new(h_BTD.shape[1])
+        valid, position_BT = past[0].positions_of_next(h_BTD.shape[1])
         longest = past[0].keys.shape[2] + h_BTD.shape[1]
         if valid is not None and longest > (self.limit or longest):
             # Padding has no position: only now is it worth waiting for the device.
@@ -121,12 +121,12 @@ class HuggingFaceStack(nn.Module):
             cache=cache,
             use_cache=True,
         )
-        after = tuple(Past(layer.keys, layer.values, valid) for layer in cache.layers)
+        after = tuple(KVCache(layer.keys, layer.values, valid) for layer in cache.layers)
         return out.last_hidden_state, after
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Past, ...]:
-        """Nothing yet, for each block."""
-        return (Past.before(valid, next(self.parameters()), *self.head_shape),) * len(self)
+    def empty_caches(self, valid: Bool[Tensor, "B T"]) -> tuple[KVCache, ...]:
+        """The cache of each block before a prompt, of which `valid` tells tokens from padding."""
+        return (KVCache.empty(valid, next(self.parameters()), *self.head_shape),) * len(self)
 
     def _check(self, num_tokens: int) -> None:
         if self.limit is not None and num_tokens > self.limit:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
-from models.attention import Past, SelfAttention
+from models.attention import KVCache, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import PreNormBlock
 from models.hugging_face import HuggingFaceStack
 from models.norm import RMSNorm, rms_norm
 from models.recurrent import Gru, Scan
-from models.stack import Stack, with_room
+from models.stack import Stack, reserve
 from solvers import FixedPointSolver
 
 Injection = Literal["additive", "concat", "initial"]
@@ -88,12 +88,12 @@ class LanguageSpec:
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
 
     def attention(self, gate: float | None = None) -> PreNormBlock:
-        """A block with attention."""
+        """Build a block with attention."""
         mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
         return PreNormBlock(mixer, self.width, self.expansion, gate)
 
     def stack(self, count: int) -> Stack | HuggingFaceStack:
-        """Several blocks of the backbone, each used once. None of them: the identity.
+        """Blocks of the backbone, each used once; no block is the identity.
 
         Raises:
             ValueError: The blocks are those of `transformers`, which is missing.
@@ -113,14 +113,14 @@ class LanguageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageOutput:
-    """Logits and what stands behind them.
+    """The logits of a pass, and the state and the evidence behind them.
 
     Attributes:
         logits: Shape (B, T, V), of the token that follows each.
-        state: What they were read from, shape (B, T, D).
+        state: Shape (B, T, D): what they were read from.
         solution: The evidence, per token; None for a model without a solve.
-        proposal: Where the solve started by default, shape (B, T, D); None likewise.
-        halt: None: no halting head.
+        proposal: Shape (B, T, D): the backbone's proposal; None for a model without a solve.
+        halt: Always None, since there is no halting head.
     """
 
     logits: Float[Tensor, "B T V"]
@@ -131,14 +131,24 @@ class LanguageOutput:
 
 
 class Cache(NamedTuple):
-    """What is known of the tokens so far: what each use of each block keeps of them."""
+    """What the blocks of a language model keep of the tokens so far.
+
+    Attributes:
+        backbone: The cache of each block that is used once.
+        refiner: The cache of each block that is solved or looped over, for each of its uses.
+    """
 
     backbone: tuple[Any, ...]
-    refiner: tuple[Past, ...]
+    refiner: tuple[KVCache, ...]
 
 
 class LanguageModel(Protocol):
     """What training and generation need of a model."""
+
+    @property
+    def solving(self) -> FixedPointLayer | None:
+        """The layer that solves, if there is one."""
+        ...
 
     def __call__(self, ids: Tensor, *, max_steps: int | None = None) -> LanguageOutput:
         """Logits of every token."""
@@ -151,7 +161,7 @@ class LanguageModel(Protocol):
     def extend(
         self, ids: Tensor, cache: Cache, *, max_steps: int | None = None
     ) -> tuple[LanguageOutput, Cache]:
-        """Logits of new tokens, from their equilibria alone; those before are final."""
+        """Logits of new tokens; only these are solved for, as earlier tokens are final."""
         ...
 
 
@@ -163,15 +173,15 @@ class Vocabulary(nn.Module):
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
         self.norm = RMSNorm(spec.width)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
-        # Larger, and a token's state, near its embedding at first, would predict itself.
+        # With a larger one, the state of a token, near its embedding at first, predicts that token.
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.75)
 
     def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embed, at unit scale."""
+        """Embed tokens, with root mean square 1."""
         return rms_norm(self.embedding(ids_BT))
 
     def decode(self, y_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
-        """Logits."""
+        """The logits of a state."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(y_BTD), weight)
 
@@ -186,14 +196,14 @@ class Refiner(nn.Module):
         concat = spec.injection == "concat"
         self.mix = nn.Linear(2 * spec.width, spec.width, bias=False) if concat else None
 
-    def forward(self, y: Tensor, y0: Tensor, *past: Past) -> Tensor:
+    def forward(self, y: Tensor, y0: Tensor, *past: KVCache) -> Tensor:
         """One update, of all tokens or of those that follow `past`."""
         h = self._injected(y, y0)
         h = self.blocks.extend(h, past)[0] if past else self.blocks(h)
         return h - y if self.injection == "additive" else h
 
-    def remember(self, y: Tensor, y0: Tensor, past: Sequence[Past]) -> tuple[Past, ...]:
-        """The past of tokens to come, given that these have the state `y`."""
+    def remember(self, y: Tensor, y0: Tensor, past: Sequence[KVCache]) -> tuple[KVCache, ...]:
+        """Return the caches for the tokens to come, given that these have the state `y`."""
         return self.blocks.remember(self._injected(y, y0), past)
 
     def _injected(self, y: Tensor, y0: Tensor) -> Tensor:
@@ -258,7 +268,7 @@ class AttractorLM(nn.Module):
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
         """See `LanguageModel`."""
         backbone, refiner = self._parts()
-        return Cache(backbone.empty_past(valid), refiner.blocks.empty_past(valid))
+        return Cache(backbone.empty_caches(valid), refiner.blocks.empty_caches(valid))
 
     def extend(
         self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
@@ -268,8 +278,8 @@ class AttractorLM(nn.Module):
         proposal, past = backbone.extend(self.vocabulary(ids), cache.backbone)
         refined = cache.refiner
         if not torch.is_grad_enabled():
-            # Appended once, not at every evaluation.
-            refined = with_room(refined, ids.shape[1])
+            # The space is reserved once, instead of appending in every evaluation.
+            refined = reserve(refined, ids.shape[1])
         out = self.attractor.refine(proposal, *refined, max_steps=max_steps)
         if not torch.is_grad_enabled() and _ended_at_value(out.solution):
             refined = tuple(before.filled() for before in refined)
@@ -299,6 +309,8 @@ class TransformerLM(nn.Module):
     Takes and ignores the attractor's options, so that both train through one loop.
     """
 
+    solving: None = None
+
     def __init__(self, spec: LanguageSpec):
         super().__init__()
         self.vocabulary = Vocabulary(spec)
@@ -311,7 +323,7 @@ class TransformerLM(nn.Module):
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
         """See `LanguageModel`."""
-        return Cache(self.blocks.empty_past(valid), ())
+        return Cache(self.blocks.empty_caches(valid), ())
 
     def extend(
         self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None

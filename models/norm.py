@@ -21,9 +21,9 @@ class RMSNorm(nn.RMSNorm):
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """Divide each vector by its root mean square.
 
-    On the CPU torch has no kernel for it, and its six operations are a sixth of the time of a
-    block that takes a single token. Without gradients, as in a solve or in generation, the same
-    number is had from the norm: of few vectors in two thirds of the time.
+    On the CPU torch has no kernel for it, and its six operations take a sixth of the time of a
+    block that gets a single token. Without gradients, as in a solve or in generation, the same
+    number is computed from the vector norm: for few vectors in two thirds of the time.
 
     Args:
         x: Shape (..., D).
@@ -43,6 +43,6 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
 
 @functools.cache
 def _constant(eps: float | None, dtype: torch.dtype) -> Tensor:
-    """As a tensor, since one is several times slower to make than to add."""
+    """The epsilon as a tensor, kept because making one takes several times as long as adding it."""
     value = torch.finfo(dtype).eps if eps is None else eps
     return torch.full((), value, dtype=dtype, device="cpu")

@@ -1,4 +1,4 @@
-"""Parcae, a language model whose loop is not solved: h <- blocks(A h + B e), so many times.
+"""Parcae, a language model that loops h <- blocks(A h + B e) a given number of times.
 
 Legend: B batch, T tokens, V vocabulary, D width.
 """
@@ -21,12 +21,14 @@ class ParcaeLM(nn.Module):
     Args:
         spec: The shape.
         loops: Mean number of loops in training, and their number otherwise.
-        recorded: Loops at the end that are recorded.
-        coda: So many of the backbone's blocks come after the loop, at most all of them.
+        recorded: How many loops, the last ones, are recorded.
+        coda: How many of the backbone's blocks come after the loop, at most all of them.
 
     References:
         Parcae, arXiv:2604.12946.
     """
+
+    solving: None = None
 
     def __init__(self, spec: LanguageSpec, loops: int = 8, recorded: int = 4, coda: int = 1):
         super().__init__()
@@ -47,7 +49,7 @@ class ParcaeLM(nn.Module):
         fresh: Bool[Tensor, " B"] | None = None,
         max_steps: int | None = None,
     ) -> LanguageOutput:
-        """Logits of every token; `max_steps` is the number of loops, outside training."""
+        """Logits of every token; outside training, `max_steps` is the number of loops."""
         e = self.prelude(self.vocabulary(ids))
         h = torch.zeros_like(e)
         most, counts = self._loops(max_steps), None
@@ -58,19 +60,19 @@ class ParcaeLM(nn.Module):
         for loop in range(most):
             with torch.set_grad_enabled(torch.is_grad_enabled() and loop >= most - self.recorded):
                 after = self.loop(h, e)
-                # All end together: shorter ones begin later.
+                # All sequences end together, so those with fewer loops begin later.
                 h = after if counts is None else torch.where(loop >= most - counts, after, h)
         state = self.coda(h)
         return LanguageOutput(self.vocabulary.decode(state), state, None)
 
     def loop(self, h: Float[Tensor, "B T D"], e: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """One loop: h <- blocks(A h + B e)."""
+        """Run one loop, h <- blocks(A h + B e)."""
         return self.blocks(self._injected(h, e))
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
         """See `LanguageModel`; the loops count as the refiner."""
-        outer = self.prelude.empty_past(valid) + self.coda.empty_past(valid)
-        return Cache(outer, self.blocks.empty_past(valid) * self.loops)
+        outer = self.prelude.empty_caches(valid) + self.coda.empty_caches(valid)
+        return Cache(outer, self.blocks.empty_caches(valid) * self.loops)
 
     def extend(
         self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None

@@ -28,7 +28,7 @@ Latents = tuple[Tensor, Tensor]
 
 
 class Cycle(nn.Module):
-    """One network in two roles: reason `inner` times, then answer once.
+    """One network in two roles: update the reasoning `inner` times, then the answer once.
 
         z <- net(x + y + z)   (`inner` times),    y <- net(y + z)
 
@@ -36,7 +36,7 @@ class Cycle(nn.Module):
 
     Args:
         net: Shape-preserving network.
-        inner: n of the paper.
+        inner: How often z is updated; n of the paper.
 
     References:
         A. Jolicoeur-Martineau, Less is More: Recursive Reasoning with Tiny Networks,
@@ -48,7 +48,7 @@ class Cycle(nn.Module):
         self.net, self.inner = net, inner
 
     def forward(self, state: Latents, x: Tensor) -> Latents:
-        """One application."""
+        """Apply the cycle once."""
         y, z = state
         for _ in range(self.inner):
             z = self.net(x + y + z)
@@ -63,9 +63,9 @@ class TwoModuleCycle(nn.Module):
     Only the last call of either is recorded: the paper's one-step gradient.
 
     Args:
-        low: L-module.
-        high: H-module.
-        inner: T of the paper.
+        low: The L-module of the paper.
+        high: The H-module of the paper.
+        inner: How often `low` is called; T of the paper.
 
     References:
         G. Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, sec. 2.
@@ -76,7 +76,7 @@ class TwoModuleCycle(nn.Module):
         self.low, self.high, self.inner = low, high, inner
 
     def forward(self, state: Latents, x: Tensor) -> Latents:
-        """One application."""
+        """Apply the cycle once."""
         y, z = state
         with torch.no_grad():
             for _ in range(self.inner - 1):
@@ -86,7 +86,7 @@ class TwoModuleCycle(nn.Module):
 
 
 class PathNoise(nn.Module):
-    """Damp a map, and disturb it in training, so that it finds its way back.
+    """Damp a map and, in training, add noise to it, so that it learns to find its way back.
 
         s <- s + (1 - damping) (f(s) - s) + noise * eps,    eps ~ N(0, I)
 
@@ -104,7 +104,7 @@ class PathNoise(nn.Module):
         self.f, self.damping, self.noise = f, damping, noise
 
     def forward(self, state: Latents, x: Tensor) -> Latents:
-        """One application."""
+        """Apply the damped map once."""
         new = [torch.lerp(b, a, self.damping) for a, b in zip(state, self.f(state, x), strict=True)]
         if self.training:
             new = [s + self.noise * torch.randn_like(s) for s in new]
@@ -146,7 +146,7 @@ class Reasoner(nn.Module):
         self.start = nn.Parameter(torch.randn(2, spec.width)) if start == "learned" else None
         self.halt = nn.Linear(spec.width, 1) if halting else None
         if self.halt is not None:
-            # Begin by betting against: a halt at once would end all learning.
+            # The head predicts "not right" at first: to halt at once would end all learning.
             nn.init.zeros_(self.halt.weight)
             nn.init.constant_(self.halt.bias, -5.0)
 
@@ -180,7 +180,7 @@ class Reasoner(nn.Module):
         return self.head(state[0])
 
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
-        """Where a solve starts."""
+        """The state where a solve starts."""
         return self._start_of(self.encoder(x_BT))
 
     def _start_of(self, x: Tensor) -> Latents:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Carried(NamedTuple):
-    """The state after the tokens so far, shape (B, D), and which of the next are no padding.
+class RecurrentCache(NamedTuple):
+    """What a recurrent mixer keeps of the tokens so far.
 
-    `valid` has the shape (B, T), or (B, 0) if all of them are tokens.
+    Attributes:
+        state: Shape (B, D): the state after the last token.
+        valid: Shape (B, T), bool: which of the next tokens are no padding; or (B, 0) if all are.
     """
 
     state: Tensor
@@ -46,8 +48,8 @@ class Scan(nn.Module):
         self.decay = nn.Parameter(torch.linspace(0.0, 6.0, width))
 
     def extend(
-        self, h_BTD: Float[Tensor, "B T D"], past: Carried | None
-    ) -> tuple[Float[Tensor, "B T D"], Carried]:
+        self, h_BTD: Float[Tensor, "B T D"], past: RecurrentCache | None
+    ) -> tuple[Float[Tensor, "B T D"], RecurrentCache]:
         """Mix new tokens; see `SelfAttention.extend`."""
         keep, value, gate = self.into(_without_padding(h_BTD, past)).chunk(3, -1)
         keep = torch.sigmoid(keep + self.decay)
@@ -56,11 +58,13 @@ class Scan(nn.Module):
             first = torch.addcmul(added[:, :1], keep[:, :1], past.state[:, None])
             added = torch.cat((first, added[:, 1:]), 1)
         state = scan(keep, added)
-        return self.out(state * F.silu(gate)), _carried(state)
+        return self.out(state * F.silu(gate)), _cache_of(state)
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> Carried:
-        """Before the first token."""
-        return Carried(self.out.weight.detach().new_zeros(len(valid), len(self.decay)), valid)
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> RecurrentCache:
+        """The cache before a prompt, of which `valid` tells tokens from padding."""
+        return RecurrentCache(
+            self.out.weight.detach().new_zeros(len(valid), len(self.decay)), valid
+        )
 
 
 class Gru(nn.Module):
@@ -79,21 +83,21 @@ class Gru(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def extend(
-        self, h_BTD: Float[Tensor, "B T D"], past: Carried | None
-    ) -> tuple[Float[Tensor, "B T D"], Carried]:
+        self, h_BTD: Float[Tensor, "B T D"], past: RecurrentCache | None
+    ) -> tuple[Float[Tensor, "B T D"], RecurrentCache]:
         """Mix new tokens; see `SelfAttention.extend`."""
         state = None if past is None else past.state[None].contiguous()
         mixed, _ = self.unit(_without_padding(h_BTD, past), state)
-        return self.out(mixed), _carried(mixed)
+        return self.out(mixed), _cache_of(mixed)
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> Carried:
-        """Before the first token."""
+    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> RecurrentCache:
+        """The cache before a prompt, of which `valid` tells tokens from padding."""
         weight = self.out.weight.detach()
-        return Carried(weight.new_zeros(len(valid), len(weight)), valid)
+        return RecurrentCache(weight.new_zeros(len(valid), len(weight)), valid)
 
 
 def scan(a: Float[Tensor, "B T D"], b: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """s_t = a_t s_{t-1} + b_t from s_{-1} = 0, in log2 T rounds that double what each t has seen.
+    """Compute s_t = a_t s_{t-1} + b_t from s_{-1} = 0 in parallel, in log2 T rounds.
 
     References:
         W. D. Hillis, G. L. Steele, Data Parallel Algorithms, CACM 1986.
@@ -106,11 +110,11 @@ def scan(a: Float[Tensor, "B T D"], b: Float[Tensor, "B T D"]) -> Float[Tensor, 
     return b
 
 
-def _without_padding(h: Tensor, past: Carried | None) -> Tensor:
+def _without_padding(h: Tensor, past: RecurrentCache | None) -> Tensor:
     if past is None or past.valid.shape[1] == 0:
         return h
     return h * past.valid[..., None]
 
 
-def _carried(state: Tensor) -> Carried:
-    return Carried(state[:, -1], torch.ones_like(state[:, :0, 0], dtype=torch.bool))
+def _cache_of(state: Tensor) -> RecurrentCache:
+    return RecurrentCache(state[:, -1], torch.ones_like(state[:, :0, 0], dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Blocks in a row."""
+"""Blocks applied one after the other, with a cache for each of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from models.attention import Past
+from models.attention import KVCache
 from models.blocks import PreNormBlock
 
 
@@ -31,25 +31,25 @@ class Stack(nn.Module):
         return h
 
     def extend(self, h: Tensor, past: Sequence[Any]) -> tuple[Tensor, tuple[Any, ...]]:
-        """As `forward`, for tokens that follow `past`, one per block."""
+        """As `forward`, for tokens that follow those of `past`, which holds a cache per block."""
         return _extend(self, h, past)
 
     def remember(self, h: Tensor, past: Sequence[Any]) -> tuple[Any, ...]:
-        """The past that `extend` returns, without the output."""
+        """Return the caches that `extend` returns, without the output."""
         *first, last = self
         h, longer = _extend(first, h, past[:-1])
         return (*longer, last.remember(h, past[-1]))
 
-    def empty_past(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
-        """Nothing yet, for each block."""
-        return tuple(block.mixer.empty_past(valid) for block in self)
+    def empty_caches(self, valid: Bool[Tensor, "B T"]) -> tuple[Any, ...]:
+        """The cache of each block before a prompt, of which `valid` tells tokens from padding."""
+        return tuple(block.mixer.empty_cache(valid) for block in self)
 
 
 def _extend(
     blocks: Iterable[PreNormBlock], h: Tensor, past: Sequence[Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
     if not torch.is_grad_enabled():
-        past = with_room(past, h.shape[1])
+        past = reserve(past, h.shape[1])
     longer = []
     for block, before in zip(blocks, past, strict=True):
         h, after = block.extend(h, before)
@@ -57,12 +57,12 @@ def _extend(
     return h, tuple(longer)
 
 
-def with_room(past: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """Room for so many tokens where the past is that of attention; see `Past.with_room`."""
-    given, like = [], None
-    for before in past:
-        if isinstance(before, Past) and not before.room:
+def reserve(past: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """Reserve space for new tokens in all caches of attention; see `KVCache.reserve`."""
+    reserved, like = [], None
+    for cache in past:
+        if isinstance(cache, KVCache) and not cache.reserved:
             # Positions and padding are worked out once for all blocks.
-            before = like = before.with_room(count, like)
-        given.append(before)
-    return tuple(given)
+            cache = like = cache.reserve(count, like)
+        reserved.append(cache)
+    return tuple(reserved)

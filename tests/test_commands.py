@@ -23,12 +23,12 @@ import tyro
 
 import tasks.lm.compare
 from solvers.registry import SOLVERS
-from tasks.common import command_line
+from tasks import cli as command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "tasks").rglob("*.md")),
+    *sorted((ROOT / "tasks").rglob("*.md")), ROOT / "results/README.md",
 ]  # fmt: skip
 TASKS = ("sudoku", "maze", "lm")
 COMMANDS = {name: importlib.import_module(f"tasks.{name}.__main__").main for name in TASKS}
@@ -175,7 +175,7 @@ def test_a_short_command_runs(
     command: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = ["--checkpoint", str(ROOT / "results" / "sudoku-extreme.safetensors")]
+    model = ["--checkpoint", str(ROOT / "results/sudoku/extreme/model.safetensors")]
     for words in spelled_out(command):
         arguments = words[3:] + (model if words[3] == "solve" else [])
         assert COMMANDS[words[2].removeprefix("tasks.")](arguments) == 0

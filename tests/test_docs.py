@@ -18,7 +18,7 @@ import pytest
 import implicit
 import models
 import solvers
-from implicit import plots
+from implicit.diagnostics import plots
 from implicit.registry import MODES
 from solvers import Result, adapters
 from solvers.registry import LINEAR, SOLVERS
@@ -104,7 +104,7 @@ def public_names() -> list[str]:
     modules: list[ModuleType] = [solvers, adapters, implicit]
     names = [f"{module.__name__}.{name}" for module in modules for name in module.__all__]
     drawings = [n for n in vars(plots) if n.startswith("plot_") or n.endswith("_figure")]
-    names += [f"implicit.plots.{name}" for name in drawings]
+    names += [f"implicit.diagnostics.plots.{name}" for name in drawings]
     return [*names, *(f"models.{name}" for name in models.__all__ if name.startswith("Attractor"))]
 
 
@@ -127,12 +127,38 @@ def test_measured_tables_may_be_absent(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the site is built by make docs, with its own extra")
     hooks = load(DOCS / "hooks.py")
     assert "make bench" in hooks.included("peers", tmp_path)
-    (tmp_path / "peers.md").write_text("# Peers\n")
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    (folder / "table.md").write_text("# Peers\n")
     assert hooks.included("peers", tmp_path) == "### Peers\n"
-    (tmp_path / "peers.png").touch()
-    assert "](results/peers.png)" in hooks.included("peers", tmp_path)
-    (tmp_path / "peers.md").write_text("# Peers\n\n![Time](peers.png)\n")
-    assert hooks.included("peers", tmp_path) == "### Peers\n\n![Time](results/peers.png)\n"
+    (folder / "picture.png").touch()
+    shown = "](results/bench/peers/picture.png)"
+    assert shown in hooks.included("peers", tmp_path)
+    (folder / "table.md").write_text("# Peers\n\n![Time](picture.png)\n")
+    assert hooks.included("peers", tmp_path) == f"### Peers\n\n![Time{shown}\n"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [
+        *PAGES,
+        *ROOT.glob("*.md"),
+        *(ROOT / "tasks").rglob("*.md"),
+        ROOT / "results/README.md",
+    ]
+    for page in pages:
+        for link in re.findall(
+            r"\]\(([^():]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        ):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), (page, link)
+            assert not anchor or anchor in anchors(target), (page, link)
 
 
 def test_every_example_has_its_row() -> None:

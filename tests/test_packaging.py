@@ -66,7 +66,7 @@ def test_wheel_is_typed_and_says_what_it_is(built: Path, tmp_path: Path) -> None
         assert f"{package}/py.typed" in names
         files = {file.relative_to(ROOT).as_posix() for file in (ROOT / package).rglob("*.py")}
         assert files <= set(names)
-    assert "tasks/common/page/index.html" in names
+    assert "tasks/serving/page/index.html" in names
     assert fields["Version"] == solvers.__version__
     assert fields["Author"]
     assert {"Homepage", "Issues", "Changelog", "Documentation"} <= {

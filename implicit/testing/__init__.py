@@ -1,4 +1,4 @@
-"""The conformance suite of backward modes, for those of this library and yours.
+"""The conformance suite of backward modes: for those of this library, and for your own.
 
 >>> import implicit
 >>> implicit.testing.check("jacobian_free", solvers=["anderson"])
@@ -10,6 +10,7 @@ mode and the solver that it follows.
 from collections.abc import Iterable
 
 from implicit.base import BackwardMode
+from implicit.modes import Unrolled
 from implicit.registry import MODES, backward_modes
 from implicit.testing import gradients
 from solvers import FixedPointSolver, names
@@ -69,9 +70,9 @@ def ours() -> list[str]:
 
 
 def fits(mode: BackwardMode, solver: FixedPointSolver) -> bool:
-    """Some modes need an inverse estimate, and others steps that autograd can record."""
+    """Whether a solver has what a mode needs: an inverse estimate, or steps that are recordable."""
     return (solver.estimates_inverse or not mode.needs_memory) and (
-        solver.recordable or not mode.records_solver
+        solver.recordable or not isinstance(mode, Unrolled)
     )
 
 

@@ -1,4 +1,7 @@
-"""Is the gradient of a mode what it says that it is? With any solver, against dense algebra."""
+"""Properties of a backward mode: is its gradient what the mode promises, with every solver?
+
+Most compare it with dense linear algebra.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
+from implicit.modes import Unrolled
 from implicit.testing.oracles import (
     dense_gradient,
     relative_error,
@@ -32,11 +36,11 @@ from solvers.torch_internals import pytree
 
 
 class Example:
-    """tanh(W y + x + e) with e = sin(b), so that f closes over a leaf and a computed tensor.
+    """The map tanh(W y + x + e) with e = sin(b), which closes over a leaf and a computed tensor.
 
     Args:
-        norm: Of W.
-        seed: Of all numbers.
+        norm: Spectral norm of W.
+        seed: Seed of all random numbers.
     """
 
     def __init__(self, norm: float = 0.6, seed: int = 0):
@@ -55,7 +59,7 @@ class Example:
         return torch.tanh(y @ self.weight.T + x + self.computed)
 
     def gradients(self, solver: FixedPointSolver, mode: str | BackwardMode) -> list[Tensor]:
-        """Through a solve to the last digits."""
+        """Gradients through a solve to the last digits."""
         s = fixed_point(
             self.f, self.y0, self.x, solver=tight(solver, 1e-12, 1e-14), backward=mode,
             max_steps=budget(solver, 300),
@@ -63,7 +67,7 @@ class Example:
         return list(torch.autograd.grad(s.value, self.wanted, self.v, retain_graph=True))
 
     def dense(self, mode: BackwardMode | None = None) -> list[Tensor]:
-        """By dense algebra: exact, or what a mode states."""
+        """Gradients by dense algebra: the exact ones, or those that a mode states."""
         y_star = solve_densely(self.f, self.y0.detach(), self.x.detach())
         return dense_gradient(
             self.f, y_star, (self.x,), self.v, self.wanted, *([stated(mode)] if mode else [])
@@ -71,7 +75,7 @@ class Example:
 
 
 def stated(mode: BackwardMode) -> Callable[[Tensor], Tensor]:
-    """What a mode has in place of the inverse, where it states that."""
+    """The function from J to what a mode has in place of (I - J)^-1; for modes that state it."""
 
     def inverse(jacobian: Tensor) -> Tensor:
         found = mode.in_place_of_inverse(jacobian)
@@ -82,16 +86,17 @@ def stated(mode: BackwardMode) -> Callable[[Tensor], Tensor]:
 
 
 def states(mode: BackwardMode) -> bool:
-    """Whether a mode says what it has in place of the inverse."""
+    """Whether a mode states what it has in place of the inverse."""
     return mode.in_place_of_inverse(torch.zeros(1, 1, dtype=torch.float64)) is not None
 
 
 def the_error_is_within_the_bias_of_the_mode(
     mode: BackwardMode, solver: FixedPointSolver
 ) -> Failures:
-    """Against the gradient by dense algebra, for args, closed-over leaves and what is behind them.
+    """The gradient is that of dense algebra, up to the bias that the mode declares.
 
-    So `unrolled` is compared, too, of which all others are approximations.
+    It is taken with respect to args, to leaves that `f` closes over, and to tensors from which
+    closed-over ones were computed. The reference mode, `unrolled`, is compared too.
     """
     example = Example(0.6 * share(solver))
     error = relative_error(example.gradients(solver, mode), example.dense())
@@ -100,17 +105,17 @@ def the_error_is_within_the_bias_of_the_mode(
 
 
 def the_gradient_meets_its_formula(mode: BackwardMode, solver: FixedPointSolver) -> Failures:
-    """It is v^T M df/dtheta, with the M that the mode has in place of the inverse."""
+    """The gradient is v^T M df/dtheta, with the M that the mode has in place of the inverse."""
     if states(mode):
         example = Example(0.6 * share(solver))
         error = relative_error(example.gradients(solver, mode), example.dense(mode))
-        bound = 1e-6 if mode.records_solver else 1e-9
+        bound = 1e-6 if isinstance(mode, Unrolled) else 1e-9
         yield from unless(error < bound, f"relative error {error:.2g}, bound {bound:g}")
 
 
 def gradients_of_the_zoo(mode: BackwardMode, solver: FixedPointSolver) -> Failures:
-    """Stiff, non-normal, rotating and tree-valued maps."""
-    if mode.records_solver or mode.moves_value or not states(mode):
+    """The formula holds for stiff, non-normal, rotating and tree-valued maps as well."""
+    if isinstance(mode, Unrolled) or mode.moves_value or not states(mode):
         return  # Thousands of recorded steps; or a value, and so a Jacobian, at another point.
     for p in PROBLEMS:
         if p.args:
@@ -137,7 +142,7 @@ def _one_of_the_zoo(mode: BackwardMode, solver: FixedPointSolver, p: Problem) ->
 
 
 def the_value_is_the_solvers(mode: BackwardMode, solver: FixedPointSolver) -> Failures:
-    """And where the residual was measured."""
+    """The value is the point where the solver measured the residual, unless the mode moves it."""
     example = Example(0.6 * share(solver))
     given: dict[str, Any] = {"solver": solver, "max_steps": budget(solver, 50)}
     plain = solve(example.f, example.y0, example.x, **given)
@@ -152,7 +157,7 @@ def the_value_is_the_solvers(mode: BackwardMode, solver: FixedPointSolver) -> Fa
 def each_leaf_of_a_nested_state_has_its_gradient(
     mode: BackwardMode, solver: FixedPointSolver
 ) -> Failures:
-    """Leaves of different shapes, coupled; each alone as the output."""
+    """Each leaf alone gets its gradient, where leaves have different shapes and are coupled."""
     w = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
     x = torch.tensor([[-0.9], [0.2], [1.1]], dtype=torch.float64, requires_grad=True)
 
@@ -192,16 +197,16 @@ def each_leaf_of_a_nested_state_has_its_gradient(
 
 
 def the_start_gets_no_gradient_unless_steps_are_recorded(mode: BackwardMode) -> Failures:
-    """The solution does not depend on it."""
+    """The start gets no gradient, since the solution does not depend on it."""
     example = Example()
     s = fixed_point(example.f, example.y0, example.x, backward=mode, max_steps=5, throw=False)
     s.value.sum().backward()
     has = example.y0.grad is not None
-    yield from unless(has == mode.records_solver, "a gradient" if has else "no gradient")
+    yield from unless(has == isinstance(mode, Unrolled), "a gradient" if has else "no gradient")
 
 
 def trees_and_tokens_have_the_gradient_of_the_joined_state(mode: BackwardMode) -> Failures:
-    """A dict state with a verdict per token, against a tensor."""
+    """A dict state with a verdict per token has the gradient of the same state as one tensor."""
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, 4, generator=g, dtype=torch.float64, requires_grad=True)
 
@@ -233,7 +238,7 @@ def trees_and_tokens_have_the_gradient_of_the_joined_state(mode: BackwardMode) -
 
 
 def an_unbatched_state_has_its_gradient(mode: BackwardMode) -> Failures:
-    """A vector as one sample, whose Jacobian flips it and halves it."""
+    """A state without batch dims is one sample; here its Jacobian flips a vector and halves it."""
     b = torch.ones(3, dtype=torch.float64, requires_grad=True)
     s = fixed_point(
         lambda y: 0.5 * y.flip(0) + b, torch.zeros(3, dtype=torch.float64), backward=mode,
@@ -250,7 +255,7 @@ def an_unbatched_state_has_its_gradient(mode: BackwardMode) -> Failures:
 
 
 def compaction_changes_no_gradient(mode: BackwardMode) -> Failures:
-    """Samples that stop at different steps leave the batch, or stay."""
+    """The gradient is the same whether stopped samples leave the batch or stay in it."""
     g = torch.Generator().manual_seed(2)
     rate = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)[:, None]
     x = torch.randn(12, 4, generator=g, dtype=torch.float64, requires_grad=True)
@@ -267,7 +272,7 @@ def compaction_changes_no_gradient(mode: BackwardMode) -> Failures:
 
 
 def small_budgets_work(mode: BackwardMode) -> Failures:
-    """Of 0, 1 and 2 steps; a failed adjoint solve is warned of, and nothing else."""
+    """Budgets of 0, 1 and 2 steps work, and the only warning is that of a failed adjoint solve."""
     for max_steps in range(3):
         example = Example()
         with warnings.catch_warnings(record=True) as caught:
@@ -285,7 +290,7 @@ def small_budgets_work(mode: BackwardMode) -> Failures:
 
 
 def a_solve_without_a_step_has_a_graph(mode: BackwardMode) -> Failures:
-    """From a start within tolerance, and for an empty batch; the gradient of nothing is zero."""
+    """A start within tolerance and an empty batch have a backward pass, although without a step."""
     example = Example()
     start = fixed_point(example.f, example.y0, example.x).value.detach().requires_grad_()
     for y0, x in ((start, example.x), (example.y0[:0], example.x[:0])):
@@ -295,7 +300,7 @@ def a_solve_without_a_step_has_a_graph(mode: BackwardMode) -> Failures:
         case = f"{len(x)} samples"
         found = torch.autograd.grad(s.value, example.wanted[1:], v, retain_graph=True)
         zero = not any(bool(g.any()) for g in found)
-        if mode.records_solver:
+        if isinstance(mode, Unrolled):
             yield from unless(zero, f"{case}: a gradient to weights that no step has met")
             to_start = torch.autograd.grad(s.value, y0, v, retain_graph=True)[0]
             yield from equal(f"{case}: gradient to the start", to_start, v)

@@ -10,7 +10,7 @@ from solvers.types import State
 
 
 def solve_densely(f: Callable[..., Tensor], y: Tensor, *args: Tensor, steps: int = 60) -> Tensor:
-    """A fixed point by Newton's method on the whole state, without gradient."""
+    """Find a fixed point by Newton's method on the whole state, without gradient."""
     for _ in range(steps):
         residual = (f(y, *args) - y).detach()
         if float(residual.abs().max()) < 1e-14:
@@ -23,7 +23,7 @@ def solve_densely(f: Callable[..., Tensor], y: Tensor, *args: Tensor, steps: int
 
 
 def exact_inverse(jacobian: Tensor) -> Tensor:
-    """(I - J)^-1."""
+    """The matrix (I - J)^-1."""
     return torch.linalg.inv(torch.eye(len(jacobian), dtype=jacobian.dtype) - jacobian)
 
 
@@ -35,7 +35,7 @@ def dense_gradient(
     wanted: list[Tensor],
     inverse: Callable[[Tensor], Tensor] = exact_inverse,
 ) -> list[Tensor]:
-    """v^T (I - J)^-1 df/dtheta for each theta in `wanted`, or with another function of J in it."""
+    """Compute v^T (I - J)^-1 df/dtheta for each theta in `wanted`, or another `inverse` in it."""
     size = y_star.numel()
     jacobian = torch.autograd.functional.jacobian(lambda y: f(y, *args), y_star)
     u = (inverse(jacobian.reshape(size, size)).T @ v.flatten()).view_as(v)
@@ -50,7 +50,7 @@ def state_gradient(
     wanted: list[Tensor],
     inverse: Callable[[Tensor], Tensor] = exact_inverse,
 ) -> list[Tensor]:
-    """`dense_gradient` for a state of any structure: the leaves are joined to one vector."""
+    """Like `dense_gradient`, for a state of any structure: its leaves are joined to one vector."""
     leaves, spec = pytree.tree_flatten(y_star)
 
     def joined(y: Tensor, *args: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Language modelling: train, evaluate, generate, and see the equilibrium move into the proposal."""
+"""Language modelling: train, evaluate, generate, and study equilibrium internalisation."""

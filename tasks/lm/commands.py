@@ -9,15 +9,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from implicit.plots import plot_trajectory
-from models import AttractorLM
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.command_line import CommandLine, print_json, take
-from tasks.common.device import choose_device
-from tasks.common.plots import plot_learning
-from tasks.common.report import print_table
-from tasks.common.runs import export, load_average, newest_checkpoint, read_config
-from tasks.common.train import Interrupted
+from implicit.diagnostics.plots import plot_trajectory
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.cli import CommandLine, print_json, take
+from tasks.device import choose_device
 from tasks.lm.compare import CompareOptions, compare
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
 from tasks.lm.data import measure
@@ -25,13 +20,17 @@ from tasks.lm.experiment import print_figures, run_experiment
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
-from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
+from tasks.reports.curves import plot_learning
+from tasks.reports.logger import print_table
+from tasks.runs import export, load_average, newest_checkpoint, read_config
+from tasks.training.trainer import Interrupted
 
 
 class LanguageTask:
-    """What the shared command line needs to know."""
+    """The language task, as the shared command line sees it."""
 
     name = "lm"
     config_type = LanguageConfig
@@ -147,7 +146,7 @@ class LanguageCommands(CommandLine):
 
     @property
     def usage(self) -> str:
-        """The overview."""
+        """See `CommandLine`."""
         presets = ", ".join(PRESETS)
         return (
             "Train, evaluate and use causal language models.\n\n"
@@ -200,7 +199,7 @@ class LanguageCommands(CommandLine):
         return 0
 
     def evaluate(self, arguments: list[str]) -> int:
-        """Held-out loss of a checkpoint."""
+        """Print the loss of a checkpoint on held-out text."""
         options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
         path, model, config, corpus = self._load_all(options)
         figures = measure(model, corpus, config, limit=options.limit, max_steps=options.depth)
@@ -214,10 +213,10 @@ class LanguageCommands(CommandLine):
         return 0
 
     def internalise(self, arguments: list[str]) -> int:
-        """What the solver is still needed for."""
+        """Print how much the loss depends on the solver, and recommend a budget."""
         options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} internalise")
         path, model, config, corpus = self._load_all(options)
-        if not isinstance(model, AttractorLM):
+        if model.solving is None:
             raise ValueError(f"{path} is a {config.model}, which has no solver to do without.")
         found = study(model, corpus, config, options.limit)
         rows = {
@@ -242,7 +241,7 @@ class LanguageCommands(CommandLine):
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
             history = Checkpoint.load(path).meta["history"]
-            plot_learning(history, options.draw / "training.png", PANELS)
+            plot_learning(history, options.draw / "training.png", SUBPLOTS)
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
@@ -250,7 +249,7 @@ class LanguageCommands(CommandLine):
         return 0
 
     def harness(self, arguments: list[str]) -> int:
-        """Tasks of the lm-evaluation-harness."""
+        """Evaluate a checkpoint on tasks of the lm-evaluation-harness."""
         options = tyro.cli(HarnessOptions, args=arguments, prog=f"{self.program} harness")
         try:
             from tasks.lm.harness import HarnessLM, run_tasks
@@ -268,7 +267,7 @@ class LanguageCommands(CommandLine):
         return 0
 
     def export(self, arguments: list[str]) -> int:
-        """Write config and weights in the Hub's form."""
+        """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
         options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
         path = options.checkpoint or self._newest()
         if options.target.suffix == ".pt2":
@@ -287,7 +286,7 @@ class LanguageCommands(CommandLine):
 
     def _export_program(self, options: ExportOptions, path: Path) -> int:
         # Here, since it loads the compiler.
-        from tasks.common.program import write_program
+        from tasks.export import write_program
 
         _, model, config, _ = self._load(path, "cpu", options.solver)
         depth = config.eval_steps if options.depth is None else options.depth
@@ -336,7 +335,7 @@ class LanguageCommands(CommandLine):
         config = read_config(self.task, checkpoint, path)
         model = config.build()
         load_average(model, checkpoint, path)
-        if isinstance(model, AttractorLM):
+        if model.solving is not None:
             model.solving.solver = config.build_solver(solver)
         tokenizer = load_tokenizer(checkpoint.meta["tokenizer"])
         return path, model.to(choose_device(device)).eval(), config, tokenizer
@@ -351,7 +350,7 @@ class LanguageCommands(CommandLine):
 
 
 def _export(checkpoint: Path, budget: int, path: Path) -> None:
-    """The averaged weights, with another budget: 0 leaves the refiner unused."""
+    """Write the averaged weights with another solver budget; 0 leaves the refiner unused."""
     export(checkpoint, path)
     whole = Checkpoint.load(path)
     config = whole.meta["config"] | {"eval_steps": budget}
@@ -359,7 +358,7 @@ def _export(checkpoint: Path, budget: int, path: Path) -> None:
 
 
 def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
-    """Print as the tokens come; a character may be made of several."""
+    """Print tokens as they are drawn; one character may consist of several tokens."""
     print(prompt, end="", flush=True)
     tokens: list[int] = []
     shown = ""

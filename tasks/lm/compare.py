@@ -15,15 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models import AttractorLM
 from models.language import Mixer
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.jobs import Job, SearchOptions, search_and_repeat
-from tasks.common.keeper import NAME, load_newest
-from tasks.common.runs import RUNS, load_average
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.manager import NAME, load_newest
+from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.data import Corpus, measure
 from tasks.lm.experiment import train
+from tasks.runs import RUNS, load_average
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ class _Run(Job):
 
     @property
     def label(self) -> str:
-        """What is compared."""
+        """The name of this run in the table."""
         changes = [part for part in self.change.split(",") if not part.startswith("model=")]
         parts = [self.config.model, ",".join(changes)]
         if self.config.mixer != "attention" and not self.change:
@@ -91,7 +90,7 @@ class _Run(Job):
         for name, part in (("choosing", slice(0, middle)), ("reported", slice(middle, None))):
             half = Corpus(corpus.tokenizer, corpus.train, corpus.held_out[part])
             result[name] = measure(model, half, config)
-        if isinstance(model, AttractorLM):
+        if model.solving is not None:
             result["proposal"] = measure(model, half, config, max_steps=0)
         result["config"] = config.to_json()
         self.done.write_text(json.dumps(result) + "\n")
@@ -118,7 +117,7 @@ def matched(config: LanguageConfig, model: ModelName, mixer: Mixer) -> LanguageC
 
 
 def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
-    """An Attractor, or with "model=..." another, that differs in options as in "name=value,...".
+    """A configuration changed by options such as "name=value,..."; "model=..." names the model.
 
     Raises:
         ValueError: No such option, or no such value of it.
@@ -158,7 +157,7 @@ def _parameters(config: LanguageConfig) -> int:
 
 
 def compare(name: str, base: LanguageConfig, options: CompareOptions) -> dict[str, Any]:
-    """Do what is missing of all runs, then print the table and write it to the folder.
+    """Finish all runs that are not done, then print the table and write it to the folder.
 
     Args:
         name: The preset's.
@@ -215,7 +214,7 @@ def _row(run: _Run, rate: float, options: CompareOptions) -> dict[str, Any]:
 
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
-    """Among others, solver steps per token, and what the proposal alone costs."""
+    """Print the table of a comparison."""
     table = Table(title=title, title_justify="left", pad_edge=False)
     columns = ("model", "parameters", "rate", "bits per byte", "steps", "min", "solver", "T=0")
     for column in columns:

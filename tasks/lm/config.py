@@ -1,4 +1,4 @@
-"""The dials of a language-model run, and its presets."""
+"""The options of a language-model run, and its presets."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
-from tasks.common.config import TrainConfig
+from tasks.training.config import TrainConfig
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
 Hidden = tyro.conf.Suppress
@@ -129,17 +129,17 @@ class LanguageConfig(TrainConfig):
 
     @property
     def length(self) -> int:
-        """Inputs of a row of the batch."""
+        """Number of inputs in a row of the batch."""
         return self.context
 
     @property
     def units_per_sample(self) -> int:
-        """Tokens of a row of the batch."""
+        """Number of tokens in a row of the batch."""
         return self.context
 
     @property
     def train_steps(self) -> int:
-        """Updates that the solver makes in training, at most; of "parcae", loops to expect."""
+        """Most solver updates in training; for "parcae", the expected number of loops."""
         return self._longest_loop if self.model == "parcae" else self.free_steps
 
     @property
@@ -184,7 +184,7 @@ class LanguageConfig(TrainConfig):
         return get_solver(name, **options)
 
     def build_backward(self) -> BackwardMode:
-        """The backward mode."""
+        """The backward mode, with the options of this run."""
         mode = get_backward(self.backward)
         if isinstance(mode, Phantom):
             return dataclasses.replace(mode, steps=self.recorded_steps)

@@ -1,4 +1,4 @@
-"""Text to train on: a file, a folder, or what the Python standard library says of itself."""
+"""Text to train on: a file, a folder, or the source code of the Python standard library."""
 
 import hashlib
 import sysconfig
@@ -50,7 +50,7 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
 
 
 def split(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Texts to train on, and held out: by their hash, or the end of a single text.
+    """Split texts into training and held-out ones: by their hash, or at the end of few texts.
 
     No text is in both, whatever the order, also if it occurs twice.
     """

@@ -10,25 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
-from tasks.common.task import Task
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.training.task import Task
 
-LOOK_TOKENS = 8192
+VALIDATION_TOKENS = 8192
 # Logits of more at a time would not fit, of a vocabulary of usual size.
 TOKENS_AT_ONCE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text as tokens.
+    """The tokens of a text, for training and held out.
 
     Attributes:
-        tokenizer: What made them.
+        tokenizer: The tokenizer that made them.
         train: Shape (tokens,), int64: the texts, each followed by an end of text. Empty where
             they are read as they are needed; see `tasks.lm.stream`.
-        held_out: Likewise.
+        held_out: The held-out texts in the same form.
     """
 
     tokenizer: Tokenizer
@@ -61,7 +61,7 @@ def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """All texts in one row, each followed by an end of text."""
+    """The tokens of all texts in one row, each text followed by an end-of-text token."""
     tokens: list[int] = []
     for text in texts:
         tokens += [*tokenizer.encode(text), END]
@@ -69,7 +69,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 
 
 class Batches(Task):
-    """A corpus as the training loop sees it: sequences from anywhere in the text.
+    """A corpus as the training loop sees it: sequences from random places of the text.
 
     Args:
         corpus: The tokens.
@@ -81,31 +81,31 @@ class Batches(Task):
 
     @property
     def source(self) -> str:
-        """What is trained on, for people."""
+        """A description of the training data for messages."""
         return f"{len(self.corpus.train):,} tokens"
 
     def batch(
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """Tokens, and those that follow each; shapes (size, context)."""
+        """Tokens and the tokens that follow them, both of shape (size, context)."""
         tokens, context = self.corpus.train, self.config.context
         starts = torch.randint(len(tokens) - context, (size,), generator=generator)
         rows = tokens[starts[:, None] + torch.arange(context + 1)]
         return rows[:, :-1], rows[:, 1:]
 
-    def look(self, model: LanguageModel) -> dict[str, float]:
-        """Bits per byte of the first held-out tokens, and how far the solver had to go."""
-        found = measure(model, self.corpus, self.config, limit=LOOK_TOKENS)
+    def validate(self, model: LanguageModel) -> dict[str, float]:
+        """See `Task`: bits per byte of the first held-out tokens, and metrics of the solves."""
+        found = measure(model, self.corpus, self.config, limit=VALIDATION_TOKENS)
         names = {"bits_per_byte": "test_bits", "mean_steps": "test_steps"}
         names["distance"] = "test_distance"
         return {shown: found[name] for name, shown in names.items() if name in found}
 
-    def score(self, looked: dict[str, float]) -> float:
-        """Fewer bits are better."""
-        return -looked["test_bits"]
+    def selection_score(self, validation: dict[str, float]) -> float:
+        """See `Task`: fewer bits are better."""
+        return -validation["test_bits"]
 
-    def figures(self, right: Tensor) -> dict[str, float]:
-        """How often the next token was the likeliest one."""
+    def metrics(self, right: Tensor) -> dict[str, float]:
+        """See `Task`: here, how often the next token was the most likely one."""
         return {"token_accuracy": right.float().mean().item()}
 
 
@@ -114,7 +114,7 @@ def measure(
     model: Any, corpus: Corpus, config: LanguageConfig, *,
     limit: int | None = None, max_steps: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Loss on held-out text, in windows that follow each other, and how the solver fared.
+    """Loss on held-out text, in consecutive windows, and metrics of the solves.
 
     Args:
         model: The model.

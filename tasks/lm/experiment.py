@@ -1,4 +1,4 @@
-"""One run: read the text, train, measure, show a sample, and keep the result."""
+"""One run: read the text, train, evaluate, print a sample, and store the result."""
 
 import dataclasses
 import json
@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from implicit import FixedPointLayer
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.device import choose_device, compile_blocks
-from tasks.common.plots import plot_learning
-from tasks.common.report import print_table
-from tasks.common.runs import export, load_average
-from tasks.common.train import Interrupted, Trainer
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.device import choose_device, compile_blocks
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
-from tasks.lm.pictures import PANELS, plot_budgets
+from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END
+from tasks.reports.curves import plot_learning
+from tasks.reports.logger import print_table
+from tasks.runs import export, load_average
+from tasks.training.trainer import Interrupted, Trainer
 
 SAMPLE_TOKENS = 120
 
@@ -30,11 +30,11 @@ SAMPLE_TOKENS = 120
 def run_experiment(
     name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
 ) -> dict[str, Any]:
-    """Train, or go on from a checkpoint, then evaluate.
+    """Train, or continue from a checkpoint, then evaluate.
 
     Args:
         name: The preset's.
-        config: The dials.
+        config: The options.
         folder: Receives checkpoint, weights, log, pictures and `result.json`.
         checkpoint: Where an earlier run of the same configuration stopped.
 
@@ -53,7 +53,7 @@ def run_experiment(
         model = config.build().to(trainer.device)
         load_average(model, Checkpoint.load(trainer.path), trainer.path)
         figures = _evaluate(model.eval(), corpus, config, folder)
-        plot_learning(trainer.history, folder / "learning.png", PANELS)
+        plot_learning(trainer.history, folder / "learning.png", SUBPLOTS)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None
     result |= {
@@ -70,7 +70,7 @@ def run_experiment(
 def train(
     name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
 ) -> tuple[Trainer, Corpus, dict[str, Any]]:
-    """As `run_experiment`, without what comes after training.
+    """Train as `run_experiment` does, without evaluating.
 
     Returns:
         The trainer, the text, and what the result says of the training.
@@ -114,7 +114,7 @@ def train(
 
 
 def _loosen(model: nn.Module, rtol: float) -> None:
-    """Solve no further than the precision of the map.
+    """Loosen the tolerance of the solver to the precision of the map.
 
     Its rounding keeps the residual above a tighter tolerance, and the solver would go on until
     its free steps are used up. Looks and evaluation, in float32, are of the averaged model,
@@ -127,9 +127,9 @@ def _loosen(model: nn.Module, rtol: float) -> None:
 
 
 def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:
-    """Figures, loss by budget with its picture, and a sample of text."""
+    """Evaluate a finished run: metrics, loss by solver budget with a plot, and a text sample."""
     figures = measure(model, corpus, config)
-    if config.model not in ("transformer", "parcae"):
+    if model.solving is not None:
         figures["by_budget"] = by_budget(model, corpus, config, BUDGETS)
         plot_budgets(figures["by_budget"], folder / "budgets.png")
     sampling = Sampling(seed=config.seed)
@@ -141,7 +141,7 @@ def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) 
 
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:
-    """A table, and the sample below it."""
+    """Print the table of an evaluation, and a text sample below it."""
     rows = {
         "loss (nats per token)": f"{figures['loss']:.4f}",
         "perplexity": f"{figures['perplexity']:.2f}",

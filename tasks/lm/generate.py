@@ -105,7 +105,7 @@ def generate(
 def _read(
     model: Any, rows: list[list[int]], max_steps: int | None, device: torch.device
 ) -> tuple[Any, Tensor]:
-    """Solve the prompts at once, padded on the left."""
+    """Solve all prompts together, padded on the left."""
     longest = max(map(len, rows))
     ids = torch.tensor([[END] * (longest - len(row)) + row for row in rows], device=device)
     lengths = torch.tensor([[len(row)] for row in rows], device=device)

@@ -29,7 +29,7 @@ from lm_eval.utils import (
     make_table,
 )
 
-from tasks.common.device import choose_device
+from tasks.device import choose_device
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.hub import PretrainedLM
 from tasks.lm.tokenizer import END
@@ -45,7 +45,7 @@ Scored = tuple[list[int], list[int]]
 
 
 class HarnessLM(TemplateLM):
-    """What the harness asks of a model: scores of continuations, of whole texts, and text.
+    """A model as the harness calls it: scores of continuations and of whole texts, and generation.
 
     Every text begins after an end of text, as in training. Of what does not fit the context,
     the model sees the last tokens.
@@ -79,7 +79,7 @@ class HarnessLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end of text, which is before every text as well."""
+        """The end-of-text token, which also precedes every text."""
         return END
 
     def tok_encode(
@@ -90,7 +90,7 @@ class HarnessLM(TemplateLM):
         return before + self.words.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> Scored:
-        """As the harness does it, but all of the continuation is scored, and nothing else.
+        """Encode as the harness does, but so that exactly the continuation is scored.
 
         Blanks at the end of a context count as the beginning of what follows. Where a token would
         lie across the join, the two texts are encoded by themselves.
@@ -139,7 +139,7 @@ class HarnessLM(TemplateLM):
         return map(make_disjoint_window, pairs)
 
     def _batches(self, members: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-        """The longest first, so that a batch has few paddings, and memory runs out at once."""
+        """Batches of similar lengths, the longest first, so that memory runs out early if ever."""
         order = [i for _, i in sorted(zip(lengths, members, strict=True), reverse=True)]
         for at in range(0, len(order), self.batch_size):
             yield order[at : at + self.batch_size]
@@ -167,7 +167,7 @@ class HarnessLM(TemplateLM):
     def _score_batch(
         self, rows: list[list[int]], counts: list[int]
     ) -> Iterator[tuple[float, bool]]:
-        """Scores of the last `counts` tokens; padding comes last, where no token sees it."""
+        """Scores of the last `counts` tokens of each row; padding at the end affects no token."""
         longest = max(map(len, rows))
         padded = [row + [END] * (longest - len(row)) for row in rows]
         ids = torch.tensor(padded, device=self._device)

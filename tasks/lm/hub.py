@@ -1,6 +1,6 @@
-"""A trained language model as one folder in the Hugging Face Hub's form, and back.
+"""A trained language model as a folder in the format of the Hugging Face Hub.
 
-`config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them.
+The folder has `config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them.
 """
 
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import AttractorLM, LanguageOutput
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.runs import load_average
+from models import LanguageOutput
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import END, load_tokenizer
+from tasks.runs import load_average
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -47,7 +47,7 @@ class PretrainedLM(
         super().__init__()
         self.settings = LanguageConfig.from_json(settings)
         self.model: Any = self.settings.build()
-        if isinstance(self.model, AttractorLM):
+        if self.model.solving is not None:
             self.model.solving.solver = self.settings.build_solver()
         self.tokenizer = load_tokenizer(tokenizer)
 
@@ -72,7 +72,7 @@ class PretrainedLM(
         self, prompt: str, tokens: int = 100, sampling: Sampling | None = None,
         max_steps: int | None = None,
     ) -> str:  # fmt: skip
-        """The prompt and what follows it."""
+        """Generate text after a prompt; return both."""
         drawn = generate(
             self.model,
             [[END, *self.tokenizer.encode(prompt)]],

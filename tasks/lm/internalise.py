@@ -25,7 +25,7 @@ def by_budget(
     model: AttractorLM, corpus: Corpus, config: LanguageConfig, budgets: Sequence[int],
     limit: int | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Held-out loss with so many solver steps at most; see `data.measure`."""
+    """Held-out loss at each budget of solver steps; see `data.measure`."""
     rows = []
     for budget in budgets:
         figures = measure(model, corpus, config, limit=limit, max_steps=budget)
@@ -52,7 +52,7 @@ def recommend(rows: Sequence[dict[str, Any]], converged: dict[str, Any]) -> dict
 def study(
     model: AttractorLM, corpus: Corpus, config: LanguageConfig, limit: int | None = None
 ) -> dict[str, Any]:
-    """Loss by budget, spectral radius of the refiner, and what to make of them.
+    """Loss by solver budget, spectral radius of the refiner, and the recommended budget.
 
     Returns:
         `converged` (see `data.measure`; among others the distance of the proposal),

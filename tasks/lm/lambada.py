@@ -1,4 +1,4 @@
-"""LAMBADA: the last word of a passage, which only the whole passage gives away.
+"""LAMBADA: predict the last word of a passage, which takes the context of the whole passage.
 
 D. Paperno et al., The LAMBADA Dataset, ACL 2016, arXiv:1606.06031. The published file has one
 JSON object a line, whose "text" is the passage with its last word.
@@ -51,7 +51,7 @@ def last_words(
     context: int,
     max_steps: int | None = None,
 ) -> dict[str, float]:
-    """Perplexity of the last words, and how often the model would have written them.
+    """Perplexity of the last words, and how often the model predicts them exactly.
 
     Args:
         model: In evaluation mode.

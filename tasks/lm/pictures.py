@@ -6,13 +6,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tasks.common.plots import BLUE, ORANGE, Panel, save_png
+from tasks.reports.curves import Subplot
+from tasks.reports.style import BLUE, ORANGE, save_png
 
-PANELS = (
-    Panel("loss (nats per token)", {"loss": "training batch"}),
-    Panel("bits per byte", {"test_bits": "held-out"}),
-    Panel("solver steps", {"solver_steps": "training batch", "test_steps": "held-out"}),
-    Panel("distance of the proposal\n|y0 \N{MINUS SIGN} y*| / |y*|", {"test_distance": "held-out"}),
+SUBPLOTS = (
+    Subplot("loss (nats per token)", {"loss": "training batch"}),
+    Subplot("bits per byte", {"test_bits": "held-out"}),
+    Subplot("solver steps", {"solver_steps": "training batch", "test_steps": "held-out"}),
+    Subplot(
+        "distance of the proposal\n|y0 \N{MINUS SIGN} y*| / |y*|", {"test_distance": "held-out"}
+    ),
 )
 
 

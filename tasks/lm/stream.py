@@ -1,4 +1,4 @@
-"""A data set that is read as it is needed: documents in their order, laid end to end.
+"""A data set that is streamed: documents in their order, concatenated.
 
 Each document is followed by an end of text, and the row of all tokens is cut into sequences,
 so that every token is predicted once before any is predicted again. Where a run stands is a
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.common.train import SourceLost
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
 from tasks.lm.data import Batches, Corpus, load_corpus
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.training.trainer import SourceLost
 
 # Seconds before each further try to read on; after the last one the run ends. `datasets` has
 # pauses of its own below these, for what it knows to be the network.
@@ -28,7 +28,7 @@ PASSING = (OSError, EOFError, RuntimeError)
 
 
 class Documents:
-    """The texts of a data set in their order, from any position, over interruptions.
+    """Reads the texts of a data set in order, from any position, and retries after interruptions.
 
     Args:
         config: Names the data set.
@@ -49,14 +49,14 @@ class Documents:
 
     def rewind(self) -> None:
         """Go back to the first document."""
-        self.go_to(self._first)
+        self.seek(self._first)
 
-    def go_to(self, position: dict[str, Any]) -> None:
-        """Go on from a `position`."""
+    def seek(self, position: dict[str, Any]) -> None:
+        """Continue from a `position`."""
         self.position, self._rows = position, None
 
     def read(self) -> str | None:
-        """The next text, which may be empty; None after the last.
+        """Read the next text, which may be empty; None after the last one.
 
         Raises:
             SourceLost: Reading failed, also after pauses; the position is that of before.
@@ -139,7 +139,7 @@ class StreamedBatches(Batches):
     def batch(
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
-        """The next tokens, and those that follow each; shapes (size, context)."""
+        """The next tokens and the tokens that follow them, both of shape (size, context)."""
         count = size * self.config.context
         self._fill(count + 1)
         row = [token for _, tokens in self._pending for token in tokens]
@@ -150,23 +150,23 @@ class StreamedBatches(Batches):
         # Two tensors, which share no memory: the loop overwrites them one by one.
         return torch.tensor(row[:-1]).view(size, -1), torch.tensor(row[1:]).view(size, -1)
 
-    def position(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """See `Task`."""
         before = self._pending[0][0] if self._pending else self._place()
         return {**before, "offset": self._offset}
 
-    def go_to(self, position: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
-        place = dict(position)
+        place = dict(state)
         self._offset, self._passes = place.pop("offset"), place.pop("passes")
         self._pending.clear()
-        self.documents.go_to(place)
+        self.documents.seek(place)
 
     def _place(self) -> dict[str, Any]:
         return {"passes": self._passes, **self.documents.position}
 
     def _fill(self, count: int) -> None:
-        """Read until so many tokens are at hand; a failure loses none of them."""
+        """Read documents until `count` tokens are available; a failure loses none of them."""
         available = sum(len(tokens) for _, tokens in self._pending) - self._offset
         while available < count:
             before = self._place()
@@ -174,7 +174,10 @@ class StreamedBatches(Batches):
             if text is None:
                 self._passes += 1
                 read = self.documents.position["documents"]
-                print(f"All {read:,} documents are used: again from the first one.", flush=True)
+                print(
+                    f"All {read:,} documents are read: starting again.",
+                    flush=True,
+                )
                 self.documents.rewind()
             elif text and not is_held_out(text):
                 tokens = [*self.corpus.tokenizer.encode(text), END]
@@ -183,7 +186,7 @@ class StreamedBatches(Batches):
 
 
 def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
-    """What a run trains on, with its tokenizer and held-out text.
+    """The batches that a run trains on, with its tokenizer and held-out text.
 
     Of a data set, only the beginning is read: until there are `max_bytes` to learn tokens from,
     and `eval_tokens` held out.
@@ -207,7 +210,7 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
 def _beginning(
     documents: Documents, config: LanguageConfig, state: str | None
 ) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer and the held-out tokens."""
+    """Train or load the tokenizer, and read the held-out tokens."""
     learns = state is None and config.vocabulary > ByteTokenizer.size
     left = config.max_bytes if learns else 1
     texts: list[str] = []

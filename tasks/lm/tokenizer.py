@@ -1,4 +1,4 @@
-"""Text to tokens and back: bytes, or byte pairs learned from the text."""
+"""Tokenizers: bytes, or byte pairs learned from the text."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ END = 256
 
 
 class Tokenizer(Protocol):
-    """Encode and decode; `size` tokens, of which `END` ends a text."""
+    """The interface of tokenizers, which have `size` tokens; the token `END` ends a text."""
 
     size: int
 
@@ -18,11 +18,11 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text; what is no character is replaced."""
+        """The text of tokens; bytes that form no character are replaced."""
         ...
 
     def to_json(self) -> str:
-        """All that `load` needs."""
+        """The JSON values from which `load_tokenizer` makes the same tokenizer."""
         ...
 
 
@@ -32,7 +32,7 @@ class ByteTokenizer:
     size = BYTES + 1
 
     def encode(self, text: str) -> list[int]:
-        """Its bytes."""
+        """See `Tokenizer`: here, the bytes of the text."""
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -40,7 +40,7 @@ class ByteTokenizer:
         return bytes(token for token in tokens if token < BYTES).decode(errors="replace")
 
     def to_json(self) -> str:
-        """Nothing to keep."""
+        """See `Tokenizer`: here, there is nothing to store."""
         return ""
 
 
@@ -63,7 +63,7 @@ class BytePairs:
 
     @classmethod
     def train(cls, texts: Sequence[str], size: int) -> "BytePairs":
-        """Learn so many tokens, the end of text included."""
+        """Learn a vocabulary of `size` tokens, the end of text included."""
         package = _package()
         inner = package.Tokenizer(package.models.BPE())
         inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -76,7 +76,7 @@ class BytePairs:
         return cls(inner.to_str())
 
     def encode(self, text: str) -> list[int]:
-        """Byte pairs, greedily merged."""
+        """See `Tokenizer`: here, byte pairs, merged greedily."""
         return [i + (i >= END) for i in self.inner.encode(text).ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -84,17 +84,17 @@ class BytePairs:
         return self.inner.decode([i - (i > END) for i in tokens if i != END])
 
     def to_json(self) -> str:
-        """The merges."""
+        """See `Tokenizer`: here, the merges."""
         return self.inner.to_str()
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
-    """Bytes if there is room for no more, else byte pairs."""
+    """Byte pairs, or single bytes if `size` leaves no room for pairs."""
     return ByteTokenizer() if size == ByteTokenizer.size else BytePairs.train(texts, size)
 
 
 def load_tokenizer(state: str) -> Tokenizer:
-    """Undo `to_json`."""
+    """Make the tokenizer that `Tokenizer.to_json` describes."""
     return BytePairs(state) if state else ByteTokenizer()
 
 

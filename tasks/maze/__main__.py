@@ -2,13 +2,14 @@
 
 import sys
 
-from tasks.common.commands import Commands
 from tasks.maze.task import MazeTask
+from tasks.puzzles.commands import Commands
+from tasks.serving.command import serve
 
 
 def main(arguments: list[str]) -> int:
     """Run a command."""
-    return Commands(MazeTask()).run(arguments)
+    return Commands(MazeTask(), serve).run(arguments)
 
 
 if __name__ == "__main__":

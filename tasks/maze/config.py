@@ -1,10 +1,10 @@
-"""The dials of a maze run, and its presets."""
+"""The options of a maze run, and its presets."""
 
 import dataclasses
 from typing import Literal
 
 from models import GridSpec
-from tasks.common.grid_config import GridConfig
+from tasks.puzzles.config import GridConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

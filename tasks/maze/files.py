@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tasks.common.puzzle_files import PuzzleFormat, write_rows
 from tasks.maze.augment import to_tensors
 from tasks.maze.maze import (
     FREE,
@@ -29,6 +28,7 @@ from tasks.maze.maze import (
     parse,
     parse_answer,
 )
+from tasks.puzzles.files import PuzzleFormat, write_rows
 
 
 def read_mazes(path: str | Path, side: int | None = None, *, skip_bad: bool = False) -> list[Maze]:
@@ -91,7 +91,7 @@ class _MazeFormat(PuzzleFormat[Maze]):
         return maze
 
     def faults(self, puzzles: Sequence[Maze]) -> list[ValueError | None]:
-        """Only answers that are not `label`'s can be wrong."""
+        """See `PuzzleFormat`; an answer that equals the canonical one needs no further check."""
         suspects = [maze for maze in puzzles if maze in self.others]
         if not suspects:
             return [None] * len(puzzles)

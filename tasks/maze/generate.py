@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from random import Random
 
-from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, Maze, format_line, label
+from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other mazes: caches depend on it."""
@@ -104,7 +104,7 @@ def train_and_test(
     seed: int = 0,
     workers: int | None = None,
 ) -> tuple[list[Maze], list[Maze]]:
-    """Make two sets that share no maze, not even turned or mirrored.
+    """Make two sets that share no maze, not even a rotated or reflected one.
 
     Args and errors are those of `generate`; the training set is what it returns.
     """
@@ -129,7 +129,7 @@ def train_and_test(
 
 
 def identity(question: str) -> str:
-    """Equal for two mazes that are rotations or reflections of each other, and for no others."""
+    """A value that two mazes share exactly if one is a rotation or reflection of the other."""
     side = round(len(question) ** 0.5)
     rows = [question[i : i + side] for i in range(0, side * side, side)]
     copies = []
@@ -154,7 +154,7 @@ def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None
 
 
 def _work(job: Job) -> list[Maze]:
-    """What a worker does."""
+    """Make the mazes of one job; runs in a worker process."""
     recipe = _Recipe(**job["recipe"])
     return [_maze(recipe, index) for index in range(job["start"], job["stop"])]
 

@@ -1,4 +1,4 @@
-"""N x N mazes: text in and out, shortest paths, and the check that counts one as found.
+"""N x N mazes: parsing and formatting, shortest paths, and the check of an answer.
 
 A maze is a flat sequence of codes, row by row: 0 a wall `#`, 1 a free cell (a space), 2 the
 start `S`, 3 the goal `G`; in an answer also 4, an inner cell of the path, `o`.
@@ -91,7 +91,7 @@ def _parse(text: str, side: int | None, allowed: str) -> list[int]:
 
 
 def _join_rows(text: str) -> str:
-    """The cells without line ends, if all rows are as long as there are rows."""
+    """The cells without line ends, after a check that the rows form a square."""
     rows = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if len(rows) == 1:
         return rows[0]
@@ -148,16 +148,11 @@ def shortest_path(codes: Sequence[int]) -> list[int]:
 
 
 def _framed(codes: Sequence[int]) -> tuple[list[int], int]:
-    """The maze with a wall around it, so that no step leaves it; and the width of that."""
+    """The maze with a wall around it, so that no step leaves it, and the width of the result."""
     side = math.isqrt(len(codes))
     wall = [WALL] * (side + 2)
     rows = [[WALL, *codes[i : i + side], WALL] for i in range(0, side * side, side)]
     return [*wall, *(code for row in rows for code in row), *wall], side + 2
-
-
-def num_path_cells(codes: Sequence[int]) -> int:
-    """Cells of a shortest path, start and goal included."""
-    return len(shortest_path(codes))
 
 
 def label(codes: Sequence[int]) -> list[int]:
@@ -168,25 +163,8 @@ def label(codes: Sequence[int]) -> list[int]:
     return answer
 
 
-def count_paths(codes: Sequence[int]) -> int:
-    """How many shortest paths there are; 0 if the goal cannot be reached."""
-    framed, width = _framed(codes)
-    start, goal = framed.index(START), framed.index(GOAL)
-    ways, front = {start: 1}, {start: 1}
-    while front and goal not in front:
-        beyond: dict[int, int] = {}
-        for cell, count in front.items():
-            for step in (width, -1, 1, -width):
-                other = cell + step
-                if framed[other] and other not in ways:
-                    beyond[other] = beyond.get(other, 0) + count
-        ways |= beyond
-        front = beyond
-    return front.get(goal, 0)
-
-
 def is_shortest(questions: Tensor, answers: Tensor) -> Tensor:
-    """Whether answers draw one shortest path, any of them, and change nothing else.
+    """Whether each answer marks a shortest path, whichever it is, and changes nothing else.
 
     Args:
         questions: Codes, (batch, side * side).
@@ -209,7 +187,7 @@ def is_shortest(questions: Tensor, answers: Tensor) -> Tensor:
 
 
 def _is_one_path(question: list[int], answer: list[int]) -> bool:
-    """Whether the path's cells alone lead to the goal, and are as many as are needed."""
+    """Whether the marked cells lead to the goal and are no more than a shortest path needs."""
     marked = [code if code in (START, GOAL, PATH) else WALL for code in answer]
     drawn = sum(code != WALL for code in marked)
     try:

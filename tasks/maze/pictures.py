@@ -1,4 +1,4 @@
-"""Pictures of mazes: one answer, and a solve on its way to the fixed point."""
+"""Pictures of mazes: one answer, and the convergence of a solve."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tasks.common.convergence import RED, Frame, animate, caption, check, draw_sheet
-from tasks.common.plots import BLUE, DPI, GREEN, ORANGE, save
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
+from tasks.puzzles.pictures import RED, Frame, animate, caption, check, draw_sheet
+from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, save
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
@@ -136,7 +136,7 @@ def _check(
 
 
 def _draw(axes: Axes, question: Sequence[int], frame: Frame, answer: Sequence[int]) -> None:
-    """One maze with its caption."""
+    """Draw one maze with its caption."""
     side = round(len(question) ** 0.5)
     confidences, classes = (column.tolist() for column in frame[2].detach().max(-1))
     _draw_cells(axes, question, classes, confidences, answer, letter_size=135 / side)
@@ -157,7 +157,7 @@ def _draw_cells(
     answer: Sequence[int],
     letter_size: float,
 ) -> None:
-    """The maze, and over it what was found; y runs down, as rows do."""
+    """Draw the maze and the predicted path over it; the y axis points down, as rows do."""
     side = round(len(question) ** 0.5)
     colors = [_color(*cell) for cell in zip(question, found, confidences, answer, strict=True)]
     axes.imshow(np.array(colors).reshape(side, side, 3), interpolation="nearest")
@@ -179,7 +179,7 @@ def _draw_cells(
 
 
 def _color(asked: int, got: int, confidence: float, right: int) -> np.ndarray:
-    """Red, green and blue of a cell in [0, 1]."""
+    """Red, green and blue of a cell, each in [0, 1]."""
     ground = np.array(to_rgb(GROUND[asked]))
     if got == PATH:
         # From a guess among all symbols to certainty.

@@ -1,4 +1,4 @@
-"""Mazes as the shared commands see them."""
+"""The maze task, as the shared commands see it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.common.grid_task import Frames, GridTask, Sampler
-from tasks.common.set_cache import SetCache, default_directory
 from tasks.maze.augment import Symmetries, to_tensors
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
 from tasks.maze.files import read_mazes, write_mazes
 from tasks.maze.generate import GENERATOR_VERSION, generate, identity, train_and_test
 from tasks.maze.maze import PATH, Maze, format_grid, format_line, is_shortest, label, parse
 from tasks.maze.pictures import animate_convergence, draw_convergence, draw_maze
+from tasks.puzzles.cache import SetCache, default_directory
+from tasks.puzzles.task import Frames, GridTask, Sampler
 
 
 class MazeTask(GridTask[Maze, MazeConfig]):
@@ -28,7 +28,7 @@ class MazeTask(GridTask[Maze, MazeConfig]):
     verdict = "a shortest path"
 
     def make(self, config: MazeConfig) -> tuple[list[Maze], list[Maze]]:
-        """Made by our generator, or read where the same ones were made before."""
+        """See `GridTask`: made by our generator, or read if the same ones were made before."""
         counts = (config.train_puzzles, config.test_puzzles)
         cache = SetCache(
             default_directory("maze"), lambda path: read_mazes(path, config.side), write_mazes
@@ -47,40 +47,40 @@ class MazeTask(GridTask[Maze, MazeConfig]):
         return read_mazes(path, config.side, skip_bad=skip_bad)
 
     def identity(self, puzzle: Maze, config: MazeConfig) -> Any:
-        """Equal for rotations and reflections."""
+        """See `GridTask`: here, equal for rotations and reflections."""
         return identity(puzzle.question)
 
     def encode(self, puzzles: Sequence[Maze], config: MazeConfig) -> tuple[Tensor, Tensor]:
-        """Codes of both."""
+        """See `GridTask`: here, the codes of questions and answers."""
         return to_tensors(puzzles, config.side)
 
     def sampler(self, puzzles: Sequence[Maze], config: MazeConfig) -> Sampler:
-        """Rotations and reflections, labelled anew."""
+        """See `GridTask`: here, rotations and reflections with their own canonical answers."""
         questions, _ = to_tensors(puzzles, config.side)
         symmetries = Symmetries(questions)
         return lambda rows, generator, progress: symmetries.batch(rows, generator)
 
     def is_valid(self, x: Tensor, classes: Tensor, config: MazeConfig) -> Tensor:
-        """Whether it is any shortest path."""
+        """See `GridTask`: here, whether an answer is any shortest path."""
         return is_shortest(x, classes)
 
     def parse(self, text: str) -> Maze:
-        """One maze, row after row; its goal can be reached."""
+        """See `GridTask`: one maze, row after row, whose goal can be reached."""
         codes = parse(text)
         answer = label(codes)
         return Maze("typed", format_line(codes), format_line(answer), answer.count(PATH) + 1)
 
     def question(self, text: str, config: MazeConfig) -> list[int]:
-        """One maze, row after row; its goal may be out of reach."""
+        """See `GridTask`: one maze, row after row, whose goal may be out of reach."""
         return parse(text, config.side)
 
     def example(self, config: MazeConfig) -> str:
-        """From start to goal at least a side's length."""
+        """See `GridTask`: a maze whose path is at least as long as a side."""
         kind, side = config.kind, config.side
         return generate(1, side, kind=kind, min_path=side, seed=config.seed)[0].question
 
     def line(self, symbols: Sequence[int]) -> str:
-        """The characters of the codes."""
+        """See `GridTask`: here, the characters of the codes."""
         return format_line(symbols)
 
     def split(self, text: str) -> list[str]:
@@ -90,11 +90,11 @@ class MazeTask(GridTask[Maze, MazeConfig]):
         return [text] if drawn else super().split(text)
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
-        """The maze with its path."""
+        """See `GridTask`: here, the maze with the path in it."""
         return format_grid(list(classes))
 
     def draw(self, puzzle: Maze, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
-        """The answer, a sheet and a moving picture."""
+        """See `GridTask`: here, the answer, a sheet and an animation."""
         (question,), (answer,) = (t.tolist() for t in to_tensors([puzzle], config.side))
         found = frames[-1][2].argmax(-1).tolist()
         return [

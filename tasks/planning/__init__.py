@@ -1,1 +1,1 @@
-"""What a run will cost, worked out before it starts."""
+"""What a run will need and take: memory, time and cost, before it begins."""

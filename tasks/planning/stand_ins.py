@@ -14,7 +14,7 @@ from torch import Tensor
 from implicit import FixedPointLayer
 from solvers import FixedPointSolver, Solution, solve
 from solvers.torch_internals import TorchDispatchMode, cpu_attention, pytree
-from tasks.common.peak_memory import PeakMemory
+from tasks.planning.peak_memory import PeakMemory
 
 FLOAT32 = 4
 # A solver's memory is measured on states of so many numbers, and of twice as many.

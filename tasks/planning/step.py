@@ -21,10 +21,10 @@ from torch.utils.flop_counter import (
 
 from implicit import FixedPointLayer
 from solvers.torch_internals import FakeTensorMode, cpu_attention, pytree
-from tasks.common.micro_batches import forward
-from tasks.common.optimizers import build_optimizers
-from tasks.common.peak_memory import PeakMemory
+from tasks.planning.peak_memory import PeakMemory
 from tasks.planning.stand_ins import Assumed, PlainSteps, SolverMemory, solve_plainly
+from tasks.training.micro_batches import forward
+from tasks.training.optimizers import build_optimizers
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:

@@ -2,13 +2,14 @@
 
 import sys
 
-from tasks.common.commands import Commands
+from tasks.puzzles.commands import Commands
+from tasks.serving.command import serve
 from tasks.sudoku.task import SudokuTask
 
 
 def main(arguments: list[str]) -> int:
     """Run a command."""
-    return Commands(SudokuTask()).run(arguments)
+    return Commands(SudokuTask(), serve).run(arguments)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def reveal(questions: Tensor, answers: Tensor, most: int, generator: torch.Gener
 
 
 class _Numbered:
-    """Uniform numbers that depend on nothing but a seed, a key per row, and their position.
+    """Uniform random numbers that depend only on a seed, a key per row, and their position.
 
     References:
         G. L. Steele, D. Lea, C. H. Flood, Fast Splittable Pseudorandom Number Generators,
@@ -131,7 +131,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift(z: Tensor, count: int) -> Tensor:
-    """To the right, as if without a sign."""
+    """Shift to the right as an unsigned integer does."""
     return (z >> count) & ((1 << (64 - count)) - 1)
 
 

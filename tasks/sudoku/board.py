@@ -1,4 +1,4 @@
-"""Sudoku boards: geometry, text in and out, and the check that counts a grid as solved.
+"""Sudoku boards: geometry, parsing and formatting, and the check of an answer.
 
 A grid is a flat sequence of `side * side` digits, row by row, with 0 for a blank.
 """
@@ -33,8 +33,8 @@ class Puzzle:
         source: Where the puzzle comes from.
         question: The clues, one character a cell, `.` for a blank.
         answer: The solution, one digit a cell.
-        rating: How hard it is, on the scale of `source`. Ours is `solver.rating`; published
-            lists have scales of their own, so compare ratings within one source only.
+        rating: How hard it is, on the scale of `source`: ours is that of `solver.complete`, and
+            published lists have others. Compare ratings within one source only.
     """
 
     source: str
@@ -82,17 +82,17 @@ class Board:
 
     @property
     def box_rows(self) -> int:
-        """Rows in a box, and so in a band."""
+        """Number of rows in a box, and so in a band."""
         return _BOX_SHAPES[self.side][0]
 
     @property
     def box_cols(self) -> int:
-        """Columns in a box, and so in a stack."""
+        """Number of columns in a box, and so in a stack."""
         return _BOX_SHAPES[self.side][1]
 
     @property
     def num_cells(self) -> int:
-        """Cells on the board."""
+        """Number of cells on the board."""
         return self.side * self.side
 
     @property
@@ -102,7 +102,7 @@ class Board:
 
     @property
     def name(self) -> str:
-        """For messages: `9x9`."""
+        """The name of the size in messages, as `9x9`."""
         return f"{self.side}x{self.side}"
 
     @cached_property
@@ -146,7 +146,7 @@ class Board:
         )
 
     def place(self, cell: int) -> str:
-        """Where a cell is, as people count: `(row 1, column 9)`."""
+        """Row and column of a cell for messages, counted from 1, as `(row 1, column 9)`."""
         return f"(row {self.row_of[cell] + 1}, column {self.column_of[cell] + 1})"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.common import set_cache
-from tasks.common.set_cache import SetCache
+from tasks.puzzles import cache as set_cache
+from tasks.puzzles.cache import SetCache
 from tasks.sudoku.board import Board, Puzzle
 from tasks.sudoku.files import read_puzzles, write_puzzles
 from tasks.sudoku.generate import GENERATOR_VERSION, train_and_test
@@ -30,7 +30,7 @@ def cached(
     workers: int | None = None,
     directory: str | Path | None = None,
 ) -> tuple[list[Puzzle], list[Puzzle]]:
-    """`train_and_test`, but read from disk where the same sets were made before.
+    """As `train_and_test`, but read from disk if the same sets were made before.
 
     The two sets are CSV files named by a hash of all arguments that matter and of the
     generator's version. A damaged file is made anew, and where the folder cannot be written the
@@ -86,7 +86,7 @@ def cached_relatives(
     workers: int | None = None,
     directory: str | Path | None = None,
 ) -> list[Puzzle]:
-    """`relatives`, but read from disk where they were made before; see `cached`.
+    """As `relatives`, but read from disk if the same ones were made before; see `cached`.
 
     Args:
         puzzles: See `relatives`.

@@ -1,9 +1,9 @@
-"""The dials of a Sudoku run, and its presets."""
+"""The options of a Sudoku run, and its presets."""
 
 import dataclasses
 
 from models import GridSpec
-from tasks.common.grid_config import GridConfig
+from tasks.puzzles.config import GridConfig
 from tasks.sudoku.board import Board
 
 
@@ -48,7 +48,7 @@ class SudokuConfig(GridConfig):
 
     @property
     def board(self) -> Board:
-        """The geometry."""
+        """The geometry of the board."""
         return Board.of(self.side)
 
     def spec(self) -> GridSpec:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tasks.common.puzzle_files import PuzzleFormat, write_rows
+from tasks.puzzles.files import PuzzleFormat, write_rows
 from tasks.sudoku.augment import to_tensors
 from tasks.sudoku.board import (
     Board,
@@ -32,30 +32,28 @@ def read_puzzles(
     board: Board | None = None,
     *,
     skip_bad: bool = False,
-    check_unique: bool = False,
 ) -> list[Puzzle]:
     """Read a CSV or plain text file of puzzles, checking every line.
+
+    A search for a second solution is made only where the answer or the rating must be computed.
 
     Args:
         path: The file.
         board: The board expected; by default that of the first good puzzle.
         skip_bad: Skip bad lines, with one warning that counts them, instead of refusing the file.
-        check_unique: Also refuse puzzles that have another solution besides the answer given.
-            Costs a search for each: 0.1 ms for easy puzzles, 3 ms for the hardest. Puzzles
-            whose answer or rating is computed are checked in any case.
 
     Raises:
         PuzzleError: A line is bad and `skip_bad` is off, or no line is good.
         OSError: The file cannot be read.
     """
-    return _SudokuFormat(board, check_unique).read(Path(path), skip_bad=skip_bad)
+    return _SudokuFormat(board).read(Path(path), skip_bad=skip_bad)
 
 
 class _SudokuFormat(PuzzleFormat[Puzzle]):
     error = PuzzleError
 
-    def __init__(self, board: Board | None, check_unique: bool):
-        self.board, self.check_unique = board, check_unique
+    def __init__(self, board: Board | None):
+        self.board = board
 
     def text_question(self, line: str) -> str:
         return "" if line.startswith("#") else line.strip()
@@ -68,7 +66,7 @@ class _SudokuFormat(PuzzleFormat[Puzzle]):
         # A valid answer proves that the clues agree with each other, so they need no check here.
         clues = _parse_field("question", question, board, check_clues=not answer)
         board = Board.for_length(len(clues))
-        if self.check_unique or not answer or not rating:
+        if not answer or not rating:
             solved = complete(source, clues, board)
             answer, rating = answer or solved.answer, rating or str(solved.rating)
         digits = _parse_field("answer", answer, board, check_clues=False)

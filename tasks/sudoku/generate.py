@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from random import Random
 
-from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
+from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 
@@ -168,7 +168,7 @@ def _draw_all(recipe: _Recipe, indices: range, workers: int | None) -> Iterable[
 
 
 def _work(job: Job) -> list[Puzzle]:
-    """What a worker does."""
+    """Make the puzzles of one job; runs in a worker process."""
     fields = job["recipe"]
     recipe = _Recipe(**{**fields, "clues": fields["clues"] and tuple(fields["clues"])})
     return [_draw(recipe, index) for index in range(job["start"], job["stop"])]
@@ -199,7 +199,7 @@ def _full_grid(engine: Engine, rng: Random) -> int:
 
 
 def _dig(grid: int, engine: Engine, rng: Random, enough: int, most: int) -> list[int] | None:
-    """Take clues away in random order while the solution stays unique.
+    """Remove clues in random order while the solution stays unique.
 
     A clue that could not go earlier can not go later either, so one try for each leaves a
     minimal puzzle.

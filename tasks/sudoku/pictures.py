@@ -1,4 +1,4 @@
-"""One Sudoku on its way to the fixed point: a sheet of grids, and the same as a moving picture."""
+"""Pictures of the convergence of one Sudoku: a sheet of grids, and an animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from tasks.common.convergence import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
-from tasks.common.plots import BLUE
+from tasks.puzzles.pictures import RED, RED_TINT, Frame, animate, caption, check, draw_sheet
+from tasks.reports.style import BLUE
 from tasks.sudoku.board import Board
 
 CLUE_TINT = "#EFEFEF"
@@ -81,7 +81,7 @@ def _check(
 def _draw(
     axes: Axes, board: Board, question: Sequence[int], frame: Frame, answer: Sequence[int]
 ) -> None:
-    """One grid with its caption; y runs down, as rows do."""
+    """Draw one grid with its caption; the y axis points down, as rows do."""
     confidences, classes = (column.tolist() for column in frame[2].detach().max(-1))
     num_blanks = num_right = 0
     for cell in range(board.num_cells):
@@ -109,7 +109,7 @@ def _draw_cell(
     tint: str,
     sure: float | None = None,
 ) -> None:
-    """A digit on its tint; `sure` in [0, 1] sets its size and opacity, None makes it a clue."""
+    """Draw a digit on its tint; `sure` in [0, 1] sets size and opacity, and is None for a clue."""
     row, column = board.row_of[cell], board.column_of[cell]
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor=tint, linewidth=0))
     strength = 1.0 if sure is None else min(max(sure, 0.0), 1.0)

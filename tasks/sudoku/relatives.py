@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from random import Random
 
-from tasks.common.workers import Job, answer, chunks, in_processes, num_cores
+from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, Puzzle, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 
@@ -42,7 +42,7 @@ _MOST_STEPS_UP = 2000
 def relatives(
     puzzles: Sequence[Puzzle], count: int, *, seed: int = 0, workers: int | None = None
 ) -> list[Puzzle]:
-    """As many relatives of each puzzle.
+    """Make `count` relatives of each puzzle.
 
     Costs some 40 ms for each on one core, near the hardest puzzles.
 
@@ -61,13 +61,13 @@ def relatives(
 def harder(
     puzzles: Sequence[Puzzle], guesses: int, *, seed: int = 0, workers: int | None = None
 ) -> list[Puzzle]:
-    """For each puzzle one near it that our solver needs at least so many guesses for.
+    """For each puzzle, one near it that takes our solver at least `guesses` guesses.
 
     Costs 0.2 s for 20 guesses from ordinary minimal 9x9 puzzles, on one core.
 
     Args:
         puzzles: Each with one solution. One that is hard enough stays as it is.
-        guesses: See `solver.rating`.
+        guesses: The least rating, see `solver.complete`.
         seed: The same seed gives the same puzzles.
         workers: See `relatives`.
 
@@ -87,7 +87,7 @@ def _shared(puzzles: Sequence[Puzzle], what: Job, workers: int | None) -> list[P
 
 
 def _work(job: Job) -> list[Puzzle]:
-    """What a worker does."""
+    """Make the puzzles of one job; runs in a worker process."""
     puzzles, seed = [Puzzle(*row) for row in job["puzzles"]], job["seed"]
     if "guesses" in job:
         return [_climb(puzzle, job["guesses"], seed) for puzzle in puzzles]

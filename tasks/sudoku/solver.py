@@ -31,7 +31,7 @@ from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What `search` found.
+    """The result of `search`.
 
     Args:
         solutions: Distinct solutions, at most as many as asked for.
@@ -61,29 +61,15 @@ def search(puzzle: Sequence[int], board: Board, limit: int = 2) -> SearchResult:
     return SearchResult([engine.digits(state) for state in found], num_guesses)
 
 
-def rating(puzzle: Sequence[int], board: Board) -> int:
-    """How many guesses this solver needs to find the solution and to prove it the only one.
-
-    Counts every digit tried in a branching cell, the right one included, over the whole search
-    tree: 0 for a puzzle that singles solve, at least 2 for any other. Counting the proof makes
-    the figure independent of the order in which digits are tried; it does depend on which cell
-    is branched on, so symmetric copies of one puzzle may differ. It is not the guess count of
-    any other solver: published ratings are on another scale.
-    """
-    return search(puzzle, board, limit=2).num_guesses
-
-
-def unique_solution(puzzle: Sequence[int], board: Board) -> tuple[int, ...]:
-    """The only solution of a puzzle.
-
-    Raises:
-        PuzzleError: There is none, or there are several: names two that differ.
-    """
-    return _only(search(puzzle, board, limit=2), board)
-
-
 def complete(source: str, question: Sequence[int], board: Board) -> Puzzle:
     """Make a `Puzzle` of a question: add its only solution and our rating.
+
+    The rating is the number of guesses that `search` needs to find the solution and to prove that
+    there is no other: 0 for a puzzle that singles solve, at least 2 for any other. It counts every
+    digit tried in a branching cell, the right one included, over the whole search tree. Because of
+    the proof it does not depend on the order in which digits are tried; it does depend on which
+    cell is branched on, so symmetric copies of one puzzle may differ. Published ratings come from
+    other solvers and are on other scales.
 
     Raises:
         PuzzleError: There is no solution, or more than one.

@@ -1,4 +1,4 @@
-"""Sudoku as the shared commands see it."""
+"""The Sudoku task, as the shared commands see it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.common.grid_task import Frames, GridTask, Sampler
+from tasks.puzzles.task import Frames, GridTask, Sampler
 from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid_solution, parse
 from tasks.sudoku.cache import cached, cached_relatives
@@ -32,7 +32,7 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
     first_symbol = 1
 
     def make(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
-        """Made by our generator; see `generate.train_and_test`."""
+        """See `GridTask`: made by our generator, see `generate.train_and_test`."""
         return cached(
             config.train_puzzles,
             config.test_puzzles,
@@ -44,7 +44,7 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         )
 
     def enlarged(self, puzzles: list[Puzzle], config: SudokuConfig) -> list[Puzzle]:
-        """After the puzzles, their relatives."""
+        """See `GridTask`: here, the puzzles, followed by their relatives."""
         if not config.relatives:
             return puzzles
         print(
@@ -58,16 +58,16 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         return read_puzzles(path, config.board, skip_bad=skip_bad)
 
     def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
-        """See `generate.symmetry_invariant`: rarely equal for others too."""
+        """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
         return symmetry_invariant(puzzle.question)
 
     def encode(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> tuple[Tensor, Tensor]:
-        """Digits, and digits - 1."""
+        """See `GridTask`: digits of the questions, and digits - 1 of the answers."""
         questions, answers = to_tensors(puzzles, config.board)
         return questions, answers - 1
 
     def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
-        """Symmetric copies, drawn anew each time or from a fixed number of each puzzle."""
+        """See `GridTask`: random symmetric copies, or a fixed number of copies of each puzzle."""
         questions, answers = to_tensors(puzzles, config.board)
 
         def sample(
@@ -88,39 +88,39 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         return sample
 
     def is_valid(self, x: Tensor, classes: Tensor, config: SudokuConfig) -> Tensor:
-        """Every unit holds every digit once, and the clues stay."""
+        """See `GridTask`: every unit holds every digit once, and the clues are kept."""
         return is_valid_solution(x, classes + 1)
 
     def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
-        """The digit of the class in this cell."""
+        """See `GridTask`: fills the digit of the class into the cell."""
         return x.scatter(1, cells[:, None], classes[:, None] + 1)
 
     def parse(self, text: str) -> Puzzle:
-        """Digits with `.` or 0 for blanks; exactly one solution."""
+        """See `GridTask`: digits with `.` or 0 for blanks, and exactly one solution."""
         digits = parse(text)
         return complete("typed", digits, Board.for_length(len(digits)))
 
     def question(self, text: str, config: SudokuConfig) -> list[int]:
-        """Digits with `.` or 0 for blanks; no two clues contradict each other."""
+        """See `GridTask`: digits with `.` or 0 for blanks, without contradicting clues."""
         return parse(text, config.board)
 
     def example(self, config: SudokuConfig) -> str:
-        """Two fifths of the cells are given."""
+        """See `GridTask`: a puzzle in which two fifths of the cells are given."""
         clues = round(0.4 * config.board.num_cells)
         return generate(1, config.board, (clues, clues + 1), seed=config.seed)[0].question
 
     def line(self, symbols: Sequence[int]) -> str:
-        """Digits, and `.` for blanks."""
+        """See `GridTask`: digits, and `.` for blanks."""
         return format_line(symbols)
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
-        """The filled board."""
+        """See `GridTask`: here, the filled board."""
         return format_grid([c + 1 for c in classes], given=list(x))
 
     def draw(
         self, puzzle: Puzzle, frames: Frames, config: SudokuConfig, folder: Path
     ) -> list[Path]:
-        """A sheet and a moving picture."""
+        """See `GridTask`: here, a sheet and an animation."""
         board = config.board
         asked, answer = parse(puzzle.question, board), parse(puzzle.answer, board)
         return [

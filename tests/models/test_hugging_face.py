@@ -38,7 +38,7 @@ def test_gpt2_has_so_many_positions() -> None:
     assert stack(torch.zeros(1, 5, 16).double()).shape == (1, 5, 16)
     with pytest.raises(ValueError, match=r"positions for 5 tokens, got a sequence of 6.*`context`"):
         stack(torch.zeros(1, 6, 16).double())
-    _, past = stack.extend(torch.zeros(2, 5, 16).double(), stack.empty_past(torch.ones(2, 5) > 0))
+    _, past = stack.extend(torch.zeros(2, 5, 16).double(), stack.empty_caches(torch.ones(2, 5) > 0))
     with pytest.raises(ValueError, match="got a sequence of 6"):
         stack.extend(torch.zeros(2, 1, 16).double(), past)
 
@@ -47,7 +47,7 @@ def test_padding_takes_no_position() -> None:
     stack = build("gpt2", context=3)
     h, valid = torch.randn(1, 5, 16).double(), torch.tensor([[False, False, True, True, True]])
     with torch.no_grad():
-        out, _ = stack.extend(h, stack.empty_past(valid))
+        out, _ = stack.extend(h, stack.empty_caches(valid))
         assert torch.allclose(out[:, 2:], stack(h[:, 2:]), atol=1e-12)
 
 

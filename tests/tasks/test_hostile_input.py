@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.common.checkpoint import Checkpoint, CheckpointError
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
 from tasks.maze.config import PRESETS as MAZES
 from tasks.maze.files import read_mazes
 from tasks.maze.task import MazeTask
@@ -76,7 +77,7 @@ def test_files_that_claim_to_be_checkpoints(
 @fuzzed
 @given(meta=st.text(max_size=30) | json_values.map(json.dumps), form=st.sampled_from([1, 2]))
 def test_meta_data_of_checkpoints(meta: str, form: int, tmp_path: Path) -> None:
-    from tasks.common import checkpoint
+    from tasks.checkpoints import file as checkpoint
 
     path = tmp_path / "checkpoint.safetensors"
     name = checkpoint.FORMAT if form == 2 else checkpoint.FIRST_FORMAT

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.common.grid_config import GridConfig
-from tasks.common.grid_task import Batches
-from tasks.common.train import Trainer
 from tasks.maze.config import PRESETS as MAZE
+from tasks.puzzles.config import GridConfig
+from tasks.puzzles.task import Batches
 from tasks.sudoku.config import PRESETS as SUDOKU
+from tasks.training.trainer import Trainer
 
 PUBLISHED = {
     name: config for name, config in (*SUDOKU.items(), *MAZE.items()) if name.endswith("m")

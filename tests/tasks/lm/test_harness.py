@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling, generate

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.common import train as loop
-from tasks.common.checkpoint import Checkpoint
-from tasks.common.train import SourceLost
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm import stream
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig
@@ -20,6 +18,8 @@ from tasks.lm.corpus import is_held_out
 from tasks.lm.experiment import train
 from tasks.lm.stream import Documents, StreamedBatches, load_batches
 from tasks.lm.tokenizer import END, train_tokenizer
+from tasks.training import trainer as loop
+from tasks.training.trainer import SourceLost
 
 pytest.importorskip("datasets", reason="the extra `lm-data` is not installed")
 
@@ -88,7 +88,7 @@ def break_at(documents: Documents, number: int, times: int) -> None:
                 yield row
 
     documents.reader = Breaking()
-    documents.go_to(documents.position)
+    documents.seek(documents.position)
 
 
 def trained_on() -> list[int]:
@@ -107,7 +107,7 @@ def test_reading_goes_on_exactly_from_any_document(tmp_path: Path, write: Any) -
     assert texts == TEXTS
     other = Documents(config)
     for number, position in enumerate(positions, 1):
-        other.go_to(json.loads(position))
+        other.seek(json.loads(position))
         assert rest(other) == TEXTS[number:]
     other.rewind()
     assert other.read() == TEXTS[0]
@@ -130,7 +130,7 @@ def test_the_position_does_not_depend_on_the_size_of_a_batch(config: LanguageCon
     one.batch(6, GENERATOR, 0.0)
     for _ in range(3):
         other.batch(2, GENERATOR, 0.0)
-    assert one.position() == other.position()
+    assert one.state_dict() == other.state_dict()
 
 
 def test_batches_go_on_exactly_also_in_another_pass(
@@ -140,14 +140,14 @@ def test_batches_go_on_exactly_also_in_another_pass(
     passes = 2 * len(trained_on()) // (3 * config.context)
     given, positions = [], []
     for _ in range(passes):
-        positions.append(json.dumps(batches.position()))
+        positions.append(json.dumps(batches.state_dict()))
         given.append(batches.batch(3, GENERATOR, 0.0)[1])
-    assert "All 120 documents are used: again from the first one." in capsys.readouterr().out
+    assert "All 120 documents are read: starting again." in capsys.readouterr().out
     row = torch.cat([target.flatten() for target in given]).tolist()
     assert row == (trained_on() * 2)[1 : 1 + len(row)]
     other = load_batches(config)
     for at in range(0, passes, 5):
-        other.go_to(json.loads(positions[at]))
+        other.load_state_dict(json.loads(positions[at]))
         for expected in given[at : at + 2]:
             assert torch.equal(other.batch(3, GENERATOR, 0.0)[1], expected)
 
@@ -195,11 +195,11 @@ def test_an_interruption_that_lasts_leaves_the_position(config: LanguageConfig) 
     batches = load_batches(config)
     assert isinstance(batches, StreamedBatches)
     batches.batch(1, GENERATOR, 0.0)
-    before = batches.position()
+    before = batches.state_dict()
     break_at(batches.documents, 20, times=3)
     with pytest.raises(SourceLost, match="after 20 documents"):
         batches.batch(40, GENERATOR, 0.0)
-    assert batches.position() == before
+    assert batches.state_dict() == before
     x, _ = batches.batch(40, GENERATOR, 0.0)
     at = config.context
     assert x.flatten().tolist() == trained_on()[at : at + 40 * config.context]
@@ -247,7 +247,7 @@ def test_a_run_whose_data_were_lost_resumes_to_the_same_losses(
     assert [row["loss"] for row in parts.history] == losses
     for name, value in whole.model.state_dict().items():
         assert torch.equal(parts.model.state_dict()[name], value), name
-    assert parts.task.position() == whole.task.position()
+    assert parts.task.state_dict() == whole.task.state_dict()
 
 
 def test_training_and_evaluation_from_the_command_line(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.common import puzzle_files
 from tasks.maze.files import read_mazes, write_mazes
 from tasks.maze.maze import Maze, MazeError
+from tasks.puzzles import files as puzzle_files
 
 HEADER = "source,question,answer,rating\n"
 # Round a block: down first is the label, right first as short.

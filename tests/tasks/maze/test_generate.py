@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from mazes import count_paths
 
 from tasks.maze.generate import generate, identity, train_and_test
-from tasks.maze.maze import WALL, count_paths, format_line, label, parse
+from tasks.maze.maze import WALL, format_line, label, parse
 
 
 @pytest.mark.parametrize(("side", "low", "high"), [(9, 14, None), (9, 12, 13), (12, 20, 26)])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mazes import count_paths
 
 from tasks.maze.maze import (
     PATH,
     MazeError,
-    count_paths,
     format_grid,
     format_line,
     is_shortest,

@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from tasks.common.convergence import HOLD_MS, RED, Frame
-from tasks.common.plots import BLUE, GREEN
 from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, label, shortest_path
 from tasks.maze.pictures import (
     GROUND,
@@ -24,6 +22,8 @@ from tasks.maze.pictures import (
     draw_convergence,
     draw_maze,
 )
+from tasks.puzzles.pictures import HOLD_MS, RED, Frame
+from tasks.reports.style import BLUE, GREEN
 
 SIDE = 4
 QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]

@@ -12,7 +12,7 @@ from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
 from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line, is_valid_solution, parse
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.generate import generate, symmetry_invariant
-from tasks.sudoku.solver import unique_solution
+from tasks.sudoku.solver import search
 from tasks.sudoku.task import SudokuTask
 
 
@@ -41,7 +41,7 @@ def test_answers_map_with_their_questions(side: int) -> None:
     questions, answers = to_tensors(puzzles_of(side), board)
     new_questions, new_answers = augment(questions, answers, board, generator(0))
     for question, answer in zip(new_questions.tolist(), new_answers.tolist(), strict=True):
-        assert unique_solution(question, board) == tuple(answer)
+        assert search(question, board).solutions == [tuple(answer)]
 
 
 @pytest.mark.parametrize("side", [4, 6, 9])

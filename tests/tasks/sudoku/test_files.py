@@ -124,13 +124,6 @@ def test_bad_plain_lines(tmp_path: Path) -> None:
         assert len(read_puzzles(path, skip_bad=True)) == 1
 
 
-def test_other_solutions_are_looked_for_on_request(tmp_path: Path) -> None:
-    path = write(tmp_path, f"{HEADER}mine,{AMBIGUOUS},{ANSWER},0\n")
-    assert len(read_puzzles(path)) == 1
-    with pytest.raises(PuzzleError, match="line 2: The puzzle has more than one solution"):
-        read_puzzles(path, check_unique=True)
-
-
 def test_an_expected_board_is_enforced(tmp_path: Path) -> None:
     path = write(tmp_path, f"{HEADER}mine,{QUESTION},{ANSWER},0\n")
     with pytest.raises(PuzzleError, match=r"must have 81 \(9x9\) cells, got 16"):

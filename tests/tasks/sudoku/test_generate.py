@@ -6,11 +6,11 @@ from itertools import permutations
 
 import pytest
 
-from tasks.common import workers as workers_module
+from tasks.puzzles import workers as workers_module
 from tasks.sudoku import generate as generate_module
 from tasks.sudoku.board import Board, Puzzle, check_answer, parse
 from tasks.sudoku.generate import generate, symmetry_invariant, train_and_test
-from tasks.sudoku.solver import rating, search
+from tasks.sudoku.solver import search
 
 
 def count_slowly(puzzle: list[int], board: Board, limit: int = 2) -> int:
@@ -71,7 +71,7 @@ def test_every_puzzle_keeps_its_promises(
         check_answer(grid, parse(puzzle.answer, board), board)
         assert count_solutions(grid, board) == 1
         assert puzzle.source == "generated"
-        assert puzzle.rating == rating(grid, board)
+        assert puzzle.rating == search(grid, board).num_guesses
         if clues is not None:
             assert clues[0] <= num_clues(puzzle) <= clues[1]
         if minimal or clues is None:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from tasks.common.convergence import HOLD_MS, RED, Frame, moments
-from tasks.common.plots import BLUE
+from tasks.puzzles.pictures import HOLD_MS, RED, Frame, moments
+from tasks.reports.style import BLUE
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.pictures import _draw, animate_convergence, draw_convergence
-from tasks.sudoku.solver import unique_solution
+from tasks.sudoku.solver import search
 
 QUESTIONS = {
     4: "1... ..3. .4.. ...2",
@@ -26,7 +26,7 @@ def solve(side: int, num_frames: int) -> tuple[Board, list[int], list[Frame], li
     """Board, question, frames whose cells become right one after the other, and answer."""
     board = Board.of(side)
     question = parse(QUESTIONS[side])
-    answer = list(unique_solution(question, board))
+    [answer] = map(list, search(question, board).solutions)
     right = F.one_hot(torch.tensor(answer) - 1, side).double()
     frames = []
     for step in range(num_frames):

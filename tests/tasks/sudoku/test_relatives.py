@@ -12,7 +12,7 @@ from tasks.sudoku.cache import cached, cached_relatives
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.generate import generate
 from tasks.sudoku.relatives import SOURCE, harder, relatives
-from tasks.sudoku.solver import complete, rating, search
+from tasks.sudoku.solver import complete, search
 from tasks.sudoku.task import SudokuTask
 
 BOARD = Board.of(9)
@@ -41,7 +41,7 @@ def test_relatives_are_minimal_puzzles_with_the_same_solution(hard: Puzzle) -> N
 
 def test_relatives_are_as_hard_up_to_a_bound(hard: Puzzle) -> None:
     found = relatives([hard], 6, workers=1)
-    assert min(rating(parse(puzzle.question), BOARD) for puzzle in found) >= 40
+    assert min(search(parse(puzzle.question), BOARD).num_guesses for puzzle in found) >= 40
     ordinary = generate(50, BOARD, minimal=True, workers=1)
     assert sum(puzzle.rating >= 40 for puzzle in ordinary) == 0
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sudoku.board import Board, PuzzleError, format_line, parse
-from tasks.sudoku.solver import complete, engine_for, rating, search, unique_solution
+from tasks.sudoku.board import Board, PuzzleError, parse
+from tasks.sudoku.solver import complete, engine_for, search
 
 EASY = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 HARD = ".....8..1.6.9..2...4.52.9..4..6......9..45..6....924..9......7........3.35.2..6.."
@@ -46,15 +46,15 @@ def test_solves_published_puzzles() -> None:
     board = Board.of(9)
     for line in (EASY, HARD):
         puzzle = parse(line)
-        solution = unique_solution(puzzle, board)
+        [solution] = search(puzzle, board).solutions
         assert all(clue in (0, digit) for clue, digit in zip(puzzle, solution, strict=True))
         assert all(len({solution[cell] for cell in group}) == 9 for group in board.groups)
 
 
 def test_rating_counts_guesses_of_the_whole_proof() -> None:
     board = Board.of(9)
-    assert rating(parse(EASY), board) == 0
-    assert rating(parse(HARD), board) == 226
+    assert search(parse(EASY), board).num_guesses == 0
+    assert search(parse(HARD), board).num_guesses == 226
     assert search(parse(HARD), board, limit=1).num_guesses <= 226
 
 
@@ -64,7 +64,7 @@ def test_limit_stops_the_search() -> None:
 
 
 def test_a_full_grid_is_its_own_solution() -> None:
-    grid = unique_solution(parse(EASY), Board.of(9))
+    [grid] = search(parse(EASY), Board.of(9)).solutions
     assert search(grid, Board.of(9)).solutions == [grid]
     wrong = (*grid[:-1], grid[-1] % 9 + 1)
     assert search(wrong, Board.of(9)).solutions == []
@@ -72,7 +72,7 @@ def test_a_full_grid_is_its_own_solution() -> None:
 
 def test_no_solution_is_refused() -> None:
     with pytest.raises(PuzzleError, match="has no solution"):
-        unique_solution(parse("12....3....4...."), Board.of(4))
+        complete("test", parse("12....3....4...."), Board.of(4))
 
 
 def test_many_solutions_are_refused_with_a_witness() -> None:
@@ -94,8 +94,7 @@ def test_real_answers(shared_data: Path) -> None:
     with open(shared_data / "sudoku_extreme_like_train_1k.csv", newline="") as file:
         rows = list(csv.DictReader(file))[:100]
     for row in rows:
-        solution = unique_solution(parse(row["question"]), Board.of(9))
-        assert format_line(solution) == row["answer"]
+        assert complete("test", parse(row["question"]), Board.of(9)).answer == row["answer"]
 
 
 def test_real_puzzles_with_many_solutions(shared_data: Path) -> None:
@@ -103,4 +102,4 @@ def test_real_puzzles_with_many_solutions(shared_data: Path) -> None:
     assert len(lines) == 50
     for line in lines:
         with pytest.raises(PuzzleError, match="more than one solution"):
-            unique_solution(parse(line), Board.of(9))
+            complete("test", parse(line), Board.of(9))

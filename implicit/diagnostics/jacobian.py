@@ -1,0 +1,58 @@
+"""A map as a function of matrices, and products with its Jacobian."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+from solvers.layout import Layout
+from solvers.pushforward import pushforward
+from solvers.types import Flat, Map
+
+FlatMap: TypeAlias = Callable[[Flat], Flat]
+
+
+def flat_map(f: Map, args: tuple[Any, ...], layout: Layout) -> FlatMap:
+    """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
+
+    Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
+    """
+    device = layout.device.type
+    autocast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def flat(y: Flat) -> Flat:
+        state = layout.unpack(y)
+        with torch.autocast(device, dtype=dtype, enabled=autocast):
+            returned = f(state, *args)
+        return layout.pack(layout.accept(state, returned, autocast))
+
+    return flat
+
+
+def jvp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J v at `y`, by forward mode: one call of `f` each, no graph."""
+
+    def product(v: Flat) -> Flat:
+        try:
+            return pushforward(f, y, v)
+        except NotImplementedError as error:
+            error.add_note("Pass `product='vjp'`, which does without forward mode.")
+            raise
+
+    return product
+
+
+def vjp_at(f: FlatMap, y: Flat) -> FlatMap:
+    """Return the function v -> J^T v at `y`, by reverse mode: one recorded call of `f` for all."""
+    with torch.inference_mode(False), torch.enable_grad():
+        y = y.detach().clone().requires_grad_()
+        fy = f(y)
+    if not fy.requires_grad:  # `f` ignores its state, which autograd would refuse
+        return torch.zeros_like
+
+    def product(v: Flat) -> Flat:
+        return torch.autograd.grad(
+            fy, y, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )[0]
+
+    return product

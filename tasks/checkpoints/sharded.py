@@ -1,0 +1,183 @@
+"""A checkpoint as many files: each process writes its own share, while training goes on.
+
+A checkpoint is a folder: safetensors files, written by torch.distributed.checkpoint, and a manifest
+with their checksums and the run's meta data. It is complete before it gets its name, and any
+number of processes can read it. Nothing in it is ever unpickled: torch's own format keeps its index
+in a pickle, and is therefore not used; a file of that kind in the folder is left unread.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from tasks.checkpoints.file import CheckpointError, flattened, grouped, to_disk
+
+MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
+
+
+def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read the tensors, in one piece, and the meta data that any number of processes wrote.
+
+    Raises:
+        CheckpointError: A file is missing, unknown, damaged, or something else.
+    """
+    meta, sums = _manifest(folder)
+    found = {path.name for path in folder.glob("*.safetensors")}
+    if found != set(sums):
+        odd = ", ".join(sorted(found ^ set(sums)))
+        raise CheckpointError(
+            f"{folder} is damaged. These files are missing, or are not part of it: {odd}. Use an "
+            "earlier checkpoint, or train again."
+        )
+    for name, expected in sums.items():
+        if checksum(folder / name) != expected:
+            raise CheckpointError(
+                f"{folder / name} is damaged: its content does not have the checksum that it was "
+                "written with. Use an earlier checkpoint, or train again."
+            )
+    return grouped(_assembled(folder)), meta
+
+
+def _assembled(folder: Path) -> dict[str, Tensor]:
+    ignore_warning_of_one_process()
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        flat = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in cast(Any, reader.read_metadata().state_dict_metadata).items()
+        }
+        load(flat, storage_reader=reader, no_dist=True)
+    except (SafetensorError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{folder} is not a readable checkpoint ({error}). Use an earlier one, or train again."
+        ) from error
+    return flat
+
+
+def start_writing(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    mesh: DeviceMesh | None,
+    writers: ProcessGroup | None,
+) -> Future[Any]:
+    """Copy this process's share of the state, and begin to write it; every process must call it.
+
+    Args:
+        folder: Receives the files; it exists.
+        tensors: Named groups, as each process has them: `DTensor`s where it has a share.
+        mesh: The processes, on their CPUs; None for one.
+        writers: The group in which they meet while they write; None for one.
+
+    Returns:
+        What is done when the files of all processes are there.
+    """
+    written = async_save(
+        flattened(tensors),
+        storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
+        async_stager=_Copies(mesh),
+        process_group=writers,
+        no_dist=writers is None,
+    )
+    assert isinstance(written, Future)
+    return written
+
+
+class _Copies(BlockingAsyncStager):
+    """Copies the state to the CPU, so that training can continue during the write.
+
+    torch's own stagers fail on the shards of FSDP.
+
+    Args:
+        mesh: The processes, on their CPUs; None for one.
+    """
+
+    def __init__(self, mesh: DeviceMesh | None):
+        super().__init__()
+        self.mesh = mesh
+
+    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `AsyncStager`."""
+        return {name: self._copy(tensor) for name, tensor in state_dict.items()}
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor.to("cpu", copy=True).contiguous()
+        assert self.mesh is not None
+        share = tensor.to_local().to("cpu", copy=True).contiguous()
+        return DTensor.from_local(
+            share, self.mesh, tensor.placements,
+            run_check=False, shape=tensor.shape, stride=tensor.stride(),
+        )  # fmt: skip
+
+
+def ignore_warning_of_one_process() -> None:
+    """Silence torch's warning that only one process writes, which `no_dist` asks for.
+
+    The warning comes from a thread, where `warnings.catch_warnings` would not reach it.
+    """
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninit")
+
+
+def write_manifest(folder: Path, meta: dict[str, Any], sums: dict[str, str]) -> None:
+    """Write the file that makes a folder of shards a checkpoint.
+
+    Args:
+        folder: Has the shards.
+        meta: JSON values.
+        sums: The checksum of each shard, by name.
+    """
+    content = {"format": FORMAT, "meta": json.dumps(meta), "files": sums}
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**content, "sha256": _checksum_of(content)}))
+    to_disk(path)
+
+
+def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the manifest: meta data, and the checksum of each file."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        expected = content.pop("sha256")
+        form = content["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a readable checkpoint: its {MANIFEST} is missing or damaged "
+            f"({error}). Use an earlier one, or train again."
+        ) from error
+    if form != FORMAT:
+        raise CheckpointError(f"{path} has the format {form!r}, expected {FORMAT!r}.")
+    if _checksum_of(content) != expected:
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the checksum that it was written with. "
+            "Use an earlier checkpoint, or train again."
+        )
+    return json.loads(content["meta"]), content["files"]
+
+
+def _checksum_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,203 @@
+"""The part of the command line that all tasks share: dispatch, presets and errors."""
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import tyro
+
+from solvers.registry import unknown
+from tasks import distributed
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.manager import load_newest
+from tasks.device import choose_device
+from tasks.distributed import Group
+from tasks.planning.report import PlanOptions, report, show
+from tasks.runs import new_folder, read_config
+from tasks.training.trainer import Interrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The run that a training command starts or continues."""
+
+    preset: str
+    config: Any
+    folder: Path
+    checkpoint: Checkpoint | None
+
+
+class CommandLine(ABC):
+    """The command line of one task: `python -m tasks.<name> [command] ...`.
+
+    Args:
+        task: Has `name`, `config_type`, `presets` and `default_preset`.
+    """
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    @property
+    def program(self) -> str:
+        """The command that users type, without its arguments."""
+        return f"python -m tasks.{self.task.name}"
+
+    @property
+    @abstractmethod
+    def usage(self) -> str:
+        """The text of `--help` without a command."""
+
+    @abstractmethod
+    def commands(self) -> dict[str, Callable[[list[str]], int]]:
+        """The commands by name; "train" is the default."""
+
+    def run(self, arguments: list[str]) -> int:
+        """Run a command; errors of the caller become one line and exit status 2."""
+        commands = self.commands()
+        modules: list[str] = []
+        if arguments[:1] in (["-h"], ["--help"], ["help"]):
+            print(self.usage)
+            return 0
+        try:
+            arguments, modules = import_modules(arguments)
+            named = bool(arguments) and not arguments[0].startswith("-")
+            command = arguments[0] if named else "train"
+            if command not in commands:
+                raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
+            with distributed.init() as group:
+                if group.size > 1 and command != "train":
+                    raise ValueError(
+                        f"`torchrun` can run `train` alone: start `{command}` as one process."
+                    )
+                return commands[command](arguments[1:] if named else arguments)
+        except Interrupted as stop:
+            print("\nStopped; nothing is lost. Go on with:")
+            size = os.environ.get("WORLD_SIZE", "1")
+            start = self.program
+            if size != "1":
+                start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
+            flags = "".join(f" --import {module}" for module in modules)
+            print(f"  {start} train --resume {stop.path}{flags}")
+            return 130
+        except KeyboardInterrupt:
+            print("\nStopped before there was anything to save.")
+            return 130
+        except (ValueError, CheckpointError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    def preset(self, name: str) -> Any:
+        """A configuration by name, such as "770m"; "parcae-770m" has that model instead.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        presets = self.task.presets
+        if name in presets:
+            return presets[name]
+        model, _, rest = name.partition("-")
+        if rest in presets and model in get_args(get_type_hints(self.task.config_type)["model"]):
+            return dataclasses.replace(presets[rest], model=model)
+        raise ValueError(unknown("preset", name, list(presets), "Presets"))
+
+    def start(self, arguments: list[str]) -> Start:
+        """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
+        group = Group.current()
+        arguments, resume = take(arguments, "--resume")
+        arguments, name = take(arguments, "--preset")
+        if resume is not None:
+            # Only options that do not change results: how processes share the work and save.
+            changed = {}
+            for option in ("parallel", "checkpoints"):
+                arguments, value = take(arguments, f"--{option}")
+                changed |= {option: value} if value is not None else {}
+            if arguments or name:
+                raise ValueError(
+                    "`--resume` takes its options from the checkpoint, but for `--parallel` and "
+                    "`--checkpoints`: drop others."
+                )
+            path = Path(resume)
+            # One after the other: the first may rename a damaged file.
+            checkpoint = load_newest(path) if group.first else None
+            group.broadcast(None)
+            checkpoint = checkpoint or load_newest(path)
+            config = dataclasses.replace(read_config(self.task, checkpoint, path), **changed)
+            return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
+        name = name or self.task.default_preset
+        default, program = self.preset(name), f"{self.program} train"
+        config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
+        choose_device(config.device)
+        label = name if config.model == default.model else f"{name}-{config.model}"
+        folder = new_folder(config.out, self.task.name, label) if group.first else None
+        return Start(name, config, group.broadcast(folder), None)
+
+    def plan(self, arguments: list[str]) -> int:
+        """Print the memory, time and cost that a run will need, without building the model."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        default, program = self.preset(name), f"{self.program} plan"
+        options, rest = tyro.cli(
+            PlanOptions, args=arguments, prog=program, return_unknown_args=True
+        )
+        config = tyro.cli(self.task.config_type, args=rest, default=default, prog=program)
+        found = report(config, options)
+        show(f"{config.model}, {self.program} --preset {name}", found)
+        result = {"task": self.task.name, "preset": name, "plan": found}
+        print_json(result | {"config": config.to_json()}, options.json)
+        return 0
+
+
+def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise ValueError(f"`{flag}` needs a value.")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Remove every `--import MODULE` from the arguments, and import the modules.
+
+    They register solvers or backward modes, whose names the other flags then take.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    modules = []
+    while True:
+        arguments, name = take(arguments, "--import")
+        if name is None:
+            return arguments, modules
+        absent = ValueError(
+            f"`--import` found no module {name!r}. Give its name as in Python, such as "
+            "`my_package.my_solvers`, not a file; it must lie in the working directory, in "
+            "PYTHONPATH or in an installed package."
+        )
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise absent
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise  # One that the module imports.
+            raise absent from error
+        modules.append(name)
+
+
+def print_json(result: dict[str, Any], path: Path | None) -> None:
+    """Print a result as one line of JSON, and write it to a file if `path` is given."""
+    line = json.dumps(result)
+    if path is not None:
+        path.write_text(line + "\n")
+    print(line)

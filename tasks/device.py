@@ -1,0 +1,54 @@
+"""Choosing the device that a command runs on, and what that device is good at."""
+
+import os
+import platform
+import shutil
+
+import torch
+from torch import nn
+
+from models.blocks import Block, PreNormBlock
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:N" into a device that exists.
+
+    Raises:
+        ValueError: Not a device, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"`--device {name}`: this machine has {torch.cuda.device_count()} CUDA devices. Use "
+            "`--device auto`."
+        )
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 may gain time: an x86 CPU without AVX512 has no instructions for it."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return device.type != "cpu" or not x86 or "512" in torch.backends.cpu.get_cpu_capability()
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let torch.compile fuse each block's operations, from the first call on.
+
+    Raises:
+        ValueError: The CPU has no C++ compiler to do it with.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        raise ValueError(
+            "`--compile` needs a C++ compiler on the CPU: install g++, or leave it off."
+        )
+    for module in model.modules():
+        if isinstance(module, Block | PreNormBlock):
+            module.compile()

@@ -1,0 +1,1 @@
+"""Experiments that consist of many runs: learning rates, seeds, processes."""

@@ -1,0 +1,174 @@
+"""Independent training runs, several at a time, each in a process of its own.
+
+A finished run is not repeated, and an interrupted one is continued.
+"""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Self
+
+from tasks.training.trainer import Interrupted
+
+
+class Job(ABC):
+    """A training run with a folder of its own; it must be possible to pickle it."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Path:
+        """The folder of the run."""
+
+    @property
+    def done(self) -> Path:
+        """The file that holds the result; it exists once the run is finished."""
+        return self.place / "compare.json"
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Train and evaluate as far as that is not done yet, and write the file `done`."""
+
+    @abstractmethod
+    def score(self) -> float:
+        """How good the learning rate is, on data that the report does not use; higher is better."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The main result in a few words."""
+
+    def result(self) -> dict[str, Any]:
+        """The content of the file `done`."""
+        return json.loads(self.done.read_text())
+
+    def repeated(self, rate: float, seed: int) -> Self:
+        """The same run with another learning rate and seed.
+
+        A job is a dataclass with a field `config`.
+        """
+        job: Any = self
+        config = dataclasses.replace(job.config, learning_rate=rate, seed=seed)
+        return dataclasses.replace(job, config=config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What every comparison lets its user choose.
+
+    Attributes:
+        rates: Learning rates to choose from.
+        seeds: Runs per model with the chosen rate, the one of the search included.
+        minutes: Training time of a run; by default the preset's.
+        threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
+        jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
+        out: Folder of the runs; by default one in `runs/` named by all that makes runs differ.
+    """
+
+    rates: tuple[float, ...]
+    seeds: int = 3
+    minutes: float | None = None
+    threads: int | None = None
+    jobs: int = 1
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rates or self.seeds < 1:
+            raise ValueError(
+                "`rates` must not be empty and `seeds` must be at least 1, got "
+                f"{self.rates} and {self.seeds}."
+            )
+        cores = multiprocessing.cpu_count()
+        if not 1 <= self.jobs <= cores:
+            raise ValueError(
+                f"`jobs` must lie in 1..{cores}, the cores of this machine, got {self.jobs}. Runs "
+                "that share a core do not have equal time."
+            )
+
+    def applied(self, base: Any, names: Sequence[str]) -> Any:
+        """The configuration, changed in the options of these names that were given."""
+        changes = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        if self.jobs > 1:
+            changes.setdefault("threads", 1)
+        return dataclasses.replace(base, **changes)
+
+
+def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float]:
+    """Try every rate with one seed, then more seeds with the best one of each job.
+
+    Args:
+        jobs: What to compare.
+        options: Rates, seeds, and how many runs at a time.
+
+    Returns:
+        The chosen rates.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
+    """
+    rates, seeds = options.rates, options.seeds
+    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options.jobs)
+    best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
+    chosen = zip(jobs, best, strict=True)
+    more = [job.repeated(rate, seed) for job, rate in chosen for seed in range(1, seeds)]
+    _finish_all(more, options.jobs)
+    return best
+
+
+def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
+    """Finish the jobs that are not done: in this process, or several at once in others."""
+    missing = [job for job in jobs if not job.done.is_file()]
+    if at_once == 1:
+        for job in missing:
+            job.finish()
+        return
+    with _pool(at_once) as pool:
+        futures = {pool.submit(_finish_quietly, job): job for job in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            future.result()
+            job = futures[future]
+            print(f"{number} of {len(missing)}: {job.place.name} {job.summary()}", flush=True)
+
+
+@contextlib.contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes. On exit it waits for them, also after Ctrl-C, which reaches them too."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_with_parent)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        raise Interrupted(Path()) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stop_with_parent() -> None:
+    """Stop this process, which then saves its run, if the command that started it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _finish_quietly(job: Job) -> None:
+    """Finish a job, and write what it prints to a file in its folder."""
+    job.place.mkdir(parents=True, exist_ok=True)
+    with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+        try:
+            job.finish()
+        except Interrupted:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                os._exit(1)  # there is nobody to report to, and no more work
+            raise

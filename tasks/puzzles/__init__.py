@@ -1,0 +1,1 @@
+"""What all grid puzzles share: options, files, evaluation, pictures and commands."""

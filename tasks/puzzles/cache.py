@@ -1,0 +1,91 @@
+"""Keep generated puzzle sets on disk, so that the next run starts at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+P = TypeVar("P")
+
+
+def default_directory(task: str) -> Path:
+    """`attractor-models/<task>` in the user's cache folder, which XDG_CACHE_HOME may name."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    # The XDG specification says to ignore a path that is not absolute.
+    base = Path(home) if home and Path(home).is_absolute() else Path.home() / ".cache"
+    return base / "attractor-models" / task
+
+
+@dataclass(frozen=True)
+class SetCache(Generic[P]):
+    """A training and a test set as two CSV files, named by a hash of how they were made.
+
+    A damaged file is made anew, and where the folder cannot be written the sets are made every
+    time; both with a warning.
+
+    Args:
+        folder: Where the files are.
+        read: Reads a file, with a ValueError if it is damaged.
+        write: Writes one.
+    """
+
+    folder: Path
+    read: Callable[[Path], list[P]]
+    write: Callable[[Path, Sequence[P]], None]
+
+    def get(
+        self,
+        label: str,
+        wanted: Mapping[str, Any],
+        counts: Sequence[int],
+        make: Callable[[], tuple[list[P], list[P]]],
+    ) -> tuple[list[P], list[P]]:
+        """Read the sets from disk if the same ones were made before, or make and store them.
+
+        Args:
+            label: Begins the files' names.
+            wanted: Everything that decides the content, as JSON values.
+            counts: How many puzzles each set has.
+            make: Makes them.
+        """
+        key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+        paths = [self.folder / f"{label}-{key}-{part}.csv" for part in ("train", "test")]
+        stored = self._load(paths, counts)
+        if stored is not None:
+            return stored[0], stored[1]
+        sets = make()
+        self._store(paths, sets)
+        return sets
+
+    def _load(self, paths: list[Path], counts: Sequence[int]) -> list[list[P]] | None:
+        """The stored sets, or None where they are missing or damaged."""
+        sets = []
+        for path, count in zip(paths, counts, strict=True):
+            try:
+                puzzles = self.read(path) if count else []
+            except OSError:  # missing, or unreadable: if that matters, `_store` will say so
+                return None
+            except ValueError:
+                puzzles = None
+            if puzzles is None or len(puzzles) != count:
+                warnings.warn(f"{path} is damaged: making its puzzles anew.", stacklevel=4)
+                return None
+            sets.append(puzzles)
+        return sets
+
+    def _store(self, paths: list[Path], sets: tuple[list[P], list[P]]) -> None:
+        try:
+            for path, puzzles in zip(paths, sets, strict=True):
+                self.write(path, puzzles)
+        except OSError as error:
+            warnings.warn(
+                f"The puzzles will be made anew next time: {self.folder} cannot be written "
+                f"({error}). Set XDG_CACHE_HOME to a folder that can.",
+                stacklevel=4,
+            )

@@ -1,0 +1,276 @@
+"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve|...] ...`."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from tasks.cli import CommandLine, print_json, take
+from tasks.device import compile_blocks
+from tasks.puzzles.compare import CompareOptions, compare
+from tasks.puzzles.evaluate import solve_batch, trajectory
+from tasks.puzzles.experiment import run_experiment
+from tasks.puzzles.loading import load_model, newest_grid_checkpoint
+from tasks.puzzles.report import measure, print_figures, scale, search_curve
+from tasks.puzzles.starts import Choice
+from tasks.puzzles.task import GridTask
+from tasks.training.trainer import Interrupted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluate a trained model.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        data: A file of puzzles; by default the test puzzles of the run.
+        skip_bad: Skip malformed lines of the file instead of stopping at the first.
+        limit: Only so many puzzles, from the top.
+        depth: Budget of solver updates; by default the run's.
+        breadth: Starts per puzzle: the model's own and perturbed ones.
+        choose: How one answer is chosen from several starts: the smallest residual, the most
+            frequent answer, or one that keeps the rules.
+        noise: Distance of the perturbed starts, relative to the size of the model's own.
+        attempts: Search: where an answer breaks the rules, begin anew so many times with guessed
+            cells. Needs puzzles of which further cells can be given, such as Sudoku.
+        guesses: Cells guessed in an attempt, at most, one after the other.
+        quick: Only the scores at the budget: no perturbed restart, no curves.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
+        json: Also write the result here.
+        draw: A folder for the plots of depth, breadth and calibration.
+    """
+
+    checkpoint: Path | None = None
+    data: Path | None = None
+    skip_bad: bool = False
+    limit: int | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    breadth: int = 1
+    choose: Choice = "residual"
+    noise: float = 1.0
+    attempts: int = 0
+    guesses: int = 4
+    quick: bool = False
+    solver: str | None = None
+    device: str = "auto"
+    compile: bool = False
+    json: Path | None = None
+    draw: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("breadth", "depth", "limit", "guesses"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {value}.")
+        if self.attempts < 0:
+            raise ValueError(f"`--attempts` must be at least 0, got {self.attempts}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SolveOptions:
+    """Solve puzzles with a trained model.
+
+    Attributes:
+        puzzles: Puzzles, or files with one per line.
+        checkpoint: The model; by default the newest one under `runs/` for the puzzle's size.
+        depth: Budget of solver updates; by default the run's.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        draw: A folder for pictures of the last puzzle's solve.
+    """
+
+    puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
+    device: str = "auto"
+    draw: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained model as a program that runs without this project.
+
+    Attributes:
+        file: The program, which ends in `.pt2`; `torch.export.load` reads it.
+        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        depth: Budget of solver updates; by default the run's.
+        solver: "picard": others cannot be exported.
+    """
+
+    file: tyro.conf.Positional[Path]
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
+
+
+class Commands(CommandLine):
+    """The command line of one grid puzzle.
+
+    Args:
+        task: Its puzzles.
+        serve: The command of that name, called as serve(commands, arguments); the service lies
+            above this package.
+    """
+
+    task: GridTask[Any, Any]
+
+    def __init__(
+        self, task: GridTask[Any, Any], serve: Callable[["Commands", list[str]], int]
+    ) -> None:
+        super().__init__(task)
+        self.serve = serve
+
+    @property
+    def usage(self) -> str:
+        """See `CommandLine`."""
+        presets = ", ".join(self.task.presets)
+        return (
+            f"Train, evaluate and use models that solve a {self.task.name}.\n\n"
+            f"  {self.program}                      train ({self.task.default_preset}), evaluate\n"
+            f"  {self.program} train --preset NAME  {presets}\n"
+            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
+            f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
+            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
+            f"  {self.program} compare              models at equal size and time, one table\n"
+            f"  {self.program} serve                answers over HTTP, and a page\n"
+            f"  {self.program} export FILE.pt2      a program that runs without this project\n"
+            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
+            "that registers solvers or backward modes.\n"
+        )
+
+    def commands(self) -> dict[str, Callable[[list[str]], int]]:
+        """See `CommandLine`."""
+        return {
+            "train": self.train,
+            "eval": self.evaluate,
+            "solve": self.solve,
+            "compare": self.compare,
+            "serve": functools.partial(self.serve, self),
+            "export": self.export,
+            "plan": self.plan,
+        }
+
+    def train(self, arguments: list[str]) -> int:
+        """Train, evaluate, draw, and print the result."""
+        start = self.start(arguments)
+        result = run_experiment(
+            self.task, start.preset, start.config, start.folder, start.checkpoint
+        )
+        print(json.dumps(result))
+        print(f"Checkpoint, log and pictures are in {start.folder}")
+        return 0
+
+    def compare(self, arguments: list[str]) -> int:
+        """Train several models with equal parameters and time, and print one table."""
+        arguments, name = take(arguments, "--preset")
+        base = self.preset(name or self.task.default_preset)
+        options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
+        try:
+            compare(self.task, name or self.task.default_preset, base, options)
+        except Interrupted:
+            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
+            return 130
+        return 0
+
+    def evaluate(self, arguments: list[str]) -> int:
+        """Evaluate a checkpoint on its own test puzzles or on a file."""
+        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
+        default_side = self.task.presets[self.task.default_preset].spec().side
+        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
+        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if options.compile:
+            compile_blocks(model)
+        if options.depth is not None:
+            config = dataclasses.replace(config, eval_steps=options.depth)
+        if options.data is None:
+            puzzles = self.task.load(config)[1]
+        else:
+            puzzles = self.task.read(options.data, config, skip_bad=options.skip_bad)
+        puzzles = puzzles[: options.limit]
+        if not puzzles:
+            where = options.data or "the test set"
+            raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
+        source = str(options.data) if options.data else f"held-out {self.task.noun}s"
+        figures = measure(self.task, model, puzzles, config, quick=options.quick)
+        if options.breadth > 1 or options.draw is not None:
+            figures |= scale(self.task, model, puzzles, config, options)
+        if options.attempts:
+            figures |= search_curve(self.task, model, puzzles, config, options)
+        print_figures(f"{path} on {len(puzzles)} of {source}", figures, self.task)
+        result = {
+            "task": self.task.name,
+            "data": source,
+            "eval": figures,
+            "config": config.to_json(),
+        }
+        print_json(result, options.json)
+        return 0
+
+    def solve(self, arguments: list[str]) -> int:
+        """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
+        options = tyro.cli(SolveOptions, args=arguments, prog=f"{self.program} solve")
+        texts = [part for text in options.puzzles for part in self._texts(text)]
+        if not texts:
+            raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
+        puzzles = [self.task.parse(text) for text in texts]
+        sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
+        if len(sides) > 1:
+            raise ValueError(f"All {self.task.noun}s of one call must be of one size.")
+        side = sides.pop()
+        path = options.checkpoint or newest_grid_checkpoint(self.task, side)
+        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if config.spec().side != side:
+            trained = config.spec().side
+            raise ValueError(
+                f"{path} solves {trained}x{trained} boards, but the {self.task.noun} is "
+                f"{side}x{side}. Name another with `--checkpoint`."
+            )
+        print(f"Solving with {path}")
+        x, _ = self.task.encode(puzzles, config)
+        found, _ = solve_batch(model, x, max_steps=options.depth or config.eval_steps)
+        valid = self.task.is_valid(x, found.classes, config).tolist()
+        for row, ok in enumerate(valid):
+            print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
+            effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
+            if model.solving is None:
+                effort = "one pass without a solver"
+            print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
+        if options.draw is not None and model.solving is not None:
+            options.draw.mkdir(parents=True, exist_ok=True)
+            frames = list(trajectory(model, x[-1], 32, lambda logits: logits.softmax(-1)))
+            for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
+                print(f"Drawn: {picture}")
+        return 0 if all(valid) else 1
+
+    def export(self, arguments: list[str]) -> int:
+        """Write a program with a fixed budget of steps."""
+        # Here, since it loads the compiler.
+        from tasks.export import write_program
+
+        options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        default_side = self.task.presets[self.task.default_preset].spec().side
+        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
+        model, config = load_model(self.task, path, device="cpu", solver=options.solver)
+        depth = config.eval_steps if options.depth is None else options.depth
+        x = torch.tensor([self.task.question(self.task.example(config), config)] * 2)
+        about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
+        write_program(model, x, depth, options.file, about)
+        print(f"Written: {options.file}, for grids of {x.shape[1]} cells and {depth} steps.")
+        return 0
+
+    def _texts(self, text: str) -> list[str]:
+        """The puzzles in an argument or, if it is the name of a file, in that file."""
+        path = Path(text)
+        if "\n" not in text and len(text) < 200 and path.is_file():
+            return self.task.split(path.read_text())
+        return [text]

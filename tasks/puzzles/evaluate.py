@@ -1,0 +1,227 @@
+"""How accurate a grid model is, and whether its answers really are fixed points.
+
+A set is worked through batch by batch and only small figures of a puzzle are kept, so that a
+set may have any size. Inside a batch, puzzles leave the solve as they converge.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import GridAttractor, GridModel, Reasoner
+from solvers import Solution
+from solvers.torch_internals import pytree
+from solvers.types import State
+
+# The perturbed restart starts this far (relative, root mean square) from the equilibrium.
+PERTURBATION = 0.5
+# Puzzles that are restarted: what holds for so many needs no second solve of a whole set.
+RESTARTED = 300
+# Puzzles of a solve: the more, the longer those that are left make a batch worth its cost.
+BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The answers of a model to some puzzles, and how its solves ended; all on the CPU.
+
+    Attributes:
+        classes: Shape (puzzles, cells): the most likely symbol, counted from 0.
+        residual: Shape (puzzles,): rms(f(y) - y) / rms(y); NaN for a model without a solve.
+        converged: Shape (puzzles,): the solver's verdict; False without a solve.
+        num_steps: Shape (puzzles,): solver updates; 0 without a solve.
+    """
+
+    classes: Tensor
+    residual: Tensor
+    converged: Tensor
+    num_steps: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, state: State, solution: Solution) -> "Predictions":
+        """The predictions of a solve that ended in `state`.
+
+        Args:
+            logits: Shape (puzzles, cells, symbols).
+            state: The last state.
+            solution: How the solve ended.
+        """
+        residual = (solution.residual / rms(state)).cpu()
+        classes, converged = logits.argmax(-1).cpu(), solution.converged.cpu()
+        return cls(classes, residual, converged, solution.num_steps.cpu())
+
+    @classmethod
+    def join(cls, parts: list["Predictions"]) -> "Predictions":
+        """Concatenate the predictions of several batches."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+
+    def at(self, rows: Tensor) -> "Predictions":
+        """The predictions of these rows."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Predictions(**{name: getattr(self, name)[rows] for name in names})
+
+
+def rms(state: State) -> Tensor:
+    """Root mean square of each sample's entries, over all leaves; shape (samples,)."""
+    leaves = [leaf.flatten(1).float() for leaf in pytree.tree_leaves(state)]
+    return torch.cat(leaves, 1).square().mean(1).sqrt()
+
+
+def perturbed(state: State, strength: float, generator: torch.Generator) -> State:
+    """Normal noise on every leaf, `strength` times the sample's root mean square."""
+    scale = strength * rms(state)
+
+    def shake(leaf: Tensor) -> Tensor:
+        noise = torch.randn(leaf.shape, generator=generator).to(leaf)
+        return leaf + scale.view(-1, *[1] * (leaf.ndim - 1)).to(leaf) * noise
+
+    return pytree.tree_map(shake, state)
+
+
+@torch.no_grad()
+def solve_batch(
+    model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None
+) -> tuple[Predictions, State]:
+    """Solve one batch, from the start of the model or from `start`.
+
+    Returns:
+        The predictions, and the state in which the solve ended.
+    """
+    device = next(model.parameters()).device
+    out = model(x.to(device), start=start, max_steps=max_steps)  # type: ignore[arg-type]
+    if out.solution is None:
+        none = torch.zeros(len(x), dtype=torch.int64)
+        classes = out.logits.argmax(-1).cpu()
+        return Predictions(classes, none / 0, none.bool(), none), out.state
+    return Predictions.of(out.logits, out.state, out.solution), out.state
+
+
+def batches(x: Tensor) -> tuple[Tensor, ...]:
+    """Split a set into parts, each for one solve."""
+    return x.split(BATCH)
+
+
+def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
+    """Predict a whole set, batch by batch."""
+    return Predictions.join(
+        [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
+    )
+
+
+def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
+    """Share of right cells, and of puzzles that are right in every cell."""
+    right = classes == target
+    return {
+        "cell_accuracy": right.float().mean().item(),
+        "exact_accuracy": right.all(1).float().mean().item(),
+    }
+
+
+def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
+    """The statistics of solves that every evaluation reports."""
+    residual = predictions.residual
+    return {
+        "max_steps": max_steps,
+        "converged": predictions.converged.float().mean().item(),
+        "mean_steps": predictions.num_steps.float().mean().item(),
+        "median_residual": residual.median().item(),
+        "residual_90th_percentile": residual.quantile(0.9).item()
+        if len(residual) < 10**6
+        else None,
+    }
+
+
+def evaluate(
+    model: GridModel, x: Tensor, target: Tensor, max_steps: int, seed: int = 0
+) -> tuple[dict[str, Any], Predictions]:
+    """Scores at a budget and, for a model that solves, three checks that it is at a fixed point.
+
+    Args:
+        model: In evaluation mode.
+        x: Inputs, shape (puzzles, cells).
+        target: Classes, shape (puzzles, cells), counted from 0.
+        max_steps: The budget of solver updates.
+        seed: Of the perturbation.
+
+    Returns:
+        Figures for the result file: share converged and residuals; `exact_accuracy_4x` at
+        four times the budget; `restart_agreement`, the share of the first `restarted` puzzles
+        that get the same answer from a perturbed equilibrium. And the predictions at the budget.
+    """
+    if model.solving is None:
+        at_budget = predict(model, x)
+        return {"puzzles": len(x), **scores(at_budget.classes, target)}, at_budget
+    generator = torch.Generator().manual_seed(seed)
+    passes: list[tuple[Predictions, Predictions]] = []
+    same: list[Tensor] = []
+    for rows in batches(x):
+        first, state = solve_batch(model, rows, max_steps=max_steps)
+        passes.append((first, solve_batch(model, rows, max_steps=3 * max_steps, start=state)[0]))
+        some = slice(max(0, RESTARTED - sum(map(len, same))))
+        if len(rows[some]):
+            ended = pytree.tree_map(lambda leaf, some=some: leaf[some], state)
+            start = perturbed(ended, PERTURBATION, generator)
+            again, _ = solve_batch(model, rows[some], max_steps=max_steps, start=start)
+            same.append((again.classes == first.classes[some]).all(1))
+    at_budget, longer = (Predictions.join(list(p)) for p in zip(*passes, strict=True))
+    restarted = torch.cat(same)
+    return {
+        "puzzles": len(x),
+        **scores(at_budget.classes, target),
+        **evidence(at_budget, max_steps),
+        "exact_accuracy_4x": scores(longer.classes, target)["exact_accuracy"],
+        "converged_4x": longer.converged.float().mean().item(),
+        "median_residual_4x": longer.residual.median().item(),
+        "restarted": len(restarted),
+        "restart_agreement": restarted.float().mean().item(),
+    }, at_budget
+
+
+def step_curve(
+    model: GridModel, x: Tensor, target: Tensor, max_steps: int
+) -> list[tuple[int, float, float]]:
+    """(steps, exact accuracy, median relative residual) at each power of two up to the budget.
+
+    The solve is continued from one count to the next, so a solver with memory restarts it
+    there.
+    """
+    counts = [2**k for k in range(max_steps.bit_length()) if 2**k <= max_steps]
+    found: dict[int, list[Predictions]] = {count: [] for count in counts}
+    for rows in batches(x):
+        done, state = 0, None
+        for count in counts:
+            part, state = solve_batch(model, rows, max_steps=count - done, start=state)
+            found[count].append(part)
+            done = count
+    curve = []
+    for count, parts in found.items():
+        joined = Predictions.join(parts)
+        exact = scores(joined.classes, target)["exact_accuracy"]
+        curve.append((count, exact, joined.residual.median().item()))
+    return curve
+
+
+@torch.no_grad()
+def trajectory(
+    model: GridAttractor | Reasoner, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, float, Tensor]]:
+    """Follow the solve of one grid: (number, relative residual, read(logits)) of each evaluation.
+
+    Number 0 is the start. A solve that converges ends early.
+    """
+    points: list[tuple[State, State]] = []
+    device = next(model.parameters()).device
+    watch = model.solving.module.register_forward_hook(
+        lambda _, given, value: points.append((given[0], value))
+    )
+    try:
+        model(x[None].to(device), max_steps=steps)
+    finally:
+        watch.remove()
+    for number, (y, fy) in enumerate(points):
+        residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
+        yield number, residual.item(), read(model.read(y)[0]).cpu()

@@ -1,0 +1,203 @@
+"""Reading and writing files of grid puzzles, with errors that name the line.
+
+Two formats, told apart by the first line: CSV with the header `source,question,answer,rating`,
+and plain text with one puzzle a line. What a field means is for the task to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+HEADER = ["source", "question", "answer", "rating"]
+_ALLOWED = f"a CSV with the header `{','.join(HEADER)}`, or plain text with one puzzle a line"
+_CHUNK = 8192  # rows whose answers are checked at once
+
+_Row = tuple[int, list[str]]
+"""Line number and fields, those of `HEADER` in a good row."""
+_Bad = tuple[int, ValueError]
+"""Line number and what is wrong there."""
+
+
+class GridPuzzle(Protocol):
+    """One row of a puzzle file."""
+
+    @property
+    def source(self) -> str:
+        """Where the puzzle comes from."""
+        ...
+
+    @property
+    def question(self) -> str:
+        """The given cells, one character a cell."""
+        ...
+
+    @property
+    def answer(self) -> str:
+        """The solution, one character a cell."""
+        ...
+
+    @property
+    def rating(self) -> int:
+        """How hard it is, on the scale of `source`."""
+        ...
+
+
+P = TypeVar("P", bound=GridPuzzle)
+
+
+class PuzzleFormat(ABC, Generic[P]):
+    """How one kind of puzzle is read; each object reads one file.
+
+    Attributes:
+        error: The class of all complaints about what a file holds.
+    """
+
+    error: ClassVar[type[ValueError]]
+
+    @abstractmethod
+    def text_question(self, line: str) -> str:
+        """The question in a line of plain text without its line end; empty skips the line."""
+
+    @abstractmethod
+    def read_row(self, fields: Sequence[str], first: P | None) -> P:
+        """Read the puzzle of a row; if the row has an answer, `faults` checks it later.
+
+        Args:
+            fields: The columns of `HEADER` as in the file; the rating is digits or empty.
+            first: A good row above this one, None if there is none.
+
+        Raises:
+            ValueError: The row is bad; of the class `error`.
+        """
+
+    @abstractmethod
+    def faults(self, puzzles: Sequence[P]) -> list[ValueError | None]:
+        """What is wrong with the answer of each puzzle, or None; faster for many at once."""
+
+    def read(self, path: Path, *, skip_bad: bool) -> list[P]:
+        """Read a file, checking every line.
+
+        Args:
+            path: The file.
+            skip_bad: Skip bad lines, with one warning that counts them, instead of refusing
+                the file.
+
+        Raises:
+            ValueError: A line is bad and `skip_bad` is off, or no line is good; of the class
+                `error`.
+            OSError: The file cannot be read.
+        """
+        puzzles: list[P] = []
+        bad: list[_Bad] = []
+        rows = self._rows(path)
+        while chunk := list(islice(rows, _CHUNK)):
+            good, new_bad = self._read_chunk(chunk, puzzles[0] if puzzles else None)
+            if new_bad and not skip_bad:
+                line, error = new_bad[0]
+                raise self.error(f"{path}, line {line}: {error} `--skip-bad` skips such lines.")
+            puzzles += good
+            bad += new_bad
+        if bad:
+            line, error = bad[0]
+            warnings.warn(
+                f"{path}: skipped {len(bad)} bad lines and kept {len(puzzles)}. The first bad "
+                f"one is line {line}: {error}",
+                stacklevel=3,  # the caller of the task's function
+            )
+        if not puzzles:
+            raise self.error(f"{path} holds no puzzle. Allowed: {_ALLOWED}.")
+        return puzzles
+
+    def _rows(self, path: Path) -> Iterator[_Row]:
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                first = file.readline()
+                if next(csv.reader([first.strip()]), None) == HEADER:
+                    yield from _csv_rows(file)
+                elif path.suffix.lower() == ".csv":
+                    raise self.error(
+                        f"{path}, line 1: expected the header `{','.join(HEADER)}`, got "
+                        f"{first.strip()[:80]!r}. Add it, or rename the file: one that does not "
+                        "end in .csv may hold one puzzle a line."
+                    )
+                else:
+                    yield from self._text_rows(chain([first], file), source=path.name)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self.error(f"{path} cannot be read ({error}). Allowed: {_ALLOWED}.") from error
+
+    def _text_rows(self, lines: Iterable[str], source: str) -> Iterator[_Row]:
+        for number, line in enumerate(lines, start=1):
+            if question := self.text_question(line.rstrip("\r\n")):
+                yield number, [source, question, "", ""]
+
+    def _read_chunk(self, rows: Sequence[_Row], first: P | None) -> tuple[list[P], list[_Bad]]:
+        """The good puzzles of these rows, and the bad lines in order."""
+        read: list[tuple[int, P]] = []
+        bad: list[_Bad] = []
+        for line, fields in rows:
+            try:
+                self._check_fields(fields)
+                puzzle = self.read_row(fields, first)
+            except self.error as error:
+                bad.append((line, error))
+                continue
+            first = first or puzzle
+            read.append((line, puzzle))
+        good = []
+        faults = self.faults([puzzle for _, puzzle in read]) if read else []
+        for (line, puzzle), fault in zip(read, faults, strict=True):
+            if fault is None:
+                good.append(puzzle)
+            else:
+                bad.append((line, fault))
+        return good, sorted(bad, key=lambda entry: entry[0])
+
+    def _check_fields(self, fields: Sequence[str]) -> None:
+        if len(fields) != len(HEADER):
+            raise self.error(
+                f"A row must have the {len(HEADER)} fields {','.join(HEADER)}, got {len(fields)}."
+            )
+        rating = fields[-1]
+        if rating and not (rating.isascii() and rating.isdigit()):
+            raise self.error(
+                f"`rating` must be a whole number, 0 or more, or empty: got {rating!r}."
+            )
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
+    reader = csv.reader(lines)
+    next_line = 2
+    for fields in reader:
+        if fields:
+            yield next_line, fields
+        next_line = reader.line_num + 2
+
+
+def write_rows(path: str | Path, puzzles: Iterable[GridPuzzle]) -> None:
+    """Write puzzles as CSV, all or nothing: an interrupted write leaves the old file in place.
+
+    Args:
+        path: The file; its folder is created if need be.
+        puzzles: The rows.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(HEADER)
+            writer.writerows((p.source, p.question, p.answer, p.rating) for p in puzzles)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,265 @@
+"""What is measured of a trained grid model, printed and drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import GridAttractor, GridModel, Reasoner
+from tasks.puzzles.config import GridConfig
+from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
+from tasks.puzzles.guessing import search
+from tasks.puzzles.starts import (
+    CASES,
+    breadth_curve,
+    calibration,
+    diagnose,
+    solve_from_starts,
+)
+from tasks.puzzles.task import GridTask
+from tasks.reports.curves import Subplot, plot_curves, plot_steps
+from tasks.reports.logger import print_table
+
+CURVE_PUZZLES = 300
+FRAMES = 32
+# Of the picture of training.
+SUBPLOTS = (
+    Subplot("loss (nats per cell)", {"loss": "training batch"}, log=True),
+    Subplot(
+        "accuracy (%)",
+        {
+            "cell_accuracy": "cells right, training batch",
+            "exact_accuracy": "all right, training batch",
+            "test_exact": "all right, held-out",
+        },
+        percent=True,
+    ),
+    Subplot(
+        "median residual\nrms of f(y) \N{MINUS SIGN} y", {"residual": "training batch"}, log=True
+    ),
+)
+
+
+def measure(
+    task: GridTask[Any, Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """All metrics of a list of puzzles, as JSON values.
+
+    Args:
+        task: What kind they are.
+        model: In evaluation mode.
+        puzzles: The set.
+        config: The run's; `eval_steps` is the budget.
+        quick: Only the scores at the budget.
+    """
+    x, target = task.encode(puzzles, config)
+    if quick:
+        predictions = predict(model, x, max_steps=config.eval_steps)
+        figures = {"puzzles": len(x), **scores(predictions.classes, target)}
+        if model.solving is not None:
+            figures |= evidence(predictions, config.eval_steps)
+    else:
+        figures, predictions = evaluate(model, x, target, config.eval_steps)
+    valid = task.is_valid(x, predictions.classes, config)
+    figures["valid"] = valid.float().mean().item()
+    right = (predictions.classes == target).all(1)
+    figures["accuracy_by_rating"] = _by_rating(puzzles, right, valid, task.bands)
+    if model.solving is not None:
+        figures["accuracy_by_residual"] = calibration(predictions, target)
+        if not quick:
+            rows = slice(0, CURVE_PUZZLES)
+            curve = step_curve(model, x[rows], target[rows], 4 * config.eval_steps)
+            figures["curve"] = [
+                {"steps": steps, "exact_accuracy": exact, "median_residual": residual}
+                for steps, exact, residual in curve
+            ]
+    return figures
+
+
+def _by_rating(
+    puzzles: Sequence[Any], right: Tensor, valid: Tensor, bands: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    ratings = torch.tensor([puzzle.rating for puzzle in puzzles])
+    rows, low = [], 0
+    for high in (*bands, 10**9):
+        inside = (ratings >= low) & (ratings <= high)
+        if bool(inside.any()):
+            label = f"{low}" if low == high else f"{low}-{high}" if high < 10**9 else f"{low}+"
+            rows.append(
+                {
+                    "rating": label,
+                    "puzzles": int(inside.sum()),
+                    "exact_accuracy": right[inside].float().mean().item(),
+                    "valid": valid[inside].float().mean().item(),
+                }
+            )
+        low = high + 1
+    return rows
+
+
+def scale(
+    task: GridTask[Any, Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    options: Any,
+) -> dict[str, Any]:
+    """Breadth, calibration and diagnosis, for `eval --breadth`; plots if a folder is named."""
+    _check_solves(model, "--breadth")
+    x, target = task.encode(puzzles, config)
+    starts = solve_from_starts(
+        model,
+        x,
+        max_steps=config.eval_steps,
+        breadth=options.breadth,
+        noise=options.noise,
+        valid=lambda questions, classes: task.is_valid(questions, classes, config),
+    )
+    chosen = starts.choose(options.choose, options.breadth)
+    figures: dict[str, Any] = {
+        "breadth": options.breadth,
+        "choose": options.choose,
+        "exact_accuracy_broad": scores(chosen.classes, target)["exact_accuracy"],
+        "valid_broad": task.is_valid(x, chosen.classes, config).float().mean().item(),
+        "breadth_curve": breadth_curve(starts, target),
+        "calibration": calibration(chosen, target),
+        "cases": diagnose(starts, target),
+    }
+    if options.draw is not None:
+        options.draw.mkdir(parents=True, exist_ok=True)
+        _draw_scaling(figures, options.draw)
+        x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
+        steps, exact, residual = zip(*step_curve(model, x, target, config.eval_steps), strict=True)
+        title = f"{task.noun.capitalize()}s against solver steps"
+        plot_steps(steps, exact, residual, options.draw / "depth.png", title)
+    return figures
+
+
+def search_curve(
+    task: GridTask[Any, Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    options: Any,
+) -> dict[str, Any]:
+    """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
+    _check_solves(model, "--attempts")
+    x, target = task.encode(puzzles, config)
+    answers = search(
+        model,
+        x,
+        valid=lambda questions, classes: task.is_valid(questions, classes, config),
+        assume=task.assume,
+        max_steps=config.eval_steps,
+        attempts=options.attempts,
+        guesses=options.guesses,
+    )
+    rows = [
+        {
+            "attempts": number,
+            "exact_accuracy": scores(classes, target)["exact_accuracy"],
+            "valid": task.is_valid(x, classes, config).float().mean().item(),
+        }
+        for number, classes in enumerate(answers)
+    ]
+    right = (answers[-1] == target).all(1)
+    valid = task.is_valid(x, answers[-1], config)
+    return {
+        "guesses": options.guesses,
+        "search_curve": rows,
+        "searched_accuracy_by_rating": _by_rating(puzzles, right, valid, task.bands),
+    }
+
+
+def _check_solves(model: GridModel, flag: str) -> None:
+    if model.solving is None:
+        raise ValueError(f"`{flag}` needs a model that solves; a transformer has one answer.")
+
+
+def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
+    curve = figures["breadth_curve"]
+    breadths = [row["breadth"] for row in curve]
+    plot_curves(
+        breadths,
+        {name: [row[name] for row in curve] for name in ("residual", "vote", "valid")},
+        folder / "breadth.png",
+        "starts per puzzle",
+        "Which answer is chosen",
+    )
+    rows = figures["calibration"]
+    plot_curves(
+        [float(row["residual"].split()[0]) for row in rows],
+        {"exact": [row["exact_accuracy"] for row in rows]},
+        folder / "calibration.png",
+        "final relative residual (lower end of the decade)",
+        "Is a converged answer a right one?",
+    )
+
+
+def draw_run(
+    task: GridTask[Any, Any],
+    model: GridAttractor | Reasoner,
+    puzzle: Any,
+    figures: dict[str, Any],
+    config: GridConfig,
+    folder: Path,
+) -> list[Path]:
+    """Draw accuracy against solver steps, and the solve of one puzzle."""
+    curve = figures["curve"]
+    path = plot_steps(
+        [row["steps"] for row in curve],
+        [row["exact_accuracy"] for row in curve],
+        [row["median_residual"] for row in curve],
+        folder / "steps.png",
+        f"Held-out {task.noun}s against solver steps",
+    )
+    x, _ = task.encode([puzzle], config)
+    frames = list(trajectory(model, x[0], FRAMES, lambda logits: logits.softmax(-1)))
+    return [path, *task.draw(puzzle, frames, config, folder)]
+
+
+def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any]) -> None:
+    """Print the table of an evaluation."""
+    rows = {
+        f"{task.noun}s": f"{figures['puzzles']}",
+        "exact accuracy": f"{figures['exact_accuracy']:.1%}",
+        task.verdict: f"{figures['valid']:.1%}",
+        "cell accuracy": f"{figures['cell_accuracy']:.2%}",
+    }
+    if "median_residual" in figures:
+        rows |= {
+            "converged": f"{figures['converged']:.1%}",
+            "solver steps": f"{figures['mean_steps']:.1f} on average of {figures['max_steps']}",
+            "median relative residual": f"{figures['median_residual']:.1e}",
+        }
+    if "exact_accuracy_4x" in figures:
+        rows |= {
+            "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
+            "same answer from a perturbed start": f"{figures['restart_agreement']:.1%} of "
+            f"{figures['restarted']}",
+        }
+    for row in figures.get("accuracy_by_residual", ()):
+        rows[f"residual {row['residual']}"] = _share(row, task)
+    for row in figures["accuracy_by_rating"]:
+        rows[f"rating {row['rating']}"] = _share(row, task)
+    for row in figures.get("breadth_curve", ()):
+        shares = ", ".join(f"{row[name]:.1%} by {name}" for name in row if name != "breadth")
+        rows[f"breadth {row['breadth']}"] = shares
+    for row in figures.get("search_curve", ()):
+        if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
+            rows[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
+    for row in figures.get("searched_accuracy_by_rating", ()):
+        rows[f"with guesses, rating {row['rating']}"] = _share(row, task)
+    for name, share in figures.get("cases", {}).items():
+        rows[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
+    print_table(title, rows)
+
+
+def _share(row: dict[str, Any], task: GridTask[Any, Any]) -> str:
+    return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}s"

@@ -1,0 +1,170 @@
+"""Test-time scaling: more steps (depth), more starts (breadth), and what they say of a model.
+
+References:
+    Equilibrium Reasoners, arXiv:2605.21488, sec. 4 (depth, breadth, selection by residual, and
+    the four cases of `diagnose`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from models import GridModel
+from solvers.torch_internals import pytree
+from tasks.puzzles.evaluate import Predictions, batches, perturbed, solve_batch
+
+Choice = Literal["residual", "vote", "valid"]
+Validity = Callable[[Tensor, Tensor], Tensor]
+"""(x, classes) -> whether each answer keeps the rules, shape (puzzles,); needs no solution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts:
+    """The answers of a set from several starts; every tensor leads with (starts, puzzles).
+
+    Attributes:
+        predictions: One for each start; the first start is the model's own, undisturbed.
+        valid: Whether the answer keeps the rules, shape (starts, puzzles).
+    """
+
+    predictions: list[Predictions]
+    valid: Tensor
+
+    def choose(self, choice: Choice, breadth: int) -> Predictions:
+        """One answer per puzzle, from the first `breadth` starts.
+
+        "residual" takes the smallest residual; "vote" the answer that most starts agree on,
+        and of equals the one with the smallest residual; "valid" an answer that keeps the
+        rules if there is one, by residual.
+        """
+        taken = self.predictions[:breadth]
+        residual = torch.stack([p.residual for p in taken]).nan_to_num(nan=float("inf"))
+        rank = residual / (1 + residual)  # in [0, 1): only breaks ties below
+        rank = rank.nan_to_num(nan=1.0)
+        if choice == "vote":
+            classes = torch.stack([p.classes for p in taken])
+            votes = (classes[:, None] == classes[None]).all(-1).sum(1)
+            rank = rank - votes
+        elif choice == "valid":
+            rank = rank - self.valid[:breadth].float()
+        best = rank.argmin(0)
+        rows = torch.arange(len(best))
+        names = [field.name for field in dataclasses.fields(Predictions)]
+        stacked = {name: torch.stack([getattr(p, name) for p in taken]) for name in names}
+        return Predictions(**{name: values[best, rows] for name, values in stacked.items()})
+
+
+def solve_from_starts(
+    model: GridModel,
+    x: Tensor,
+    *,
+    max_steps: int,
+    breadth: int,
+    noise: float,
+    valid: Validity,
+    seed: int = 0,
+) -> Starts:
+    """Solve a set from the model's own start and `breadth - 1` others.
+
+    Args:
+        model: In evaluation mode; it must have a solve.
+        x: Inputs, shape (puzzles, cells).
+        max_steps: Budget of solver updates, from each start.
+        breadth: How many starts.
+        noise: How far the others are from the first: root mean square of the noise over that
+            of the start. A model that starts at random makes its own.
+        valid: See `Validity`.
+        seed: Of the noise.
+
+    Raises:
+        ValueError: `breadth` is below 1.
+    """
+    if breadth < 1:
+        raise ValueError(f"`breadth` must be at least 1, got {breadth}.")
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    columns: list[list[Predictions]] = []
+    for rows in batches(x):
+        columns.append(_starts(model, rows, max_steps, breadth, noise, generator))
+    predictions = [Predictions.join(list(parts)) for parts in zip(*columns, strict=True)]
+    kept = torch.stack([valid(x, p.classes) for p in predictions])
+    return Starts(predictions, kept)
+
+
+@torch.no_grad()
+def _starts(
+    model: GridModel,
+    x: Tensor,
+    max_steps: int,
+    breadth: int,
+    noise: float,
+    generator: torch.Generator,
+) -> list[Predictions]:
+    device = next(model.parameters()).device
+    found = []
+    for number in range(breadth):
+        start = model.first_state(x.to(device))  # type: ignore[union-attr]
+        if number:
+            start = perturbed(start, noise, generator)
+        start = pytree.tree_map(lambda leaf: leaf.contiguous(), start)
+        found.append(solve_batch(model, x, max_steps=max_steps, start=start)[0])
+    return found
+
+
+def breadth_curve(starts: Starts, target: Tensor) -> list[dict[str, Any]]:
+    """Exact accuracy at 1, 2, 4, ... starts, for each way to choose."""
+    rows, breadth = [], 1
+    while breadth <= len(starts.predictions):
+        row: dict[str, Any] = {"breadth": breadth}
+        for choice in get_args(Choice):
+            chosen = starts.choose(choice, breadth)
+            row[choice] = (chosen.classes == target).all(1).float().mean().item()
+        rows.append(row)
+        breadth *= 2
+    return rows
+
+
+def calibration(predictions: Predictions, target: Tensor) -> list[dict[str, Any]]:
+    """Exact accuracy by final residual, one row for each decade.
+
+    In a good model, answers with a small residual are right.
+    """
+    right = (predictions.classes == target).all(1)
+    decade = predictions.residual.clamp(1e-12, 1e3).log10().floor()
+    return [
+        {
+            "residual": f"1e{int(low):+03d} to 1e{int(low) + 1:+03d}",
+            "puzzles": int((decade == low).sum()),
+            "exact_accuracy": right[decade == low].float().mean().item(),
+        }
+        for low in sorted(set(decade[decade.isfinite()].tolist()))
+    ]
+
+
+CASES = {
+    "broad": "a right attractor, broad and stable: every start ends in the right answer; "
+    "depth is all it takes",
+    "coexist": "right and wrong attractors coexist: some starts end right, others settle on a "
+    "wrong answer; breadth helps",
+    "hard_to_reach": "the right one is hard to reach: some start ends right or none settles; "
+    "depth and breadth help",
+    "no_attractor": "no correct attractor: every start settles, and none on the right answer; "
+    "only training helps",
+}
+SETTLED = 1e-3
+
+
+def diagnose(starts: Starts, target: Tensor) -> dict[str, float]:
+    """Share of puzzles in each of the four cases; a start has settled below a residual of 1e-3."""
+    right = torch.stack([(p.classes == target).all(1) for p in starts.predictions])
+    settled = torch.stack([p.residual < SETTLED for p in starts.predictions])
+    wrong = (settled & ~right).any(0)
+    broad = right.all(0)
+    coexist = right.any(0) & wrong
+    stuck = ~right.any(0) & settled.all(0)
+    shares = {"broad": broad, "coexist": coexist, "no_attractor": stuck}
+    shares["hard_to_reach"] = ~(broad | coexist | stuck)
+    return {name: shares[name].float().mean().item() for name in CASES}

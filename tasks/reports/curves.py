@@ -1,0 +1,197 @@
+"""Curves of training, and of accuracy against solver steps; these know no task."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tasks.reports.style import BLUE, GREEN, ORANGE, save_png
+
+
+@dataclasses.dataclass(frozen=True)
+class Subplot:
+    """One subplot of `plot_learning`.
+
+    Attributes:
+        label: Of its vertical axis.
+        curves: Key of a row of the log to the curve's name; keys test_* are marked, held out.
+        percent: The values are shares in [0, 1], drawn in %.
+        log: On a logarithmic axis, where a value is above 0.
+    """
+
+    label: str
+    curves: Mapping[str, str]
+    percent: bool = False
+    log: bool = False
+
+
+def plot_learning(
+    history: Sequence[dict[str, float]], path: Path, subplots: Sequence[Subplot]
+) -> Path:
+    """Metrics of training against minutes, in subplots one below the other.
+
+    Args:
+        history: Rows with `minutes` and any of the subplots' keys. A curve connects the
+            rows that have its key; a subplot without any rows says so.
+        path: The PNG, in a folder that exists.
+        subplots: What to draw.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7, 2.5 * len(subplots)), layout="constrained")
+    every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
+    for axes, subplot in zip(every[:, 0], subplots, strict=True):
+        for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+            held_out = key.startswith("test_")
+            scale = 100 if subplot.percent else 1
+            _curve(axes, history, key, name, color, scale=scale, marker="o" if held_out else "")
+        axes.set_ylabel(subplot.label)
+        if subplot.percent:
+            axes.set_ylim(-3, 103)
+        if subplot.log:
+            _log_scale(axes)
+        _tidy(axes)
+        axes.spines["right"].set_visible(False)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
+            axes.set_yticks([], minor=False)
+            axes.set_yticks([], minor=True)
+        elif len(subplot.curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    every[-1, 0].set_xlabel("training time (minutes)")
+    figure.align_ylabels()
+    return save_png(figure, path)
+
+
+def plot_steps(
+    steps: Sequence[int],
+    exact: Sequence[float],
+    residual: Sequence[float],
+    path: Path,
+    title: str,
+) -> Path:
+    """Exact accuracy, and on a second axis the residual, against the number of solver steps.
+
+    Args:
+        steps: Solver steps, on an axis of powers of two; 0 is drawn one unit left of 1.
+        exact: Share of samples that are right throughout, in [0, 1]; drawn in %.
+        residual: Median of rms(f(y) - y) / rms(y); NaN leaves a gap.
+        path: The PNG, in a folder that exists.
+        title: Above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: The lists differ in length.
+        OSError: The file cannot be written.
+    """
+    if not len(steps) == len(exact) == len(residual):
+        raise ValueError(
+            "`steps`, `exact` and `residual` must have the same length: got "
+            f"{len(steps)}, {len(exact)} and {len(residual)}."
+        )
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    left = figure.subplots()
+    right = left.twinx()
+    left.plot(steps, [100 * share for share in exact], "o-", color=BLUE)
+    right.plot(steps, residual, "s--", color=ORANGE, markersize=5)
+    if 0 in steps:
+        left.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        left.set_xscale("log", base=2)
+    left.set_xticks(list(steps), [str(step) for step in steps])
+    left.set_xticks([], minor=True)
+    left.set(xlabel="solver steps", ylim=(-3, 103), title=title)
+    left.set_ylabel("exact accuracy (%)  \N{BLACK CIRCLE}", color=BLUE)
+    left.tick_params(axis="y", labelcolor=BLUE)
+    _log_scale(right)
+    right.set_ylabel("median relative residual  \N{BLACK SQUARE}", color=ORANGE)
+    right.tick_params(axis="y", which="both", labelcolor=ORANGE)
+    _tidy(left)
+    right.spines["top"].set_visible(False)
+    return save_png(figure, path)
+
+
+def plot_curves(
+    x: Sequence[float],
+    shares: Mapping[str, Sequence[float]],
+    path: Path,
+    label: str,
+    title: str,
+) -> Path:
+    """Curves of accuracy against a quantity on a logarithmic axis.
+
+    Args:
+        x: Positions, above 0; drawn on a logarithmic axis.
+        shares: Name of a curve to its shares in [0, 1]; drawn in %.
+        path: The PNG, in a folder that exists.
+        label: Below the axis.
+        title: Above the picture.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: A curve is not as long as `x`.
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
+    for (name, values), color in zip(shares.items(), colors, strict=False):
+        if len(values) != len(x):
+            raise ValueError(
+                f"The curve {name!r} has {len(values)} values for {len(x)} positions: give as many."
+            )
+        axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
+    doubles = min(x, default=1) >= 1
+    axes.set_xscale("log", base=2 if doubles else 10)
+    if doubles:
+        axes.set_xticks(list(x), [f"{position:g}" for position in x])
+        axes.set_xticks([], minor=True)
+    axes.set(xlabel=label, ylabel="exact accuracy (%)", ylim=(-3, 103), title=title)
+    axes.legend(frameon=False, fontsize=9)
+    _tidy(axes)
+    return save_png(figure, path)
+
+
+def _curve(
+    axes: Axes,
+    history: Sequence[dict[str, float]],
+    key: str,
+    label: str,
+    color: str = BLUE,
+    *,
+    scale: float = 1.0,
+    marker: str = "",
+) -> None:
+    rows = [row for row in history if key in row]
+    if not rows:
+        return
+    minutes = [row["minutes"] for row in rows]
+    values = [scale * row[key] for row in rows]
+    # One point makes no line: it needs a marker to be seen.
+    marker = marker or ("o" if len(rows) == 1 else "")
+    axes.plot(minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Make the y axis logarithmic, unless no value is above 0, as after an exact solve."""
+    values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
+    if any(y > 0 for y in values):
+        axes.set_yscale("log")
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines["top"].set_visible(False)

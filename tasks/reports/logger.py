@@ -1,0 +1,154 @@
+"""The progress of a training run: a live bar, a log file, TensorBoard scalars."""
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch.utils.tensorboard.writer import SummaryWriter
+
+# Without a terminal, a line this often (seconds) instead of a live bar.
+LINE_EVERY = 15.0
+
+
+class Reporter:
+    """Shows and stores the metrics of a run; use as a context manager.
+
+    Args:
+        folder: Receives `log.jsonl` and the TensorBoard event file.
+        history: Rows so far: the log starts with them, so that it has none from beyond the
+            checkpoint that a run goes on from.
+    """
+
+    def __init__(self, folder: Path, history: Sequence[Mapping[str, float]] = ()):
+        self.console = Console()
+        self.log = (folder / "log.jsonl").open("w")
+        self.log.writelines(json.dumps(dict(row)) + "\n" for row in history)
+        next_step = int(history[-1]["step"]) + 1 if history else None
+        self.board: SummaryWriter | None = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=next_step
+        )
+        self.failed = False
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.row = self.bar.add_task("train", total=1.0, figures="")
+        self.next_line = time.monotonic()
+
+    def __enter__(self) -> "Reporter":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+        self._write(self.log.close)
+        self._on_board(lambda board: board.close())
+
+    def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
+        """Move the bar; without a terminal, print a line now and then."""
+        text = describe(figures) + f" | {_clock(seconds_left)} left"
+        self.bar.update(self.row, completed=progress, figures=text)
+        if not self.console.is_terminal and time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + LINE_EVERY
+            self.console.print(f"{progress:4.0%} {text}", highlight=False, soft_wrap=True)
+
+    def record(self, figures: Mapping[str, float]) -> None:
+        """Append a row to the log and to TensorBoard; needs `step` among the figures."""
+        self.log.write(json.dumps(dict(figures)) + "\n")
+        self._write(self.log.flush)
+        values = {name: value for name, value in figures.items() if name != "step"}
+        self._on_board(lambda board: _add(board, values, int(figures["step"])))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Write to the log, or warn; a row that could not be written stays in the buffer."""
+        try:
+            write()
+        except OSError as error:
+            if not self.failed:
+                warnings.warn(
+                    f"The log in {self.log.name} cannot be written ({error}). Training goes on.",
+                    stacklevel=4,
+                )
+            self.failed = True
+        else:
+            self.failed = False
+
+    def _on_board(self, use: Callable[[SummaryWriter], None]) -> None:
+        """Use TensorBoard's writer, and give it up after a failed write: it does not recover."""
+        if self.board is None:
+            return
+        try:
+            use(self.board)
+        except OSError as error:
+            self.board = None
+            warnings.warn(
+                f"TensorBoard's file cannot be written ({error}): its curves end here. "
+                "`log.jsonl` goes on.",
+                stacklevel=4,
+            )
+
+
+def _add(board: SummaryWriter, values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        board.add_scalar(f"train/{name}", value, step)
+
+
+def describe(figures: Mapping[str, float]) -> str:
+    """The most important metrics in one line."""
+    parts = [f"step {figures['step']:.0f}", f"loss {figures['loss']:.3f}"]
+    shares = {"cell_accuracy": "cells", "token_accuracy": "tokens", "exact_accuracy": "exact"}
+    parts += [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
+    if "residual" in figures:
+        parts.append(f"solver {figures['solver_steps']:.1f} steps, res {figures['residual']:.0e}")
+    if "test_exact" in figures:
+        parts.append(f"held-out {figures['test_exact']:.0%}")
+    if "test_bits" in figures:
+        parts.append(f"held-out {figures['test_bits']:.3f} bits per byte")
+    if "test_radius" in figures:
+        parts.append(f"radius {figures['test_radius']:.2f}")
+    return " | ".join(parts)
+
+
+def print_table(title: str, rows: Mapping[str, str]) -> None:
+    """Print a table of two columns, names and values."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the rows that have it, without values that are not finite.
+
+    A metric that is finite in no row keeps the mean of its values.
+
+    Args:
+        rows: Figures of steps; those of a skipped step may not be finite.
+    """
+    found = {}
+    for name in {name: None for row in rows for name in row}:
+        values = [row[name] for row in rows if name in row]
+        found[name] = fmean([value for value in values if math.isfinite(value)] or values)
+    return found

@@ -1,0 +1,41 @@
+"""What all pictures share: colours, resolution, and files that are written atomically."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+DPI = 150
+
+
+def save(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file in the folder of `path`, then rename it to `path`.
+
+    A failure leaves an old file at `path` as it was, and no temporary file.
+
+    Raises:
+        OSError: The file cannot be written; of the class that the system raised.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        # The system's message would name the temporary file, which nobody asked for.
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}). Make sure that its folder "
+            "exists, is writable and has room, or name another."
+        ) from error
+    finally:
+        # `unlink` would hide the message above where the folder is no folder.
+        if temporary.exists():
+            temporary.unlink()
+    return path
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure, atomically; return `path`."""
+    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))

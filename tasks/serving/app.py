@@ -1,0 +1,273 @@
+"""The HTTP service around an engine: answers, trajectories, health, metrics and a small page.
+
+Requests are not trusted. One that is too large, too slow, too frequent or malformed is refused with
+a status and one sentence before it reaches the engine.
+"""
+
+import asyncio
+import collections
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+from torch import Tensor
+
+from tasks.puzzles.config import GridConfig
+from tasks.puzzles.evaluate import Predictions
+from tasks.puzzles.task import GridTask
+from tasks.serving.continuous import Engine, Refused, Watch
+from tasks.serving.middleware import LimitsMiddleware, Rates
+
+PAGE = Path(__file__).parent / "page"
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # seconds
+
+
+class Question(BaseModel):
+    """The body of a request: a puzzle, written as on the command line."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    puzzle: str
+
+
+class Answer(BaseModel):
+    """The answer of the model, and what tells how reliable it is.
+
+    Attributes:
+        answer: One character a cell.
+        valid: Whether it keeps the rules and fits the question.
+        converged: The solver's verdict.
+        residual: rms(f(y) - y) / rms(y); None if it is no finite number.
+        steps: Solver updates.
+    """
+
+    answer: str
+    valid: bool
+    converged: bool
+    residual: float | None
+    steps: int
+
+
+class Frame(BaseModel):
+    """One evaluation of a solve.
+
+    Attributes:
+        residual: As in `Answer`.
+        cells: The most likely symbols, one character a cell.
+        confidence: How likely each is, as one digit of tenths, rounded down.
+    """
+
+    residual: float | None
+    cells: str
+    confidence: str
+
+
+class Trajectory(Answer):
+    """An answer, and the evaluations of the solve that led to it.
+
+    Attributes:
+        question: As it was understood, one character a cell.
+        frames: All points at which the solve evaluated the map, in order.
+    """
+
+    question: str
+    frames: list[Frame]
+
+
+class Service:
+    """The state and the methods that all routes share.
+
+    Args:
+        task: The puzzles.
+        config: Of the model.
+        engine: Solves them.
+        timeout: Seconds in which a request must be answered.
+        rate: Requests a second from one address; twice as many at once.
+
+    Attributes:
+        draining: Whether new requests are refused because the end has come.
+        in_flight: Requests that are being worked on.
+    """
+
+    def __init__(
+        self,
+        task: GridTask[Any, Any],
+        config: GridConfig,
+        engine: Engine,
+        timeout: float = 30.0,
+        rate: float = 20.0,
+    ):
+        for name, value in (("timeout", timeout), ("rate", rate)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be finite and above 0, got {value!r}.")
+        self.task, self.config, self.engine, self.timeout = task, config, engine, timeout
+        self.rates, self.metrics = Rates(rate), Metrics(engine)
+        self.draining, self.in_flight = False, 0
+
+    def count(self, path: str, status: int, seconds: float) -> None:
+        """Count a reply in the metrics."""
+        self.metrics.count(path, status, seconds)
+
+    def parse(self, puzzle: str) -> Tensor:
+        """Symbols of a question, shape (cells,).
+
+        Raises:
+            HTTPException: The text is no question; the reply has the message of the task.
+        """
+        try:
+            return torch.tensor(self.task.question(puzzle, self.config))
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+
+    async def answer(self, x: Tensor, watch: Watch | None = None) -> Answer:
+        """Solve a question, and check the answer.
+
+        Raises:
+            HTTPException: Too many puzzles are waiting, or the time is over.
+        """
+        try:
+            future = self.engine.submit(x, self.timeout, watch)
+            found = await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
+        except Refused as refusal:
+            raise HTTPException(503, str(refusal), {"retry-after": "1"}) from None
+        except TimeoutError:
+            raise HTTPException(504, f"No answer within {self.timeout:g} seconds.") from None
+        return self._judged(x, found)
+
+    def _judged(self, x: Tensor, found: Predictions) -> Answer:
+        self.metrics.steps += int(found.num_steps[0])
+        return Answer(
+            answer=self._line(found.classes[0]),
+            valid=bool(self.task.is_valid(x[None], found.classes, self.config)[0]),
+            converged=bool(found.converged[0]),
+            residual=finite(found.residual[0].item()),
+            steps=int(found.num_steps[0]),
+        )
+
+    def _line(self, classes: Tensor) -> str:
+        return self.task.line((classes + self.task.first_symbol).tolist())
+
+    async def trajectory(self, x: Tensor) -> Trajectory:
+        """Solve as `answer` does, and record every evaluation."""
+        frames: list[Frame] = []
+
+        def watch(residual: float, logits: Tensor) -> None:
+            likely, classes = logits.float().softmax(-1).max(-1)
+            tenths = (likely.nan_to_num(0.0) * 10).long().clamp(0, 9).tolist()
+            confidence = "".join(map(str, tenths))
+            cells = self._line(classes.cpu())
+            frames.append(Frame(residual=finite(residual), cells=cells, confidence=confidence))
+
+        answer = await self.answer(x, watch)
+        question = self.task.line(x.tolist())
+        return Trajectory(question=question, frames=frames, **answer.model_dump())
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application: routes, limits and error replies of a service."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(LimitsMiddleware, service=service)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _misshapen)
+    config, engine = service.config, service.engine
+    example = service.task.example(config)
+
+    @app.post("/solve")
+    async def solve(question: Question) -> Answer:
+        return await service.answer(service.parse(question.puzzle))
+
+    @app.post("/trajectory")
+    async def trajectory(question: Question) -> Trajectory:
+        return await service.trajectory(service.parse(question.puzzle))
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        spec = config.spec()
+        about = {
+            "status": "draining" if service.draining else "ok",
+            "task": service.task.name,
+            "side": spec.side,
+            "units": spec.units,
+            "max_steps": engine.max_steps,
+            "example": example,
+        }
+        return JSONResponse(about, 503 if service.draining else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _misshapen(request: Request, error: Exception) -> JSONResponse:
+    """Reply what is wrong, without repeating the input, which may not even be text."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part != "body")
+    sentence = f"{ascii(where)[1:-1][:80] or 'The body'}: {first['msg']}."
+    expected = 'Send JSON such as {"puzzle": "..."}, as application/json.'
+    return JSONResponse({"error": f"{sentence} {expected}"}, 422)
+
+
+class Metrics:
+    """Counts and times of requests, in the text format of Prometheus.
+
+    Args:
+        engine: Whose load is shown.
+    """
+
+    PATHS = ("/", "/solve", "/trajectory", "/health", "/metrics")
+
+    def __init__(self, engine: Engine):
+        self.engine, self.steps, self.seconds = engine, 0, 0.0
+        self.requests: collections.Counter[tuple[str, int]] = collections.Counter()
+        self.buckets = [0] * (len(BUCKETS) + 1)
+
+    def count(self, path: str, status: int, seconds: float) -> None:
+        """Count one reply."""
+        self.requests[path if path in self.PATHS else "other", status] += 1
+        if path == "/solve" and status == 200:
+            self.seconds += seconds
+            self.buckets[sum(seconds > bound for bound in BUCKETS)] += 1
+
+    def text(self) -> str:
+        """All metrics as Prometheus reads them."""
+        lines = ["# TYPE requests_total counter"]
+        for (path, status), count in sorted(self.requests.items()):
+            lines.append(f'requests_total{{path="{path}",status="{status}"}} {count}')
+        lines.append("# TYPE solve_seconds histogram")
+        total = 0
+        for bound, count in zip([*map(str, BUCKETS), "+Inf"], self.buckets, strict=True):
+            total += count
+            lines.append(f'solve_seconds_bucket{{le="{bound}"}} {total}')
+        lines += [f"solve_seconds_sum {self.seconds:.6f}", f"solve_seconds_count {total}"]
+        meeting = self.engine.meeting
+        waiting = max(self.engine.pending - self.engine.running, 0)
+        for name, kind, value in (
+            ("solver_steps_total", "counter", self.steps),
+            ("network_calls_total", "counter", meeting.calls),
+            ("network_rows_total", "counter", meeting.rows),
+            ("puzzles_running", "gauge", self.engine.running),
+            ("puzzles_waiting", "gauge", waiting),
+        ):
+            lines += [f"# TYPE {name} {kind}", f"{name} {value}"]
+        return "\n".join(lines) + "\n"
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not finite and JSON cannot hold it."""
+    return value if math.isfinite(value) else None

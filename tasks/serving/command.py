@@ -1,0 +1,74 @@
+"""`python -m tasks.<name> serve`: a trained model behind HTTP, until it is told to stop."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tasks.puzzles.commands import Commands
+from tasks.puzzles.loading import load_model, newest_grid_checkpoint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Answer puzzles over HTTP.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        depth: Budget of solver updates; by default the run's.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        host: Address to listen on. The default can be reached from this machine alone.
+        port: 0 takes a free one.
+        max_batch: Puzzles that are solved at a time.
+        max_waiting: Puzzles that may wait for their turn; further ones are refused (503).
+        timeout: Seconds in which a request must be answered (504).
+        rate: Requests a second from one address, twice as many at once (429).
+    """
+
+    checkpoint: Path | None = None
+    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    solver: str | None = None
+    device: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 32
+    max_waiting: int = 256
+    timeout: float = 30.0
+    rate: float = 20.0
+
+
+def serve(commands: Commands, arguments: list[str]) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        commands: The command line that this command belongs to.
+        arguments: The flags.
+
+    Raises:
+        CheckpointError: There is no such model.
+        ValueError: An option is out of its range, or a package is missing.
+        OSError: The address cannot be listened on.
+    """
+    # Here, since they need packages that only an extra installs, and no other command needs them.
+    from tasks.serving.continuous import Engine
+    from tasks.serving.server import Server, Service, listen
+
+    task = commands.task
+    options = tyro.cli(ServeOptions, args=arguments, prog=f"{commands.program} serve")
+    default_side = task.presets[task.default_preset].spec().side
+    path = options.checkpoint or newest_grid_checkpoint(task, default_side)
+    model, config = load_model(task, path, device=options.device, solver=options.solver)
+    depth = config.eval_steps if options.depth is None else options.depth
+    engine = Engine(model, depth, options.max_batch, options.max_waiting)
+    try:
+        service = Service(task, config, engine, options.timeout, options.rate)
+        with listen(options.host, options.port) as listener:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"Serving {path} on http://{shown}:{port}", flush=True)
+            Server(service).run([listener])
+    finally:
+        engine.close()
+    return 0

@@ -1,0 +1,46 @@
+"""Checks that the data files of a run have not changed since it began."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tasks.training.config import TrainConfig
+
+
+def fingerprints(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of each file or folder that a configuration names, by option."""
+    names = [name for name in config.paths if name != "out"]
+    return {name: _fingerprint(path) for name in names if (path := getattr(config, name))}
+
+
+def refuse_changed(before: dict[str, Any], config: TrainConfig) -> None:
+    """Compare the data files with the fingerprints in a checkpoint.
+
+    Raises:
+        ValueError: A file changed since the run began.
+    """
+    now = fingerprints(config)
+    for name, old in before.items():
+        new = now.get(name)
+        if new != old:
+            raise ValueError(
+                f"`{name}` = {getattr(config, name)} changed since this run began: it had "
+                f"{old['bytes']:,} bytes with SHA-256 {old['sha256'][:12]}..., now "
+                f"{new['bytes'] if new else 0:,} with "
+                f"{new['sha256'][:12] if new else 'nothing'}.... Put the old content back, or "
+                "begin a new run."
+            )
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    whole, size = hashlib.sha256(), 0
+    for file in files:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256")
+            size += content.tell()
+        if file == path:
+            whole = digest
+        else:
+            whole.update(f"{file.relative_to(path)} {digest.hexdigest()}\n".encode())
+    return {"bytes": size, "sha256": whole.hexdigest()}

@@ -1,0 +1,163 @@
+"""Metrics of solves for the log, in training steps and in validations.
+
+Training steps log what the solver returned anyway. Validations cost more: they also measure the
+spectral radius of df/dy at a few solutions, which says whether the map contracts there. Nothing
+here draws from the global random generators. `monitor` judges these metrics.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from implicit import FixedPointLayer, Solution, SpectralRadius, spectral_radius
+from solvers.layout import Layout
+from solvers.torch_internals import has_compiled_part, pytree
+from solvers.types import State
+
+# Samples whose spectral radius a validation measures, and products with the Jacobian for each.
+SAMPLES, PRODUCTS = 4, 24
+
+
+class Evidence(NamedTuple):
+    """The parts of a `Solution` that are logged: tensors of one shape, (samples,) or more dims."""
+
+    converged: Tensor
+    residual: Tensor
+    num_steps: Tensor
+
+
+def step_metrics(solve: Evidence | Solution | None) -> dict[str, float]:
+    """Metrics of the solve of a training step; none for a model that does not solve.
+
+    Returns:
+        `converged` (share of samples), `residual` and `residual_90` (median and 90th percentile
+        of rms(f(y) - y), in the state's units), and `solver_steps` (mean).
+    """
+    if solve is None:
+        return {}
+    return _solve_summary(solve.converged, solve.residual, solve.num_steps)
+
+
+@contextlib.contextmanager
+def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure the solves of a validation that runs within the context.
+
+    The spectral radius is measured inside the first solve: there FSDP has the weights in one
+    piece, and no process waits for another. The map is in evaluation mode meanwhile.
+
+    Args:
+        model: Has the `FixedPointLayer`s whose solves are measured.
+
+    Yields:
+        Metrics, filled in at the end and empty if nothing was solved: `test_converged`,
+        `test_residual` and `test_residual_90`, here relative to rms(y), `test_steps`; and of the
+        few samples `test_radius` (median), `test_radius_max`, `test_radius_real` (median real
+        part of the eigenvalue that the radius is the modulus of), `test_expanding` (the share
+        whose radius exceeds 1 by more than its own uncertainty).
+    """
+    metrics: dict[str, float] = {}
+    solved: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[SpectralRadius] = []
+
+    def note(layer: nn.Module, given: tuple[Any, ...], solution: Solution) -> None:
+        assert isinstance(layer, FixedPointLayer)
+        if solution.num_evals == 0:
+            return
+        if not found:
+            found.append(_radius_at(layer, solution.value, given[1:]))
+        relative = solution.residual / _rms(solution.value, layer.batch_dims)
+        kept = (solution.converged, relative, solution.num_steps)
+        solved.append(tuple(part.flatten() for part in kept))  # type: ignore[arg-type]
+
+    layers = [module for module in model.modules() if isinstance(module, FixedPointLayer)]
+    watches = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        yield metrics
+    finally:
+        for watch in watches:
+            watch.remove()
+    if solved:
+        converged, residual, steps = map(torch.cat, zip(*solved, strict=True))
+        measured = _solve_summary(converged, residual, steps)
+        measured["steps"] = measured.pop("solver_steps")
+        measured |= _radius_summary(found[0])
+        metrics |= {f"test_{name}": value for name, value in measured.items()}
+
+
+def _solve_summary(converged: Tensor, residual: Tensor, num_steps: Tensor) -> dict[str, float]:
+    residual = residual.detach().flatten().float()
+    # Sort once and read all numbers at once: on an accelerator, each read waits for the device.
+    low, high = (int(share * (len(residual) - 1)) for share in (0.5, 0.9))
+    ordered = residual.sort().values
+    values = [converged.float().mean(), ordered[low], ordered[high], num_steps.float().mean()]
+    names = ("converged", "residual", "residual_90", "solver_steps")
+    return dict(zip(names, torch.stack(values).tolist(), strict=True))
+
+
+def _radius_summary(found: SpectralRadius) -> dict[str, float]:
+    radius = found.radius
+    return {
+        "radius": radius.median().item(),
+        "radius_max": radius.max().item(),
+        "radius_real": found.eigenvalue.real.median().item(),
+        "expanding": (radius - found.residual > 1).float().mean().item(),
+    }
+
+
+def _rms(state: State, batch_dims: int) -> Tensor:
+    layout = Layout(state, batch_dims)
+    return layout.pack(state).square().mean(1).sqrt().view(layout.batch_shape)
+
+
+def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> SpectralRadius:
+    f, point = _few(layer, value, args)
+    device = pytree.tree_leaves(value)[0].device
+    was_training = layer.module.training
+    layer.module.eval()
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            _eager(layer.module),
+        ):
+            # Always the same random vectors, so that metrics of one map do not vary.
+            torch.manual_seed(0)
+            return spectral_radius(f, point, num_steps=PRODUCTS)
+    finally:
+        layer.module.train(was_training)
+
+
+def _eager(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Run compiled blocks eagerly: these few rows and their derivative would be compiled anew."""
+    # Without a compiled part, `torch.compiler.set_stance` would load the compiler for nothing.
+    if has_compiled_part(module):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
+def _few(
+    layer: FixedPointLayer, value: State, args: tuple[Any, ...]
+) -> tuple[Callable[[State], State], State]:
+    """The map of a few samples alone, and the solution of these.
+
+    Under `batch_dims` = 2 a sample is a token. One is picked in each row, at growing distances
+    from its start, and the others stay where they are: in a causal model the eigenvalues of the
+    whole are those of its tokens, which a Krylov space of the whole finds late.
+    """
+    count = len(pytree.tree_leaves(value)[0])
+    if layer.batch_dims == 1:
+        here = slice(min(SAMPLES, count))
+        some = pytree.tree_map(lambda leaf: leaf[here].detach(), (value, args))
+        return (lambda y: layer.module(y, *some[1])), some[0]
+    rows = torch.arange(SAMPLES) % count
+    length = pytree.tree_leaves(value)[0].shape[1]
+    place = (torch.arange(SAMPLES), (torch.arange(SAMPLES) + 1) * length // SAMPLES - 1)
+    whole, others = pytree.tree_map(lambda leaf: leaf[rows].detach(), (value, args))
+
+    def alone(y: State) -> State:
+        full = pytree.tree_map(lambda leaf, part: leaf.index_put(place, part), whole, y)
+        return pytree.tree_map(lambda leaf: leaf[place], layer.module(full, *others))
+
+    return alone, pytree.tree_map(lambda leaf: leaf[place], whole)

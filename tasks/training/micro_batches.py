@@ -1,0 +1,136 @@
+"""A batch in micro-batches, each of which goes forward and backward alone: gradient accumulation.
+
+    mean over a batch of the loss  =  sum over its N micro-batches of (their mean / N)
+
+The gradients add up in the same way. What a backward pass needs is kept for one micro-batch at a
+time.
+
+What is random in a model is drawn for one micro-batch after the other, from one generator. On a
+CPU, the lengths of Parcae's loops and the noise at the start of a solve are therefore those of
+the whole batch; where a pass draws more than once ("eqr"), and on a GPU, they depend on N.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.torch_internals import pytree
+from solvers.types import State
+from tasks.training.loss import answer_loss, halt_loss
+from tasks.training.metrics import Evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What is kept of a forward pass after its backward pass: no tensor has a gradient.
+
+    Attributes:
+        loss: The share of the mean over the whole batch, a scalar.
+        right: Which classes are right, of the shape of the targets.
+        halt: Logits of "the answer is right", shape (rows,); None without a halting head.
+        solve: How the solve went; None without one.
+    """
+
+    loss: Tensor
+    right: Tensor
+    halt: Tensor | None
+    solve: Evidence | None
+
+    @classmethod
+    def cat(cls, parts: list["Outcome"]) -> "Outcome":
+        """The outcome of the whole batch, from those of its micro-batches."""
+
+        def rows(found: list[Any]) -> Any:
+            return None if found[0] is None else torch.cat(found)
+
+        solves = [part.solve for part in parts if part.solve is not None]
+        return cls(
+            loss=torch.stack([part.loss for part in parts]).sum(),
+            right=rows([part.right for part in parts]),
+            halt=rows([part.halt for part in parts]),
+            solve=Evidence(*map(torch.cat, zip(*solves, strict=True))) if solves else None,
+        )
+
+    @property
+    def solved(self) -> Tensor:
+        """Whether all classes of a row are right, shape (rows,)."""
+        return self.right.flatten(1).all(1)
+
+
+def forward(
+    network: Callable[..., Any],
+    x: Tensor,
+    target: Tensor,
+    config: Any,
+    *,
+    max_steps: int,
+    start: State | None = None,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Outcome, State]:
+    """The forward pass of one micro-batch: its share of the loss, and what is left after that.
+
+    Args:
+        network: See `Trainer`, as for `max_steps`.
+        x: Inputs, shape (rows, ...).
+        target: Classes, shape (rows, ...).
+        config: Says how to compute: `autocast`, `loss`, `accumulate`.
+        max_steps: Solver updates.
+        start: Where the solve starts.
+        fresh: Rows that start at the model's start all the same.
+
+    Returns:
+        The loss, what the loop needs of the output, and the state that it was read from.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.autocast):
+        out = network(x, start=start, fresh=fresh, max_steps=max_steps)
+    loss, outcome = loss_of(out, target, config.loss, config.accumulate)
+    # The logits are large, and no longer needed: they end here.
+    return loss, outcome, pytree.tree_map(torch.detach, out.state)
+
+
+def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Outcome]:
+    """The share of a micro-batch in the loss, and the outcome of its forward pass.
+
+    Args:
+        out: A model's output.
+        target: Classes, shape (rows, ...).
+        kind: See `answer_loss`.
+        parts: N.
+    """
+    right = out.logits.detach().argmax(-1) == target
+    loss = answer_loss(out.logits, target, kind)
+    if out.halt is not None:
+        loss = loss + halt_loss(out.halt, right.flatten(1).all(1))
+    loss = loss / parts
+    found = out.solution
+    return loss, Outcome(
+        loss=loss.detach(),
+        right=right,
+        halt=None if out.halt is None else out.halt.detach(),
+        solve=None if found is None else Evidence(found.converged, found.residual, found.num_steps),
+    )
+
+
+def micro_batch(batch_size: int, processes: int, parts: int) -> int:
+    """The number of rows that a process computes at a time.
+
+    Raises:
+        ValueError: The batch cannot be split in this way.
+    """
+    if batch_size % processes:
+        raise ValueError(
+            f"`batch_size` = {batch_size} cannot be split among {processes} processes. Use a "
+            "multiple of their number."
+        )
+    rows = batch_size // processes
+    if rows % parts:
+        each = f" of each of {processes} processes" if processes > 1 else ""
+        allowed = [n for n in range(1, rows + 1) if rows % n == 0]
+        raise ValueError(
+            f"`accumulate` = {parts} does not divide the {rows} rows{each}. It may be "
+            f"{', '.join(map(str, allowed))}."
+        )
+    return rows // parts

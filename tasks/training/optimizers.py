@@ -1,0 +1,53 @@
+"""Optimisers and schedules of the learning rate."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.training.config import TrainConfig
+from tasks.training.muon import Muon
+
+FINAL_RATE, COOL_DOWN = 0.01, 0.5
+
+
+def cosine(progress: float) -> float:
+    """Cosine schedule: falls from 1 to FINAL_RATE along half a wave."""
+    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def trapezoid(progress: float) -> float:
+    """Trapezoid schedule: 1, then linear to FINAL_RATE in the last COOL_DOWN of the budget."""
+    return max(FINAL_RATE, min(1.0, (1 - progress) / COOL_DOWN))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "trapezoid": trapezoid}
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW; or Muon for the matrices within blocks, and AdamW for all other weights.
+
+    Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both.
+
+    References:
+        K. Jordan et al., Muon, 2024. J. Liu et al., Muon is Scalable for LLM Training,
+        arXiv:2502.16982 (the scale).
+    """
+    adamw: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
+    rate = config.learning_rate
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=rate, **adamw)]
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    matrices, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # By name and shape: GPT-2's linear layers are no `nn.Linear`.
+            linear = name == "weight" and parameter.ndim == 2
+            inner = linear and id(parameter) not in embeddings
+            (matrices if inner else others).append(parameter)
+    muon = Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=rate, **adamw)]

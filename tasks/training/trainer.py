@@ -1,0 +1,391 @@
+"""The one training loop: supervised segments, a schedule over the budget, averaged weights.
+
+Several processes may share the batches, see `tasks.distributed`: each draws the whole batch from
+the same generator and takes its rows, so that results do not depend on the number of processes.
+
+Each row of a batch holds a sample for several segments. A segment solves from the detached state
+that the last segment left, takes the loss and an optimiser step. The first segment of a sample
+starts where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
+sample takes its row. A batch may go through the model in micro-batches, see `micro_batches`.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models import checkpoint_activations
+from tasks.checkpoints.checkpoint import (
+    Checkpoint,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from tasks.checkpoints.manager import MANAGERS
+from tasks.device import has_fast_bfloat16
+from tasks.distributed import (
+    Group,
+    distribute,
+    full_tensor,
+    no_sync,
+    parameters_of,
+    sharded,
+)
+from tasks.reports.logger import Reporter, means
+from tasks.training.config import TrainConfig
+from tasks.training.data_files import fingerprints, refuse_changed
+from tasks.training.metrics import solve_metrics, step_metrics
+from tasks.training.micro_batches import Outcome, forward, micro_batch
+from tasks.training.monitor import ConvergenceMonitor
+from tasks.training.optimizers import SCHEDULES, build_optimizers
+from tasks.training.samples import ActiveSamples
+from tasks.training.stop_signal import StopSignal
+from tasks.training.task import Task
+
+# Validations in a run, and optimiser steps between rows of the log.
+VALIDATIONS, LOG_EVERY = 10, 10
+# Steps without a finite gradient, one after the other, that end a run.
+MAX_SKIPPED = 20
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal; `path` is the checkpoint to continue from."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.path = path
+
+
+class SourceLost(ValueError):
+    """The data cannot be read any further; `Task.batch` raises it without losing a sample."""
+
+
+class Diverged(ValueError):
+    """Training was given up, since its gradient stays non-finite."""
+
+
+@dataclasses.dataclass
+class Trainer:
+    """One training run: the model, the data, and everything that a checkpoint holds.
+
+    Args:
+        task: Source of batches.
+        model: Called as model(x, start=, fresh=, max_steps=); see `models.GridAttractor`.
+        config: The options.
+        folder: Receives checkpoints and logs.
+        max_steps: Solver updates per segment in training, before the recorded ones.
+        meta: Stored in the checkpoint beside the loop's own state.
+    """
+
+    task: Task
+    model: nn.Module
+    config: TrainConfig
+    folder: Path
+    max_steps: int
+    meta: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.group = Group.current()
+        config = self.config
+        self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model)
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
+        # It is never trained itself, and therefore always in evaluation mode.
+        self.average.eval()
+        self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
+        self.optimizers = build_optimizers(self.model, self.config)
+        self.generator = torch.Generator().manual_seed(self.config.seed)
+        self.step = 0
+        self.seconds = 0.0
+        self.skipped = 0
+        self.history: list[dict[str, float]] = []
+        self.unlogged: list[dict[str, float]] = []
+        self.samples: ActiveSamples | None = None
+        self.monitor = ConvergenceMonitor(self.model, self.config)
+        keep = self.config.keep_last
+        self.manager = MANAGERS[self.config.checkpoints](self.folder, self.group, keep)
+        self.path = self.manager.newest
+        self.meta = {**self.meta, "data": fingerprints(self.config)}
+
+    def _average(self, average: Any, current: Any, count: Any) -> None:
+        """Exponential average, with a smaller decay at first: it would keep the initial weights."""
+        decay = min(self.config.averaging, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(average, current, count)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used, in [0, 1]."""
+        if self.config.steps is not None:
+            return min(1.0, self.step / self.config.steps)
+        return min(1.0, self.seconds / (60 * self.config.minutes))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue exactly where a checkpoint was saved.
+
+        Raises:
+            CheckpointError: Its weights do not fit this model.
+            ValueError: A data file is no longer what it was.
+        """
+        refuse_changed(checkpoint.meta.get("data", {}), self.config)
+        for module, name in ((self.model, "model"), (self.average, "average")):
+            weights = sharded(checkpoint.tensors[name], module.state_dict())
+            load_weights(module, weights, self.path)
+        for name, optimizer in self._named_optimizers():
+            state = checkpoint.tensors.get(name, {})
+            restore_optimizer(optimizer, sharded(state, parameters_of(optimizer, state)))
+        self.generator.set_state(checkpoint.tensors["random"]["data"])
+        torch.set_rng_state(checkpoint.tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
+            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
+        self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
+        self.history = checkpoint.meta["history"]
+        self.unlogged = checkpoint.meta.get("unlogged", [])
+        for row in self.history:
+            self.monitor.read(row)  # what it warned of before is not said again
+        self.task.load_state_dict(checkpoint.meta.get("position"))
+        if samples := checkpoint.tensors.get("slots"):
+            mine = {name: rows[self.group.rows(len(rows))] for name, rows in samples.items()}
+            self.samples = ActiveSamples.from_tensors(mine, self.device)
+
+    def save(self, best: bool = False) -> None:
+        """Write the checkpoint, or warn; see `CheckpointManager`. Every process must call it."""
+        self.manager.save(self._checkpoint(), best)
+
+    def _checkpoint(self) -> Checkpoint:
+        """All state, of which each process may have a share; see `CheckpointManager.collect`."""
+        collect = self.manager.collect
+        random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = {
+            "model": collect(self.model.state_dict()),
+            "average": collect(self.average.state_dict()),
+            "random": random,
+            "slots": {},
+        }
+        if self.samples is not None:
+            rows = self.samples.tensors()
+            tensors["slots"] = {name: self.manager.collect_rows(rows[name]) for name in rows}
+        for name, optimizer in self._named_optimizers():
+            tensors[name] = collect(optimizer_tensors(optimizer))
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "unlogged": self.unlogged,
+            "position": self.task.state_dict(),
+        }
+        return Checkpoint(tensors, {**self.meta, **state})
+
+    def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        """The optimisers, and the names of their states in a checkpoint."""
+        names = {0: "optimizer", 1: "second_optimizer"}
+        return [
+            (names.get(index, f"optimizer_{index + 1}"), optimizer)
+            for index, optimizer in enumerate(self.optimizers)
+        ]
+
+    def run(self) -> nn.Module:
+        """Train until the budget is used; return the averaged model.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
+            Diverged: The gradient stays non-finite.
+            NotSaved: The last state could not be written.
+            SourceLost: The task's data cannot be read on; one process leaves a checkpoint.
+        """
+        saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
+        if self.config.autocast and not has_fast_bfloat16(self.device):
+            print("This CPU has no instructions for bfloat16: faster without `--autocast`.")
+        if self.group.first:
+            log = Reporter(self.folder, self.history)
+        with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:
+            while self.progress < 1 and not stopped:
+                began, validations = time.monotonic(), int(VALIDATIONS * self.progress)
+                metrics = self._train_or_save()
+                # Only training counts as time: with validation, a model that is slow to solve
+                # would be trained less.
+                seconds, age = time.monotonic() - began, time.monotonic() - saved
+                metrics, age, stopped = self._agree(metrics, seconds, age, stop.requested)
+                best = False
+                if int(VALIDATIONS * self.progress) > validations:
+                    validation = self.group.all_reduce(self._validate())
+                    best = bool(validation) and self._is_best(validation)
+                    metrics |= validation
+                self._log(metrics, reporter)
+                if best or age > self.config.save_every:
+                    self.save(best)
+                    saved = time.monotonic()
+        self.manager.finish()
+        if self.group.broadcast(self.manager.step) != self.step:
+            self.save()
+        self.manager.require_saved()
+        if self.progress < 1:
+            raise Interrupted(self.path)
+        return self.average.module
+
+    def _train_or_save(self) -> dict[str, float]:
+        """Train one segment; where the data are lost, one process alone leaves a checkpoint."""
+        try:
+            return self._train_segment()
+        except SourceLost as error:
+            if self.group.size == 1:
+                self.save()
+                self.manager.finish()
+            raise SourceLost(f"{error} Then go on with `train --resume {self.path}`.") from error
+
+    def _agree(
+        self, metrics: dict[str, float], seconds: float, age: float, stop: bool
+    ) -> tuple[dict[str, float], float, bool]:
+        """Average metrics and clocks over the processes, and count the time of the step.
+
+        Returns:
+            The metrics, the age of the last checkpoint in seconds, and whether any process was
+            asked to stop.
+        """
+        ours = {"seconds": seconds, "age": age, "stop": float(stop)}
+        shared = self.group.all_reduce({**metrics, **ours})
+        seconds, age, share = (shared.pop(name) for name in ours)
+        self.seconds += seconds
+        return shared, age, share > 0
+
+    def _validate(self) -> dict[str, float]:
+        """Metrics of held-out samples and of their solves."""
+        # Validation may draw random numbers, such as starts; the run must not miss them.
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), solve_metrics(self.average.module) as solves:
+            validation = self.task.validate(self.average.module)
+        return {**solves, **validation} if validation else {}
+
+    def _is_best(self, validation: dict[str, float]) -> bool:
+        score = self.task.selection_score
+        before = [score(row) for row in self.history if _test_metrics(row)]
+        return score(validation) > max(before, default=-math.inf)
+
+    def _train_segment(self) -> dict[str, float]:
+        """Solve, take the loss and one optimiser step; the metrics of that."""
+        samples = self._filled()
+        fresh = samples.age == 0
+        self.group.seed_step(self.config.seed, self.step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        found = Outcome.cat([self._pass(part, fresh) for part in range(self.config.accumulate)])
+        self._update()
+        samples.age += 1
+        done = samples.age >= self.config.segments
+        if self.config.refill:
+            done |= found.solved if found.halt is None else found.halt > 0
+        if found.solve is None:  # there is no state from which a next segment could start
+            done[:] = True
+        samples.age[done] = 0
+        metrics = self.task.metrics(found.right)
+        return {"loss": found.loss.item(), **metrics, **step_metrics(found.solve)}
+
+    def _pass(self, part: int, fresh: Tensor) -> Outcome:
+        """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""
+        assert self.samples is not None
+        samples, config = self.samples, self.config
+        rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
+        with no_sync(self.network, enabled=part < config.accumulate - 1):
+            loss, outcome, state = forward(
+                self.network,
+                samples.x[rows],
+                samples.target[rows],
+                config,
+                max_steps=self.max_steps,
+                start=samples.start(rows),
+                fresh=fresh[rows],
+            )
+            loss.backward()
+        if config.segments > 1 and outcome.solve is not None:
+            samples.store(rows, state)
+        return outcome
+
+    def _filled(self) -> ActiveSamples:
+        """The samples in training, after new ones have replaced those that are done."""
+        rows = self.group.rows(self.config.batch_size)
+        if self.samples is None:
+            x, target = self._draw(self.config.batch_size, rows)
+            age = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            self.samples = ActiveSamples(x, target, age)
+            return self.samples
+        # All processes draw the same new samples for all rows, and each keeps those for its own.
+        done = (self.group.all_gather(self.samples.age) == 0).nonzero()[:, 0]
+        if len(done):
+            ours = (done >= rows.start) & (done < rows.stop)
+            places = done[ours] - rows.start
+            x, target = self._draw(len(done), ours.cpu())
+            self.samples.x[places], self.samples.target[places] = x, target
+        return self.samples
+
+    def _draw(self, count: int, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Draw `count` samples, and return these rows of them."""
+        x, target = self.task.batch(count, self.generator, self.progress)
+        return x[rows].to(self.device), target[rows].to(self.device)
+
+    def _update(self) -> None:
+        """Take one optimiser step, or skip it and its samples if the gradient is not finite."""
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
+        rate = config.learning_rate * warm * SCHEDULES[config.schedule](self.progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        self.step += 1
+        if not bool(norm.isfinite()):
+            self._skip()
+            return
+        self.skipped = 0
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update_parameters(self.model)
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        if self.skipped >= MAX_SKIPPED:
+            raise Diverged(
+                f"The gradient was not finite in {MAX_SKIPPED} steps one after the other, up to "
+                f"step {self.step}. Lower `--learning-rate`, or go on from {self.path} with other "
+                "data."
+            )
+        warnings.warn(f"Step {self.step} is skipped: its gradient is not finite.", stacklevel=2)
+        assert self.samples is not None
+        self.samples.age[:] = self.config.segments
+
+    def _log(self, metrics: dict[str, float], reporter: Reporter | None) -> None:
+        """Log the mean of the steps since the last row.
+
+        A single step would mislead: samples that entered the batch together have had equally many
+        segments, on which their loss depends, so that every tenth loss alone would show a beat.
+        """
+        self.unlogged.append(metrics)
+        row = {"step": self.step, "minutes": self.seconds / 60, **means(self.unlogged)}
+        last = self.history[-1]["step"] if self.history else -LOG_EVERY
+        if self.step - last >= LOG_EVERY or _test_metrics(row):
+            self.unlogged = []
+            self.history.append(row)
+            if (warning := self.monitor.read(row)) is not None:
+                warnings.warn(warning, stacklevel=2)
+            if reporter is not None:
+                reporter.record(row)
+        if reporter is None:
+            return
+        left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+        reporter.show({**self._last_validation(), **row}, self.progress, left)
+
+    def _last_validation(self) -> dict[str, float]:
+        return next(filter(None, map(_test_metrics, reversed(self.history))), {})
+
+
+def _test_metrics(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.startswith("test_")}

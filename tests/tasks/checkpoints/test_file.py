@@ -1,0 +1,98 @@
+"""Checkpoints: exact, atomic, and clear about files that are none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tasks.checkpoints.checkpoint import (
+    Checkpoint,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from tasks.checkpoints.file import CheckpointError
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    tensors = {"model": {"a.b": torch.randn(3)}, "random": {"data": torch.arange(4)}}
+    Checkpoint(tensors, {"step": 3, "history": [{"loss": 0.5}]}).save(path)
+    loaded = Checkpoint.load(path)
+    assert torch.equal(loaded.tensors["model"]["a.b"], tensors["model"]["a.b"])
+    assert torch.equal(loaded.tensors["random"]["data"], tensors["random"]["data"])
+    assert loaded.meta == {"step": 3, "history": [{"loss": 0.5}]}
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.safetensors"
+    Checkpoint({"model": {"a": torch.zeros(2)}}, {"step": 1}).save(path)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("tasks.checkpoints.file.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        Checkpoint({"model": {"a": torch.ones(2)}}, {"step": 2}).save(path)
+    assert Checkpoint.load(path).meta["step"] == 1
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"No checkpoint at .*nowhere"):
+        Checkpoint.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 60, 200])
+def test_truncated_file(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "c.safetensors"
+    Checkpoint({"model": {"a": torch.zeros(200)}}, {"step": 1}).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="may be truncated"):
+        Checkpoint.load(path)
+
+
+def test_foreign_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+        Checkpoint.load(path)
+
+
+def test_pickle_is_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError):
+        Checkpoint.load(path)
+
+
+def test_weights_that_do_not_fit() -> None:
+    with pytest.raises(CheckpointError, match="do not fit this model"):
+        load_weights(torch.nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, Path("here"))
+
+
+def test_optimizer_goes_on_as_if_never_stopped() -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(2, 2)
+        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1)
+
+    def step(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layer(torch.ones(1, 2)).square().sum().backward()
+        optimizer.step()
+
+    layer, optimizer = make()
+    step(layer, optimizer)
+    saved, weights = (
+        optimizer_tensors(optimizer),
+        {k: v.clone() for k, v in layer.state_dict().items()},
+    )
+    saved = {k: v.clone() for k, v in saved.items()}
+    step(layer, optimizer)
+    other, second = make()
+    other.load_state_dict(weights)
+    restore_optimizer(second, saved)
+    step(other, second)
+    assert torch.equal(other.weight, layer.weight)

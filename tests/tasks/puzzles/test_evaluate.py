@@ -1,0 +1,67 @@
+"""What evaluation shows of a solve."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.puzzles import evaluate as module
+from tasks.puzzles.config import ModelName
+from tasks.puzzles.evaluate import evaluate, predict, solve_batch, trajectory
+from tasks.sudoku.config import PRESETS
+
+
+@pytest.mark.parametrize("solver", ["picard", "broyden"])
+@pytest.mark.parametrize("name", ["attractor", "reasoner"])
+def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(PRESETS["tiny"], model=name, solver=solver, rtol=1e-3)
+    model: Any = config.build().double().eval()
+    x = torch.randint(0, 5, (16,))
+    frames = list(trajectory(model, x, 64, lambda logits: logits))
+    found, state = solve_batch(model, x[None], max_steps=64)
+    assert [number for number, _, _ in frames] == list(range(len(frames)))
+    assert len(frames) == int(found.num_steps) + 1
+    assert bool(found.converged)
+    _, residual, logits = frames[-1]
+    assert residual == pytest.approx(found.residual.item(), rel=1e-3)
+    assert torch.equal(logits.argmax(-1), predict(model, x[None], max_steps=64).classes[0])
+    assert torch.allclose(logits, model.read(state)[0], atol=1e-5)
+    assert frames[0][1] > residual
+
+
+@pytest.mark.parametrize(("most", "expected"), [(5, [3, 2]), (3, [3]), (100, [3, 3, 1])])
+def test_so_many_puzzles_are_restarted_and_no_more(
+    most: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module, "RESTARTED", most)
+    seen: list[int] = []
+
+    def perturbed(state: torch.Tensor, strength: float, _: torch.Generator) -> torch.Tensor:
+        seen.append(len(state))
+        return state
+
+    monkeypatch.setattr(module, "perturbed", perturbed)
+    torch.manual_seed(0)
+    model: Any = dataclasses.replace(PRESETS["tiny"], rtol=1e-3).build().eval()
+    x = torch.randint(0, 5, (7, 16))
+    figures, found = evaluate(model, x, torch.zeros_like(x), max_steps=64)
+    assert seen == expected
+    assert figures["restarted"] == sum(expected)
+    assert bool(found.converged.all())
+    assert figures["restart_agreement"] == 1.0
+
+
+def test_a_residual_that_rises_does_not_stop_the_show() -> None:
+    torch.manual_seed(0)
+    model: Any = dataclasses.replace(PRESETS["tiny"], rtol=0.0, solver="picard").build().eval()
+    with torch.no_grad():  # a map that turns: its residual goes up and down
+        for parameter in model.solving.module.parameters():
+            parameter.mul_(6)
+    frames = list(trajectory(model, torch.randint(0, 5, (16,)), 24, lambda logits: logits))
+    residuals = [residual for _, residual, _ in frames]
+    assert any(later > earlier for earlier, later in itertools.pairwise(residuals))
+    assert len(set(residuals)) == len(residuals)

@@ -1,0 +1,103 @@
+"""Plots: whole files or none, whatever the rows hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from PIL import Image
+
+from tasks.puzzles.report import SUBPLOTS
+from tasks.reports.curves import plot_learning, plot_steps
+from tasks.reports.style import save
+
+NAN = float("nan")
+FULL = {"loss": 1.0, "cell_accuracy": 0.5, "exact_accuracy": 0.1, "residual": 0.2}
+
+
+def check_png(path: Path) -> None:
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with Image.open(path) as image:
+        image.load()
+        assert image.width > 500
+        assert image.info["dpi"][0] == pytest.approx(150, abs=0.1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [{"minutes": i / 10, **FULL, **({"test_exact": 0.1} if i % 3 else {})} for i in range(9)],
+        [{"minutes": 0.1, **FULL}],
+        [{"minutes": 0.1, "loss": 1.0}, {"minutes": 0.2, "loss": 0.5, "cell_accuracy": 1.0}],
+        [{"minutes": 0.1, "loss": 0.0, "residual": NAN}],
+        [],
+    ],
+    ids=["full", "one row", "no residual", "nothing above 0", "empty"],
+)
+def test_learning_is_drawn_from_any_rows(history: list[dict[str, float]], tmp_path: Path) -> None:
+    path = tmp_path / "learning.png"
+    assert plot_learning(history, path, SUBPLOTS) == path
+    check_png(path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "exact", "residual"),
+    [
+        ([1, 2, 4, 8], [0.0, 0.2, 0.9, 1.0], [0.5, 0.1, 1e-3, 1e-4]),
+        ([0, 1, 2], [0.0, 0.2, 0.9], [NAN, 0.1, 0.0]),
+        ([4], [1.0], [0.0]),
+    ],
+    ids=["powers of two", "from step 0", "one exact solve"],
+)
+def test_steps_are_drawn(
+    steps: list[int], exact: list[float], residual: list[float], tmp_path: Path
+) -> None:
+    path = tmp_path / "steps.png"
+    assert plot_steps(steps, exact, residual, path, "A title") == path
+    check_png(path)
+
+
+def test_steps_of_unequal_lengths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same length: got 2, 1 and 2"):
+        plot_steps([1, 2], [0.5], [0.1, 0.2], tmp_path / "steps.png", "")
+
+
+def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    plot_learning([{"minutes": 0.1, **FULL}], tmp_path / "learning.png", SUBPLOTS)
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plot_learning([{"minutes": 0.1, **FULL}], path, SUBPLOTS),
+        lambda path: plot_steps([1, 2], [0.1, 0.2], [0.1, 0.2], path, ""),
+    ],
+    ids=["learning", "steps"],
+)
+def test_unwritable_folder(draw: Callable[[Path], Path], tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.touch()
+    missing, inside = tmp_path / "missing" / "a.png", blocker / "a.png"
+    with pytest.raises(FileNotFoundError, match=r"missing/a\.png cannot be written .*exists"):
+        draw(missing)
+    with pytest.raises(NotADirectoryError, match=r"file/a\.png cannot be written"):
+        draw(inside)
+    assert list(tmp_path.iterdir()) == [blocker]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_failed_write_keeps_the_old_file(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        save(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,63 @@
+"""The device, and compiled blocks."""
+
+import dataclasses
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import Block
+from tasks.device import choose_device, compile_blocks, has_fast_bfloat16
+from tasks.puzzles.experiment import run_experiment
+from tasks.sudoku.config import PRESETS
+from tasks.sudoku.task import SudokuTask
+
+TINY = dataclasses.replace(PRESETS["tiny"], batch_size=4, test_puzzles=4, eval_steps=2)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", "cuda:99"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="--device"):
+        choose_device(name)
+
+
+def test_every_block_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(Block, "compile", lambda block: compiled.append(block))
+    model = TINY.build()
+    compile_blocks(model)
+    assert len(compiled) == TINY.backbone_blocks + TINY.refiner_blocks
+    assert all(isinstance(block, Block) for block in compiled)
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    with pytest.raises(ValueError, match=r"`--compile` needs a C\+\+ compiler"):
+        compile_blocks(TINY.build())
+
+
+def test_bfloat16_without_instructions_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not has_fast_bfloat16(torch.device("cpu"))
+    assert has_fast_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert has_fast_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        config = dataclasses.replace(TINY, steps=5, compile=compiled)
+        folder = tmp_path / str(compiled)
+        folder.mkdir()
+        run_experiment(SudokuTask(), "tiny", config, folder)
+        weights.append(load_file(folder / "model.safetensors"))
+    for name, plain in weights[0].items():
+        assert torch.allclose(plain, weights[1][name], rtol=1e-3, atol=1e-5), name
