@@ -59,8 +59,8 @@ class Costs:
 class Plan:
     """Estimates for one device. Bytes are of float32 where a network does not run in bfloat16.
 
-    They come from the real training step on fake tensors, see `step`; each way of running is
-    measured when it is first asked for.
+    They come from the trainer's own step on fake tensors, see `tasks.planning.step`; each way of
+    running is measured when it is first asked for.
 
     Left out: padding and fragmentation of the allocator, the libraries' workspaces, what
     `--compile` saves by fusing, evaluation, and all operations but products of matrices, as is
