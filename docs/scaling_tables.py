@@ -50,7 +50,10 @@ def _plan(name: str, found: Plan) -> list[str]:
     at = chosen.memory
     again = ", checkpointing" if at.checkpoint else ""
     tokens = config.steps * config.batch_size * config.context
-    few, many = (duration(found, cluster, n, tokens, at.checkpoint) for n in (STEPS, found.budget))
+    few, many = (
+        duration(found, cluster, n, tokens, at.checkpoint)
+        for n in (STEPS, found.config.train_steps)
+    )
     return [
         f"`{name}`", f"{found.num_parameters / 1e6:.1f} M",
         f"{at.parallel}{again}, {chosen.parts} x {at.micro_batch}", f"{at.total / 1e9:.1f}",
@@ -68,7 +71,7 @@ def _check(name: str) -> list[str]:
     dense = 6 * found.num_parameters
     # Scores and mixing, 2 T D each: once forward, and two and a half times backward.
     attention = 14 * blocks * config.context * config.width
-    counted = found.flops() / found.units_per_sample
+    counted = found.flops() / found.config.units_per_sample
     return [
         f"`{name}`", f"{found.num_parameters / 1e6:.1f}", f"{dense / 1e9:.3f}",
         f"{attention / 1e9:.3f}", f"{counted / 1e9:.3f}",

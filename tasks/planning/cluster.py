@@ -9,13 +9,14 @@ References:
     optimal all-reduce algorithms for clusters of workstations, JPDC 2009 (the ring).
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tasks.planning.costs import FLOAT32
 from tasks.planning.plan import Plan
+from tasks.planning.stand_ins import FLOAT32
 from tasks.training.micro_batches import micro_batch as rows_at_once
 
 # NVIDIA H100 SXM data sheet: dense bfloat16 (half of the 1,979 with sparsity), TFLOP/s.
@@ -80,7 +81,7 @@ class Memory:
         checkpoint: Whether the backbone's blocks are computed anew in the backward pass.
         micro_batch: Samples at a time.
         weights: The part of the weights that is stored on the device.
-        gradients: The part of the gradients.
+        gradients: The part of the gradients, which exist from the end of a backward pass on.
         optimizer: The part of the optimiser's state.
         average: The averaged weights.
         exchange: Buffers of gradients under DDP; gathered weights, and gradients before they are
@@ -88,7 +89,7 @@ class Memory:
         slots: The device's share of the batch, and the states that its samples go on from.
         activations: What the networks need at their worst moment, the loss included.
         solver: What the solver holds; freed before the loss.
-        total: At the worst moment.
+        total: At the worst moment of the passes or of the update.
     """
 
     parallel: Parallel
@@ -116,17 +117,20 @@ def memory(
     size = FLOAT32 * plan.num_parameters
     share = cluster.gpus if parallel == "FSDP" else 1
     stored = [math.ceil(part / share) for part in (size, size, plan.optimizer_bytes, size)]
-    exchange = 0
+    in_parts, exchange = micro_batch < share_of_batch(plan, cluster), 0
     if parallel == "DDP":
         exchange = size
     elif parallel == "FSDP":
         rest = size - FLOAT32 * plan.parameters.get("backbone", 0)
         block = FLOAT32 * plan.block_parameters
         exchange = rest + 2 * block + max(rest, block)
-        if micro_batch < share_of_batch(plan, cluster):
+        if in_parts:
             exchange += size
     slots = max(micro_batch, share_of_batch(plan, cluster)) * plan.slot_bytes
-    shared = plan.shared_bytes(checkpoint)
+    costs, gradients = plan.costs(checkpoint), stored[1]
+    # Gradients of one micro-batch alone come as its activations go.
+    passes = costs.peak.of(micro_batch) + (gradients if in_parts else 0)
+    worst = max(passes, gradients + plan.update_bytes)
     return Memory(
         parallel,
         checkpoint,
@@ -134,15 +138,15 @@ def memory(
         *stored,
         exchange=exchange,
         slots=slots,
-        activations=shared + micro_batch * plan.network_bytes(checkpoint),
-        solver=micro_batch * plan.solver_bytes,
-        total=sum(stored) + exchange + slots + shared + micro_batch * plan.peak_bytes(checkpoint),
+        activations=costs.networks.of(micro_batch),
+        solver=costs.solver.of(micro_batch),
+        total=sum(stored) - gradients + exchange + slots + worst,
     )
 
 
 def share_of_batch(plan: Plan, cluster: Cluster) -> int:
     """Samples of a batch on each device, or on most of them."""
-    return math.ceil(plan.batch_size / cluster.gpus)
+    return math.ceil(plan.config.batch_size / cluster.gpus)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +180,12 @@ def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> F
         return memory(plan, cluster, parallel, checkpoint, micro_batch)
 
     local = share_of_batch(plan, cluster)
-    # The share in one piece, and more; or parts of it.
+    # The share in one piece, and more; or parts of it, which under FSDP need more besides.
     known = local if at(local).total <= cluster.usable_bytes else 0
-    each = plan.peak_bytes(checkpoint) + (plan.slot_bytes if known else 0)
-    largest = max(0, known + int((cluster.usable_bytes - at(known).total) // max(1, each)))
-    if plan.accumulate > 1:
-        micro = rows_at_once(plan.batch_size, cluster.gpus, plan.accumulate)
+    more = range(known + 1, 2**40)
+    largest = known + bisect.bisect(more, cluster.usable_bytes, key=lambda rows: at(rows).total)
+    if plan.config.accumulate > 1:
+        micro = rows_at_once(plan.config.batch_size, cluster.gpus, plan.config.accumulate)
     else:
         divisors = [d for d in range(1, min(local, largest) + 1) if local % d == 0]
         micro = max(divisors, default=1)
@@ -191,13 +195,13 @@ def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> F
 def fits(plan: Plan, cluster: Cluster) -> list[Fit]:
     """All ways, the one that costs least time first: sharding costs less than recomputing."""
     ways: Sequence[Parallel] = ("one device",) if cluster.gpus == 1 else ("DDP", "FSDP")
-    again = [False] * (not plan.checkpoint) + [True] * bool(plan.costs.backbone)
+    again = [False] * (not plan.config.checkpoint_activations) + [True] * plan.has_backbone
     return [fit(plan, cluster, way, checkpoint) for checkpoint in again for way in ways]
 
 
 def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | None, str]:
     """The first way that fits, and the advice in words."""
-    name = sample_name(plan.unit)[:-1]
+    name = sample_name(plan.config.unit)[:-1]
     chosen = next((way for way in ways if way.enough), None)
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.total).memory
@@ -209,7 +213,7 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
             f"Does not fit: {count} {name}{'s' * (count != 1)} at a time "
             f"take{'s' * (count == 1)} {least.total / 1e9:.1f} GB of "
             f"{cluster.usable_bytes / 1e9:.1f} usable, with {_way(least)}. Go on: {more}, or make "
-            f"the model or its {'context' if plan.unit == 'token' else 'batch'} smaller."
+            f"the model or its {'context' if plan.config.unit == 'token' else 'batch'} smaller."
         )
     at = chosen.memory
     local = chosen.parts * at.micro_batch
@@ -228,8 +232,9 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     flags += ["--checkpoint-activations"] * at.checkpoint
     if flags:
         text += f" `train` does so with `{' '.join(flags)}`."
-    if plan.batch_size % cluster.gpus:
-        text += f" A batch of {plan.batch_size} does not divide evenly among {cluster.gpus} GPUs."
+    if plan.config.batch_size % cluster.gpus:
+        batch = plan.config.batch_size
+        text += f" A batch of {batch} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text
 
 
@@ -244,24 +249,24 @@ def _way(at: Memory) -> str:
 
 def steps_shown(plan: Plan) -> list[int]:
     """Powers of two below the solver's budget, and the budget; a loop has only its length."""
-    if plan.anatomy.layer is None:
-        return [plan.budget] if plan.costs.update is not None else [0]
-    powers = [2**k for k in range(plan.budget.bit_length()) if 2**k < plan.budget]
-    return [*powers, plan.budget]
+    budget = plan.config.train_steps
+    if not plan.solves:
+        return [budget if plan.flops_of_update else 0]
+    return [*(2**k for k in range(budget.bit_length()) if 2**k < budget), budget]
 
 
 def duration(
     plan: Plan, cluster: Cluster, steps: int, units: int | None, checkpoint: bool
 ) -> dict[str, Any]:
     """Speed, and what a budget of tokens or puzzles takes, if solves make so many updates."""
-    flops = plan.flops(steps, checkpoint) / plan.units_per_sample
+    flops = plan.flops(steps, checkpoint) / plan.config.units_per_sample
     speed = cluster.flops_per_second / flops
     days = None if units is None else units / speed / 86_400
     price = cluster.price
     return {
         "solver_steps": steps,
-        f"flops_per_{plan.unit}": round(flops),
-        f"{plan.unit}s_per_second": round(speed),
+        f"flops_per_{plan.config.unit}": round(flops),
+        f"{plan.config.unit}s_per_second": round(speed),
         "days": days,
         "cost": None if days is None or price is None else 24 * days * cluster.gpus * price,
     }
@@ -288,10 +293,10 @@ def scaling(
         counts: Numbers of GPUs.
     """
     rows = []
-    size, gathered = FLOAT32 * plan.num_parameters, 2 * plan.accumulate + 1
+    size, gathered = FLOAT32 * plan.num_parameters, 2 * plan.config.accumulate + 1
     for n in counts:
-        batch = max(plan.batch_size, n)
-        seconds = batch * plan.flops(steps, plan.checkpoint)
+        batch = max(plan.config.batch_size, n)
+        seconds = batch * plan.flops(steps, plan.config.checkpoint_activations)
         seconds /= dataclasses.replace(cluster, gpus=n).flops_per_second
         bandwidth = NVLINK if n <= NODE else NETWORK
         rows.append(

@@ -1,65 +1,98 @@
 """What a run will cost: parameters, operations and bytes, before anything is allocated."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
 
 import torch
 from torch import nn
 
-from implicit import Exact
-from solvers.torch_internals import FakeTensorMode, pytree
-from tasks.planning.anatomy import Anatomy, dissect
-from tasks.planning.costs import (
-    FLOAT32,
-    Cost,
-    Costs,
-    Plannable,
-    costs_of,
-    optimizer_bytes,
-    solver_bytes,
-)
+from implicit import FixedPointLayer
+from models import checkpoint_activations, modules_used_once, recomputes
+from tasks.planning.stand_ins import FLOAT32
+from tasks.planning.step import FakeTraining, Plannable, StepCost
+
+# A batch of one would not do: where another one is copied, it may be only viewed.
+FEW_SAMPLES = 2
+# The cost of a solve is affine in the number of its steps: few of them, and one more, show all.
+FEW_STEPS = 1
 
 
 @dataclasses.dataclass(frozen=True)
+class Bytes:
+    """Bytes for a micro-batch.
+
+    Attributes:
+        shared: Whatever its size, such as weights cast to bfloat16.
+        each: For each sample.
+    """
+
+    shared: int
+    each: int
+
+    def of(self, samples: int) -> int:
+        """For so many samples."""
+        return self.shared + samples * self.each
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What the passes of training cost.
+
+    Attributes:
+        flops: Operations for a sample, with the solver at its budget.
+        kept: What is alive when the backward pass begins, without weights, gradients and the
+            solver's memory.
+        peak: What is alive at the worst moment, with the solver's memory.
+        networks: The same without it.
+        solver: The solver's memory.
+        state: Of the state that a sample's next segment goes on from.
+    """
+
+    flops: int
+    kept: Bytes
+    peak: Bytes
+    networks: Bytes
+    solver: Bytes
+    state: Bytes
+
+
 class Plan:
     """Estimates for one device. Bytes are of float32 where a network does not run in bfloat16.
 
+    They come from the trainer's own step on fake tensors, see `tasks.planning.step`; each way of
+    running is measured when it is first asked for.
+
     Left out: padding and fragmentation of the allocator, the libraries' workspaces, what
-    `--compile` saves by fusing, evaluation, the moments of the optimiser step itself, and all
-    operations but products of matrices, as is usual in counts of FLOPs; causal attention counts
-    in full, and its backward pass with the scores that it computes anew. A solve counts its calls
-    of the map: solvers that call it more often than once a step cost more. The mode "unrolled"
-    also records a solver's windows, which are not counted.
+    `--compile` saves by fusing, evaluation, and all operations but products of matrices, as is
+    usual in counts of FLOPs, and those of the optimiser; causal attention counts in full, and its
+    backward pass with the scores that it computes anew. A solve counts its calls of the map:
+    solvers that call it more often than once a step cost more. The adjoint solve of "exact" is
+    taken to use its whole budget. The mode "unrolled" also records a solver's windows, which are
+    not counted.
+
+    Args:
+        config: The run.
 
     Attributes:
-        unit: "token" or "puzzle".
-        units_per_sample: How many of them are in a sample.
-        batch_size: Samples of an optimiser step.
-        accumulate: Micro-batches that the run is told to take; 1 leaves it open.
-        checkpoint: Whether the run is told to compute the backbone's activations anew.
-        budget: Solver updates, at most; expected loops of a looped model.
-        parameters: How many, by part.
-        optimizer_bytes: The optimiser's state.
+        parameters: How many, by part; see `parts`.
         block_parameters: Parameters of the largest block of the backbone.
-        solver_bytes: What a solve holds per sample besides the map's own memory.
-        slot_bytes: What the loop holds of a sample, whether or not it is in work.
-        costs: Of each network.
-        anatomy: The networks.
+        solves: Whether the model solves for a fixed point.
+
+    Raises:
+        ValueError: It is to compute the activations of a backbone anew, and has none.
     """
 
-    unit: str
-    units_per_sample: int
-    batch_size: int
-    accumulate: int
-    checkpoint: bool
-    budget: int
-    parameters: dict[str, int]
-    optimizer_bytes: int
-    block_parameters: int
-    solver_bytes: int
-    slot_bytes: int
-    costs: Costs
-    anatomy: Anatomy = dataclasses.field(repr=False)
+    def __init__(self, config: Plannable) -> None:
+        self.config = config
+        model = _meta(config)
+        self.solves = any(isinstance(module, FixedPointLayer) for module in model.modules())
+        blocks = backbone(model, required=config.checkpoint_activations)
+        # By whether the backbone's activations are computed anew.
+        self._training = {bool(blocks): FakeTraining(model, config)}
+        self.parameters = parts(model, blocks)
+        self.block_parameters = max((_count(block) for block in blocks), default=0)
+        self.has_backbone = bool(blocks)
+        self._known: dict[bool, Costs] = {}
 
     @property
     def num_parameters(self) -> int:
@@ -67,133 +100,160 @@ class Plan:
         return sum(self.parameters.values())
 
     @property
+    def optimizer_bytes(self) -> int:
+        """The optimiser's state."""
+        return self._own.optimizer_bytes
+
+    @property
+    def update_bytes(self) -> int:
+        """What clipping and the optimiser need in an update, besides that state."""
+        return self._own.update_bytes
+
+    @property
     def weight_bytes(self) -> int:
         """Weights, gradients, optimiser and average."""
         return 3 * FLOAT32 * self.num_parameters + self.optimizer_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """What the loop holds of a sample, whether or not it is in work."""
+        # Symbols and classes are integers of eight bytes.
+        own = self.costs(self.config.checkpoint_activations)
+        return 2 * 8 * self.config.length + own.state.each
+
+    def costs(self, checkpoint: bool = False) -> Costs:
+        """What the passes cost, if the backbone's activations are kept or computed anew."""
+        if checkpoint not in self._known:
+            self._known[checkpoint] = self._measured(checkpoint)
+        return self._known[checkpoint]
 
     def flops(self, steps: int | None = None, checkpoint: bool = False) -> int:
         """Operations of training on one sample, in one optimiser step.
 
         Args:
-            steps: Updates that the solve makes; by default its whole budget.
+            steps: Updates that the solver makes, at least 1; by default its whole budget.
             checkpoint: The backbone's activations are computed once more in the backward pass,
                 up to the last one that it needs.
         """
-        costs, update = self.costs, self.costs.update
-        count = costs.embed.both + costs.head.both
-        count += sum(cost.both for cost in self._backbone(checkpoint))
-        if update is not None:
-            calls = self.anatomy.calls(self.budget if steps is None else steps)
-            count += calls.free * update.forward + calls.recorded * update.both
-            count += calls.products * update.product
-        return count
+        flops, budget = self.costs(checkpoint).flops, self.config.train_steps
+        if steps is None or steps == budget:
+            return flops
+        return flops + (steps - budget) * self.flops_of_update
 
-    def kept_bytes(self, checkpoint: bool = False) -> int:
-        """What backpropagation keeps of one sample, with the solver at its budget."""
-        return sum(kept for kept, _ in self._timeline(checkpoint))
-
-    def shared_bytes(self, checkpoint: bool = False) -> int:
-        """What it keeps whatever the batch."""
-        update = [] if self.costs.update is None else [self.costs.update]
-        outer = [self.costs.embed, *update, self.costs.head]
-        return sum(cost.shared for cost in (*outer, *self._backbone(checkpoint)))
-
-    def network_bytes(self, checkpoint: bool = False) -> int:
-        """Most that the networks need of one sample at one moment, the solve left aside."""
-        done = most = 0
-        for kept, working in self._timeline(checkpoint):
-            done += kept
-            most = max(most, done + working)
-        return most
-
-    def peak_bytes(self, checkpoint: bool = False) -> int:
-        """Most that a sample needs at one moment of an optimiser step.
-
-        A solve takes place after the backbone. What it holds is freed before the loss, but for
-        the modes that need it, or another solve, in the backward pass.
-        """
-        network = self.network_bytes(checkpoint)
-        if self.costs.update is None:
-            return network
-        before = list(self._timeline(checkpoint))[: 1 + len(self.costs.backbone)]
-        solving = sum(kept for kept, _ in before) + self.costs.update.free_peak + self.solver_bytes
-        held = self.solver_bytes if self._holds_solver else 0
-        return max(network + held, solving)
+    @property
+    def flops_of_update(self) -> int:
+        """What one update more of the solver, or one loop more, costs a sample."""
+        return self._longer.flops // FEW_SAMPLES
 
     def describe(self) -> str:
         """One line."""
-        flops = self.batch_size * self.flops(checkpoint=self.checkpoint)
-        kept = self.batch_size // self.accumulate * self.kept_bytes(self.checkpoint)
+        config, costs = self.config, self.costs(self.config.checkpoint_activations)
+        kept = costs.kept.of(config.batch_size // config.accumulate)
         return (
             f"Plan: {self.num_parameters:,} parameters, {show_bytes(self.weight_bytes)} for "
-            f"weights, gradients, optimiser and average, about "
-            f"{show_bytes(self.shared_bytes(self.checkpoint) + kept)} for activations, "
-            f"{flops / 1e9:,.1f} GFLOP per optimiser step"
+            f"weights, gradients, optimiser and average, about {show_bytes(kept)} for "
+            f"activations, {config.batch_size * costs.flops / 1e9:,.1f} GFLOP per optimiser step"
         )
 
-    def _backbone(self, checkpoint: bool) -> tuple[Cost, ...]:
-        return self.costs.recomputed if checkpoint else self.costs.backbone
+    def _measured(self, checkpoint: bool) -> Costs:
+        """Costs for a sample, from what they grow by with one sample more."""
+        training = self._of(checkpoint)
+        base = training.passes(FEW_SAMPLES, self._few_steps)
+        sample = _difference(training.passes(FEW_SAMPLES + 1, self._few_steps), base)
+        left_out = self.config.train_steps - self._few_steps
 
-    def _timeline(self, checkpoint: bool) -> Iterator[tuple[int, int]]:
-        """Bytes kept and, at the worst moment, needed besides, of each network in order.
+        def total(name: str) -> Bytes:
+            each = getattr(sample, name)
+            shared = getattr(base, name) - FEW_SAMPLES * each
+            if left_out:
+                each += left_out * getattr(self._longer, name) // FEW_SAMPLES
+            return Bytes(shared, each)
 
-        That moment comes in its backward pass, when those after it have let go of theirs.
-        """
-        costs = self.costs
-        for cost in (costs.embed, *self._backbone(checkpoint)):
-            yield cost.kept, cost.working
-        if costs.update is not None:
-            yield self.anatomy.calls(self.budget).kept * costs.update.kept, costs.update.working
-        yield costs.head.kept, costs.head.working
+        names = ("kept", "peak", "networks", "solver", "state")
+        return Costs(flops=total("flops").each, **{name: total(name) for name in names})
+
+    def _of(self, checkpoint: bool) -> FakeTraining:
+        if checkpoint not in self._training and not checkpoint:
+            self._training[False] = FakeTraining(_meta(self.config), self.config)
+        return self._training[checkpoint]
 
     @property
-    def _holds_solver(self) -> bool:
-        """Whether a solver's memory is needed in the backward pass."""
-        layer = self.anatomy.layer
-        return layer is not None and (
-            layer.backward_mode.needs_memory or isinstance(layer.backward_mode, Exact)
-        )
+    def _own(self) -> FakeTraining:
+        return self._of(self.config.checkpoint_activations)
+
+    @property
+    def _few_steps(self) -> int:
+        # Of a loop, only the last ones are recorded, so that not all of them cost the same.
+        budget = self.config.train_steps
+        return min(budget, FEW_STEPS) if self.solves else budget
+
+    @functools.cached_property
+    def _longer(self) -> StepCost:
+        """What one update more costs the few samples; the backbone has no part in it."""
+        few = self._few_steps
+        base = self._own.passes(FEW_SAMPLES, few)
+        return _difference(self._own.passes(FEW_SAMPLES, few + 1), base)
+
+
+def _meta(config: Plannable) -> nn.Module:
+    with torch.device("meta"):
+        return config.build()
 
 
 def plan(config: Plannable) -> Plan:
-    """Estimate the cost of training.
+    """Estimate the cost of training; see `Plan`."""
+    return Plan(config)
 
-    Args:
-        config: The run.
+
+def _difference(more: StepCost, less: StepCost) -> StepCost:
+    names = [field.name for field in dataclasses.fields(StepCost)]
+    return StepCost(**{name: getattr(more, name) - getattr(less, name) for name in names})
+
+
+def backbone(model: nn.Module, required: bool) -> list[nn.Module]:
+    """The blocks whose activations can be computed anew; from now on, they are.
 
     Raises:
-        TypeError: The model is none that can be taken apart.
-        ValueError: It has no backbone whose activations could be computed anew.
+        ValueError: There is none, and one is required.
     """
-    with torch.device("meta"):
-        model: nn.Module = config.build()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        anatomy = dissect(model)
-        costs = costs_of(model, anatomy, config)
-        state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
-        shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
-    layer = anatomy.layer
-    goes_on = layer is not None and config.segments > 1
-    entries = sum(torch.Size(shape).numel() for shape in shapes) if goes_on else 0
-    return Plan(
-        unit=config.unit,
-        units_per_sample=config.units_per_sample,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
-        checkpoint=config.checkpoint_activations,
-        budget=config.train_steps,
-        parameters=anatomy.parameters(model),
-        optimizer_bytes=optimizer_bytes(model, config),
-        block_parameters=max(
-            (sum(p.numel() for p in block.parameters()) for block in anatomy.backbone), default=0
-        ),
-        solver_bytes=0 if layer is None else solver_bytes(layer, shapes, config.train_steps),
-        # Symbols and classes are integers of eight bytes.
-        slot_bytes=2 * 8 * config.length + FLOAT32 * entries,
-        costs=costs,
-        anatomy=anatomy,
-    )
+    try:
+        checkpoint_activations(model)
+    except ValueError:
+        if required:
+            raise
+        return []
+    return [module for module in modules_used_once(model) if recomputes(module)]
+
+
+def parts(model: nn.Module, blocks: list[nn.Module]) -> dict[str, int]:
+    """Parameters by part of a model.
+
+    Those of the blocks are "backbone", those of what is solved or looped over "refiner", tables
+    of tokens and places "embedding", what a model holds itself, such as a learned start, "other",
+    and the rest is "head".
+    """
+    once, inner = set(modules_used_once(model)), {m for block in blocks for m in block.modules()}
+
+    def part(module: nn.Module) -> str:
+        if module not in once:
+            return "refiner"
+        if module in inner:
+            return "backbone"
+        if isinstance(module, nn.Embedding):
+            return "embedding"
+        return "other" if module is model else "head"
+
+    counts: dict[str, int] = dict.fromkeys(["embedding", "backbone", "refiner", "head", "other"], 0)
+    counted: set[nn.Parameter] = set()
+    for module in model.modules():
+        own = set(module.parameters(recurse=False)) - counted
+        counts[part(module)] += sum(parameter.numel() for parameter in own)
+        counted |= own
+    return {name: count for name, count in counts.items() if count}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def show_bytes(count: float) -> str:

@@ -68,7 +68,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
     chosen, advice = recommend(found, options, ways)
     units = options.tokens
     if units is None and config.steps is not None:
-        units = config.steps * found.batch_size * found.units_per_sample
+        units = config.steps * found.config.batch_size * found.config.units_per_sample
     if not config.autocast:
         advice += (
             " The run computes in float32, which takes longer than at the peak that is assumed: "
@@ -81,7 +81,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
         "training": [
             duration(found, options, steps, units, checkpoint) for steps in steps_shown(found)
         ],
-        "unit": found.unit,
+        "unit": found.config.unit,
         "budget": units,
         "fits": chosen is not None,
         "recommendation": advice,

@@ -11,11 +11,14 @@ the whole batch; where a pass draws more than once ("eqr"), and on a GPU, they d
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from solvers.torch_internals import pytree
+from solvers.types import State
 from tasks.training.loss import answer_loss, halt_loss
 from tasks.training.metrics import Evidence
 
@@ -55,6 +58,37 @@ class Outcome:
     def solved(self) -> Tensor:
         """Whether all classes of a row are right, shape (rows,)."""
         return self.right.flatten(1).all(1)
+
+
+def forward(
+    network: Callable[..., Any],
+    x: Tensor,
+    target: Tensor,
+    config: Any,
+    *,
+    max_steps: int,
+    start: State | None = None,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Outcome, State]:
+    """The forward pass of one micro-batch: its share of the loss, and what is left after that.
+
+    Args:
+        network: See `Trainer`, as for `max_steps`.
+        x: Inputs, shape (rows, ...).
+        target: Classes, shape (rows, ...).
+        config: Says how to compute: `autocast`, `loss`, `accumulate`.
+        max_steps: Solver updates.
+        start: Where the solve starts.
+        fresh: Rows that start at the model's start all the same.
+
+    Returns:
+        The loss, what the loop needs of the output, and the state that it was read from.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.autocast):
+        out = network(x, start=start, fresh=fresh, max_steps=max_steps)
+    loss, outcome = loss_of(out, target, config.loss, config.accumulate)
+    # The logits are large, and no longer needed: they end here.
+    return loss, outcome, pytree.tree_map(torch.detach, out.state)
 
 
 def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Outcome]:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import checkpoint_activations
-from solvers.torch_internals import pytree
 from tasks.checkpoints.checkpoint import (
     Checkpoint,
     load_weights,
@@ -43,7 +42,7 @@ from tasks.reports.logger import Reporter, means
 from tasks.training.config import TrainConfig
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.metrics import solve_metrics, step_metrics
-from tasks.training.micro_batches import Outcome, loss_of, micro_batch
+from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, build_optimizers
 from tasks.training.samples import ActiveSamples
@@ -297,16 +296,15 @@ class Trainer:
         samples, config = self.samples, self.config
         rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
         with no_sync(self.network, enabled=part < config.accumulate - 1):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
-                out = self.network(
-                    samples.x[rows],
-                    start=samples.start(rows),
-                    fresh=fresh[rows],
-                    max_steps=self.max_steps,
-                )
-            loss, outcome = loss_of(out, samples.target[rows], config.loss, config.accumulate)
-            state = pytree.tree_map(torch.detach, out.state)
-            del out  # the logits are large, and no longer needed
+            loss, outcome, state = forward(
+                self.network,
+                samples.x[rows],
+                samples.target[rows],
+                config,
+                max_steps=self.max_steps,
+                start=samples.start(rows),
+                fresh=fresh[rows],
+            )
             loss.backward()
         if config.segments > 1 and outcome.solve is not None:
             samples.store(rows, state)
