@@ -24,9 +24,9 @@ class CheckedMap:
     """
 
     def __init__(self, f: Map | None, packing: StatePacking):
-        self.f, self.packing = f, packing
-        self.autocast = torch.is_autocast_enabled(packing.device.type)
-        self.autocast_dtype = torch.get_autocast_dtype(packing.device.type)
+        self.f, self.packing, self.device = f, packing, packing.device.type
+        self.autocast = torch.is_autocast_enabled(self.device)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device)
 
     def __call__(self, state: State, *args: Any) -> State:
         """f(state, *args), in the structure, shapes and dtypes of the state.
@@ -36,7 +36,7 @@ class CheckedMap:
             ValueError: `f` returned another shape.
         """
         assert self.f is not None
-        device = self.packing.device.type
+        device = self.device
         if not (self.autocast or torch.is_autocast_enabled(device)):
             return self.packing.accept(state, self.f(state, *args), False)
         # A backward pass may call under another autocast, and a solver calls amid arithmetic in
@@ -49,7 +49,7 @@ class CheckedMap:
         """Keep autocast away from the solver's own arithmetic."""
         if not self.autocast:
             return contextlib.nullcontext()
-        return torch.autocast(self.packing.device.type, enabled=False)
+        return torch.autocast(self.device, enabled=False)
 
 
 class CountedMap:

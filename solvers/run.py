@@ -116,6 +116,7 @@ class Run:
         self._step, self._measuring = 0, False
         self._reported = torch.zeros_like(self.status.result, dtype=torch.bool)
         self.point: State | None = None
+        self._y: Flat | None = None
         if packing.num_samples:
             self._ask(y)
 
@@ -214,10 +215,12 @@ class Run:
     def _tell(self, told: State) -> None:
         """Judge all samples by the value at the point, and make one step."""
         y, evaluate, status, solver = self._y, self.map, self.status, self.solver
+        assert y is not None
         check_unchanged(y, self._version)
         fy = evaluate.take(told)
-        del told, self._y  # so that memory does not peak within the step
-        self.point = None
+        # So that memory does not peak within the step.
+        del told
+        self.point = self._y = None
         if self._measuring:
             status.measure(fy)
         else:
@@ -263,16 +266,16 @@ class Run:
             self._ask(self.status.value)
 
     def _stop(self, samples: Mask, result: Result) -> None:
-        if self.point is None or self._measuring:
+        if self._y is None or self._measuring:
             return
-        status = self.status
+        status, y = self.status, self._y
         samples = samples.flatten()
         status.stop(samples if status.index is None else samples[status.index], result)
-        self.point = None
+        self.point = self._y = None
         if status.num_running == 0:
             self._end()
         else:
-            self._ask(status.hold(self._y))
+            self._ask(status.hold(y))
 
     def _solution(self) -> Solution:
         evaluate = self.map
