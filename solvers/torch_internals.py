@@ -103,7 +103,6 @@ __all__ = [
     "set_eval_frame",
     "set_fwd_grad_enabled",
     "skip_this_frame",
-    "storage_id",
     "tensor_tables",
     "transforms_in_force",
     "version_of",
@@ -169,11 +168,6 @@ def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 def has_compiled_part(module: nn.Module) -> bool:
     """Whether `Module.compile` was called on the module or a part of it."""
     return any(part._compiled_call_impl is not None for part in module.modules())
-
-
-def storage_id(tensor: Tensor) -> int:
-    """Equal for tensors that share memory; a fake tensor has one too."""
-    return tensor.untyped_storage()._cdata
 
 
 def cpu_attention() -> tuple[Any, Any]:

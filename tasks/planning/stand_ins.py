@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit import FixedPointLayer
 from solvers import FixedPointSolver, Solution, solve
+from solvers.base import WholeSolver
 from solvers.torch_internals import TorchDispatchMode, cpu_attention, pytree
 from tasks.planning.peak_memory import PeakMemory
 
@@ -64,7 +65,7 @@ def _cheap(y: Tensor, x: Tensor) -> Tensor:
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlainSteps(FixedPointSolver):
+class PlainSteps(WholeSolver):
     """In place of a solver: call the map, record what it would, and hold as much memory.
 
     It makes all the updates of its budget, reads no number, and reports that all is well.
@@ -75,16 +76,10 @@ class PlainSteps(FixedPointSolver):
     """
 
     estimates_inverse: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     memory: SolverMemory = SolverMemory(0.0, 0.0)
     hold: Callable[[Tensor], None] = lambda _: None
-
-    def init(self, y: Tensor) -> None:
-        """Nothing to remember."""
-
-    def step(self, y: Tensor, fy: Tensor, carry: None) -> tuple[Tensor, None]:
-        """The plain update."""
-        return fy, None
 
     def iterate(
         self,
