@@ -92,6 +92,7 @@ __all__ = [
     "is_batchedtensor",
     "is_functorch_wrapped_tensor",
     "is_legacy_batchedtensor",
+    "item_operator",
     "load_forward_mode",
     "maybe_current_level",
     "maybe_get_level",
@@ -168,6 +169,11 @@ def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 def has_compiled_part(module: nn.Module) -> bool:
     """Whether `Module.compile` was called on the module or a part of it."""
     return any(part._compiled_call_impl is not None for part in module.modules())
+
+
+def item_operator() -> Any:
+    """The operator by which Python reads a number from a tensor."""
+    return torch.ops.aten._local_scalar_dense.default
 
 
 def cpu_attention() -> tuple[Any, Any]:

@@ -94,8 +94,8 @@ def test_sigterm_answers_what_runs_and_refuses_what_comes(
     [
         (["--port", "70000"], "between 0, which takes any, and 65535: got 70000"),
         (["--host", "no.such.host.invalid"], "Cannot listen on 'no.such.host.invalid'"),
-        (["--max-batch", "0"], "`max_batch` must be at least 1, got 0"),
-        (["--depth", "0"], "`max_steps` must be at least 1, got 0"),
+        (["--max-batch", "0"], "`max_batch` must be an integer of at least 1, got 0"),
+        (["--depth", "0"], "`max_steps` must be an integer of at least 1, got 0"),
         (["--rate", "nan"], "`rate` must be finite and above 0, got nan"),
         (["--timeout", "-1"], "`timeout` must be finite and above 0, got -1.0"),
     ],
