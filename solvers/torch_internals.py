@@ -173,7 +173,10 @@ def has_compiled_part(module: nn.Module) -> bool:
 
 def item_operator() -> Any:
     """The operator by which Python reads a number from a tensor."""
-    return torch.ops.aten._local_scalar_dense.default
+    try:
+        return torch.ops.aten._local_scalar_dense.default
+    except AttributeError as error:
+        raise missing(error) from error
 
 
 def cpu_attention() -> tuple[Any, Any]:

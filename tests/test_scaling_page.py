@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+# A step of each published size, on tensors without numbers.
+pytestmark = pytest.mark.slow
 page = importlib.import_module("docs.scaling_tables")
 
 

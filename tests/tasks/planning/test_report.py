@@ -32,12 +32,12 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_preset_takes_another_model(capsys: pytest.CaptureFixture[str]) -> None:
     found = {}
-    for name in ("140m", "attractor-140m", "parcae-140m"):
+    for name in ("tiny", "attractor-tiny", "parcae-tiny"):
         assert lm(["plan", "--preset", name, "--gpus", "8"]) == 0
         found[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["attractor-140m"]["plan"] == found["140m"]["plan"]
-    assert found["attractor-140m"]["preset"] == "attractor-140m"
-    assert found["parcae-140m"]["config"]["model"] == "parcae"
+    assert found["attractor-tiny"]["plan"] == found["tiny"]["plan"]
+    assert found["attractor-tiny"]["preset"] == "attractor-tiny"
+    assert found["parcae-tiny"]["config"]["model"] == "parcae"
 
 
 def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
