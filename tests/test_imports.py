@@ -51,7 +51,7 @@ def loaded_by(code: str) -> list[str]:
         ("import solvers", 24),
         (GRADIENT, 43),
         (GRADIENT.replace("), x)", "), x, backward='phantom')"), 37),
-        ("import models; models.GridAttractor", 43),
+        ("import models; models.GridAttractor", 40),
     ],
     ids=["solvers", "exact gradient", "phantom gradient", "grid model"],
 )
