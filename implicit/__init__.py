@@ -11,29 +11,67 @@
 During one call `f` is taken to be one fixed function, and is called as often as the solver and
 the backward mode need. Dropout inside `f` draws another mask in every call, and BatchNorm in
 training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
+
+What every solve needs is imported at once, and each mode and tool when it is first used.
 """
 
 from pathlib import Path
 from runpy import run_path
+from typing import TYPE_CHECKING
 
 # By its path, since another `solvers` may hide ours.
 run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](__file__, "solvers")
 
-from implicit import testing
 from implicit.base import AdjointMode, BackwardMode, SolveContext
-from implicit.diagnostics import (
-    SpectralRadius,
-    cached_weights,
-    jacobian_penalty,
-    spectral_normalise,
-    spectral_radius,
-)
 from implicit.fixed_point import fixed_point
 from implicit.layer import FixedPointLayer
-from implicit.modes import Exact, JacobianFree, Neumann, Phantom, Shine, Unrolled, WarmStart
-from implicit.registry import backward_modes, get_backward, register
-from solvers import Solution, SolveError
+from implicit.registry import MODES, backward_modes, get_backward, register
+from solvers import Solution, SolveError, lazy
 from solvers.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from implicit import testing
+    from implicit.diagnostics.normalise import cached_weights, spectral_normalise
+    from implicit.diagnostics.penalty import jacobian_penalty
+    from implicit.diagnostics.spectral import SpectralRadius, spectral_radius
+    from implicit.modes.exact import Exact
+    from implicit.modes.jacobian_free import JacobianFree
+    from implicit.modes.neumann import Neumann
+    from implicit.modes.phantom import Phantom
+    from implicit.modes.shine import Shine
+    from implicit.modes.unrolled import Unrolled
+    from implicit.modes.warm_start import WarmStart
+else:
+    __getattr__, __dir__ = lazy.attributes(
+        __name__,
+        {
+            "Exact": "implicit.modes.exact:Exact",
+            "JacobianFree": "implicit.modes.jacobian_free:JacobianFree",
+            "Neumann": "implicit.modes.neumann:Neumann",
+            "Phantom": "implicit.modes.phantom:Phantom",
+            "Shine": "implicit.modes.shine:Shine",
+            "SpectralRadius": "implicit.diagnostics.spectral:SpectralRadius",
+            "Unrolled": "implicit.modes.unrolled:Unrolled",
+            "WarmStart": "implicit.modes.warm_start:WarmStart",
+            "cached_weights": "implicit.diagnostics.normalise:cached_weights",
+            "diagnostics": "implicit.diagnostics",
+            "jacobian_penalty": "implicit.diagnostics.penalty:jacobian_penalty",
+            "spectral_normalise": "implicit.diagnostics.normalise:spectral_normalise",
+            "spectral_radius": "implicit.diagnostics.spectral:spectral_radius",
+            "testing": "implicit.testing",
+        },
+    )
+
+MODES.declare(
+    {
+        "exact": "implicit:Exact",
+        "jacobian_free": "implicit:JacobianFree",
+        "neumann": "implicit:Neumann",
+        "phantom": "implicit:Phantom",
+        "shine": "implicit:Shine",
+        "unrolled": "implicit:Unrolled",
+    }
+)
 
 __all__ = [
     "AdjointMode",

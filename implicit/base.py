@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from implicit.autograd import attach_vjp, recorded_vjp
-from solvers import Anderson, FixedPointSolver, Solution
+from solvers import FixedPointSolver, Solution, get_solver
 from solvers.torch_internals import pytree
 from solvers.types import Index, State
 
@@ -34,7 +34,7 @@ class SolveContext:
         structure: The pytree structure of the state, for functions that take whole states.
     """
 
-    solver: FixedPointSolver = field(default_factory=Anderson)
+    solver: FixedPointSolver = field(default_factory=lambda: get_solver("anderson"))
     max_steps: int = 50
     batch_dims: int = 1
     independent: bool = False

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from implicit.autograd import attach_vjp
 from implicit.base import BackwardMode, SolveContext
-from implicit.functorch import solve_transformed, transforms_active
 from implicit.isolation import Isolation, attach_isolated, isolated
-from implicit.modes import Unrolled
+from implicit.modes.unrolled import Unrolled
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
@@ -20,7 +19,7 @@ from solvers.options import options_of
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
-from solvers.torch_internals import pytree
+from solvers.torch_internals import dual_level_in_force, pytree, transforms_in_force
 from solvers.types import Map, State
 
 
@@ -88,7 +87,9 @@ def fixed_point(
     # `f` closes over; for them the solve is one operation with derivative rules in both directions
     # (functorch.py). test_every_mode_gives_what_it_gives_without_transforms, in
     # tests/implicit/test_transforms.py, compares the two.
-    if transforms_active() and not isinstance(mode, Unrolled):
+    if (transforms_in_force() or dual_level_in_force()) and not isinstance(mode, Unrolled):
+        from implicit.functorch import solve_transformed  # most programs never need it
+
         checked = _checked(f, y0, batch_dims)
         solution = solve_transformed(checked, y0, args, mode, context, throw=throw)
         return with_aux(solution, paired, args) if has_aux else solution

@@ -37,19 +37,12 @@ from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
-    dual_level_in_force,
     load_forward_mode,
     pytree,
     set_fwd_grad_enabled,
-    transforms_in_force,
 )
 from solvers.trees import as_wide
 from solvers.types import State
-
-
-def transforms_active() -> bool:
-    """Whether a `torch.func` transform or a dual level is in force."""
-    return transforms_in_force() or dual_level_in_force()
 
 
 def solve_transformed(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.norm import RMSNorm
-from models.recomputable import RecomputableBlock
+from models.recompute import RecomputableBlock
 
 
 class Block(RecomputableBlock):

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attention import KVCache, head_width
+from models.recompute import Recomputable
 
 Architecture = Literal["gpt2", "llama"]
 
 
-class HuggingFaceStack(nn.Module):
+class HuggingFaceStack(Recomputable):
     """Blocks of GPT-2 or Llama and the norm that ends these models, used like a `Stack`.
 
     Reads embeddings and has none of its own, except GPT-2's of positions. Weights are random,
@@ -87,6 +88,11 @@ class HuggingFaceStack(nn.Module):
         """
         self._check(h_BTD.shape[1])
         return self.model(inputs_embeds=h_BTD, use_cache=False).last_hidden_state
+
+    @property
+    def recomputes(self) -> bool:
+        """See `Recomputable`."""
+        return self.model.is_activation_checkpointing
 
     def recompute_activations(self) -> None:
         """Recompute the activations of blocks in training; see `models.recompute_activations`."""

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.language import Cache, LanguageOutput, LanguageSpec, Vocabulary
+from models.recompute import LoopedModel
 
 
-class ParcaeLM(nn.Module):
+class ParcaeLM(LoopedModel):
     """A looped model: prelude e = P(x), then h <- blocks(A h + B e) several times, then a coda.
 
     A is diagonal, exp(-softplus(rate)), so that the injection alone is stable. In training
@@ -40,6 +41,11 @@ class ParcaeLM(nn.Module):
         self.rate = nn.Parameter(torch.zeros(spec.width))
         self.into = nn.Parameter(torch.ones(spec.width))
         self.loops, self.recorded = loops, recorded
+
+    @property
+    def looped(self) -> nn.Module:
+        """The blocks of the loop."""
+        return self.blocks
 
     def forward(
         self,

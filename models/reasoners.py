@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer
-from models.grid import GridOutput, GridSpec
+from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer
 from solvers import FixedPointSolver
 
 Latents = tuple[Tensor, Tensor]
@@ -208,3 +208,6 @@ UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {
     "eqr": lambda spec: PathNoise(Cycle(spec.network(spec.refiner_blocks))),
 }
 """The map of each reasoner by name."""
+
+
+GridModel = GridAttractor | GridTransformer | Reasoner

@@ -1,17 +1,77 @@
 """Recompute the activations of a backbone: less memory in training, for one more forward pass.
 
-The map that a solve iterates needs none of it, since an implicit gradient does not keep the steps
-of the solve. A loop that is not solved records its last passes as they are.
+A block that does so keeps only its input for the backward pass. The map that a solve iterates
+needs none of it, since an implicit gradient does not keep the steps of the solve. A loop that is
+not solved records its last passes as they are.
+
+References:
+    T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from implicit import FixedPointLayer
-from models.hugging_face import HuggingFaceStack
-from models.parcae import ParcaeLM
-from models.recomputable import RecomputableBlock
+
+
+class Recomputable(nn.Module):
+    """A network that can drop its activations in the forward pass and recompute them."""
+
+    @property
+    @abstractmethod
+    def recomputes(self) -> bool:
+        """Whether it recomputes its activations."""
+
+    @abstractmethod
+    def recompute_activations(self) -> None:
+        """Recompute them from now on."""
+
+
+class RecomputableBlock(Recomputable):
+    """A block that does so by itself.
+
+    The choice is made within `forward`, so that it is part of what `compile` fuses, and hooks,
+    such as FSDP's, run once.
+
+    Attributes:
+        recompute: Recompute the activations; see `models.recompute_activations`.
+    """
+
+    recompute = False
+
+    @property
+    def recomputes(self) -> bool:
+        """See `Recomputable`."""
+        return self.recompute
+
+    def recompute_activations(self) -> None:
+        """See `Recomputable`."""
+        self.recompute = True
+
+    @abstractmethod
+    def apply_once(self, h: Tensor) -> Tensor:
+        """Apply the block; input and output have the same shape."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (..., D) in and out."""
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(self.apply_once, h, use_reentrant=False)
+            assert isinstance(out, Tensor)
+            return out
+        return self.apply_once(h)
+
+
+class LoopedModel(nn.Module):
+    """A model that applies a part of it several times in a pass, without a solver."""
+
+    @property
+    @abstractmethod
+    def looped(self) -> nn.Module:
+        """The part that is applied several times."""
 
 
 def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:
@@ -20,8 +80,8 @@ def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, FixedPointLayer):
             repeated.update(module.modules())
-        elif isinstance(module, ParcaeLM):
-            repeated.update(module.blocks.modules())
+        elif isinstance(module, LoopedModel):
+            repeated.update(module.looped.modules())
     return (module for module in model.modules() if module not in repeated)
 
 
@@ -36,15 +96,10 @@ def recompute_activations(model: nn.Module) -> None:
 
     Raises:
         ValueError: The model has no block that is used once in a pass.
-
-    References:
-        T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
     """
     found = False
     for module in modules_used_once(model):
-        if isinstance(module, RecomputableBlock):
-            module.recompute = found = True
-        elif isinstance(module, HuggingFaceStack):
+        if isinstance(module, Recomputable):
             module.recompute_activations()
             found = True
     if not found:
@@ -57,6 +112,4 @@ def recompute_activations(model: nn.Module) -> None:
 
 def recomputes(network: object) -> bool:
     """Whether this block, or stack of blocks, recomputes its activations."""
-    if isinstance(network, HuggingFaceStack):
-        return network.model.is_activation_checkpointing
-    return isinstance(network, RecomputableBlock) and network.recompute
+    return isinstance(network, Recomputable) and network.recomputes

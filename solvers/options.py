@@ -49,7 +49,7 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
 
 def _options(registries: dict[str, Registry[Any]]) -> set[str]:
     """The options of all entries."""
-    entries = [cls for registry in registries.values() for cls in registry.entries.values()]
+    entries = [cls for registry in registries.values() for cls in registry.classes().values()]
     return {field.name for cls in entries for field in dataclasses.fields(cls)}
 
 
@@ -58,7 +58,7 @@ def _advice(
 ) -> str | None:
     """Whose option it is: that of the entry in use, else of the first that has it."""
     for key, registry in registries.items():
-        entries = registry.entries
+        entries = registry.classes()
         used = [n for n, cls in entries.items() if chosen[key] == n or type(chosen[key]) is cls]
         for name in [*used, *registry.names()]:
             if name in entries and option in {f.name for f in dataclasses.fields(entries[name])}:

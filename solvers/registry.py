@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from solvers.base import FixedPointSolver
+from solvers.lazy import load
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -36,9 +37,20 @@ class Registry(Generic[T]):
         self.kind = kind
         self.base = base
         self.group = f"attractor_models.{group}"
-        self.entries: dict[str, type[T]] = {}
-        # Classes that wait for a package to be installed, and its name.
-        self.absent: dict[str, tuple[type[T], str]] = {}
+        # Classes, or the places of those that are declared: see `solvers.lazy`.
+        self.entries: dict[str, type[T] | str] = {}
+        # Entries that wait for a package to be installed, and its name.
+        self.absent: dict[str, tuple[type[T] | str, str]] = {}
+
+    def declare(self, places: dict[str, str], needs: str | None = None) -> None:
+        """Add classes that are imported when they are asked for.
+
+        Args:
+            places: For each name, where its class is: "package.module:Class".
+            needs: See `register`.
+        """
+        for name, place in places.items():
+            self._add(name, place, needs)
 
     def register(self, name: str, needs: str | None = None) -> Callable[[C], C]:
         """Decorate a class to add it under `name`.
@@ -64,18 +76,21 @@ class Registry(Generic[T]):
             if missing:
                 raise TypeError(f"{cls.__name__} must define {', '.join(missing)}.")
             taken = self.entries.get(name) or self.absent.get(name, (None,))[0]
-            if taken is not None and _full_name(taken) != _full_name(cls):
-                held = f"{name!r} is taken by {_full_name(taken)}"
+            if taken is not None and _full_name(_loaded(taken)) != _full_name(cls):
+                held = f"{name!r} is taken by {_full_name(_loaded(taken))}"
                 raise ValueError(f"The {self.kind} name {held}: choose another.")
-            self.entries.pop(name, None)
-            self.absent.pop(name, None)
-            if needs and importlib.util.find_spec(needs) is None:
-                self.absent[name] = cls, needs
-            else:
-                self.entries[name] = cls
+            self._add(name, cls, needs)
             return given
 
         return add
+
+    def _add(self, name: str, entry: type[T] | str, needs: str | None) -> None:
+        self.entries.pop(name, None)
+        self.absent.pop(name, None)
+        if needs and importlib.util.find_spec(needs) is None:
+            self.absent[name] = entry, needs
+        else:
+            self.entries[name] = entry
 
     def names(self) -> list[str]:
         """Registered names, sorted."""
@@ -90,6 +105,10 @@ class Registry(Generic[T]):
                 if name not in self.entries and name not in self.absent:
                     self.register(name)(loaded)
         return name in self.entries
+
+    def classes(self) -> dict[str, type[T]]:
+        """The class of each registered name; imports all of them."""
+        return {name: _loaded(entry) for name, entry in self.entries.items()}
 
     def get(self, name: str, **options: Any) -> T:
         """Build the entry `name` with `options`.
@@ -114,7 +133,7 @@ class Registry(Generic[T]):
                     "by `--import MODULE`."
                 )
             raise UnknownName(message)
-        cls: Any = self.entries[name]
+        cls: Any = _loaded(self.entries[name])
         allowed = [field.name for field in dataclasses.fields(cls) if field.init]
         for option in options:
             if option not in allowed:
@@ -131,6 +150,11 @@ class Registry(Generic[T]):
             f"Expected a {self.kind} name or a {self.base.__name__} instance: got {given!r}. "
             f"Registered: {', '.join(self.names())}."
         )
+
+
+def _loaded(entry: type[T] | str) -> type[T]:
+    found: Any = load(entry) if isinstance(entry, str) else entry
+    return found
 
 
 def _full_name(cls: type) -> str:

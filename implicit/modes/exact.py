@@ -21,7 +21,6 @@ from implicit.modes.adjoint import (
     warn_of_failure,
 )
 from implicit.modes.warm_start import WarmStart
-from implicit.registry import register
 from solvers import FixedPointSolver, SolveError
 from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.torch_internals import pytree
@@ -30,7 +29,6 @@ from solvers.types import State
 
 
 @final
-@register("exact")
 @dataclass(frozen=True, kw_only=True)
 class Exact(AdjointMode):
     """Differentiate the equation y = f(y) at its solution.

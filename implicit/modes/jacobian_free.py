@@ -9,13 +9,11 @@ from torch import Tensor
 
 from implicit.autograd import attach_vjp
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.registry import register
 from solvers.torch_internals import pytree
 from solvers.types import State
 
 
 @final
-@register("jacobian_free")
 @dataclass(frozen=True, kw_only=True)
 class JacobianFree(AdjointMode):
     """Backpropagate through one application of `f` at the solution.

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from implicit.base import AdjointMode, Product, SolveContext
-from implicit.registry import register
 from solvers.checks import check_integer
 from solvers.packing import StatePacking
 
 
 @final
-@register("neumann")
 @dataclass(frozen=True, kw_only=True)
 class Neumann(AdjointMode):
     """Sum the first terms of the Neumann series of the inverse.

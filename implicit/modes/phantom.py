@@ -6,14 +6,12 @@ from typing import ClassVar, final
 import torch
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
-from implicit.registry import register
 from solvers.checks import check_damping, check_integer
 from solvers.torch_internals import pytree
 from solvers.types import State
 
 
 @final
-@register("phantom")
 @dataclass(frozen=True, kw_only=True)
 class Phantom(BackwardMode):
     """Backpropagate through a short damped unroll that starts at the solution.

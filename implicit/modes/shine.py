@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from implicit.base import AdjointMode, ClosedMap, Product, SolveContext
-from implicit.registry import register
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.types import State
 
 
 @final
-@register("shine")
 @dataclass(frozen=True, kw_only=True)
 class Shine(AdjointMode):
     """Share the inverse estimate of the forward solve with the backward pass.
@@ -63,7 +61,7 @@ class Shine(AdjointMode):
         """Record one call of `f`; the value stays `y_star`."""
         if context is None or not context.solver.estimates_inverse:
             name = "no solve" if context is None else type(context.solver).__name__
-            able = [n for n in SOLVERS.names() if SOLVERS.entries[n].estimates_inverse]
+            able = sorted(n for n, cls in SOLVERS.classes().items() if cls.estimates_inverse)
             raise ValueError(
                 f"`shine` reuses the inverse estimate of the forward solve: got {name}, which has "
                 f"none. Solvers that have one: {', '.join(able)}."

@@ -6,12 +6,10 @@ from typing import Any, final
 import torch.utils.checkpoint
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
-from implicit.registry import register
 from solvers.types import Map, State
 
 
 @final
-@register("unrolled")
 @dataclass(frozen=True, kw_only=True)
 class Unrolled(BackwardMode):
     """Record every step of the solver and differentiate what was computed.

@@ -10,7 +10,7 @@ mode and the solver that it follows.
 from collections.abc import Iterable
 
 from implicit.base import BackwardMode
-from implicit.modes import Unrolled
+from implicit.modes.unrolled import Unrolled
 from implicit.registry import MODES, backward_modes
 from implicit.testing import gradients
 from solvers import FixedPointSolver, names
@@ -66,7 +66,7 @@ def check(
 
 def ours() -> list[str]:
     """Names of registered solvers that no other library has written."""
-    return [name for name in names() if not issubclass(SOLVERS.entries[name], PeerSolver)]
+    return sorted(n for n, cls in SOLVERS.classes().items() if not issubclass(cls, PeerSolver))
 
 
 def fits(mode: BackwardMode, solver: FixedPointSolver) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
-from implicit.modes import Unrolled
+from implicit.modes.unrolled import Unrolled
 from implicit.testing.oracles import (
     dense_gradient,
     relative_error,

@@ -14,7 +14,6 @@ from torch import Tensor
 from solvers.checks import check_at_least_0, check_damping, check_history, check_integer
 from solvers.contrib.base import ANYWHERE, PeerMap, PeerSolver
 from solvers.promises import Promises
-from solvers.registry import register
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -56,7 +55,6 @@ class _Scipy(PeerSolver):
 
 
 @final
-@register("scipy.anderson", needs="scipy")
 @dataclass(frozen=True, kw_only=True)
 class ScipyAnderson(_Scipy):
     """Anderson mixing by `scipy.optimize.anderson` (V. Eyert, J. Comput. Phys. 1996).
@@ -90,7 +88,6 @@ class ScipyAnderson(_Scipy):
 
 
 @final
-@register("scipy.broyden1", needs="scipy")
 @dataclass(frozen=True, kw_only=True)
 class ScipyBroyden1(_Scipy):
     """Broyden's good method by `scipy.optimize.broyden1` (C. T. Kelley, SIAM 1995, ch. 7).
@@ -121,7 +118,6 @@ class ScipyBroyden1(_Scipy):
 
 
 @final
-@register("scipy.krylov", needs="scipy")
 @dataclass(frozen=True, kw_only=True)
 class ScipyKrylov(_Scipy):
     """Newton's method with Krylov linear solves by `scipy.optimize.newton_krylov`.

@@ -13,7 +13,6 @@ from torch import Tensor
 from solvers.checks import check_at_least_0, check_damping, check_history, check_integer
 from solvers.contrib.base import ANYWHERE, PeerMap, PeerSolver
 from solvers.promises import Promises
-from solvers.registry import register
 
 ENDLESS = {"max_iter": 10**9, "tol": 0.0}
 
@@ -28,7 +27,6 @@ class _Torchdeq(PeerSolver):
 
 
 @final
-@register("torchdeq.picard", needs="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqPicard(_Torchdeq):
     """Damped Picard iteration by torchdeq's `fixed_point_iter`.
@@ -53,7 +51,6 @@ class TorchdeqPicard(_Torchdeq):
 
 
 @final
-@register("torchdeq.anderson", needs="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqAnderson(_Torchdeq):
     """Anderson acceleration by torchdeq's `anderson_solver`.
@@ -102,7 +99,6 @@ class TorchdeqAnderson(_Torchdeq):
 
 
 @final
-@register("torchdeq.broyden", needs="torchdeq")
 @dataclass(frozen=True, kw_only=True)
 class TorchdeqBroyden(_Torchdeq):
     """Broyden's good method by torchdeq's `broyden_solver`.

@@ -8,7 +8,6 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, PerSample
 
 
@@ -21,7 +20,6 @@ class AitkenMemory(NamedTuple):
 
 
 @final
-@register("aitken")
 @dataclass(frozen=True, kw_only=True)
 class Aitken(FixedPointSolver):
     """Aitken relaxation after Irons and Tuck: one scalar per sample steers the step length.

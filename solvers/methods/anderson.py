@@ -10,14 +10,12 @@ from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, Index
 
 RIDGES = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 @final
-@register("anderson")
 @dataclass(frozen=True, kw_only=True)
 class Anderson(FixedPointSolver):
     """Anderson acceleration (type II), with coefficients of its own for every sample.

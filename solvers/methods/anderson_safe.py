@@ -11,7 +11,6 @@ from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, Index, Mask, PerSample
 
 
@@ -27,7 +26,6 @@ class Guarded(NamedTuple):
 
 
 @final
-@register("anderson_safe")
 @dataclass(frozen=True, kw_only=True)
 class AndersonSafe(FixedPointSolver):
     """Anderson acceleration (type II) whose residual may not rise beyond a bound.

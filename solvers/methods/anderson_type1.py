@@ -10,12 +10,10 @@ from solvers.base import FixedPointSolver
 from solvers.checks import check_damping, check_history
 from solvers.methods.window import History, products
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, Index
 
 
 @final
-@register("anderson_type1")
 @dataclass(frozen=True, kw_only=True)
 class AndersonType1(FixedPointSolver):
     """Anderson acceleration (type I), with coefficients of its own for every sample.

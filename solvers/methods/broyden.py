@@ -28,7 +28,6 @@ from solvers.base import FixedPointSolver
 from solvers.checks import check_history
 from solvers.methods.window import NO_WEIGHT, enlarge, keep_rows, products, write
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, Index, Small, Window
 
 
@@ -101,7 +100,6 @@ class Steps(NamedTuple):
 
 
 @final
-@register("broyden")
 @dataclass(frozen=True, kw_only=True)
 class Broyden(FixedPointSolver):
     """Good Broyden: a quasi-Newton method on g(y) = f(y) - y, one rank-one update a step.

@@ -12,7 +12,6 @@ from solvers.checks import check_integer
 from solvers.counted_map import CountedMap
 from solvers.methods.trust_region import Model, build
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat, Mask, PerSample
 
 # The share of the predicted reduction of |g| at which a point is accepted, below which the
@@ -63,7 +62,6 @@ class Search(NamedTuple):
 
 
 @final
-@register("newton_krylov")
 @dataclass(frozen=True, kw_only=True)
 class NewtonKrylov(FixedPointSolver):
     """Inexact Newton on g(y) = f(y) - y in a trust region, its linear systems solved by GMRES.

@@ -9,12 +9,10 @@ import torch
 from solvers.base import FixedPointSolver
 from solvers.checks import check_damping
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.types import Flat
 
 
 @final
-@register("picard")
 @dataclass(frozen=True, kw_only=True)
 class Picard(FixedPointSolver):
     """Damped Picard iteration, the plain way to a fixed point.

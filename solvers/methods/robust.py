@@ -15,7 +15,6 @@ from solvers.methods.anderson_safe import AndersonSafe
 from solvers.methods.newton_krylov import NewtonKrylov
 from solvers.packing import StatePacking
 from solvers.promises import Promises
-from solvers.registry import register
 from solvers.solution import Result, Solution
 from solvers.torch_internals import pytree
 from solvers.trees import take_rows
@@ -31,7 +30,6 @@ TRIED = (
 
 
 @final
-@register("robust")
 @dataclass(frozen=True, kw_only=True)
 class Robust(WholeSolver):
     """Four solvers in a fixed order, each on the samples that those before it left open.

@@ -15,7 +15,6 @@ from typing import NamedTuple, final
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.registry import register
 from solvers.types import Flat, PerSample
 
 
@@ -36,7 +35,6 @@ class Cycle(NamedTuple):
 
 
 @final
-@register("squarem")
 @dataclass(frozen=True, kw_only=True)
 class Squarem(FixedPointSolver):
     """Squared extrapolation with the steplength S3, for every sample on its own.

@@ -263,7 +263,7 @@ def _ratio(seconds: float, winner_seconds: float) -> float:
 
 def _name(solver: FixedPointSolver) -> str:
     """The registered name, or the class's own."""
-    registered = {cls: name for name, cls in SOLVERS.entries.items()}
+    registered = {cls: name for name, cls in SOLVERS.classes().items()}
     return registered.get(type(solver), type(solver).__name__)
 
 

@@ -6,7 +6,6 @@ from typing import ClassVar, NamedTuple, final
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.registry import register_linear
 from solvers.types import Flat, PerSample
 
 
@@ -23,7 +22,6 @@ class BiConjugate(NamedTuple):
 
 
 @final
-@register_linear("bicgstab")
 @dataclass(frozen=True, kw_only=True)
 class BiCGStab(FixedPointSolver):
     """BiCGStab on y = f(y) with an affine f, for every sample on its own.

@@ -8,7 +8,6 @@ import torch
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
 from solvers.methods.window import products
-from solvers.registry import register_linear
 from solvers.types import Flat, Mask, PerSample, Window
 
 
@@ -47,7 +46,6 @@ class Krylov(NamedTuple):
 
 
 @final
-@register_linear("gmres")
 @dataclass(frozen=True, kw_only=True)
 class Gmres(FixedPointSolver):
     """Restarted GMRES on y = f(y) with an affine f, for every sample on its own.

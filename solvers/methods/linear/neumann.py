@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from solvers.base import FixedPointSolver
-from solvers.registry import register_linear
 from solvers.types import Flat
 
 
 @final
-@register_linear("neumann")
 @dataclass(frozen=True, kw_only=True)
 class Neumann(FixedPointSolver):
     """Sum the Neumann series of y = b + K y, one term a step.
