@@ -341,6 +341,8 @@ class SampleStatus:
             self.start = torch.where(resumed, torch.maximum(scale, self.start), self.start)
             limit = self.rule.growth_limit(self.past)
             self.limit = torch.where(resumed, limit, self.limit)
+            # The best one at the last look was of neighbours that have moved since.
+            self.mark = self.mark.masked_fill(resumed, math.inf)
         stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
             stalled |= self.look(norm, scale, step, trial)

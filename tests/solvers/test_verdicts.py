@@ -17,9 +17,9 @@ NATIVE = [name for name in solvers.names() if "." not in name]
 EACH = pytest.mark.parametrize("name", NATIVE)
 
 
-def graph_layer() -> tuple[Any, Tensor]:
+def graph_layer(seed: int = 0) -> tuple[Any, Tensor]:
     """Nodes that drive each other, with features of very different sizes."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     sizes = torch.logspace(-3, 1, 40, dtype=D)[torch.randperm(40, generator=g)]
     x = torch.randn(40, 4, generator=g, dtype=D) * sizes[:, None]
     links = (torch.rand(40, 40, generator=g, dtype=D) < 0.15) + torch.eye(40, dtype=D)
@@ -172,6 +172,15 @@ def test_coupled_samples_with_args_are_judged_together(name: str) -> None:
         assert s.converged.all()
     joint = solvers.solve(f, y0, x, solver=name, max_steps=400, batch_dims=0, throw=False)
     assert torch.allclose(joint.residual, true_joint(f, joint, x), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 6, 40, 56])
+def test_a_sample_that_its_neighbours_moved_is_not_called_stalled(seed: int) -> None:
+    """Its best residual had been set while it counted as converged, before they moved it."""
+    f, x = graph_layer(seed)
+    solver = solvers.Anderson(ridge=1e-6)
+    s = solvers.solve(lambda y: f(y, x), torch.zeros_like(x), solver=solver, max_steps=300)
+    assert s.converged.all()
 
 
 def true_joint(f: Any, s: Solution, x: Tensor) -> Tensor:
