@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import tyro
 
+import tasks.experiments.compare
 import tasks.lm.compare
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
@@ -96,7 +97,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def cli(kind: Any, **options: Any) -> Any:
         found = parse(kind, **options)
-        if options.get("return_unknown_args") or kind is tasks.lm.compare.CompareOptions:
+        # Of a configuration and of a comparison, more is checked than the flags alone.
+        checked_later = kind is tasks.lm.compare.CompareOptions or kind.__name__ == "Config"
+        if options.get("return_unknown_args") or checked_later:
             return found
         raise Parsed
 
@@ -109,8 +112,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
     monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
-    monkeypatch.setattr(command_line, "load_newest", stop)
-    monkeypatch.setattr(tasks.lm.compare, "search_and_repeat", stop)
+    for name in ("load_newest", "choose_device", "report"):
+        monkeypatch.setattr(command_line, name, stop)
+    monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)
 
 

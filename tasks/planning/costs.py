@@ -68,33 +68,8 @@ class Plannable(Protocol):
         ...
 
     @property
-    def batch_size(self) -> int:
-        """Rows of an optimiser step."""
-        ...
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches of a process's share of the rows."""
-        ...
-
-    @property
-    def checkpoint_activations(self) -> bool:
-        """Compute the activations of the backbone's blocks anew."""
-        ...
-
-    @property
-    def segments(self) -> int:
-        """Optimiser steps of a sample; a state goes from one to the next."""
-        ...
-
-    @property
-    def autocast(self) -> bool:
-        """Run networks in bfloat16."""
-        ...
-
-    @property
-    def loss(self) -> str:
-        """See `answer_loss`."""
+    def train(self) -> Any:
+        """Options of training; see `TrainOptions`."""
         ...
 
     def build(self) -> Any:
@@ -190,7 +165,7 @@ def costs_of(model: nn.Module, anatomy: Anatomy, config: Plannable) -> Costs:
     batches = (2, 3)
     measured = [_measure(model, anatomy, config, batch) for batch in batches]
     embed, *inner, head = (_per_sample(*pair) for pair in zip(*measured, strict=True))
-    if anatomy.backbone or config.checkpoint_activations:
+    if anatomy.backbone or config.train.checkpoint_activations:
         checkpoint_activations(model)
     again = [_measure_backbone(model, anatomy, config, batch) for batch in batches]
     blocks = len(anatomy.backbone)
@@ -210,7 +185,7 @@ def _measure(model: nn.Module, anatomy: Anatomy, config: Plannable, batch: int) 
 
     def loss(state: Any) -> Tensor:
         logits = anatomy.head(state)
-        return answer_loss(logits, ids.expand(logits.shape[:-1]), config.loss)
+        return answer_loss(logits, ids.expand(logits.shape[:-1]), config.train.loss)
 
     costs = [cost(anatomy.embed, ids), *_measure_backbone(model, anatomy, config, batch)]
     h = _embedded(anatomy, config, batch)
@@ -236,7 +211,7 @@ def _measure_backbone(
 
 
 def _embedded(anatomy: Anatomy, config: Plannable, batch: int) -> Tensor:
-    with _autocast(config.autocast):
+    with _autocast(config.train.autocast):
         h = anatomy.embed(torch.zeros(batch, config.length, dtype=torch.long))
     return h.detach().requires_grad_()
 
@@ -246,7 +221,7 @@ def _meter(model: nn.Module, config: Plannable) -> Callable[..., Cost]:
 
     def cost(call: Callable[..., Any], *inputs: Any, product: bool = False) -> Cost:
         model.zero_grad()
-        return _run(call, inputs, owned, config.autocast, product)
+        return _run(call, inputs, owned, config.train.autocast, product)
 
     return cost
 

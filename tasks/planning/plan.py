@@ -174,14 +174,14 @@ def plan(config: Plannable) -> Plan:
         state = anatomy.start(anatomy.embed(torch.zeros(1, config.length, dtype=torch.long)))
         shapes = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves(state)]
     layer = anatomy.layer
-    goes_on = layer is not None and config.segments > 1
+    goes_on = layer is not None and config.train.segments > 1
     entries = sum(torch.Size(shape).numel() for shape in shapes) if goes_on else 0
     return Plan(
         unit=config.unit,
         units_per_sample=config.units_per_sample,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
-        checkpoint=config.checkpoint_activations,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        checkpoint=config.train.checkpoint_activations,
         budget=config.train_steps,
         parameters=anatomy.parameters(model),
         optimizer_bytes=optimizer_bytes(model, config),

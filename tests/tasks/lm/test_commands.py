@@ -1,6 +1,5 @@
 """The command line of the language task from end to end."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tasks.lm.__main__ import main
 from tasks.lm.config import PRESETS
 
 TINY = ["--preset", "tiny", "--width", "32", "--num-heads", "2", "--max-bytes", "200000",
-        "--eval-tokens", "1024", "--eval-steps", "16"]  # fmt: skip
+        "--eval-tokens", "1024", "--eval-max-steps", "16"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,7 @@ def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["eval", "--checkpoint", str(exported), "--limit", "512"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     budget = found["advice"]["max_steps"]
-    assert result["config"]["eval_steps"] == budget
+    assert result["config"]["solve"]["eval_max_steps"] == budget
     by_budget = {row["max_steps"]: row["loss"] for row in found["by_budget"]}
     assert result["eval"]["loss"] == pytest.approx(by_budget[budget], rel=1e-6)
 
@@ -105,7 +104,7 @@ def test_compare_repeats_nothing_and_matches_sizes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"width": 16, "num_heads": 2, "max_bytes": 100_000, "eval_tokens": 256}
-    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(PRESETS["tiny"], **small))
+    monkeypatch.setitem(PRESETS, "tiny", PRESETS["tiny"].changed(**small))
     arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
     arguments += ["--ablations", "start=zeros", "--backbone-blocks", "2"]
     arguments += ["--rates", "1e-3", "8e-3", "--seeds", "2", "--steps", "3", "--out", "runs"]
@@ -142,7 +141,7 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["--preset", "tyny"], "tiny"),
     (["--text", "nowhere"], "There is no text at"),
     (["--vocabulary", "100"], "at least 257"),
-    (["eval", "--depth", "-1"], "at least 0"),
+    (["eval", "--max-steps", "-1"], "at least 0"),
     (["compare", "--ablations", "depth=3"], "one of the options"),
     (["compare", "--ablations", "injection=none"], "must be one of"),
     (["compare", "--ablations", "backward=backprop"], "Unknown backward"),
@@ -165,10 +164,10 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_a_program_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--checkpoint", str(run / "model.safetensors")]
-    assert main(["export", "lm.pt2", *source, "--solver", "picard", "--depth", "4"]) == 0
+    assert main(["export", "lm.pt2", *source, "--solver", "picard", "--max-steps", "4"]) == 0
     program = torch.export.load("lm.pt2").module()
     assert program(torch.zeros(3, 9, dtype=torch.int64))["logits"].shape[:2] == (3, 9)
     assert main(["export", "lm.pt2", *source, "--solver", "anderson"]) == 2
     assert "cannot be exported" in capsys.readouterr().err
-    assert main(["export", "folder", *source, "--depth", "4"]) == 2
+    assert main(["export", "folder", *source, "--max-steps", "4"]) == 2
     assert "A folder has no budget" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from tasks.maze.__main__ import main
 
 SMALL = ["--preset", "tiny", "--side", "5", "--min-path", "6", "--width", "16"]
-SMALL += ["--train-puzzles", "200", "--test-puzzles", "60", "--eval-steps", "32"]
+SMALL += ["--train-puzzles", "200", "--test-puzzles", "60", "--eval-max-steps", "32"]
 DRAWN = "S #  \n#   #\n# #  \n ##  \n   #G"
 
 
@@ -61,7 +61,7 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
 
 def test_eval_refuses_to_guess(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "model.safetensors")
-    options = ["--quick", "--depth", "1", "--attempts", "1"]
+    options = ["--quick", "--max-steps", "1", "--attempts", "1"]
     assert main(["eval", "--checkpoint", model, *options]) == 2
     assert "a maze cannot show any of its answer" in capsys.readouterr().err
 
@@ -109,7 +109,7 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["train", "--preset", "tiny", "--max-path", "3"], "2 <= min <= max <= 81"),
         (["train", *SMALL, "--train-puzzles", "20"], "20 mazes, fewer than `batch_size` = 32"),
         (["eval", "--breadth", "0"], "`--breadth` must be at least 1, got 0"),
-        (["eval", "--max-steps", "0"], "`--depth` must be at least 1, got 0"),
+        (["eval", "--max-steps", "0"], "`--max-steps` must be at least 1, got 0"),
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
         (["solve", "S  G"], "No checkpoint for boards of 4 cells"),
         (["solve", "S# G"], None),
