@@ -366,6 +366,9 @@ class GridConfig(Config):
     defaults: ClassVar[dict[str, Any]] = {"model": "attractor", "batch_size": 32}
     unit: ClassVar[str] = "puzzle"
 
+    def __post_init__(self) -> None:
+        self.spec()
+
     @abstractmethod
     def spec(self) -> GridSpec:
         """The shape of the model."""

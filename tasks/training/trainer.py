@@ -225,7 +225,7 @@ class Trainer:
                     best = bool(validation) and self._is_best(validation)
                     metrics |= validation
                 self._log(metrics, reporter)
-                if best or age > self.config.train.save_every:
+                if age > self.config.train.save_every or best:
                     self.save(best)
                     saved = time.monotonic()
         self.manager.finish()

@@ -82,7 +82,7 @@ def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
         config.build().double(),
         config,
         folder,
-        max_steps=config.solve.train_max_steps,
+        max_steps=config.solve.train_steps,
         meta={},
     )
 

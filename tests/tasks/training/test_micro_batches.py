@@ -17,8 +17,8 @@ from tasks.planning.peak_memory import PeakMemory
 from tasks.puzzles.task import Batches as GridBatches
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
-from tasks.training.config import TrainConfig
 from tasks.training.micro_batches import micro_batch
+from tasks.training.options import Config
 from tasks.training.trainer import Trainer
 
 # Maps that are hardly trained need not contract.
@@ -42,22 +42,22 @@ CASES: dict[str, Any] = {
     # Noise is drawn for each part in turn, and is that of the whole batch.
     "noisy start": SudokuConfig.of(**SUDOKU, start_noise=0.1),
     "halting": SudokuConfig.of(**SUDOKU, model="reasoner", halting=True, loss="stablemax"),
-    "unrolled": SudokuConfig.of(**SUDOKU, model="unrolled"),
+    "unrolled": SudokuConfig.of(**SUDOKU).changed(model="unrolled"),
     "maze": MazeConfig.of(**PUZZLES, side=7, min_path=8),
     "lm": LanguageConfig.of(**TEXT),
     "exact": LanguageConfig.of(**TEXT | {"rtol": 1e-4, "train_max_steps": 40}, backward="exact"),
-    "lengths of loops": LanguageConfig.of(**TEXT, model="parcae"),
+    "lengths of loops": LanguageConfig.of(**TEXT).changed(model="parcae"),
     "checkpointed": LanguageConfig.of(**TEXT, checkpoint_activations=True),
 }
 
 
-def make(config: TrainConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Trainer:
+def make(config: Config, folder: Path, dtype: torch.dtype = torch.float32) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if isinstance(config, LanguageConfig):
         tokens = torch.randint(60, 120, (2000,), generator=torch.Generator().manual_seed(1))
         batches: Any = Batches(Corpus(train_tokenizer([], 257), tokens, tokens[:80]), config)
-        steps = config.solve.train_max_steps
+        steps = config.solve.train_steps
     else:
         assert isinstance(config, SudokuConfig | MazeConfig)
         task: Any = SudokuTask() if isinstance(config, SudokuConfig) else MazeTask()
