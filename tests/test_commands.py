@@ -25,6 +25,7 @@ import tasks.experiments.compare
 import tasks.lm.compare
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
+from tasks.training.options import flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -128,12 +129,22 @@ def takes(task: str, arguments: list[str]) -> bool:
         return stop.code == 0
 
 
+def command_line_of(task: str) -> Any:
+    """The class or object that has the configurations of a task."""
+    if task == "lm":
+        return importlib.import_module("tasks.lm.commands").LanguageTask
+    return getattr(importlib.import_module(f"tasks.{task}.task"), f"{task.capitalize()}Task")
+
+
 @functools.cache
 def flags(task: str, command: str) -> set[str]:
     """Of a command, by its help; those that come before its options are not in there."""
     page = StringIO()
     with redirect_stdout(page):
         takes(task, [command, "--help"])
+        if command in ("train", "plan"):  # whose help shows the options of one kind of model
+            config = command_line_of(task).config_type
+            print(*(flag(name) for kind in config.kinds for name in config.hints(kind)))
     return {"--help", "--preset", "--resume", *re.findall(r"--[a-z][a-z-]*", page.getvalue())}
 
 
