@@ -29,7 +29,8 @@ class MazeData(GridData):
         super().__post_init__()
         if self.side < 3:
             raise ValueError(f"`side` must be at least 3, got {self.side}.")
-        if not 2 <= self.min_path <= (self.max_path or self.min_path) <= self.side**2:
+        made = "min_path" not in self.unused()
+        if made and not 2 <= self.min_path <= (self.max_path or self.min_path) <= self.side**2:
             raise ValueError(
                 f"`min_path` and `max_path` must satisfy 2 <= min <= max <= {self.side**2}, got "
                 f"{self.min_path} and {self.max_path}."

@@ -41,7 +41,8 @@ class SudokuData(GridData):
         self.require(0, "min_guesses", "extra_clues", "relatives")
         self.require(1, "copies")
         Board.of(self.side)
-        if not 0 < self.min_clues <= self.max_clues <= self.side**2:
+        made = "min_clues" not in self.unused()
+        if made and not 0 < self.min_clues <= self.max_clues <= self.side**2:
             raise ValueError(
                 f"`min_clues` and `max_clues` must satisfy 0 < min <= max <= {self.side**2}, got "
                 f"{self.min_clues} and {self.max_clues}."

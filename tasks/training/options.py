@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 from solvers.registry import unknown
 
 PARTS = ("model", "solve", "train", "data")
-# Options of earlier versions, and what they are called now; None: the option is gone. Checkpoints
-# and results keep their old names for ever, and the command line answers with the new ones.
-RENAMED: dict[str, str | None] = {
+# Options of earlier versions, and what they are called now. Checkpoints and results keep the old
+# names, and are translated when they are read; the command line answers with the new ones.
+RENAMED = {
     "free_steps": "train_max_steps",
     "eval_steps": "eval_max_steps",
     "depth": "max_steps",
@@ -183,9 +183,10 @@ class Config(ABC):
 
     def _foreign(self, name: str) -> str:
         """Why a configuration of this kind has no such option."""
-        if now := RENAMED.get(name):
+        now = RENAMED.get(name)
+        if now is not None and any(now in self.hints(kind) for kind in self.kinds):
             return f"`{flag(name)}` is called `{flag(now)}` now."
-        kinds = [k for k in self.kinds if any(name in s.names() for s in self.sections(k).values())]
+        kinds = [kind for kind in self.kinds if name in self.hints(kind)]
         if not kinds:
             return unknown("option", name, sorted(self.flat()), "Options")
         article = "an" if self.model.name[0] in "aeu" else "a"
@@ -231,7 +232,7 @@ class Config(ABC):
         if isinstance(flat["model"], Mapping):
             flat = {name: value for part in PARTS for name, value in values.get(part, {}).items()}
             flat["model"] = flat.pop("name")
-        flat = {RENAMED.get(name) or name: value for name, value in flat.items()}
+        flat = {RENAMED.get(name, name): value for name, value in flat.items()}
         known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
         if strangers := set(flat) - known - cls.dropped:
             raise ValueError(f"it has the options {', '.join(sorted(strangers))}")

@@ -8,8 +8,9 @@ import torch
 
 from tasks.maze.__main__ import main
 
-SMALL = ["--preset", "tiny", "--side", "5", "--min-path", "6", "--width", "16"]
-SMALL += ["--train-puzzles", "200", "--test-puzzles", "60", "--eval-max-steps", "32"]
+FROM_FILES = ["--preset", "tiny", "--side", "5", "--width", "16", "--eval-max-steps", "32"]
+FROM_FILES += ["--train-puzzles", "200"]
+SMALL = [*FROM_FILES, "--min-path", "6", "--test-puzzles", "60"]
 DRAWN = "S #  \n#   #\n# #  \n ##  \n   #G"
 
 
@@ -84,7 +85,7 @@ def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -
     (data,) = (tmp_path / "cache").glob("**/*-train.csv")
     files = ["--train-data", str(data), "--test-data", str(data)]
     with pytest.warns(UserWarning, match="200 of 200 test mazes are training mazes"):
-        assert main(["train", *SMALL, "--steps", "1", *files, "--out", "second"]) == 0
+        assert main(["train", *FROM_FILES, "--steps", "1", *files, "--out", "second"]) == 0
     result = json.loads(Path("second/result.json").read_text())
     assert result["test_puzzles_in_training"] == 200
 
