@@ -96,7 +96,7 @@ def test_gain_of_compiling(benchmark: Any) -> None:
         made = config.build()
         if compiled:
             compile_blocks(made)
-        question = torch.randint(0, 10, (config.batch_size, 81))
+        question = torch.randint(0, 10, (config.train.batch_size, 81))
 
         def step() -> None:
             made.zero_grad()

@@ -4,7 +4,6 @@ Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), i
 `eval`, with the trained model in `results/`.
 """
 
-import dataclasses
 import json
 import math
 import time
@@ -36,14 +35,14 @@ def _limit(num_steps: Tensor, batch: int) -> float:
 def test_inference_with_and_without_compaction(benchmark: Any) -> None:
     task = SudokuTask()
     model, config = load_model(task, CHECKPOINT, device="cpu")
-    config = dataclasses.replace(
-        config, train_data=None, test_data=None, train_puzzles=config.batch_size,
+    config = config.changed(
+        train_data=None, test_data=None, train_puzzles=config.train.batch_size,
         test_puzzles=MADE, min_clues=22, max_clues=30, minimal=False,
     )  # fmt: skip
-    made, _ = to_tensors(task.load(config)[1], config.board)
+    made, _ = to_tensors(task.load(config)[1], config.data.board)
     repeated = made.repeat(math.ceil(PUZZLES / MADE), 1)[:PUZZLES]
     generator = torch.Generator().manual_seed(0)
-    x, _ = augment(repeated, repeated, config.board, generator)
+    x, _ = augment(repeated, repeated, config.data.board, generator)
     seconds, found = {}, {}
     for compact in (True, False):
         model.solving.compact = compact  # type: ignore[union-attr]

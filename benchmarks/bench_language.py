@@ -1,6 +1,5 @@
 """What an Attractor language model costs: training by mode, overhead of the solve, generation."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +17,14 @@ from tasks.lm.config import PRESETS, LanguageConfig
 
 pytestmark = pytest.mark.benchmark
 # The refiner is a quarter of the blocks: of more, its share and all ratios would be smaller.
-CONFIG = dataclasses.replace(
-    PRESETS["small"], width=160, num_heads=5, backbone_blocks=3, batch_size=8
-)
+CONFIG = PRESETS["small"].changed(width=160, num_heads=5, backbone_blocks=3, batch_size=8)
 TOKENS = 10
 MODES = ("jacobian_free", "phantom", "exact")
 
 
 def build(config: LanguageConfig, backward: str = "jacobian_free") -> AttractorLM:
     torch.manual_seed(0)
-    model = dataclasses.replace(config, backward=backward).build()
+    model = config.changed(backward=backward).build()
     assert model.solving is not None
     return model
 
@@ -60,7 +57,7 @@ def test_training_by_mode(benchmark: Any) -> None:
     models = {mode: build(CONFIG, mode) for mode in MODES}
     seconds = interleaved({m: lambda m=m: training_step(models[m], 16) for m in MODES}, rounds=5)
     # A tolerance that nothing meets: every step of the budget is taken.
-    endless = dataclasses.replace(CONFIG, rtol=0.0)
+    endless = CONFIG.changed(rtol=0.0)
     figures = {}
     for mode in MODES:
         peak = peak_of(lambda m=mode: training_step(models[m], 16))
@@ -121,8 +118,10 @@ def test_overhead_of_the_solve(benchmark: Any) -> None:
 def test_generation(benchmark: Any, name: str) -> None:
     """Time per token at positions 50 and 500, and against solving the prefix anew at 256."""
     config = CONFIG if name == "generation" else PRESETS[name.removeprefix("generation_")]
-    model = build(dataclasses.replace(config, context=512)).eval()
-    ids = torch.randint(config.vocabulary, (1, 512), generator=torch.Generator().manual_seed(0))
+    model = build(config.changed(context=512)).eval()
+    ids = torch.randint(
+        config.data.vocabulary, (1, 512), generator=torch.Generator().manual_seed(0)
+    )
 
     def continued(position: int) -> Callable[[], None]:
         """Generate from there, a few tokens at each call."""

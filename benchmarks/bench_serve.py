@@ -134,7 +134,7 @@ def load(port: int, texts: list[str], seconds: float) -> tuple[list[Any], float]
 def prepared() -> tuple[Any, Any, list[Puzzle], list[str], list[bool]]:
     """The model, its configuration, the puzzles, what a set of them gets, and which are right."""
     model, config = load_model(TASK, CHECKPOINT, device="cpu")
-    board = config.board  # type: ignore[attr-defined]
+    board = config.data.board  # type: ignore[attr-defined]
     easy = generate(PUZZLES // 2, board, (30, 34), seed=7)
     # The eighth on which our solver guesses most.
     minimal = generate(4 * PUZZLES, board, minimal=True, seed=7)

@@ -3,7 +3,6 @@
 They are plans, not measurements. A test computes them anew and compares.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,10 +45,10 @@ def _plan(name: str, found: Plan) -> list[str]:
     config, cluster = PRESETS[name], Cluster()
     chosen, _ = recommend(found, cluster, fits(found, cluster))
     assert chosen is not None
-    assert config.steps is not None
+    assert config.train.steps is not None
     at = chosen.memory
     again = ", checkpointing" if at.checkpoint else ""
-    tokens = config.steps * config.batch_size * config.context
+    tokens = config.train.steps * config.train.batch_size * config.data.context
     few, many = (
         duration(found, cluster, n, tokens, at.checkpoint)
         for n in (STEPS, found.config.train_steps)
@@ -65,12 +64,12 @@ def _plan(name: str, found: Plan) -> list[str]:
 
 def _check(name: str) -> list[str]:
     """The Transformer's operations by formula and as counted."""
-    config = dataclasses.replace(PRESETS[name], model="transformer")
+    config = PRESETS[name].changed(model="transformer")
     found = plan(config)
-    blocks = config.backbone_blocks + config.refiner_blocks
+    blocks = config.model.backbone_blocks + config.model.refiner_blocks
     dense = 6 * found.num_parameters
     # Scores and mixing, 2 T D each: once forward, and two and a half times backward.
-    attention = 14 * blocks * config.context * config.width
+    attention = 14 * blocks * config.data.context * config.model.width
     counted = found.flops() / found.config.units_per_sample
     return [
         f"`{name}`", f"{found.num_parameters / 1e6:.1f}", f"{dense / 1e9:.3f}",

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import tyro
 
@@ -19,6 +19,7 @@ from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import load_newest
 from tasks.device import choose_device
 from tasks.distributed import Group
+from tasks.flags import described, parse_config, refuse_renamed, take
 from tasks.planning.report import PlanOptions, report, show
 from tasks.runs import new_folder, read_config
 from tasks.training.trainer import Interrupted
@@ -43,6 +44,7 @@ class CommandLine(ABC):
 
     def __init__(self, task: Any):
         self.task = task
+        self.modules: list[str] = []
 
     @property
     def program(self) -> str:
@@ -61,12 +63,12 @@ class CommandLine(ABC):
     def run(self, arguments: list[str]) -> int:
         """Run a command; errors of the caller become one line and exit status 2."""
         commands = self.commands()
-        modules: list[str] = []
         if arguments[:1] in (["-h"], ["--help"], ["help"]):
             print(self.usage)
             return 0
         try:
-            arguments, modules = import_modules(arguments)
+            arguments, self.modules = import_modules(arguments)
+            refuse_renamed(arguments)
             named = bool(arguments) and not arguments[0].startswith("-")
             command = arguments[0] if named else "train"
             if command not in commands:
@@ -83,7 +85,7 @@ class CommandLine(ABC):
             start = self.program
             if size != "1":
                 start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
-            flags = "".join(f" --import {module}" for module in modules)
+            flags = "".join(f" --import {module}" for module in self.modules)
             print(f"  {start} train --resume {stop.path}{flags}")
             return 130
         except KeyboardInterrupt:
@@ -103,8 +105,8 @@ class CommandLine(ABC):
         if name in presets:
             return presets[name]
         model, _, rest = name.partition("-")
-        if rest in presets and model in get_args(get_type_hints(self.task.config_type)["model"]):
-            return dataclasses.replace(presets[rest], model=model)
+        if rest in presets and model in self.task.config_type.kinds:
+            return presets[rest].changed(model=model)
         raise ValueError(unknown("preset", name, list(presets), "Presets"))
 
     def start(self, arguments: list[str]) -> Start:
@@ -128,14 +130,19 @@ class CommandLine(ABC):
             checkpoint = load_newest(path) if group.first else None
             group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
-            config = dataclasses.replace(read_config(self.task, checkpoint, path), **changed)
+            config = read_config(self.task, checkpoint, path).changed(**changed)
             return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
         name = name or self.task.default_preset
-        default, program = self.preset(name), f"{self.program} train"
-        config = tyro.cli(self.task.config_type, args=arguments, default=default, prog=program)
-        choose_device(config.device)
-        label = name if config.model == default.model else f"{name}-{config.model}"
-        folder = new_folder(config.out, self.task.name, label) if group.first else None
+        default = self.preset(name)
+        top = {
+            "preset": f"{', '.join(self.task.presets)} ({self.task.default_preset})",
+            "resume": "Checkpoint of a run to go on with; takes no other flags",
+        }
+        config = parse_config(default, arguments, f"{self.program} train", top)
+        choose_device(config.train.device)
+        same = config.model.name == default.model.name
+        label = name if same else f"{name}-{config.model.name}"
+        folder = new_folder(config.train.out, self.task.name, label) if group.first else None
         return Start(name, config, group.broadcast(folder), None)
 
     def plan(self, arguments: list[str]) -> int:
@@ -144,26 +151,18 @@ class CommandLine(ABC):
         name = name or self.task.default_preset
         default, program = self.preset(name), f"{self.program} plan"
         options, rest = tyro.cli(
-            PlanOptions, args=arguments, prog=program, return_unknown_args=True
+            PlanOptions,
+            args=arguments,
+            prog=program,
+            description=described(PlanOptions),
+            return_unknown_args=True,
         )
-        config = tyro.cli(self.task.config_type, args=rest, default=default, prog=program)
+        config = parse_config(default, rest, program)
         found = report(config, options)
-        show(f"{config.model}, {self.program} --preset {name}", found)
+        show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}
         print_json(result | {"config": config.to_json()}, options.json)
         return 0
-
-
-def take(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Remove `flag VALUE` or `flag=VALUE` from the arguments."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
-        if argument == flag:
-            if i + 1 == len(arguments):
-                raise ValueError(f"`{flag}` needs a value.")
-            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
-    return arguments, None
 
 
 def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -130,7 +130,7 @@ class Inference(nn.Module):
         if not isinstance(layer.solver, Picard):
             raise ValueError(
                 f"{layer.solver} cannot be exported: its updates depend on the history of the "
-                "solve. Use `--solver picard`, perhaps with a larger `--depth`."
+                "solve. Use `--solver picard`, perhaps with a larger `--max-steps`."
             )
         (name,) = [name for name, part in self.model.named_modules() if part is layer]
         loop = WrittenOut(layer.module, layer.solver, steps, layer.batch_dims)

@@ -21,9 +21,11 @@ from typing import Any
 import pytest
 import tyro
 
+import tasks.experiments.compare
 import tasks.lm.compare
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
+from tasks.training.options import flag
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -96,7 +98,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     def cli(kind: Any, **options: Any) -> Any:
         found = parse(kind, **options)
-        if options.get("return_unknown_args") or kind is tasks.lm.compare.CompareOptions:
+        # Of a configuration and of a comparison, more is checked than the flags alone.
+        checked_later = kind is tasks.lm.compare.CompareOptions or kind.__name__ == "Config"
+        if options.get("return_unknown_args") or checked_later:
             return found
         raise Parsed
 
@@ -109,8 +113,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
     monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
-    monkeypatch.setattr(command_line, "load_newest", stop)
-    monkeypatch.setattr(tasks.lm.compare, "search_and_repeat", stop)
+    for name in ("load_newest", "choose_device", "report"):
+        monkeypatch.setattr(command_line, name, stop)
+    monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)
 
 
@@ -124,12 +129,22 @@ def takes(task: str, arguments: list[str]) -> bool:
         return stop.code == 0
 
 
+def command_line_of(task: str) -> Any:
+    """The class or object that has the configurations of a task."""
+    if task == "lm":
+        return importlib.import_module("tasks.lm.commands").LanguageTask
+    return getattr(importlib.import_module(f"tasks.{task}.task"), f"{task.capitalize()}Task")
+
+
 @functools.cache
 def flags(task: str, command: str) -> set[str]:
     """Of a command, by its help; those that come before its options are not in there."""
     page = StringIO()
     with redirect_stdout(page):
         takes(task, [command, "--help"])
+        if command in ("train", "plan"):  # whose help shows the options of one kind of model
+            config = command_line_of(task).config_type
+            print(*(flag(name) for kind in config.kinds for name in config.hints(kind)))
     return {"--help", "--preset", "--resume", *re.findall(r"--[a-z][a-z-]*", page.getvalue())}
 
 

@@ -5,6 +5,7 @@ A finished run is not repeated, and an interrupted one is continued.
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Self
+
+import tyro
 
 from tasks.training.trainer import Interrupted
 
@@ -54,7 +57,7 @@ class Job(ABC):
         A job is a dataclass with a field `config`.
         """
         job: Any = self
-        config = dataclasses.replace(job.config, learning_rate=rate, seed=seed)
+        config = job.config.changed(learning_rate=rate, seed=seed)
         return dataclasses.replace(job, config=config)
 
 
@@ -69,6 +72,7 @@ class SearchOptions:
         threads: CPU threads of a run; by default the preset's, or one if there are several jobs.
         jobs: Runs at a time, each in a process of its own; at most as many as there are cores.
         out: Folder of the runs; by default one in `runs/` named by all that makes runs differ.
+        modules: Modules of the user, which processes of their own must import as well.
     """
 
     rates: tuple[float, ...]
@@ -77,6 +81,7 @@ class SearchOptions:
     threads: int | None = None
     jobs: int = 1
     out: Path | None = None
+    modules: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not self.rates or self.seeds < 1:
@@ -96,7 +101,7 @@ class SearchOptions:
         changes = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         if self.jobs > 1:
             changes.setdefault("threads", 1)
-        return dataclasses.replace(base, **changes)
+        return base.changed(**changes)
 
 
 def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float]:
@@ -113,22 +118,22 @@ def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float
         Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
     """
     rates, seeds = options.rates, options.seeds
-    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options.jobs)
+    _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options)
     best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
     chosen = zip(jobs, best, strict=True)
     more = [job.repeated(rate, seed) for job, rate in chosen for seed in range(1, seeds)]
-    _finish_all(more, options.jobs)
+    _finish_all(more, options)
     return best
 
 
-def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
+def _finish_all(jobs: Sequence[Job], options: SearchOptions) -> None:
     """Finish the jobs that are not done: in this process, or several at once in others."""
     missing = [job for job in jobs if not job.done.is_file()]
-    if at_once == 1:
+    if options.jobs == 1:
         for job in missing:
             job.finish()
         return
-    with _pool(at_once) as pool:
+    with _pool(options.jobs, options.modules) as pool:
         futures = {pool.submit(_finish_quietly, job): job for job in missing}
         for number, future in enumerate(as_completed(futures), 1):
             future.result()
@@ -137,16 +142,25 @@ def _finish_all(jobs: Sequence[Job], at_once: int) -> None:
 
 
 @contextlib.contextmanager
-def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(count: int, modules: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes. On exit it waits for them, also after Ctrl-C, which reaches them too."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_with_parent)
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_begin, initargs=(tuple(modules),)
+    )
     try:
         yield pool
     except KeyboardInterrupt:
         raise Interrupted(Path()) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(modules: Sequence[str]) -> None:
+    """Prepare a process: import modules, and stop with the command that started it."""
+    for module in modules:
+        importlib.import_module(module)
+    _stop_with_parent()
 
 
 def _stop_with_parent() -> None:

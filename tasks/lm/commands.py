@@ -11,12 +11,14 @@ import tyro
 
 from implicit.diagnostics.plots import plot_trajectory
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.cli import CommandLine, print_json, take
+from tasks.cli import CommandLine, print_json
 from tasks.device import choose_device
-from tasks.lm.compare import CompareOptions, compare
+from tasks.experiments.run import run
+from tasks.flags import parse, require_defaults, take
+from tasks.lm.compare import CompareOptions, compare_language
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
 from tasks.lm.data import measure
-from tasks.lm.experiment import print_figures, run_experiment
+from tasks.lm.experiment import TextExperiment, print_figures
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
@@ -27,6 +29,8 @@ from tasks.reports.curves import plot_learning
 from tasks.reports.logger import print_table
 from tasks.runs import export, load_average, newest_checkpoint, read_config
 from tasks.training.trainer import Interrupted
+
+UNSOLVED = "on a model that is solved; this one is not"
 
 
 class LanguageTask:
@@ -39,38 +43,59 @@ class LanguageTask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Evaluate a trained model on held-out text, or see what its solver is still needed for.
+class HeldOutOptions:
+    """Which model is evaluated, and on what.
 
     Attributes:
         checkpoint: The model; by default the newest one under `runs/`.
         text: Other text than the run's: a file or a folder. All of it is evaluated on.
-        depth: Budget of solver updates; by default the run's.
         limit: Only so many tokens.
-        lambada: The published LAMBADA file (JSON lines), to predict its last words as well.
-        export: `internalise`: write a model whose budget is the recommended one.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         json: Also write the result here.
-        draw: A folder for pictures.
     """
 
     checkpoint: Path | None = None
     text: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
     limit: int | None = None
-    lambada: Path | None = None
-    export: Path | None = None
     solver: str | None = None
     device: str = "auto"
     json: Path | None = None
-    draw: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.depth is not None and self.depth < 0:
-            raise ValueError(f"`--depth` must be at least 0, got {self.depth}.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"`--limit` must be at least 1, got {self.limit}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(HeldOutOptions):
+    """Evaluate a trained model on held-out text.
+
+    Attributes:
+        max_steps: Budget of solver updates, or number of loops; by default the run's.
+        lambada: The published LAMBADA file (JSON lines), to predict its last words as well.
+    """
+
+    max_steps: int | None = None
+    lambada: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"`--max-steps` must be at least 0, got {self.max_steps}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InternaliseOptions(HeldOutOptions):
+    """See what the solver of a trained model is still needed for.
+
+    Attributes:
+        export: Write a model whose budget is the recommended one.
+        draw: A folder for pictures.
+    """
+
+    export: Path | None = None
+    draw: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +106,7 @@ class GenerateOptions(Sampling):
         prompt: Its beginning; several are answered side by side.
         tokens: How many to write.
         checkpoint: The model; by default the newest one under `runs/`.
-        depth: Budget of solver updates per token; by default the run's.
+        max_steps: Budget of solver updates per token; by default the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Only among so many of the likeliest.
@@ -92,8 +117,13 @@ class GenerateOptions(Sampling):
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)
     tokens: int = 200
     checkpoint: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature == 0:
+            require_defaults(self, ("top_k", "top_p", "seed"), "with a `--temperature` above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,13 +134,13 @@ class ExportOptions:
         target: A folder, which receives `config.json` and `model.safetensors`; or, if it ends in
             `.pt2`, a file that `torch.export.load` reads without this project.
         checkpoint: The model; by default the newest one under `runs/`.
-        depth: A program's budget of solver updates; by default the run's.
+        max_steps: A program's budget of solver updates; by default the run's.
         solver: A program's; "picard", as others cannot be exported.
     """
 
     target: tyro.conf.Positional[Path]
     checkpoint: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     solver: str | None = None
 
 
@@ -123,7 +153,7 @@ class HarnessOptions:
         checkpoint: The model, or a folder in the Hub's form; by default the newest one under
             `runs/`.
         limit: Only so many examples of each task.
-        depth: Budget of solver updates; by default the run's.
+        max_steps: Budget of solver updates; by default the run's.
         batch_size: Texts at a time.
         device: "auto", "cpu", "cuda" or "cuda:N".
         json: Also write the result here.
@@ -132,7 +162,7 @@ class HarnessOptions:
     tasks: str
     checkpoint: Path | None = None
     limit: int | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     batch_size: int = 16
     device: str = "auto"
     json: Path | None = None
@@ -153,7 +183,7 @@ class LanguageCommands(CommandLine):
             f"  {self.program}                      train ({DEFAULT_PRESET}), evaluate\n"
             f"  {self.program} train --preset NAME  {presets}\n"
             f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 loss, perplexity, bits per byte; --depth\n"
+            f"  {self.program} eval                 loss, perplexity, bits per byte; --max-steps\n"
             f"  {self.program} generate PROMPT...   go on with a text\n"
             f"  {self.program} internalise          what fewer solver steps cost\n"
             f"  {self.program} compare              models at equal size and budget, one table\n"
@@ -181,7 +211,8 @@ class LanguageCommands(CommandLine):
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result."""
         start = self.start(arguments)
-        result = run_experiment(start.preset, start.config, start.folder, start.checkpoint)
+        experiment = TextExperiment()
+        result = run(experiment, start.preset, start.config, start.folder, start.checkpoint)
         print(json.dumps(result))
         print(f"Checkpoint, log and pictures are in {start.folder}")
         return 0
@@ -190,9 +221,10 @@ class LanguageCommands(CommandLine):
         """Train several models with equal parameters and budget, and print one table."""
         arguments, name = take(arguments, "--preset")
         base = self.preset(name or DEFAULT_PRESET)
-        options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
+        options = parse(CompareOptions, arguments, f"{self.program} compare")
+        options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
-            compare(name or DEFAULT_PRESET, base, options)
+            compare_language(name or DEFAULT_PRESET, base, options)
         except Interrupted:
             print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
             return 130
@@ -200,13 +232,14 @@ class LanguageCommands(CommandLine):
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
-        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
+        options = parse(EvalOptions, arguments, f"{self.program} eval")
         path, model, config, corpus = self._load_all(options)
-        figures = measure(model, corpus, config, limit=options.limit, max_steps=options.depth)
+        _refuse_unused(options, config)
+        figures = measure(model, corpus, config, limit=options.limit, max_steps=options.max_steps)
         if options.lambada is not None:
             passages = read_passages(options.lambada)
             figures |= last_words(
-                model, corpus.tokenizer, passages, config.context, max_steps=options.depth
+                model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )
         print_figures(str(path), figures)
         print_json({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
@@ -214,10 +247,10 @@ class LanguageCommands(CommandLine):
 
     def internalise(self, arguments: list[str]) -> int:
         """Print how much the loss depends on the solver, and recommend a budget."""
-        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} internalise")
+        options = parse(InternaliseOptions, arguments, f"{self.program} internalise")
         path, model, config, corpus = self._load_all(options)
         if model.solving is None:
-            raise ValueError(f"{path} is a {config.model}, which has no solver to do without.")
+            raise ValueError(f"{path} is a {config.model.name}, which has no solver to do without.")
         found = study(model, corpus, config, options.limit)
         rows = {
             f"loss after {row['max_steps']} steps": f"{row['loss']:.4f}"
@@ -231,7 +264,7 @@ class LanguageCommands(CommandLine):
         }
         print_table(str(path), rows)
         print(
-            f"--depth {advice['max_steps']} costs {max(advice['extra_loss'], 0):.2%} loss and "
+            f"--max-steps {advice['max_steps']} costs {max(advice['extra_loss'], 0):.2%} loss and "
             f"saves {advice['saved']:.0%} of the refiner's work."
         )
         if options.export is not None:
@@ -250,7 +283,7 @@ class LanguageCommands(CommandLine):
 
     def harness(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on tasks of the lm-evaluation-harness."""
-        options = tyro.cli(HarnessOptions, args=arguments, prog=f"{self.program} harness")
+        options = parse(HarnessOptions, arguments, f"{self.program} harness")
         try:
             from tasks.lm.harness import HarnessLM, run_tasks
         except ImportError as error:
@@ -259,7 +292,7 @@ class LanguageCommands(CommandLine):
                 "'attractor-models[lm-eval]'`."
             ) from error
         path = options.checkpoint or self._newest()
-        model = HarnessLM(path, options.device, options.batch_size, options.depth)
+        model = HarnessLM(path, options.device, options.batch_size, options.max_steps)
         found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
         result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
@@ -268,14 +301,14 @@ class LanguageCommands(CommandLine):
 
     def export(self, arguments: list[str]) -> int:
         """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
-        options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        options = parse(ExportOptions, arguments, f"{self.program} export")
         path = options.checkpoint or self._newest()
         if options.target.suffix == ".pt2":
             return self._export_program(options, path)
-        if (options.depth, options.solver) != (None, None):
+        if (options.max_steps, options.solver) != (None, None):
             raise ValueError(
-                "A folder has no budget and no solver of its own. Leave `--depth` and `--solver` "
-                "out, or name a program, FILE.pt2."
+                "A folder has no budget and no solver of its own. Leave `--max-steps` and "
+                "`--solver` out, or name a program, FILE.pt2."
             )
         from tasks.lm.hub import PretrainedLM
 
@@ -289,15 +322,22 @@ class LanguageCommands(CommandLine):
         from tasks.export import write_program
 
         _, model, config, _ = self._load(path, "cpu", options.solver)
-        depth = config.eval_steps if options.depth is None else options.depth
+        steps = config.solve.eval_max_steps
+        if steps is None:
+            require_defaults(options, ("max_steps", "solver"), UNSOLVED)
+        else:
+            steps = steps if options.max_steps is None else options.max_steps
         # A program writes a recurrence out, token by token or round by round: for one length.
-        fixed = config.mixer in ("scan", "gru")
-        x = torch.zeros(2, config.context if fixed else min(config.context, 16), dtype=torch.int64)
-        about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
-        longest = None if fixed else config.context
-        write_program(model, x, depth, options.target, about, longest)
-        length = f"{'exactly' if fixed else 'up to'} {config.context} tokens"
-        print(f"Written: {options.target}, for {length} and {depth} steps.")
+        fixed = config.spec().mixer in ("scan", "gru")
+        x = torch.zeros(
+            2, config.data.context if fixed else min(config.data.context, 16), dtype=torch.int64
+        )
+        about = {"task": self.task.name, "max_steps": steps, "config": config.to_json()}
+        longest = None if fixed else config.data.context
+        write_program(model, x, steps, options.target, about, longest)
+        length = f"{'exactly' if fixed else 'up to'} {config.data.context} tokens"
+        budget = "" if steps is None else f" and {steps} steps"
+        print(f"Written: {options.target}, for {length}{budget}.")
         return 0
 
     def _newest(self) -> Path:
@@ -305,19 +345,20 @@ class LanguageCommands(CommandLine):
 
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
-        options = tyro.cli(GenerateOptions, args=arguments, prog=f"{self.program} generate")
+        options = parse(GenerateOptions, arguments, f"{self.program} generate")
         _, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        _refuse_unused(options, config)
         prompts = [[END, *tokenizer.encode(text)] for text in options.prompt]
         for text, prompt in zip(options.prompt, prompts, strict=True):
-            if len(prompt) > config.context:
-                print(f"(of {text[:20]!r}... the model sees the last {config.context} tokens)")
+            if len(prompt) > config.data.context:
+                print(f"(of {text[:20]!r}... the model sees the last {config.data.context} tokens)")
         drawn = generate(
             model,
             prompts,
             tokens=options.tokens,
-            context=config.context,
+            context=config.data.context,
             sampling=options,
-            max_steps=options.depth,
+            max_steps=options.max_steps,
         )
         if len(prompts) == 1:
             _stream(tokenizer, options.prompt[0], drawn)
@@ -336,16 +377,16 @@ class LanguageCommands(CommandLine):
         model = config.build()
         load_average(model, checkpoint, path)
         if model.solving is not None:
-            model.solving.solver = config.build_solver(solver)
+            model.solving.solver = config.solve.build_solver(solver)
         tokenizer = load_tokenizer(checkpoint.meta["tokenizer"])
         return path, model.to(choose_device(device)).eval(), config, tokenizer
 
-    def _load_all(self, options: EvalOptions) -> tuple[Path, Any, LanguageConfig, Any]:
+    def _load_all(self, options: HeldOutOptions) -> tuple[Path, Any, LanguageConfig, Any]:
         path, model, config, tokenizer = self._load(
             options.checkpoint, options.device, options.solver
         )
         if options.text is not None:
-            config = dataclasses.replace(config, text=options.text, dataset=None, dataset_name=None)
+            config = config.adapted(text=options.text, dataset=None, dataset_name=None)
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 
@@ -353,8 +394,20 @@ def _export(checkpoint: Path, budget: int, path: Path) -> None:
     """Write the averaged weights with another solver budget; 0 leaves the refiner unused."""
     export(checkpoint, path)
     whole = Checkpoint.load(path)
-    config = whole.meta["config"] | {"eval_steps": budget}
-    Checkpoint(whole.tensors, whole.meta | {"config": config}).save(path)
+    config = LanguageConfig.from_json(whole.meta["config"]).changed(eval_max_steps=budget)
+    Checkpoint(whole.tensors, whole.meta | {"config": config.to_json()}).save(path)
+
+
+def _refuse_unused(options: Any, config: LanguageConfig) -> None:
+    """Refuse options of a solve that this model does not have.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if config.solve.eval_max_steps is None:
+        require_defaults(options, ("solver",), UNSOLVED)
+    if config.model.name == "transformer":
+        require_defaults(options, ("max_steps",), "on a model that is solved or looped")
 
 
 def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:

@@ -1,66 +1,230 @@
 """The options of a language-model run, and its presets."""
 
 import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import tyro
 
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
-from tasks.training.config import TrainConfig
+from tasks.training.config import TrainOptions
+from tasks.training.options import Config, Kind, Section
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
-Hidden = tyro.conf.Suppress
+LanguageModule = AttractorLM | TransformerLM | ParcaeLM
+# Mixers that have no heads.
+RECURRENT = ("scan", "gru")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageConfig(TrainConfig):
-    """Train a language model on text, then evaluate it on text held out.
+@dataclass(frozen=True, kw_only=True)
+class Network(Section):
+    """The shape of any model; see `models.LanguageSpec`.
 
     Attributes:
-        text: A file or folder of text; by default the Python standard library's own sources
-            and documentation, which are on every machine.
-        dataset: In place of `text`, a data set that is read as it is needed: a name on the
-            Hugging Face Hub, or a file or folder of JSON lines, Parquet or text.
-        dataset_name: Which of its configurations, for a data set that has several.
-        column: Which of its columns has the texts.
-        max_bytes: No more text than that; of a data set, what the tokens are learned from.
-        vocabulary: Tokens: 257 for bytes and an end of text, more for byte-pair encoding
-            trained on the text.
-        context: Tokens that a sequence has in training.
-        eval_tokens: Held-out tokens to evaluate on.
-        model: "attractor": a backbone proposes, a refiner is solved. Baselines of as many
-            parameters: "transformer", "parcae" (a loop of drawn length), "deq" (the
-            equilibrium of a hidden state, without a proposal).
         width: Numbers per token.
         num_heads: Heads of the attention.
-        mixer: What the backbone is made of, and the baselines: our blocks with "attention", "scan"
-            (a state-space model's recurrence) or "gru"; or "gpt2" or "llama", of the package
-            `transformers`.
         backbone_blocks: Blocks that make the proposal.
-        refiner_blocks: Blocks of the map that is solved.
-        injection: How the refiner sees the proposal; see `models.LanguageSpec`.
-        start: Where the solve starts.
+        refiner_blocks: Blocks that are solved.
         tied: Decode with the embedding.
-        loops: Mean loops of "parcae" in training, and their number otherwise.
-        coda_blocks: Of the backbone's blocks, those that "parcae" has after its loop.
-        solver: Registered solver name.
-        backward: Registered backward mode.
-        history: Window of the solver, for solvers that have one.
-        rtol: Relative residual at which a token counts as solved for; in training with
-            `autocast` no less than 8e-3, the precision of bfloat16.
-        free_steps: Solver updates in training, at most.
-        recorded_steps: Recorded updates of the phantom gradient.
-        eval_steps: Budget of solver updates in evaluation; 0 decodes the proposal.
     """
 
-    paths: ClassVar[tuple[str, ...]] = ("out", "text")
-    unit: ClassVar[str] = "token"
+    name: ClassVar[ModelName]
+
+    width: int = 128
+    num_heads: int = 2
+    backbone_blocks: int = 11
+    refiner_blocks: int = 1
+    tied: bool = True
+
+    def shape(self) -> dict[str, Any]:
+        """The options of `LanguageSpec`."""
+        names = {field.name for field in dataclasses.fields(LanguageSpec)}
+        return {name: getattr(self, name) for name in self.names() if name in names}
+
+    @abstractmethod
+    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
+        """The model, with fresh weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Network):
+    """As many blocks as an attractor has, each used once.
+
+    Attributes:
+        mixer: What the blocks are made of.
+    """
+
+    name: ClassVar[ModelName] = "transformer"
+
+    mixer: Mixer = "attention"
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        return {"num_heads": "with `--mixer attention`"} if self.mixer in RECURRENT else {}
+
+    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
+        """See `Network`."""
+        return TransformerLM(spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcae(Transformer):
+    """A loop of drawn length.
+
+    Attributes:
+        loops: Mean in training; their number otherwise.
+        coda_blocks: Of the backbone, those after the loop.
+    """
+
+    name: ClassVar[ModelName] = "parcae"
+
+    loops: int = 8
+    coda_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        self.require(0, "coda_blocks")
+        self.require(1, "loops")
+
+    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
+        """See `Network`."""
+        return ParcaeLM(spec, self.loops, coda=self.coda_blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deq(Network):
+    """The equilibrium of a hidden state, from zeros: all blocks are the refiner's.
+
+    Attributes:
+        injection: How the refiner sees the proposal.
+    """
+
+    name: ClassVar[ModelName] = "deq"
+
+    injection: Injection = "additive"
+
+    def shape(self) -> dict[str, Any]:
+        """See `Network`."""
+        blocks = self.backbone_blocks + self.refiner_blocks
+        return {
+            **super().shape(), "start": "zeros", "backbone_blocks": 0, "refiner_blocks": blocks
+        }  # fmt: skip
+
+    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
+        """See `Network`."""
+        return AttractorLM(spec, solve.build_solver(), solve.build_backward(), solve.eval_max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attractor(Deq):
+    """A backbone proposes the state of every token, and a refiner is solved.
+
+    Attributes:
+        mixer: What the backbone is made of.
+        start: Where the solve starts.
+    """
+
+    name: ClassVar[ModelName] = "attractor"
+
+    mixer: Mixer = "attention"
+    start: Start = "proposal"
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        return {} if self.backbone_blocks else {"mixer": "with `--backbone-blocks` above 0"}
+
+    def shape(self) -> dict[str, Any]:
+        """See `Network`."""
+        return Network.shape(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSolve(Section):
+    """A network that is not solved."""
+
+    train_steps = 0
+    eval_max_steps = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solve(Section):
+    """Any solver and any backward mode.
+
+    Attributes:
+        solver: Registered solver.
+        backward: Registered backward mode.
+        history: Window of the solver.
+        rtol: Relative residual of a solved token.
+        train_max_steps: Solver updates in training, at most.
+        recorded_steps: Recorded updates after them.
+        eval_max_steps: In evaluation; 0 leaves the proposal.
+    """
+
+    solver: str = "anderson"
+    backward: str = "jacobian_free"
+    history: int = 5
+    rtol: float = 3e-4
+    train_max_steps: int = 64
+    recorded_steps: int = 4
+    eval_max_steps: int = 64
+
+    def __post_init__(self) -> None:
+        self.require(0, "eval_max_steps")
+        self.require(1, "recorded_steps")
+        self.build_solver()
+        self.build_backward()
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        found = {}
+        if not hasattr(get_solver(self.solver), "history"):
+            found["history"] = "with solvers that have a window, such as `--solver anderson`"
+        if not isinstance(get_backward(self.backward), Phantom):
+            found["recorded_steps"] = "with `--backward phantom`"
+        return found
+
+    @property
+    def train_steps(self) -> int:
+        """Solver updates in training, at most."""
+        return self.train_max_steps
+
+    def build_solver(self, name: str | None = None) -> FixedPointSolver:
+        """The solver, or another one by name, with this run's tolerance and window."""
+        name = name or self.solver
+        options: dict[str, Any] = {"rtol": self.rtol}
+        if hasattr(get_solver(name), "history"):
+            options["history"] = self.history
+        return get_solver(name, **options)
+
+    def build_backward(self) -> BackwardMode:
+        """The backward mode, with the options of this run."""
+        mode = get_backward(self.backward)
+        if isinstance(mode, Phantom):
+            return dataclasses.replace(mode, steps=self.recorded_steps)
+        return mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(Section):
+    """Text to train on, and other text to evaluate on.
+
+    Attributes:
+        text: A file or folder; by default Python's sources.
+        dataset: Instead: a data set to stream.
+        dataset_name: Its configuration, if it has several.
+        column: Its column of texts.
+        max_bytes: No more text than that.
+        vocabulary: Tokens: 257 for bytes, more are learned.
+        context: Tokens of a sequence in training.
+        eval_tokens: Held-out tokens to evaluate on.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("text",)
 
     text: Path | None = None
     dataset: str | None = None
@@ -70,47 +234,9 @@ class LanguageConfig(TrainConfig):
     vocabulary: int = 1024
     context: int = 256
     eval_tokens: int = 50_000
-    model: ModelName = "attractor"
-    width: int = 128
-    num_heads: int = 2
-    mixer: Mixer = "attention"
-    backbone_blocks: int = 11
-    refiner_blocks: int = 1
-    injection: Injection = "additive"
-    start: Start = "proposal"
-    tied: bool = True
-    loops: int = 8
-    coda_blocks: int = 1
-    solver: str = "anderson"
-    backward: str = "jacobian_free"
-    history: int = 5
-    rtol: float = 3e-4
-    free_steps: int = 64
-    recorded_steps: int = 4
-    eval_steps: int = 64
-    batch_size: int = 16
-    learning_rate: float = 8e-3
-    schedule: Literal["cosine", "trapezoid"] = "trapezoid"
-    optimizer: Literal["adamw", "muon"] = "muon"
-    warmup: int = 20
-    weight_decay: float = 0.01
-    averaging: float = 0.95
-    # What puzzles have and texts have not.
-    segments: Hidden[int] = 1
-    refill: Hidden[bool] = False
-    halting: Hidden[bool] = False
-    loss: Hidden[Literal["softmax", "stablemax"]] = "softmax"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.build_solver()
-        get_backward(self.backward)
-        for name in ("eval_steps", "coda_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)!r}.")
-        for name in ("context", "eval_tokens", "loops", "recorded_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        self.require(1, "context", "eval_tokens")
         if self.dataset is None and self.dataset_name is not None:
             raise ValueError(
                 f"`dataset_name` is {self.dataset_name!r}, but no `dataset` is named that would "
@@ -125,70 +251,76 @@ class LanguageConfig(TrainConfig):
                 f"`vocabulary` must be at least 257 (bytes and an end of text), got "
                 f"{self.vocabulary!r}."
             )
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        if self.dataset is None:
+            return dict.fromkeys(("dataset_name", "column"), "with `--dataset`")
+        if self.vocabulary == 257:
+            return {"max_bytes": "with `--text`, or with a `--vocabulary` above 257"}
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(Config):
+    """Train a language model on text, then evaluate it on text held out."""
+
+    kinds: ClassVar[dict[str, Kind]] = {
+        "attractor": Kind(Attractor, Solve, TrainOptions),
+        "transformer": Kind(Transformer, NoSolve, TrainOptions),
+        "parcae": Kind(Parcae, NoSolve, TrainOptions),
+        "deq": Kind(Deq, Solve, TrainOptions),
+    }
+    data_type: ClassVar[type[TextData]] = TextData
+    defaults: ClassVar[dict[str, Any]] = {
+        "model": "attractor",
+        "batch_size": 16,
+        "learning_rate": 8e-3,
+        "schedule": "trapezoid",
+        "optimizer": "muon",
+        "warmup": 20,
+        "weight_decay": 0.01,
+        "averaging": 0.95,
+    }
+    dropped: ClassVar[frozenset[str]] = frozenset({"segments", "refill", "halting", "loss"})
+    unit: ClassVar[str] = "token"
+
+    data: TextData
+
+    def __post_init__(self) -> None:
         self.spec()
 
     @property
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
-        return self.context
+        return self.data.context
 
     @property
     def units_per_sample(self) -> int:
         """Number of tokens in a row of the batch."""
-        return self.context
+        return self.data.context
 
     @property
     def train_steps(self) -> int:
         """Most solver updates in training; for "parcae", the expected number of loops."""
-        return self._longest_loop if self.model == "parcae" else self.free_steps
+        return self._longest_loop if self.model.name == "parcae" else self.solve.train_steps
 
     @property
     def _longest_loop(self) -> int:
         """Expected largest draw of a batch, whose sequences all loop as long; see `ParcaeLM`."""
-        below = torch.special.gammaincc(
-            torch.arange(1.0, 2 * self.loops), torch.tensor(self.loops - 1.0)
-        )
-        return 1 + round(float((1 - below**self.batch_size).sum()))
+        loops = self.model.loops
+        below = torch.special.gammaincc(torch.arange(1.0, 2 * loops), torch.tensor(loops - 1.0))
+        return 1 + round(float((1 - below**self.train.batch_size).sum()))
 
     def spec(self) -> LanguageSpec:
         """The shape of the model."""
-        deq = self.model == "deq"
-        blocks = self.backbone_blocks + self.refiner_blocks
-        return LanguageSpec(
-            vocabulary=self.vocabulary,
-            width=self.width,
-            num_heads=self.num_heads,
-            mixer=self.mixer,
-            context=self.context,
-            backbone_blocks=0 if deq else self.backbone_blocks,
-            refiner_blocks=blocks if deq else self.refiner_blocks,
-            injection=self.injection,
-            start="zeros" if deq else self.start,
-            tied=self.tied,
-        )
+        data = self.data
+        shape = self.model.shape()
+        return LanguageSpec(vocabulary=data.vocabulary, context=data.context, **shape)
 
-    def build(self) -> AttractorLM | TransformerLM | ParcaeLM:
+    def build(self) -> LanguageModule:
         """The model, with fresh weights."""
-        if self.model == "transformer":
-            return TransformerLM(self.spec())
-        if self.model == "parcae":
-            return ParcaeLM(self.spec(), self.loops, coda=self.coda_blocks)
-        return AttractorLM(self.spec(), self.build_solver(), self.build_backward(), self.eval_steps)
-
-    def build_solver(self, name: str | None = None) -> FixedPointSolver:
-        """The solver, with this run's tolerance and, where it has one, window."""
-        name = name or self.solver
-        options: dict[str, Any] = {"rtol": self.rtol}
-        if hasattr(get_solver(name), "history"):
-            options["history"] = self.history
-        return get_solver(name, **options)
-
-    def build_backward(self) -> BackwardMode:
-        """The backward mode, with the options of this run."""
-        mode = get_backward(self.backward)
-        if isinstance(mode, Phantom):
-            return dataclasses.replace(mode, steps=self.recorded_steps)
-        return mode
+        return self.model.build(self.spec(), self.solve)
 
 
 def _published(width: int, heads: int, blocks: int, billions: float) -> LanguageConfig:
@@ -205,7 +337,7 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
         billions: Of tokens to train on.
     """
     batch, context = 256, 2048
-    return LanguageConfig(
+    return LanguageConfig.of(
         dataset="HuggingFaceFW/fineweb-edu",
         vocabulary=32_768,
         context=context,
@@ -225,15 +357,15 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
 
 
 PRESETS: dict[str, LanguageConfig] = {
-    "tiny": LanguageConfig(
+    "tiny": LanguageConfig.of(
         minutes=0.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=257,
         context=64, max_bytes=1_000_000, eval_tokens=8192,
     ),
-    "mini": LanguageConfig(
+    "mini": LanguageConfig.of(
         minutes=1.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=512,
         context=64, eval_tokens=32_768,
     ),
-    "small": LanguageConfig(),
+    "small": LanguageConfig.of(),
     "140m": _published(1024, 8, 7, 11.2),
     "370m": _published(1536, 12, 10, 29.6),
     "770m": _published(2048, 16, 13, 61.6),

@@ -46,16 +46,16 @@ def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
     Raises:
         ValueError: The text is missing, not UTF-8 or too short, or `tokenizers` is.
     """
-    train, held_out = split(read_texts(config.text, config.max_bytes))
+    train, held_out = split(read_texts(config.data.text, config.data.max_bytes))
     tokenizer = (
-        train_tokenizer(train, config.vocabulary) if state is None else load_tokenizer(state)
+        train_tokenizer(train, config.data.vocabulary) if state is None else load_tokenizer(state)
     )
     sets = [encode(tokenizer, texts) for texts in (train, held_out)]
     for name, tokens in zip(("training", "held-out"), sets, strict=True):
-        if len(tokens) <= config.context:
+        if len(tokens) <= config.data.context:
             raise ValueError(
                 f"The {name} text has {len(tokens)} tokens, no more than one sequence of "
-                f"`context` = {config.context}. Give more text, or lower `--context`."
+                f"`context` = {config.data.context}. Give more text, or lower `--context`."
             )
     return Corpus(tokenizer, *sets)
 
@@ -88,7 +88,7 @@ class Batches(Task):
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
         """Tokens and the tokens that follow them, both of shape (size, context)."""
-        tokens, context = self.corpus.train, self.config.context
+        tokens, context = self.corpus.train, self.config.data.context
         starts = torch.randint(len(tokens) - context, (size,), generator=generator)
         rows = tokens[starts[:, None] + torch.arange(context + 1)]
         return rows[:, :-1], rows[:, 1:]
@@ -132,13 +132,15 @@ def measure(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    context = config.context
-    windows = min(limit or config.eval_tokens, len(corpus.held_out) - 1) // context
+    context = config.data.context
+    windows = min(limit or config.data.eval_tokens, len(corpus.held_out) - 1) // context
     windows = max(windows, 1)
     used = corpus.held_out[: windows * context + 1]
     x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
     nats, solutions, scales, distances = 0.0, [], [], []
-    at_once = max(1, min(config.batch_size // config.accumulate, TOKENS_AT_ONCE // context))
+    at_once = max(
+        1, min(config.train.batch_size // config.train.accumulate, TOKENS_AT_ONCE // context)
+    )
     for at in range(0, windows, at_once):
         rows = slice(at, at + at_once)
         out = model(x[rows].to(device), max_steps=max_steps)

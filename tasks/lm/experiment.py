@@ -1,116 +1,122 @@
-"""One run: read the text, train, evaluate, print a sample, and store the result."""
+"""The experiments of the language task; see `tasks.experiments.run`."""
 
 import dataclasses
-import json
-import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from implicit import FixedPointLayer
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.device import choose_device, compile_blocks
-from tasks.lm.config import LanguageConfig
+from tasks.device import choose_device
+from tasks.experiments.compare import COLUMNS
+from tasks.experiments.run import Data, Experiment
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END
-from tasks.reports.curves import plot_learning
 from tasks.reports.logger import print_table
-from tasks.runs import export, load_average
-from tasks.training.trainer import Interrupted, Trainer
+from tasks.runs import load_average
 
 SAMPLE_TOKENS = 120
 
 
-def run_experiment(
-    name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
-) -> dict[str, Any]:
-    """Train, or continue from a checkpoint, then evaluate.
+def _bits(row: dict[str, Any]) -> str:
+    spread = f" +- {row['spread']:.4f}" if row["spread"] is not None else ""
+    return f"{row['bits_per_byte']:.4f}{spread}"
 
-    Args:
-        name: The preset's.
-        config: The options.
-        folder: Receives checkpoint, weights, log, pictures and `result.json`.
-        checkpoint: Where an earlier run of the same configuration stopped.
 
-    Returns:
-        The result, as JSON values.
+class TextExperiment(Experiment):
+    """The experiments of the language task."""
 
-    Raises:
-        Interrupted: By Ctrl-C or SIGTERM; a checkpoint is left.
-    """
-    began = time.monotonic()
-    trainer, corpus, result = train(name, config, folder, checkpoint)
-    if not trainer.group.first:
-        return result
-    print("Evaluating ...", flush=True)
-    try:
-        model = config.build().to(trainer.device)
-        load_average(model, Checkpoint.load(trainer.path), trainer.path)
-        figures = _evaluate(model.eval(), corpus, config, folder)
-        plot_learning(trainer.history, folder / "learning.png", SUBPLOTS)
-    except KeyboardInterrupt:
-        raise Interrupted(trainer.path) from None
-    result |= {
-        "eval": figures,
-        "wall_seconds": round(time.monotonic() - began, 1),
-        "config": config.to_json(),
+    task = "lm"
+    subplots = SUBPLOTS
+    metric, sign = "bits_per_byte", -1
+    columns: ClassVar[Mapping[str, Callable[[dict[str, Any]], str]]] = {
+        **COLUMNS,
+        "bits per byte": _bits,
+        "steps": lambda row: f"{row['steps']:.0f}",
+        "min": lambda row: f"{row['minutes']:.1f}",
+        "solver": lambda row: f"{row['mean_steps']:.1f}" if "mean_steps" in row else "-",
+        "T=0": lambda row: (
+            f"{row['proposal_loss_over_converged'] - 1:+.1%}" if "mean_steps" in row else "-"
+        ),
     }
-    export(trainer.path, folder / "model.safetensors")
-    (folder / "result.json").write_text(json.dumps(result) + "\n")
-    print_figures(f"{config.model} on held-out text ({name})", figures)
-    return result
 
+    def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
+        """See `Experiment`."""
+        print("Reading text ...", flush=True)
+        batches = load_batches(config, checkpoint and checkpoint.meta["tokenizer"])
+        return Data(
+            batches,
+            held_out=batches.corpus,
+            source=f"on {batches.source}",
+            meta={"tokenizer": batches.corpus.tokenizer.to_json()},
+        )
 
-def train(
-    name: str, config: LanguageConfig, folder: Path, checkpoint: Checkpoint | None = None
-) -> tuple[Trainer, Corpus, dict[str, Any]]:
-    """Train as `run_experiment` does, without evaluating.
+    def prepare(self, model: nn.Module, config: Any) -> None:
+        """See `Experiment`."""
+        if config.train.autocast:
+            _loosen(model, torch.finfo(torch.bfloat16).eps)
 
-    Returns:
-        The trainer, the text, and what the result says of the training.
-    """
-    torch.manual_seed(config.seed)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    print("Reading text ...", flush=True)
-    batches = load_batches(config, checkpoint and checkpoint.meta["tokenizer"])
-    model = config.build().to(choose_device(config.device))
-    if config.compile:
-        compile_blocks(model)
-    meta = {
-        "task": "lm",
-        "preset": name,
-        "config": config.to_json(),
-        "tokenizer": batches.corpus.tokenizer.to_json(),
-    }
-    trainer = Trainer(batches, model, config, folder, config.free_steps, meta)
-    if config.autocast:
-        _loosen(model, torch.finfo(torch.bfloat16).eps)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(
-        f"Training {config.model}, {parameters:,} parameters, on {batches.source}, in {folder}",
-        flush=True,
-    )
-    trainer.run()
-    figures = {
-        "task": "lm",
-        "preset": name,
-        "parameters": parameters,
-        "train_steps": trainer.step,
-        "train_tokens": trainer.step * config.batch_size * config.context,
-        "train_minutes": round(trainer.seconds / 60, 2),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    return trainer, batches.corpus, figures
+    def model(self, config: Any, checkpoint: Path) -> nn.Module:
+        """See `Experiment`."""
+        model = config.build().to(choose_device(config.train.device))
+        load_average(model, Checkpoint.load(checkpoint), checkpoint)
+        return model.eval()
+
+    def evaluate(self, model: Any, held_out: Corpus, config: Any, folder: Path) -> dict[str, Any]:
+        """See `Experiment`: metrics, loss by solver budget with a plot, and a text sample."""
+        figures = measure(model, held_out, config)
+        if model.solving is not None:
+            figures["by_budget"] = by_budget(model, held_out, config, BUDGETS)
+            plot_budgets(figures["by_budget"], folder / "budgets.png")
+        sampling = Sampling(seed=config.train.seed)
+        drawn = generate(
+            model, [[END]], tokens=SAMPLE_TOKENS, context=config.data.context, sampling=sampling
+        )
+        figures["sample"] = held_out.tokenizer.decode([int(token) for token in drawn])
+        return figures
+
+    def show(self, preset: str, config: Any, held_out: Any, figures: dict[str, Any]) -> None:
+        """See `Experiment`."""
+        print_figures(f"{config.model.name} on held-out text ({preset})", figures)
+
+    def halves(self, model: Any, held_out: Corpus, config: Any) -> dict[str, Any]:
+        """See `Experiment`."""
+        middle = len(held_out.held_out) // 2
+        first, second = (
+            dataclasses.replace(held_out, held_out=held_out.held_out[part])
+            for part in (slice(0, middle), slice(middle, None))
+        )
+        found = {
+            "choosing": measure(model, first, config), "reported": measure(model, second, config)
+        }  # fmt: skip
+        if model.solving is not None:
+            found["proposal"] = measure(model, second, config, max_steps=0)
+        return found
+
+    def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `Experiment`."""
+        row: dict[str, Any] = {
+            # The same seed is the same text in the same order.
+            "by_seed": [result["reported"]["bits_per_byte"] for result in results],
+            "perplexity": mean(result["reported"]["perplexity"] for result in results),
+            "steps": mean(result["train_steps"] for result in results),
+            "minutes": mean(result["train_minutes"] for result in results),
+        }
+        if "converged" in results[0]["reported"]:
+            for key in ("converged", "mean_steps", "median_residual"):
+                row[key] = mean(result["reported"][key] for result in results)
+            row["proposal_loss_over_converged"] = mean(
+                result["proposal"]["loss"] / result["reported"]["loss"] for result in results
+            )
+        return row
 
 
 def _loosen(model: nn.Module, rtol: float) -> None:
@@ -124,20 +130,6 @@ def _loosen(model: nn.Module, rtol: float) -> None:
         if isinstance(layer, FixedPointLayer):
             wanted = max(rtol, layer.solver.rtol)
             layer.solver = dataclasses.replace(layer.solver, rtol=wanted)
-
-
-def _evaluate(model: Any, corpus: Corpus, config: LanguageConfig, folder: Path) -> dict[str, Any]:
-    """Evaluate a finished run: metrics, loss by solver budget with a plot, and a text sample."""
-    figures = measure(model, corpus, config)
-    if model.solving is not None:
-        figures["by_budget"] = by_budget(model, corpus, config, BUDGETS)
-        plot_budgets(figures["by_budget"], folder / "budgets.png")
-    sampling = Sampling(seed=config.seed)
-    drawn = generate(
-        model, [[END]], tokens=SAMPLE_TOKENS, context=config.context, sampling=sampling
-    )
-    figures["sample"] = corpus.tokenizer.decode([int(token) for token in drawn])
-    return figures
 
 
 def print_figures(title: str, figures: dict[str, Any]) -> None:

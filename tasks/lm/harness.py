@@ -72,9 +72,11 @@ class HarnessLM(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"`batch_size` must be a whole number above 0, got {batch_size!r}.")
         found = pretrained if isinstance(pretrained, PretrainedLM) else _load(Path(pretrained))
+        if max_steps is not None and found.settings.model.name == "transformer":
+            raise ValueError("A transformer takes no steps: leave `--max-steps` out.")
         self._device = choose_device(device)
         self.net = found.model.to(self._device).eval()
-        self.words, self.context = found.tokenizer, found.settings.context
+        self.words, self.context = found.tokenizer, found.settings.data.context
         self.batch_size, self.max_steps = int(batch_size), max_steps
 
     @property

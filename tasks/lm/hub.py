@@ -38,7 +38,7 @@ class PretrainedLM(
         tokenizer: The tokenizer's state.
 
     Example:
-        >>> model = PretrainedLM(LanguageConfig(vocabulary=257, width=40).to_json(), "").eval()
+        >>> model = PretrainedLM(LanguageConfig.of(vocabulary=257, width=40).to_json(), "").eval()
         >>> len(model.write("def ", tokens=3)) >= 4
         True
     """
@@ -48,7 +48,7 @@ class PretrainedLM(
         self.settings = LanguageConfig.from_json(settings)
         self.model: Any = self.settings.build()
         if self.model.solving is not None:
-            self.model.solving.solver = self.settings.build_solver()
+            self.model.solving.solver = self.settings.solve.build_solver()
         self.tokenizer = load_tokenizer(tokenizer)
 
     @classmethod
@@ -77,7 +77,7 @@ class PretrainedLM(
             self.model,
             [[END, *self.tokenizer.encode(prompt)]],
             tokens=tokens,
-            context=self.settings.context,
+            context=self.settings.data.context,
             sampling=sampling or Sampling(),
             max_steps=max_steps,
         )

@@ -60,8 +60,8 @@ def study(
     """
     converged = measure(model, corpus, config, limit=limit)
     rows = by_budget(model, corpus, config, BUDGETS, limit)
-    windows = max(min(4, len(corpus.held_out) // config.context), 1)
-    x = corpus.held_out[: windows * config.context].view(windows, -1)
+    windows = max(min(4, len(corpus.held_out) // config.data.context), 1)
+    x = corpus.held_out[: windows * config.data.context].view(windows, -1)
     with torch.no_grad():
         out = model(x.to(next(model.parameters()).device))
     assert out.proposal is not None
@@ -82,10 +82,10 @@ def solve_trace(model: AttractorLM, corpus: Corpus, config: LanguageConfig) -> t
     Returns:
         The trace, with its states, and the number of the token that took most steps.
     """
-    x = corpus.held_out[None, : config.context].to(next(model.parameters()).device)
+    x = corpus.held_out[None, : config.data.context].to(next(model.parameters()).device)
     proposal = model.attractor.backbone(model.vocabulary(x))
     found = trace(
         model.solving.module, proposal, proposal, solver=model.solving.solver,
-        max_steps=max(config.eval_steps, 1), batch_dims=2, keep_states=True,
+        max_steps=max(config.solve.eval_max_steps, 1), batch_dims=2, keep_states=True,
     )  # fmt: skip
     return found, int(found.solution.num_steps.argmax())

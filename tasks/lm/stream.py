@@ -42,7 +42,7 @@ class Documents:
     """
 
     def __init__(self, config: LanguageConfig):
-        self.name, self.column = config.dataset, config.column
+        self.name, self.column = config.data.dataset, config.data.column
         self.reader = _open(config)
         self.position: dict[str, Any] = {"documents": 0, "reader": self.reader.state_dict()}
         self._first, self._rows = self.position, None
@@ -140,7 +140,7 @@ class StreamedBatches(Batches):
         self, size: int, generator: torch.Generator, progress: float
     ) -> tuple[Tensor, Tensor]:
         """The next tokens and the tokens that follow them, both of shape (size, context)."""
-        count = size * self.config.context
+        count = size * self.config.data.context
         self._fill(count + 1)
         row = [token for _, tokens in self._pending for token in tokens]
         row = row[self._offset : self._offset + count + 1]
@@ -198,7 +198,7 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
     Raises:
         ValueError: The text or data set is missing, cannot be read, or is too short.
     """
-    if config.dataset is None:
+    if config.data.dataset is None:
         return Batches(load_corpus(config, state), config)
     documents = Documents(config)
     tokenizer, held_out = _beginning(documents, config, state)
@@ -211,8 +211,8 @@ def _beginning(
     documents: Documents, config: LanguageConfig, state: str | None
 ) -> tuple[Tokenizer, list[int]]:
     """Train or load the tokenizer, and read the held-out tokens."""
-    learns = state is None and config.vocabulary > ByteTokenizer.size
-    left = config.max_bytes if learns else 1
+    learns = state is None and config.data.vocabulary > ByteTokenizer.size
+    left = config.data.max_bytes if learns else 1
     texts: list[str] = []
     held_out: list[str] = []
     while left > 0 and (text := documents.read()) is not None:
@@ -223,25 +223,25 @@ def _beginning(
             left -= len(text.encode())
     if not texts:
         raise ValueError(
-            f"The data set {config.dataset} has no text to train on in its column "
-            f"{config.column!r}, in {documents.position['documents']:,} documents."
+            f"The data set {config.data.dataset} has no text to train on in its column "
+            f"{config.data.column!r}, in {documents.position['documents']:,} documents."
         )
     tokenizer = (
-        train_tokenizer(texts, config.vocabulary) if state is None else load_tokenizer(state)
+        train_tokenizer(texts, config.data.vocabulary) if state is None else load_tokenizer(state)
     )
     tokens: list[int] = []
     for text in held_out:
         tokens += [*tokenizer.encode(text), END]
-    while len(tokens) <= config.eval_tokens and (text := documents.read()) is not None:
+    while len(tokens) <= config.data.eval_tokens and (text := documents.read()) is not None:
         if text and is_held_out(text):
             tokens += [*tokenizer.encode(text), END]
-    if len(tokens) <= config.context:
+    if len(tokens) <= config.data.context:
         raise ValueError(
-            f"The held-out documents of {config.dataset} have {len(tokens)} tokens, no more than "
-            f"one sequence of `context` = {config.context}: about one document in 20 is held "
-            "out. Give more documents, or lower `--context`."
+            f"The held-out documents of {config.data.dataset} have {len(tokens)} tokens, no more "
+            f"than one sequence of `context` = {config.data.context}: about one document in 20 is "
+            "held out. Give more documents, or lower `--context`."
         )
-    return tokenizer, tokens[: config.eval_tokens + 1]
+    return tokenizer, tokens[: config.data.eval_tokens + 1]
 
 
 def _open(config: LanguageConfig) -> Any:
@@ -254,19 +254,21 @@ def _open(config: LanguageConfig) -> Any:
             "`--dataset` needs the package `datasets`: install the extra with `pip install "
             "'attractor-models[lm-data]'`, or train on files with `--text`."
         ) from error
-    path = Path(str(config.dataset))
-    where, files = (path.parent, [path.name]) if path.is_file() else (config.dataset, None)
+    path = Path(str(config.data.dataset))
+    where, files = (path.parent, [path.name]) if path.is_file() else (config.data.dataset, None)
     try:
-        builder = datasets.load_dataset_builder(str(where), config.dataset_name, data_files=files)
+        builder = datasets.load_dataset_builder(
+            str(where), config.data.dataset_name, data_files=files
+        )
         if builder.name == "text":
             builder.config.sample_by = "paragraph"  # type: ignore[attr-defined]
         return builder.as_streaming_dataset(split="train")
     except StopIteration as error:  # from the reader of JSON, of files without a line
-        raise ValueError(f"The data set {config.dataset} is empty.") from error
+        raise ValueError(f"The data set {config.data.dataset} is empty.") from error
     except (OSError, ValueError, DatasetsError) as error:
-        name = f" ({config.dataset_name})" if config.dataset_name else ""
+        name = f" ({config.data.dataset_name})" if config.data.dataset_name else ""
         raise ValueError(
-            f"The data set {config.dataset}{name} cannot be opened: "
+            f"The data set {config.data.dataset}{name} cannot be opened: "
             f"{textwrap.shorten(str(error), 300)} Name a data set of the Hugging Face Hub, or a "
             "file or folder of JSON lines, Parquet or text, with `--dataset` and `--dataset-name`."
         ) from error

@@ -29,14 +29,17 @@ class MazeTask(GridTask[Maze, MazeConfig]):
 
     def make(self, config: MazeConfig) -> tuple[list[Maze], list[Maze]]:
         """See `GridTask`: made by our generator, or read if the same ones were made before."""
-        counts = (config.train_puzzles, config.test_puzzles)
+        data = config.data
+        counts = (data.train_puzzles, data.test_puzzles)
         cache = SetCache(
-            default_directory("maze"), lambda path: read_mazes(path, config.side), write_mazes
+            default_directory("maze"), lambda path: read_mazes(path, data.side), write_mazes
         )
-        names = ("side", "kind", "min_path", "max_path", "seed")
-        wanted = {name: getattr(config, name) for name in names}
+        wanted: dict[str, Any] = {
+            n: getattr(data, n) for n in ("side", "kind", "min_path", "max_path")
+        }
+        wanted["seed"] = config.train.seed
         return cache.get(
-            f"{config.side}x{config.side}-{config.kind}",
+            f"{data.side}x{data.side}-{data.kind}",
             {"version": GENERATOR_VERSION, "counts": counts, **wanted},
             counts,
             lambda: train_and_test(*counts, **wanted),
@@ -44,7 +47,7 @@ class MazeTask(GridTask[Maze, MazeConfig]):
 
     def read(self, path: Path, config: MazeConfig, skip_bad: bool = False) -> list[Maze]:
         """See `files.read_mazes`."""
-        return read_mazes(path, config.side, skip_bad=skip_bad)
+        return read_mazes(path, config.data.side, skip_bad=skip_bad)
 
     def identity(self, puzzle: Maze, config: MazeConfig) -> Any:
         """See `GridTask`: here, equal for rotations and reflections."""
@@ -52,11 +55,11 @@ class MazeTask(GridTask[Maze, MazeConfig]):
 
     def encode(self, puzzles: Sequence[Maze], config: MazeConfig) -> tuple[Tensor, Tensor]:
         """See `GridTask`: here, the codes of questions and answers."""
-        return to_tensors(puzzles, config.side)
+        return to_tensors(puzzles, config.data.side)
 
     def sampler(self, puzzles: Sequence[Maze], config: MazeConfig) -> Sampler:
         """See `GridTask`: here, rotations and reflections with their own canonical answers."""
-        questions, _ = to_tensors(puzzles, config.side)
+        questions, _ = to_tensors(puzzles, config.data.side)
         symmetries = Symmetries(questions)
         return lambda rows, generator, progress: symmetries.batch(rows, generator)
 
@@ -72,12 +75,12 @@ class MazeTask(GridTask[Maze, MazeConfig]):
 
     def question(self, text: str, config: MazeConfig) -> list[int]:
         """See `GridTask`: one maze, row after row, whose goal may be out of reach."""
-        return parse(text, config.side)
+        return parse(text, config.data.side)
 
     def example(self, config: MazeConfig) -> str:
         """See `GridTask`: a maze whose path is at least as long as a side."""
-        kind, side = config.kind, config.side
-        return generate(1, side, kind=kind, min_path=side, seed=config.seed)[0].question
+        kind, side = config.data.kind, config.data.side
+        return generate(1, side, kind=kind, min_path=side, seed=config.train.seed)[0].question
 
     def line(self, symbols: Sequence[int]) -> str:
         """See `GridTask`: here, the characters of the codes."""
@@ -95,10 +98,14 @@ class MazeTask(GridTask[Maze, MazeConfig]):
 
     def draw(self, puzzle: Maze, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
         """See `GridTask`: here, the answer, a sheet and an animation."""
-        (question,), (answer,) = (t.tolist() for t in to_tensors([puzzle], config.side))
+        (question,), (answer,) = (t.tolist() for t in to_tensors([puzzle], config.data.side))
         found = frames[-1][2].argmax(-1).tolist()
         return [
             draw_maze(question, found, folder / "maze.png", truth=answer),
-            draw_convergence(config.side, question, frames, answer, folder / "convergence.png"),
-            animate_convergence(config.side, question, frames, answer, folder / "convergence.gif"),
+            draw_convergence(
+                config.data.side, question, frames, answer, folder / "convergence.png"
+            ),
+            animate_convergence(
+                config.data.side, question, frames, answer, folder / "convergence.gif"
+            ),
         ]

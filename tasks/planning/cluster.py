@@ -146,7 +146,7 @@ def memory(
 
 def share_of_batch(plan: Plan, cluster: Cluster) -> int:
     """Samples of a batch on each device, or on most of them."""
-    return math.ceil(plan.config.batch_size / cluster.gpus)
+    return math.ceil(plan.config.train.batch_size / cluster.gpus)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +184,10 @@ def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> F
     known = local if at(local).total <= cluster.usable_bytes else 0
     more = range(known + 1, 2**40)
     largest = known + bisect.bisect(more, cluster.usable_bytes, key=lambda rows: at(rows).total)
-    if plan.config.accumulate > 1:
-        micro = rows_at_once(plan.config.batch_size, cluster.gpus, plan.config.accumulate)
+    if plan.config.train.accumulate > 1:
+        micro = rows_at_once(
+            plan.config.train.batch_size, cluster.gpus, plan.config.train.accumulate
+        )
     else:
         divisors = [d for d in range(1, min(local, largest) + 1) if local % d == 0]
         micro = max(divisors, default=1)
@@ -195,7 +197,7 @@ def fit(plan: Plan, cluster: Cluster, parallel: Parallel, checkpoint: bool) -> F
 def fits(plan: Plan, cluster: Cluster) -> list[Fit]:
     """All ways, the one that costs least time first: sharding costs less than recomputing."""
     ways: Sequence[Parallel] = ("one device",) if cluster.gpus == 1 else ("DDP", "FSDP")
-    again = [False] * (not plan.config.checkpoint_activations) + [True] * plan.has_backbone
+    again = [False] * (not plan.config.train.checkpoint_activations) + [True] * plan.has_backbone
     return [fit(plan, cluster, way, checkpoint) for checkpoint in again for way in ways]
 
 
@@ -232,8 +234,8 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     flags += ["--checkpoint-activations"] * at.checkpoint
     if flags:
         text += f" `train` does so with `{' '.join(flags)}`."
-    if plan.config.batch_size % cluster.gpus:
-        batch = plan.config.batch_size
+    if plan.config.train.batch_size % cluster.gpus:
+        batch = plan.config.train.batch_size
         text += f" A batch of {batch} does not divide evenly among {cluster.gpus} GPUs."
     return chosen, text
 
@@ -293,10 +295,10 @@ def scaling(
         counts: Numbers of GPUs.
     """
     rows = []
-    size, gathered = FLOAT32 * plan.num_parameters, 2 * plan.config.accumulate + 1
+    size, gathered = FLOAT32 * plan.num_parameters, 2 * plan.config.train.accumulate + 1
     for n in counts:
-        batch = max(plan.config.batch_size, n)
-        seconds = batch * plan.flops(steps, plan.config.checkpoint_activations)
+        batch = max(plan.config.train.batch_size, n)
+        seconds = batch * plan.flops(steps, plan.config.train.checkpoint_activations)
         seconds /= dataclasses.replace(cluster, gpus=n).flops_per_second
         bandwidth = NVLINK if n <= NODE else NETWORK
         rows.append(

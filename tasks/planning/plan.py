@@ -86,7 +86,7 @@ class Plan:
         self.config = config
         model = _meta(config)
         self.solves = any(isinstance(module, FixedPointLayer) for module in model.modules())
-        blocks = backbone(model, required=config.checkpoint_activations)
+        blocks = backbone(model, required=config.train.checkpoint_activations)
         # By whether the backbone's activations are computed anew.
         self._training = {bool(blocks): FakeTraining(model, config)}
         self.parameters = parts(model, blocks)
@@ -118,7 +118,7 @@ class Plan:
     def slot_bytes(self) -> int:
         """What the loop holds of a sample, whether or not it is in work."""
         # Symbols and classes are integers of eight bytes.
-        own = self.costs(self.config.checkpoint_activations)
+        own = self.costs(self.config.train.checkpoint_activations)
         return 2 * 8 * self.config.length + own.state.each
 
     def costs(self, checkpoint: bool = False) -> Costs:
@@ -147,12 +147,12 @@ class Plan:
 
     def describe(self) -> str:
         """One line."""
-        config, costs = self.config, self.costs(self.config.checkpoint_activations)
-        kept = costs.kept.of(config.batch_size // config.accumulate)
+        train, costs = self.config.train, self.costs(self.config.train.checkpoint_activations)
+        kept = costs.kept.of(train.batch_size // train.accumulate)
         return (
             f"Plan: {self.num_parameters:,} parameters, {show_bytes(self.weight_bytes)} for "
             f"weights, gradients, optimiser and average, about {show_bytes(kept)} for "
-            f"activations, {config.batch_size * costs.flops / 1e9:,.1f} GFLOP per optimiser step"
+            f"activations, {train.batch_size * costs.flops / 1e9:,.1f} GFLOP per optimiser step"
         )
 
     def _measured(self, checkpoint: bool) -> Costs:
@@ -179,7 +179,7 @@ class Plan:
 
     @property
     def _own(self) -> FakeTraining:
-        return self._of(self.config.checkpoint_activations)
+        return self._of(self.config.train.checkpoint_activations)
 
     @property
     def _few_steps(self) -> int:

@@ -67,9 +67,9 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
     ways = fits(found, options)
     chosen, advice = recommend(found, options, ways)
     units = options.tokens
-    if units is None and config.steps is not None:
-        units = config.steps * found.config.batch_size * found.config.units_per_sample
-    if not config.autocast:
+    if units is None and config.train.steps is not None:
+        units = config.train.steps * found.config.train.batch_size * found.config.units_per_sample
+    if not config.train.autocast:
         advice += (
             " The run computes in float32, which takes longer than at the peak that is assumed: "
             "use `--autocast`, or give its peak as `--peak-tflops`."

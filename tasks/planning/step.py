@@ -49,6 +49,11 @@ class Plannable(Protocol):
     unit: ClassVar[str]
 
     @property
+    def train(self) -> Any:
+        """How it is trained, as `Trainer` reads it."""
+        ...
+
+    @property
     def units_per_sample(self) -> int:
         """How many of them a row of the batch is."""
         ...
@@ -157,7 +162,7 @@ class FakeTraining:
         with self.mode:
             x = torch.zeros(batch, self.config.length, dtype=torch.long)
             # Earlier micro-batches have left gradients.
-            self._set_gradients(self.config.accumulate > 1)
+            self._set_gradients(self.config.train.accumulate > 1)
             owned = [x, *self.model.parameters(), *self.model.buffers(), *_gradients(self.model)]
             live, counter = PeakMemory(owned), flop_counter()
 
@@ -169,10 +174,10 @@ class FakeTraining:
                 solve_plainly(layer, PlainSteps(memory=memory, hold=hold))
             apart = _gradients_apart(self.model, live)
             with apart, counter, live, Assumed(largest=steps):
-                loss, outcome, state = forward(self.model, x, x, self.config, max_steps=steps)
+                loss, outcome, state = forward(self.model, x, x, self.config.train, max_steps=steps)
                 kept = live.now - live.aside
                 loss.backward()
-        goes_on = outcome.solve is not None and self.config.segments > 1
+        goes_on = outcome.solve is not None and self.config.train.segments > 1
         return StepCost(
             flops=counter.get_total_flops(),
             kept=kept,
@@ -194,7 +199,7 @@ class FakeTraining:
         with self.mode:
             self._set_gradients(True)
             with PeakMemory([*parameters, *_gradients(self.model), *states]) as live:
-                nn.utils.clip_grad_norm_(parameters, self.config.clip)
+                nn.utils.clip_grad_norm_(parameters, self.config.train.clip)
                 for optimizer in self._optimizers:
                     optimizer.step()
         return live.peak

@@ -11,16 +11,23 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from tasks.cli import CommandLine, print_json, take
+from tasks.cli import CommandLine, print_json
 from tasks.device import compile_blocks
-from tasks.puzzles.compare import CompareOptions, compare
+from tasks.experiments.run import run
+from tasks.flags import parse, require_defaults, take
+from tasks.puzzles.compare import CompareOptions, compare_puzzles
 from tasks.puzzles.evaluate import solve_batch, trajectory
-from tasks.puzzles.experiment import run_experiment
+from tasks.puzzles.experiment import GridExperiment
 from tasks.puzzles.loading import load_model, newest_grid_checkpoint
 from tasks.puzzles.report import measure, print_figures, scale, search_curve
 from tasks.puzzles.starts import Choice
 from tasks.puzzles.task import GridTask
+from tasks.training.options import flag
 from tasks.training.trainer import Interrupted
+
+# What a model that is not solved has no use for, and why.
+SOLVING = ("max_steps", "solver", "draw")
+UNSOLVED = "on a model that is solved; this one is not"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,7 @@ class EvalOptions:
         data: A file of puzzles; by default the test puzzles of the run.
         skip_bad: Skip malformed lines of the file instead of stopping at the first.
         limit: Only so many puzzles, from the top.
-        depth: Budget of solver updates; by default the run's.
+        max_steps: Budget of solver updates; by default the run's.
         breadth: Starts per puzzle: the model's own and perturbed ones.
         choose: How one answer is chosen from several starts: the smallest residual, the most
             frequent answer, or one that keeps the rules.
@@ -52,7 +59,7 @@ class EvalOptions:
     data: Path | None = None
     skip_bad: bool = False
     limit: int | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     breadth: int = 1
     choose: Choice = "residual"
     noise: float = 1.0
@@ -66,12 +73,18 @@ class EvalOptions:
     draw: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("breadth", "depth", "limit", "guesses"):
+        for name in ("breadth", "max_steps", "limit", "guesses"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {value}.")
+                raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")
         if self.attempts < 0:
             raise ValueError(f"`--attempts` must be at least 0, got {self.attempts}.")
+        if self.breadth == 1:
+            require_defaults(self, ("choose", "noise"), "with `--breadth` above 1")
+        if self.attempts == 0:
+            require_defaults(self, ("guesses",), "with `--attempts`")
+        if self.data is None:
+            require_defaults(self, ("skip_bad",), "with `--data`")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +94,7 @@ class SolveOptions:
     Attributes:
         puzzles: Puzzles, or files with one per line.
         checkpoint: The model; by default the newest one under `runs/` for the puzzle's size.
-        depth: Budget of solver updates; by default the run's.
+        max_steps: Budget of solver updates; by default the run's.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         draw: A folder for pictures of the last puzzle's solve.
@@ -89,7 +102,7 @@ class SolveOptions:
 
     puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
     checkpoint: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     solver: str | None = None
     device: str = "auto"
     draw: Path | None = None
@@ -102,13 +115,13 @@ class ExportOptions:
     Attributes:
         file: The program, which ends in `.pt2`; `torch.export.load` reads it.
         checkpoint: The model; by default the newest one under `runs/` of the default size.
-        depth: Budget of solver updates; by default the run's.
+        max_steps: Budget of solver updates; by default the run's.
         solver: "picard": others cannot be exported.
     """
 
     file: tyro.conf.Positional[Path]
     checkpoint: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     solver: str | None = None
 
 
@@ -138,7 +151,7 @@ class Commands(CommandLine):
             f"  {self.program}                      train ({self.task.default_preset}), evaluate\n"
             f"  {self.program} train --preset NAME  {presets}\n"
             f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 accuracy, convergence; --depth, --breadth\n"
+            f"  {self.program} eval                 accuracy, convergence; --max-steps, --breadth\n"
             f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
             f"  {self.program} compare              models at equal size and time, one table\n"
             f"  {self.program} serve                answers over HTTP, and a page\n"
@@ -163,9 +176,8 @@ class Commands(CommandLine):
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result."""
         start = self.start(arguments)
-        result = run_experiment(
-            self.task, start.preset, start.config, start.folder, start.checkpoint
-        )
+        experiment = GridExperiment(self.task)
+        result = run(experiment, start.preset, start.config, start.folder, start.checkpoint)
         print(json.dumps(result))
         print(f"Checkpoint, log and pictures are in {start.folder}")
         return 0
@@ -174,9 +186,10 @@ class Commands(CommandLine):
         """Train several models with equal parameters and time, and print one table."""
         arguments, name = take(arguments, "--preset")
         base = self.preset(name or self.task.default_preset)
-        options = tyro.cli(CompareOptions, args=arguments, prog=f"{self.program} compare")
+        options = parse(CompareOptions, arguments, f"{self.program} compare")
+        options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
-            compare(self.task, name or self.task.default_preset, base, options)
+            compare_puzzles(self.task, name or self.task.default_preset, base, options)
         except Interrupted:
             print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
             return 130
@@ -184,14 +197,16 @@ class Commands(CommandLine):
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
-        options = tyro.cli(EvalOptions, args=arguments, prog=f"{self.program} eval")
+        options = parse(EvalOptions, arguments, f"{self.program} eval")
         default_side = self.task.presets[self.task.default_preset].spec().side
         path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
         model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if config.solve.eval_max_steps is None:
+            require_defaults(options, SOLVING, UNSOLVED)
         if options.compile:
             compile_blocks(model)
-        if options.depth is not None:
-            config = dataclasses.replace(config, eval_steps=options.depth)
+        if options.max_steps is not None:
+            config = config.changed(eval_max_steps=options.max_steps)
         if options.data is None:
             puzzles = self.task.load(config)[1]
         else:
@@ -218,7 +233,7 @@ class Commands(CommandLine):
 
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
-        options = tyro.cli(SolveOptions, args=arguments, prog=f"{self.program} solve")
+        options = parse(SolveOptions, arguments, f"{self.program} solve")
         texts = [part for text in options.puzzles for part in self._texts(text)]
         if not texts:
             raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
@@ -229,6 +244,8 @@ class Commands(CommandLine):
         side = sides.pop()
         path = options.checkpoint or newest_grid_checkpoint(self.task, side)
         model, config = load_model(self.task, path, device=options.device, solver=options.solver)
+        if config.solve.eval_max_steps is None:
+            require_defaults(options, SOLVING, UNSOLVED)
         if config.spec().side != side:
             trained = config.spec().side
             raise ValueError(
@@ -237,7 +254,7 @@ class Commands(CommandLine):
             )
         print(f"Solving with {path}")
         x, _ = self.task.encode(puzzles, config)
-        found, _ = solve_batch(model, x, max_steps=options.depth or config.eval_steps)
+        found, _ = solve_batch(model, x, max_steps=options.max_steps or config.solve.eval_max_steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
         for row, ok in enumerate(valid):
             print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
@@ -257,15 +274,20 @@ class Commands(CommandLine):
         # Here, since it loads the compiler.
         from tasks.export import write_program
 
-        options = tyro.cli(ExportOptions, args=arguments, prog=f"{self.program} export")
+        options = parse(ExportOptions, arguments, f"{self.program} export")
         default_side = self.task.presets[self.task.default_preset].spec().side
         path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
         model, config = load_model(self.task, path, device="cpu", solver=options.solver)
-        depth = config.eval_steps if options.depth is None else options.depth
+        steps = config.solve.eval_max_steps
+        if steps is None:
+            require_defaults(options, SOLVING, UNSOLVED)
+        else:
+            steps = steps if options.max_steps is None else options.max_steps
         x = torch.tensor([self.task.question(self.task.example(config), config)] * 2)
-        about = {"task": self.task.name, "max_steps": depth, "config": config.to_json()}
-        write_program(model, x, depth, options.file, about)
-        print(f"Written: {options.file}, for grids of {x.shape[1]} cells and {depth} steps.")
+        about = {"task": self.task.name, "max_steps": steps, "config": config.to_json()}
+        write_program(model, x, steps, options.file, about)
+        budget = "" if steps is None else f" and {steps} steps"
+        print(f"Written: {options.file}, for grids of {x.shape[1]} cells{budget}.")
         return 0
 
     def _texts(self, text: str) -> list[str]:

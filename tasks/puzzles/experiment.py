@@ -1,152 +1,116 @@
-"""One experiment: load puzzles, train, evaluate, draw, and store the result."""
+"""The experiments of a grid puzzle; see `tasks.experiments.run`."""
 
-import json
-import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, ClassVar
 
-import torch
+from torch import nn
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.device import choose_device, compile_blocks
+from tasks.experiments.compare import COLUMNS
+from tasks.experiments.run import Data, Experiment
 from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
 from tasks.puzzles.task import VALIDATION_PUZZLES, Batches, GridTask
-from tasks.reports.curves import plot_learning
-from tasks.runs import export
-from tasks.training.trainer import Interrupted, Trainer
 
 
-def run_experiment(
-    task: GridTask[Any, Any],
-    name: str,
-    config: GridConfig,
-    folder: Path,
-    checkpoint: Checkpoint | None = None,
-) -> dict[str, Any]:
-    """Train, or continue from a checkpoint, then evaluate.
+def _exact(row: dict[str, Any]) -> str:
+    spread = f" +- {row['spread']:.1%}" if row["spread"] is not None else ""
+    return f"{row['exact_accuracy']:.1%}{spread}"
 
-    Args:
-        task: The puzzles.
-        name: The preset's.
-        config: The options.
-        folder: Receives checkpoint, weights, log, pictures and `result.json`.
-        checkpoint: Where an earlier run of the same configuration stopped.
 
-    Returns:
-        The result, as JSON values.
+class GridExperiment(Experiment):
+    """The experiments of one kind of puzzle."""
 
-    Raises:
-        Interrupted: By Ctrl-C or SIGTERM, in training or after it; a checkpoint is left.
-    """
-    began = time.monotonic()
-    trainer, test_set, result = train(task, name, config, folder, checkpoint)
-    if not trainer.group.first:
-        return result
-    result |= {
-        "eval": _evaluate(task, trainer, name, test_set),
-        "wall_seconds": round(time.monotonic() - began, 1),
-        "config": config.to_json(),
+    subplots = SUBPLOTS
+    metric, sign = "exact_accuracy", 1
+    columns: ClassVar[Mapping[str, Callable[[dict[str, Any]], str]]] = {
+        **COLUMNS,
+        "exact": _exact,
+        "4 x steps": lambda row: _cell(row, "exact_accuracy_4x", ".1%"),
+        "converged": lambda row: _cell(row, "converged", ".1%"),
+        "residual": lambda row: _cell(row, "median_residual", ".1e"),
     }
-    export(trainer.path, folder / "model.safetensors")
-    (folder / "result.json").write_text(json.dumps(result) + "\n")
-    return result
+
+    def __init__(self, puzzles: GridTask[Any, Any]) -> None:
+        self.puzzles = puzzles
+        self.task = puzzles.name
+
+    def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
+        """See `Experiment`."""
+        task = self.puzzles
+        print(f"Getting {task.noun}s ...", flush=True)
+        train_set, test_set = task.load(config)
+        train_set = task.enlarged(train_set, config)
+        overlap = self._overlap(train_set, test_set, config)
+        held_out = task.encode(test_set[: VALIDATION_PUZZLES if validate else 0], config)
+        sampler, budget = task.sampler(train_set, config), config.solve.eval_max_steps
+        batches = Batches(sampler, len(train_set), held_out, budget)
+        return Data(batches, test_set, figures={"test_puzzles_in_training": overlap})
+
+    def model(self, config: Any, checkpoint: Path) -> nn.Module:
+        """See `Experiment`."""
+        return load_model(self.puzzles, checkpoint, device=config.train.device)[0]
+
+    def describe(self, config: Any) -> str:
+        """See `Experiment`: here, what the run costs."""
+        return plan(config).describe()
+
+    def evaluate(self, model: Any, held_out: Any, config: Any, folder: Path) -> dict[str, Any]:
+        """See `Experiment`."""
+        figures = measure(self.puzzles, model, held_out, config)
+        if model.solving is not None and held_out:
+            draw_run(self.puzzles, model, held_out[0], figures, config, folder)
+        return figures
+
+    def show(self, preset: str, config: Any, held_out: Any, figures: dict[str, Any]) -> None:
+        """See `Experiment`."""
+        what = f"{len(held_out)} held-out {self.puzzles.noun}s"
+        print_figures(f"{config.model.name} on {what} ({preset})", figures, self.puzzles)
+
+    def halves(self, model: Any, held_out: Any, config: Any) -> dict[str, Any]:
+        """See `Experiment`."""
+        middle = len(held_out) // 2
+        first, second = held_out[:middle], held_out[middle:]
+        found = {
+            "choosing": measure(self.puzzles, model, first, config, quick=True),
+            "reported": measure(self.puzzles, model, second, config, quick=True),
+        }
+        if "converged" in found["reported"]:
+            longer = config.changed(eval_max_steps=4 * config.solve.eval_max_steps)
+            again = measure(self.puzzles, model, second, longer, quick=True)
+            found["reported"]["exact_accuracy_4x"] = again["exact_accuracy"]
+        return found
+
+    def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """See `Experiment`."""
+        figures = [result["reported"] for result in results]
+        row: dict[str, Any] = {
+            "train_steps": [result["train_steps"] for result in results],
+            "valid": mean(figure["valid"] for figure in figures),
+        }
+        for key in ("converged", "median_residual", "mean_steps", "exact_accuracy_4x"):
+            if key in figures[0]:
+                row[key] = mean(figure[key] for figure in figures)
+        return row
+
+    def _overlap(self, train: list[Any], test: list[Any], config: GridConfig) -> int:
+        """Count test puzzles that are training puzzles; generated sets never share one."""
+        if config.data.train_data is None and config.data.test_data is None:
+            return 0
+        count, noun = self.puzzles.overlap(train, test, config), self.puzzles.noun
+        if count:
+            warnings.warn(
+                f"{count} of {len(test)} test {noun}s are training {noun}s, perhaps in "
+                "disguise: the accuracy will be too high. Use other files.",
+                stacklevel=4,
+            )
+        return count
 
 
-def train(
-    task: GridTask[Any, Any],
-    name: str,
-    config: GridConfig,
-    folder: Path,
-    checkpoint: Checkpoint | None = None,
-    validation_puzzles: int = VALIDATION_PUZZLES,
-) -> tuple[Trainer, list[Any], dict[str, Any]]:
-    """Train as `run_experiment` does, without evaluating.
-
-    Args:
-        task: The puzzles.
-        name: The preset's.
-        config: The options.
-        folder: Receives checkpoint and log.
-        checkpoint: Where an earlier run stopped.
-        validation_puzzles: How many held-out puzzles are used for validation during training.
-
-    Returns:
-        The trainer, the test puzzles, and what the result says of the training.
-    """
-    torch.manual_seed(config.seed)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    print(f"Getting {task.noun}s ...", flush=True)
-    train_set, test_set = task.load(config)
-    train_set = task.enlarged(train_set, config)
-    overlap = _overlap(task, train_set, test_set, config)
-    held_out = task.encode(test_set[:validation_puzzles], config)
-    batches = Batches(task.sampler(train_set, config), len(train_set), held_out, config.eval_steps)
-    trainer = _trainer(batches, task.name, name, config, folder)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(plan(config).describe())
-    print(f"Training {config.model}, {parameters:,} parameters, in {folder}", flush=True)
-    trainer.run()
-    figures = {
-        "task": task.name,
-        "preset": name,
-        "parameters": parameters,
-        "train_steps": trainer.step,
-        "train_minutes": round(trainer.seconds / 60, 2),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "test_puzzles_in_training": overlap,
-    }
-    return trainer, test_set, figures
-
-
-def _trainer(batches: Batches, task: str, preset: str, config: GridConfig, folder: Path) -> Trainer:
-    model = config.build().to(choose_device(config.device))
-    if config.compile:
-        compile_blocks(model)
-    return Trainer(
-        task=batches,
-        model=model,
-        config=config,
-        folder=folder,
-        max_steps=config.train_steps,
-        meta={"task": task, "preset": preset, "config": config.to_json()},
-    )
-
-
-def _overlap(task: GridTask[Any, Any], train: list[Any], test: list[Any], config: Any) -> int:
-    """Count test puzzles that are training puzzles; generated sets never share one."""
-    if config.train_data is None and config.test_data is None:
-        return 0
-    count = task.overlap(train, test, config)
-    if count:
-        warnings.warn(
-            f"{count} of {len(test)} test {task.noun}s are training {task.noun}s, perhaps in "
-            "disguise: the accuracy will be too high. Use other files.",
-            stacklevel=3,
-        )
-    return count
-
-
-def _evaluate(
-    task: GridTask[Any, Any], trainer: Trainer, name: str, puzzles: list[Any]
-) -> dict[str, Any]:
-    """Evaluate and draw a finished run; if interrupted, it can be continued from its checkpoint."""
-    config: Any = trainer.config
-    print("Evaluating ...", flush=True)
-    try:
-        model, _ = load_model(task, trainer.path, device=config.device)
-        figures = measure(task, model, puzzles, config)
-        plot_learning(trainer.history, trainer.folder / "learning.png", SUBPLOTS)
-        if model.solving is not None and puzzles:
-            draw_run(task, model, puzzles[0], figures, config, trainer.folder)
-    except KeyboardInterrupt:
-        raise Interrupted(trainer.path) from None
-    print_figures(f"{config.model} on {len(puzzles)} held-out {task.noun}s ({name})", figures, task)
-    return figures
+def _cell(row: dict[str, Any], key: str, form: str) -> str:
+    return format(row[key], form) if key in row else "-"

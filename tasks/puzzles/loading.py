@@ -21,7 +21,7 @@ def newest_grid_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
     """
     return newest_checkpoint(
         task,
-        lambda config: config.spec().side == side and config.model != "transformer",
+        lambda config: config.spec().side == side and config.model.name != "transformer",
         f"for boards of {side * side} cells",
     )
 
@@ -40,5 +40,5 @@ def load_model(
     model = config.build()
     load_average(model, checkpoint, path)
     if model.solving is not None:
-        model.solving.solver = config.evaluation_solver(solver)
+        model.solving.solver = config.solve.evaluation_solver(solver)
     return model.to(choose_device(device)).eval(), config

@@ -55,17 +55,17 @@ def measure(
         task: What kind they are.
         model: In evaluation mode.
         puzzles: The set.
-        config: The run's; `eval_steps` is the budget.
+        config: The run's; `eval_max_steps` is the budget.
         quick: Only the scores at the budget.
     """
     x, target = task.encode(puzzles, config)
     if quick:
-        predictions = predict(model, x, max_steps=config.eval_steps)
+        predictions = predict(model, x, max_steps=config.solve.eval_max_steps)
         figures = {"puzzles": len(x), **scores(predictions.classes, target)}
         if model.solving is not None:
-            figures |= evidence(predictions, config.eval_steps)
+            figures |= evidence(predictions, config.solve.eval_max_steps)
     else:
-        figures, predictions = evaluate(model, x, target, config.eval_steps)
+        figures, predictions = evaluate(model, x, target, config.solve.eval_max_steps)
     valid = task.is_valid(x, predictions.classes, config)
     figures["valid"] = valid.float().mean().item()
     right = (predictions.classes == target).all(1)
@@ -74,7 +74,7 @@ def measure(
         figures["accuracy_by_residual"] = calibration(predictions, target)
         if not quick:
             rows = slice(0, CURVE_PUZZLES)
-            curve = step_curve(model, x[rows], target[rows], 4 * config.eval_steps)
+            curve = step_curve(model, x[rows], target[rows], 4 * config.solve.eval_max_steps)
             figures["curve"] = [
                 {"steps": steps, "exact_accuracy": exact, "median_residual": residual}
                 for steps, exact, residual in curve
@@ -116,7 +116,7 @@ def scale(
     starts = solve_from_starts(
         model,
         x,
-        max_steps=config.eval_steps,
+        max_steps=config.solve.eval_max_steps,
         breadth=options.breadth,
         noise=options.noise,
         valid=lambda questions, classes: task.is_valid(questions, classes, config),
@@ -135,7 +135,9 @@ def scale(
         options.draw.mkdir(parents=True, exist_ok=True)
         _draw_scaling(figures, options.draw)
         x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
-        steps, exact, residual = zip(*step_curve(model, x, target, config.eval_steps), strict=True)
+        steps, exact, residual = zip(
+            *step_curve(model, x, target, config.solve.eval_max_steps), strict=True
+        )
         title = f"{task.noun.capitalize()}s against solver steps"
         plot_steps(steps, exact, residual, options.draw / "depth.png", title)
     return figures
@@ -156,7 +158,7 @@ def search_curve(
         x,
         valid=lambda questions, classes: task.is_valid(questions, classes, config),
         assume=task.assume,
-        max_steps=config.eval_steps,
+        max_steps=config.solve.eval_max_steps,
         attempts=options.attempts,
         guesses=options.guesses,
     )

@@ -131,16 +131,16 @@ class GridTask(ABC, Generic[P, C]):
         Raises:
             ValueError: There are too few to fill a batch.
         """
-        files = config.train_data, config.test_data
+        files = config.data.train_data, config.data.test_data
         made = self.make(config) if None in files else ([], [])
         sets = [self.read(f, config) if f else m for f, m in zip(files, made, strict=True)]
         train, test = sets
-        if config.train_data and len(train) > config.train_puzzles:
-            train = Random(config.seed).sample(train, config.train_puzzles)
-        if len(train) < config.batch_size:
+        if config.data.train_data and len(train) > config.data.train_puzzles:
+            train = Random(config.train.seed).sample(train, config.data.train_puzzles)
+        if len(train) < config.train.batch_size:
             raise ValueError(
                 f"The training set has {len(train)} {self.noun}s, fewer than `batch_size` = "
-                f"{config.batch_size}. Give more of them, or lower `--batch-size`."
+                f"{config.train.batch_size}. Give more of them, or lower `--batch-size`."
             )
         return train, test
 
@@ -157,13 +157,13 @@ class Batches(Task):
         sampler: Source of batches.
         count: Training puzzles that it draws from.
         held_out: Symbols and classes of the puzzles for validation.
-        eval_steps: Solver budget of validation.
+        max_steps: Solver budget of validation; None for a model without a solve.
     """
 
     def __init__(
-        self, sampler: Sampler, count: int, held_out: tuple[Tensor, Tensor], eval_steps: int
+        self, sampler: Sampler, count: int, held_out: tuple[Tensor, Tensor], max_steps: int | None
     ):
-        self.sampler, self.count, self.eval_steps = sampler, count, eval_steps
+        self.sampler, self.count, self.max_steps = sampler, count, max_steps
         self.held_out = held_out
 
     def batch(
@@ -178,7 +178,7 @@ class Batches(Task):
         x, target = self.held_out
         if len(x) == 0:
             return {}
-        found = predict(model, x, max_steps=self.eval_steps)
+        found = predict(model, x, max_steps=self.max_steps)
         return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
 
     def selection_score(self, validation: dict[str, float]) -> float:

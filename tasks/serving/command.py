@@ -2,10 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
+from tasks.flags import parse
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.loading import load_model, newest_grid_checkpoint
 
@@ -16,7 +14,7 @@ class ServeOptions:
 
     Attributes:
         checkpoint: The model; by default the newest one under `runs/` of the default size.
-        depth: Budget of solver updates; by default the run's.
+        max_steps: Budget of solver updates; by default the run's.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         host: Address to listen on. The default can be reached from this machine alone.
@@ -28,7 +26,7 @@ class ServeOptions:
     """
 
     checkpoint: Path | None = None
-    depth: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: int | None = None
     solver: str | None = None
     device: str = "auto"
     host: str = "127.0.0.1"
@@ -56,12 +54,12 @@ def serve(commands: Commands, arguments: list[str]) -> int:
     from tasks.serving.server import Server, Service, listen
 
     task = commands.task
-    options = tyro.cli(ServeOptions, args=arguments, prog=f"{commands.program} serve")
+    options = parse(ServeOptions, arguments, f"{commands.program} serve")
     default_side = task.presets[task.default_preset].spec().side
     path = options.checkpoint or newest_grid_checkpoint(task, default_side)
     model, config = load_model(task, path, device=options.device, solver=options.solver)
-    depth = config.eval_steps if options.depth is None else options.depth
-    engine = Engine(model, depth, options.max_batch, options.max_waiting)
+    steps = config.solve.eval_max_steps if options.max_steps is None else options.max_steps
+    engine = Engine(model, steps, options.max_batch, options.max_waiting)
     try:
         service = Service(task, config, engine, options.timeout, options.rate)
         with listen(options.host, options.port) as listener:

@@ -34,28 +34,31 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
     def make(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
         """See `GridTask`: made by our generator, see `generate.train_and_test`."""
         return cached(
-            config.train_puzzles,
-            config.test_puzzles,
-            config.board,
-            (config.min_clues, config.max_clues),
-            minimal=config.minimal,
-            guesses=config.min_guesses,
-            seed=config.seed,
+            config.data.train_puzzles,
+            config.data.test_puzzles,
+            config.data.board,
+            (config.data.min_clues, config.data.max_clues),
+            minimal=config.data.minimal,
+            guesses=config.data.min_guesses,
+            seed=config.train.seed,
         )
 
     def enlarged(self, puzzles: list[Puzzle], config: SudokuConfig) -> list[Puzzle]:
         """See `GridTask`: here, the puzzles, followed by their relatives."""
-        if not config.relatives:
+        if not config.data.relatives:
             return puzzles
         print(
-            f"Getting {config.relatives} relatives of each, made once and then kept ...", flush=True
+            f"Getting {config.data.relatives} relatives of each, made once and then kept ...",
+            flush=True,
         )
-        board = config.board
-        return puzzles + cached_relatives(puzzles, config.relatives, board, seed=config.seed)
+        board = config.data.board
+        return puzzles + cached_relatives(
+            puzzles, config.data.relatives, board, seed=config.train.seed
+        )
 
     def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_puzzles`."""
-        return read_puzzles(path, config.board, skip_bad=skip_bad)
+        return read_puzzles(path, config.data.board, skip_bad=skip_bad)
 
     def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
         """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
@@ -63,24 +66,24 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
 
     def encode(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> tuple[Tensor, Tensor]:
         """See `GridTask`: digits of the questions, and digits - 1 of the answers."""
-        questions, answers = to_tensors(puzzles, config.board)
+        questions, answers = to_tensors(puzzles, config.data.board)
         return questions, answers - 1
 
     def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
         """See `GridTask`: random symmetric copies, or a fixed number of copies of each puzzle."""
-        questions, answers = to_tensors(puzzles, config.board)
+        questions, answers = to_tensors(puzzles, config.data.board)
 
         def sample(
             rows: Tensor, generator: torch.Generator, progress: float
         ) -> tuple[Tensor, Tensor]:
             x, y = questions[rows], answers[rows]
-            if config.copies is None:
-                x, y = augment(x, y, config.board, generator)
+            if config.data.copies is None:
+                x, y = augment(x, y, config.data.board, generator)
             else:
-                numbers = torch.randint(config.copies, rows.shape, generator=generator)
-                keys = rows * config.copies + numbers
-                x, y = numbered_copies(x, y, numbers, keys, config.board, config.seed)
-            most = round(config.extra_clues * (1 - progress / CURRICULUM))
+                numbers = torch.randint(config.data.copies, rows.shape, generator=generator)
+                keys = rows * config.data.copies + numbers
+                x, y = numbered_copies(x, y, numbers, keys, config.data.board, config.train.seed)
+            most = round(config.data.extra_clues * (1 - progress / CURRICULUM))
             if most > 0:
                 x = reveal(x, y, most, generator)
             return x, y - 1
@@ -102,12 +105,14 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
 
     def question(self, text: str, config: SudokuConfig) -> list[int]:
         """See `GridTask`: digits with `.` or 0 for blanks, without contradicting clues."""
-        return parse(text, config.board)
+        return parse(text, config.data.board)
 
     def example(self, config: SudokuConfig) -> str:
         """See `GridTask`: a puzzle in which two fifths of the cells are given."""
-        clues = round(0.4 * config.board.num_cells)
-        return generate(1, config.board, (clues, clues + 1), seed=config.seed)[0].question
+        clues = round(0.4 * config.data.board.num_cells)
+        return generate(1, config.data.board, (clues, clues + 1), seed=config.train.seed)[
+            0
+        ].question
 
     def line(self, symbols: Sequence[int]) -> str:
         """See `GridTask`: digits, and `.` for blanks."""
@@ -121,7 +126,7 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         self, puzzle: Puzzle, frames: Frames, config: SudokuConfig, folder: Path
     ) -> list[Path]:
         """See `GridTask`: here, a sheet and an animation."""
-        board = config.board
+        board = config.data.board
         asked, answer = parse(puzzle.question, board), parse(puzzle.answer, board)
         return [
             draw_convergence(board, asked, frames, answer, folder / "convergence.png"),

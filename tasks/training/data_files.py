@@ -4,16 +4,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tasks.training.config import TrainConfig
+from tasks.training.options import Config
 
 
-def fingerprints(config: TrainConfig) -> dict[str, dict[str, Any]]:
+def fingerprints(config: Config) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 of each file or folder that a configuration names, by option."""
-    names = [name for name in config.paths if name != "out"]
-    return {name: _fingerprint(path) for name in names if (path := getattr(config, name))}
+    data = config.data
+    return {name: _fingerprint(path) for name in data.paths if (path := getattr(data, name))}
 
 
-def refuse_changed(before: dict[str, Any], config: TrainConfig) -> None:
+def refuse_changed(before: dict[str, Any], config: Config) -> None:
     """Compare the data files with the fingerprints in a checkpoint.
 
     Raises:
@@ -24,7 +24,7 @@ def refuse_changed(before: dict[str, Any], config: TrainConfig) -> None:
         new = now.get(name)
         if new != old:
             raise ValueError(
-                f"`{name}` = {getattr(config, name)} changed since this run began: it had "
+                f"`{name}` = {getattr(config.data, name)} changed since this run began: it had "
                 f"{old['bytes']:,} bytes with SHA-256 {old['sha256'][:12]}..., now "
                 f"{new['bytes'] if new else 0:,} with "
                 f"{new['sha256'][:12] if new else 'nothing'}.... Put the old content back, or "

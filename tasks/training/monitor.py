@@ -48,7 +48,7 @@ class ConvergenceMonitor:
 
     def read(self, row: Row) -> str | None:
         """Take note of a row of the log; return a warning if it shows a new symptom."""
-        judged = self._is_judged and row["step"] > self.config.warmup
+        judged = self._is_judged and row["step"] > self.config.train.warmup
         if not judged or "test_converged" not in row:
             return None
         self.validations.append(row)
@@ -117,7 +117,9 @@ class ConvergenceMonitor:
         A sample with several segments, and backward modes that unroll steps, do not do so.
         """
         assert self.layer is not None
-        if self.config.segments > 1 or isinstance(self.layer.backward_mode, Phantom | Unrolled):
+        if self.config.train.segments > 1 or isinstance(
+            self.layer.backward_mode, Phantom | Unrolled
+        ):
             return None
         if not self._lately(
             SEVERAL, lambda row: row["converged"] < MOST and row["test_converged"] >= 1 - FALL
@@ -127,7 +129,7 @@ class ConvergenceMonitor:
         return (
             f"{row['converged']:.0%} of training samples converge, in {row['solver_steps']:.0f} "
             f"steps, but {row['test_converged']:.0%} of held-out ones, in {row['test_steps']:.0f}: "
-            "the gradient is that of another point. Raise `--free-steps`."
+            "the gradient is that of another point. Raise `--train-max-steps`."
         )
 
     def _lately(self, count: int, holds: Any) -> bool:
@@ -140,8 +142,8 @@ class ConvergenceMonitor:
         parts = [self._other_solver(row)]
         if isinstance(self.layer and self.layer.backward_mode, Phantom | Neumann | JacobianFree):
             parts.append(
-                f"`--backward {self.config.backward}` stands for a series in df/dy that does not "
-                "converge there: compare with `--backward exact`."
+                f"`--backward {self.config.solve.backward}` stands for a series in df/dy that does "
+                "not converge there: compare with `--backward exact`."
             )
         parts.append(
             "If it gets worse, go back to the best checkpoint and lower `--learning-rate` or raise "
@@ -150,7 +152,7 @@ class ConvergenceMonitor:
         return " ".join(parts)
 
     def _other_solver(self, row: Row) -> str:
-        name, real, radius = self.config.solver, row["test_radius_real"], row["test_radius"]
+        name, real, radius = self.config.solve.solver, row["test_radius_real"], row["test_radius"]
         if row["test_converged"] >= MOST:
             return f"`{name}` finds them all the same; plain iteration would leave them."
         others = " or ".join(f"`--solver {other}`" for other in OTHERS if other != name)
@@ -161,7 +163,9 @@ class ConvergenceMonitor:
             )
         damping, damped = _best_damping(real, radius)
         words = f"Iterates oscillate: the eigenvalue has a real part of {real:.2f}. "
-        if hasattr(self.config, "damping") and isinstance(self.layer and self.layer.solver, Picard):
+        if hasattr(self.config.solve, "damping") and isinstance(
+            self.layer and self.layer.solver, Picard
+        ):
             words += f"`--damping {damping:.1f}` brings the radius to {damped:.2f}; {others} may do"
         else:
             words += f"{others} may do"
@@ -170,13 +174,13 @@ class ConvergenceMonitor:
     def _how_to_converge(self, row: Row) -> str:
         radius, residual = row["test_radius"], row["test_residual"]
         words = f"The map contracts (spectral radius {radius:.2f}), so that the budget of "
-        words += f"{self.config.eval_steps} steps is short"
-        if self.config.rtol < residual and 0 < radius < 1:
-            more = math.log(self.config.rtol / residual) / math.log(radius)
+        words += f"{self.config.solve.eval_max_steps} steps is short"
+        if self.config.solve.rtol < residual and 0 < radius < 1:
+            more = math.log(self.config.solve.rtol / residual) / math.log(radius)
             words += f": plain iteration needs some {more:.0f} more"
-        others = " or ".join(f"`--solver {o}`" for o in OTHERS if o != self.config.solver)
+        others = " or ".join(f"`--solver {o}`" for o in OTHERS if o != self.config.solve.solver)
         return (
-            f"{words}. Raise `--eval-steps`, try {others}, or loosen `--rtol`; a lower "
+            f"{words}. Raise `--eval-max-steps`, try {others}, or loosen `--rtol`; a lower "
             "`--learning-rate` keeps the map from drifting on."
         )
 

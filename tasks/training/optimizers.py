@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.training.config import TrainConfig
 from tasks.training.muon import Muon
+from tasks.training.options import Config
 
 FINAL_RATE, COOL_DOWN = 0.01, 0.5
 
@@ -26,7 +26,7 @@ def trapezoid(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "trapezoid": trapezoid}
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW; or Muon for the matrices within blocks, and AdamW for all other weights.
 
     Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both.
@@ -35,9 +35,9 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         K. Jordan et al., Muon, 2024. J. Liu et al., Muon is Scalable for LLM Training,
         arXiv:2502.16982 (the scale).
     """
-    adamw: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.weight_decay}
-    rate = config.learning_rate
-    if config.optimizer == "adamw":
+    adamw: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.train.weight_decay}
+    rate = config.train.learning_rate
+    if config.train.optimizer == "adamw":
         return [torch.optim.AdamW(model.parameters(), lr=rate, **adamw)]
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
@@ -49,5 +49,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
             linear = name == "weight" and parameter.ndim == 2
             inner = linear and id(parameter) not in embeddings
             (matrices if inner else others).append(parameter)
-    muon = Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(
+        matrices, lr=rate, weight_decay=config.train.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     return [muon, torch.optim.AdamW(others, lr=rate, **adamw)]

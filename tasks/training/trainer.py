@@ -39,12 +39,12 @@ from tasks.distributed import (
     sharded,
 )
 from tasks.reports.logger import Reporter, means
-from tasks.training.config import TrainConfig
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, build_optimizers
+from tasks.training.options import Config
 from tasks.training.samples import ActiveSamples
 from tasks.training.stop_signal import StopSignal
 from tasks.training.task import Task
@@ -86,7 +86,7 @@ class Trainer:
 
     task: Task
     model: nn.Module
-    config: TrainConfig
+    config: Config
     folder: Path
     max_steps: int
     meta: dict[str, Any]
@@ -94,16 +94,18 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.group = Group.current()
-        config = self.config
+        config = self.config.train
         self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
         if config.checkpoint_activations:
             checkpoint_activations(self.model)
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         # It is never trained itself, and therefore always in evaluation mode.
         self.average.eval()
-        self.network = distribute(self.model, self.average.module, self.config.parallel, self.group)
+        self.network = distribute(
+            self.model, self.average.module, self.config.train.parallel, self.group
+        )
         self.optimizers = build_optimizers(self.model, self.config)
-        self.generator = torch.Generator().manual_seed(self.config.seed)
+        self.generator = torch.Generator().manual_seed(self.config.train.seed)
         self.step = 0
         self.seconds = 0.0
         self.skipped = 0
@@ -111,22 +113,22 @@ class Trainer:
         self.unlogged: list[dict[str, float]] = []
         self.samples: ActiveSamples | None = None
         self.monitor = ConvergenceMonitor(self.model, self.config)
-        keep = self.config.keep_last
-        self.manager = MANAGERS[self.config.checkpoints](self.folder, self.group, keep)
+        keep = self.config.train.keep_last
+        self.manager = MANAGERS[self.config.train.checkpoints](self.folder, self.group, keep)
         self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
     def _average(self, average: Any, current: Any, count: Any) -> None:
         """Exponential average, with a smaller decay at first: it would keep the initial weights."""
-        decay = min(self.config.averaging, (1 + int(count)) / (10 + int(count)))
+        decay = min(self.config.train.averaging, (1 + int(count)) / (10 + int(count)))
         get_ema_multi_avg_fn(decay)(average, current, count)
 
     @property
     def progress(self) -> float:
         """Share of the budget that is used, in [0, 1]."""
-        if self.config.steps is not None:
-            return min(1.0, self.step / self.config.steps)
-        return min(1.0, self.seconds / (60 * self.config.minutes))
+        if self.config.train.steps is not None:
+            return min(1.0, self.step / self.config.train.steps)
+        return min(1.0, self.seconds / (60 * self.config.train.minutes))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved.
@@ -204,7 +206,7 @@ class Trainer:
             SourceLost: The task's data cannot be read on; one process leaves a checkpoint.
         """
         saved, stopped, log = time.monotonic(), False, contextlib.nullcontext()
-        if self.config.autocast and not has_fast_bfloat16(self.device):
+        if self.config.train.autocast and not has_fast_bfloat16(self.device):
             print("This CPU has no instructions for bfloat16: faster without `--autocast`.")
         if self.group.first:
             log = Reporter(self.folder, self.history)
@@ -222,7 +224,7 @@ class Trainer:
                     best = bool(validation) and self._is_best(validation)
                     metrics |= validation
                 self._log(metrics, reporter)
-                if best or age > self.config.save_every:
+                if age > self.config.train.save_every or best:
                     self.save(best)
                     saved = time.monotonic()
         self.manager.finish()
@@ -275,14 +277,16 @@ class Trainer:
         """Solve, take the loss and one optimiser step; the metrics of that."""
         samples = self._filled()
         fresh = samples.age == 0
-        self.group.seed_step(self.config.seed, self.step)
+        self.group.seed_step(self.config.train.seed, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        found = Outcome.cat([self._pass(part, fresh) for part in range(self.config.accumulate)])
+        found = Outcome.cat(
+            [self._pass(part, fresh) for part in range(self.config.train.accumulate)]
+        )
         self._update()
         samples.age += 1
-        done = samples.age >= self.config.segments
-        if self.config.refill:
+        done = samples.age >= self.config.train.segments
+        if self.config.train.refill:
             done |= found.solved if found.halt is None else found.halt > 0
         if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
@@ -293,7 +297,7 @@ class Trainer:
     def _pass(self, part: int, fresh: Tensor) -> Outcome:
         """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""
         assert self.samples is not None
-        samples, config = self.samples, self.config
+        samples, config = self.samples, self.config.train
         rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
         with no_sync(self.network, enabled=part < config.accumulate - 1):
             loss, outcome, state = forward(
@@ -312,9 +316,9 @@ class Trainer:
 
     def _filled(self) -> ActiveSamples:
         """The samples in training, after new ones have replaced those that are done."""
-        rows = self.group.rows(self.config.batch_size)
+        rows = self.group.rows(self.config.train.batch_size)
         if self.samples is None:
-            x, target = self._draw(self.config.batch_size, rows)
+            x, target = self._draw(self.config.train.batch_size, rows)
             age = torch.zeros(len(x), dtype=torch.long, device=x.device)
             self.samples = ActiveSamples(x, target, age)
             return self.samples
@@ -334,7 +338,7 @@ class Trainer:
 
     def _update(self) -> None:
         """Take one optimiser step, or skip it and its samples if the gradient is not finite."""
-        config = self.config
+        config = self.config.train
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
         rate = config.learning_rate * warm * SCHEDULES[config.schedule](self.progress)
         for optimizer in self.optimizers:
@@ -360,7 +364,7 @@ class Trainer:
             )
         warnings.warn(f"Step {self.step} is skipped: its gradient is not finite.", stacklevel=2)
         assert self.samples is not None
-        self.samples.age[:] = self.config.segments
+        self.samples.age[:] = self.config.train.segments
 
     def _log(self, metrics: dict[str, float], reporter: Reporter | None) -> None:
         """Log the mean of the steps since the last row.

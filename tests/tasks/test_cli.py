@@ -58,7 +58,7 @@ def test_a_run_trains_and_is_evaluated_with_a_solver_of_the_users(
     flags = ["--import", "my_zigzag", "--solver", "zigzag", "--backward", "slope"]
     assert main(["train", *RUN, "--out", "run", *flags]) == 0
     config = json.loads(Path("run/result.json").read_text())["config"]
-    assert (config["solver"], config["backward"]) == ("zigzag", "slope")
+    assert (config["solve"]["solver"], config["solve"]["backward"]) == ("zigzag", "slope")
     checkpoint = ["--checkpoint", "run/checkpoint.safetensors"]
     assert main(["--import=my_zigzag", "eval", *checkpoint, "--quick"]) == 0
     # Another process, which has not imported the module.
@@ -122,5 +122,5 @@ def test_an_interruption_keeps_its_path_between_processes() -> None:
 
 
 def test_several_modules_anywhere_among_the_arguments() -> None:
-    given = ["--import", "json", "eval", "--depth", "3", "--import=math"]
-    assert import_modules(given) == (["eval", "--depth", "3"], ["json", "math"])
+    given = ["--import", "json", "eval", "--max-steps", "3", "--import=math"]
+    assert import_modules(given) == (["eval", "--max-steps", "3"], ["json", "math"])

@@ -1,6 +1,5 @@
 """The device, and compiled blocks."""
 
-import dataclasses
 import platform
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from tasks.puzzles.experiment import run_experiment
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 
-TINY = dataclasses.replace(PRESETS["tiny"], batch_size=4, test_puzzles=4, eval_steps=2)
+TINY = PRESETS["tiny"].changed(batch_size=4, test_puzzles=4, eval_max_steps=2)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", "cuda:99"])
@@ -29,7 +28,7 @@ def test_every_block_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Block, "compile", lambda block: compiled.append(block))
     model = TINY.build()
     compile_blocks(model)
-    assert len(compiled) == TINY.backbone_blocks + TINY.refiner_blocks
+    assert len(compiled) == TINY.model.backbone_blocks + TINY.model.refiner_blocks
     assert all(isinstance(block, Block) for block in compiled)
 
 
@@ -54,7 +53,7 @@ def test_bfloat16_without_instructions_for_it_is_told(monkeypatch: pytest.Monkey
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     weights = []
     for compiled in (False, True):
-        config = dataclasses.replace(TINY, steps=5, compile=compiled)
+        config = TINY.changed(steps=5, compile=compiled)
         folder = tmp_path / str(compiled)
         folder.mkdir()
         run_experiment(SudokuTask(), "tiny", config, folder)

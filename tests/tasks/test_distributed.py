@@ -1,7 +1,6 @@
 """Two processes with half of each batch: the losses of one process with all of it."""
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -44,22 +43,23 @@ STEPS = 6
 # Budgets and tolerances at which the halves of a batch need unequal numbers of calls.
 PUZZLES: dict[str, Any] = {
     "side": 4, "min_clues": 6, "max_clues": 8, "steps": STEPS, "width": 8, "batch_size": 4,
-    "segments": 2, "free_steps": 30, "rtol": 1e-2, "learning_rate": 1e-2, "warmup": 1,
+    "segments": 2, "train_max_steps": 30, "rtol": 1e-2, "learning_rate": 1e-2, "warmup": 1,
 }  # fmt: skip
 TEXT: dict[str, Any] = {
     "vocabulary": 257, "context": 16, "width": 16, "num_heads": 2, "backbone_blocks": 1,
-    "steps": STEPS, "batch_size": 4, "free_steps": 30, "rtol": 1e-2, "eval_tokens": 64, "warmup": 1,
+    "steps": STEPS, "batch_size": 4, "train_max_steps": 30, "rtol": 1e-2, "eval_tokens": 64,
+    "warmup": 1,
 }  # fmt: skip
 CASES: dict[str, Any] = {
-    "sudoku": SudokuConfig(**PUZZLES, refill=True),
-    "reasoner": SudokuConfig(**PUZZLES, model="reasoner", halting=True, refill=True),
-    "lm": LanguageConfig(**TEXT, optimizer="adamw", backward="exact"),
-    "lm-muon": LanguageConfig(**TEXT),
+    "sudoku": SudokuConfig.of(**PUZZLES, refill=True),
+    "reasoner": SudokuConfig.of(**PUZZLES, model="reasoner", halting=True, refill=True),
+    "lm": LanguageConfig.of(**TEXT, optimizer="adamw", backward="exact"),
+    "lm-muon": LanguageConfig.of(**TEXT),
 }
 # Each process takes its two rows one by one, and trains as one process does with all at once.
 IN_PARTS: dict[str, Any] = {
-    "reasoner in parts": dataclasses.replace(CASES["reasoner"], accumulate=2),
-    "lm in parts": dataclasses.replace(CASES["lm-muon"], accumulate=2, checkpoint_activations=True),
+    "reasoner in parts": CASES["reasoner"].changed(accumulate=2),
+    "lm in parts": CASES["lm-muon"].changed(accumulate=2, checkpoint_activations=True),
 }
 WHOLE = {"reasoner in parts": "reasoner", "lm in parts": "lm-muon"}
 KINDS = ("ddp", "fsdp")
@@ -68,7 +68,7 @@ FORMS = ("file", "sharded")
 
 def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace({**CASES, **IN_PARTS}[name], parallel=kind, checkpoints=form)
+    config = {**CASES, **IN_PARTS}[name].changed(parallel=kind, checkpoints=form)
     torch.manual_seed(0)
     if isinstance(config, LanguageConfig):
         tokens = torch.randint(60, 120, (2000,), generator=torch.Generator().manual_seed(1))
@@ -76,9 +76,14 @@ def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
     else:
         task, puzzles = SudokuTask(), generate(16, Board.of(4), clues=(6, 8), seed=3)
         held_out = task.encode(puzzles[:4], config)
-        batches = GridBatches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
+        batches = GridBatches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
     return Trainer(
-        batches, config.build().double(), config, folder, max_steps=config.free_steps, meta={}
+        batches,
+        config.build().double(),
+        config,
+        folder,
+        max_steps=config.solve.train_steps,
+        meta={},
     )
 
 
@@ -205,7 +210,7 @@ def go_on_from(path: Path, kind: str) -> dict[str, Any]:
 def fail_to_write(rank: int, folder: Path) -> dict[str, Any]:
     """The disk of one process refuses its file for two of the steps."""
     trainer = make("sudoku", "fsdp", folder, "sharded")
-    trainer.config = dataclasses.replace(trainer.config, save_every=1e-9)
+    trainer.config = trainer.config.changed(save_every=1e-9)
     real, seen = sharded.checksum, []
 
     def failing(path: Path) -> str:

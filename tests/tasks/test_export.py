@@ -1,6 +1,5 @@
 """Inference with a fixed budget: exported, loaded without the project's code, and compiled."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -46,14 +45,14 @@ def built(name: str, rtol: float = 1e-2) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     if name == "lm":
-        config: Any = dataclasses.replace(LANGUAGE["tiny"], width=32)
+        config: Any = LANGUAGE["tiny"].changed(width=32)
         x = torch.randint(0, 257, (5, 10), generator=generator)
     elif name == "maze":
-        config = dataclasses.replace(MAZES["tiny"], width=16)
-        x = torch.randint(0, 4, (5, config.side**2), generator=generator)
+        config = MAZES["tiny"].changed(width=16)
+        x = torch.randint(0, 4, (5, config.data.side**2), generator=generator)
     else:
         kind = "reasoner" if name == "reasoner" else "attractor"
-        config = dataclasses.replace(SUDOKU["tiny"], width=16, model=kind)
+        config = SUDOKU["tiny"].changed(width=16, model=kind)
         x = torch.randint(0, 5, (5, 16), generator=generator)
     model = config.build().double().eval()
     model.solving.solver = get_solver("picard", rtol=rtol, atol=0.0)
@@ -121,7 +120,7 @@ def test_every_model_is_written_and_read_back(
     task: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config: Any = dataclasses.replace(PRESETS[task]["tiny"], width=16, **options)
+    config: Any = PRESETS[task]["tiny"].changed(width=16, **options)
     model = config.build().double().eval()
     steps = STEPS
     if model.solving is None:
@@ -130,8 +129,8 @@ def test_every_model_is_written_and_read_back(
         model.solving.solver = get_solver("picard", rtol=1e-2)
     entries = 16 if task == "lm" else config.spec().num_cells
     x = torch.randint(0, 4, (70, entries), generator=torch.Generator().manual_seed(1))
-    varies = task == "lm" and config.mixer not in ("scan", "gru")
-    longest = config.context if varies else None
+    varies = task == "lm" and config.model.mixer not in ("scan", "gru")
+    longest = config.data.context if varies else None
     write_program(model, x[:2], steps, tmp_path / "model.pt2", {}, longest)
     program = torch.export.load(tmp_path / "model.pt2").module()
     # More rows than those that a plain pass takes at once.
@@ -145,7 +144,7 @@ def test_every_model_is_written_and_read_back(
             # Of tokens that have not converged, a solve returns its best point, a program its last.
             sure = found["converged"]
             assert torch.equal(sure, expected.solution.converged)
-        if config.model != "eqr":  # which starts anywhere
+        if config.model.name != "eqr":  # which starts anywhere
             torch.testing.assert_close(
                 found["logits"][sure], expected.logits[sure], rtol=1e-4, atol=1e-5
             )
@@ -173,7 +172,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_solve_has_logits_alone() -> None:
-    model = dataclasses.replace(SUDOKU["tiny"], width=16, model="transformer").build().eval()
+    model = SUDOKU["tiny"].changed(width=16, model="transformer").build().eval()
     x = torch.zeros(2, 16, dtype=torch.int64)
     with torch.no_grad():
         found = Inference(model, None)(x)

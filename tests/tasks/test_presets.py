@@ -1,6 +1,5 @@
 """The published sizes: parameter counts, and that their first steps run."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -36,8 +35,8 @@ def test_parameter_count_is_what_the_name_says(name: str) -> None:
     ],
 )
 def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path: Path) -> None:
-    config: GridConfig = dataclasses.replace(
-        PUBLISHED[name], batch_size=2, steps=3, autocast=autocast, eval_steps=2
+    config: GridConfig = PUBLISHED[name].changed(
+        batch_size=2, steps=3, autocast=autocast, eval_max_steps=2
     )
     spec = config.spec()
 
@@ -51,7 +50,7 @@ def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path:
 
     held_out = sample(torch.arange(2), torch.Generator().manual_seed(0), 0.0)
     torch.manual_seed(0)
-    task = Batches(sample, 10, held_out, eval_steps=2)
+    task = Batches(sample, 10, held_out, max_steps=2)
     trainer = Trainer(task, config.build(), config, tmp_path, config.train_steps, {})
     trainer.run()
     assert trainer.step == 3

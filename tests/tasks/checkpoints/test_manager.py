@@ -1,6 +1,5 @@
 """What a run keeps: damage is found and gone round, and a full disk does not end training."""
 
-import dataclasses
 import errno
 import os
 import resource
@@ -35,7 +34,7 @@ from tasks.sudoku.task import SudokuTask
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.trainer import Trainer
 
-CONFIG = SudokuConfig(
+CONFIG = SudokuConfig.of(
     side=4, min_clues=6, max_clues=8, steps=12, width=8, batch_size=4, save_every=1e-9
 )
 PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
@@ -49,7 +48,7 @@ def make(folder: Path, config: SudokuConfig = CONFIG) -> Trainer:
     folder.mkdir(exist_ok=True)
     task = SudokuTask()
     held_out = task.encode(PUZZLES[:4], config)
-    batches = Batches(task.sampler(PUZZLES, config), len(PUZZLES), held_out, eval_steps=4)
+    batches = Batches(task.sampler(PUZZLES, config), len(PUZZLES), held_out, max_steps=4)
     torch.manual_seed(0)
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
 
@@ -259,7 +258,7 @@ def test_a_log_that_cannot_be_written_for_a_while_is_complete_all_the_same(tmp_p
 def test_a_data_file_that_changed_is_refused(tmp_path: Path, kind: str) -> None:
     data = tmp_path / "puzzles.txt"
     data.write_text("".join(f"{puzzle.question}\n" for puzzle in PUZZLES))
-    config = dataclasses.replace(CONFIG, **{kind: data})
+    config = CONFIG.changed(**{kind: data})
     first = make(tmp_path / "run", config)
     first.save()
     checkpoint = Checkpoint.load(first.path)
@@ -275,7 +274,7 @@ def test_a_folder_of_texts_that_changed_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for name in "ab":
         (folder / name).write_text(name)
-    config = LanguageConfig(text=folder)
+    config = LanguageConfig.of(text=folder)
     before = fingerprints(config)
     refuse_changed(before, config)
     (folder / "a").rename(folder / "c")

@@ -198,13 +198,13 @@ def test_a_shard_that_matches_its_sum_but_is_no_safetensors_file(tmp_path: Path)
 
 def make(folder: Path, **options: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
-    config = SudokuConfig(
+    config = SudokuConfig.of(
         side=4, min_clues=6, max_clues=8, width=8, batch_size=4, refill=True,
         **{"steps": 12, "save_every": 1e-9, "checkpoints": "sharded", **options},
     )  # fmt: skip
     puzzles, task = generate(16, Board.of(4), clues=(6, 8), seed=3), SudokuTask()
     held_out = task.encode(puzzles[:4], config)
-    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
+    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
     torch.manual_seed(0)
     meta = {"task": "sudoku", "preset": "tiny", "config": config.to_json()}
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta=meta)

@@ -78,7 +78,7 @@ def test_byte_pairs_are_fewer_than_bytes() -> None:
 
 
 def test_targets_follow_their_tokens() -> None:
-    config = LanguageConfig(vocabulary=257, context=8)
+    config = LanguageConfig.of(vocabulary=257, context=8)
     corpus = Corpus(ByteTokenizer(), torch.arange(100), torch.arange(100))
     x, target = Batches(corpus, config).batch(5, torch.Generator().manual_seed(0), 0.0)
     assert x.shape == target.shape == (5, 8)
@@ -98,7 +98,7 @@ def test_the_figures_of_a_model_that_knows_nothing() -> None:
         def forward(self, ids: torch.Tensor, max_steps: int | None = None) -> LanguageOutput:
             return LanguageOutput(torch.zeros(*ids.shape, 257), torch.zeros(*ids.shape, 1), None)
 
-    config = LanguageConfig(vocabulary=257, context=16, eval_tokens=100)
+    config = LanguageConfig.of(vocabulary=257, context=16, eval_tokens=100)
     held_out = encode(ByteTokenizer(), ["x" * 200])
     figures = measure(Uniform(), Corpus(ByteTokenizer(), held_out, held_out), config)
     assert figures["tokens"] == 96
@@ -110,7 +110,7 @@ def test_a_context_longer_than_the_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("word " * 3000)
     with pytest.raises(ValueError, match="no more than one sequence of `context` = 2048"):
-        load_corpus(LanguageConfig(text=path, vocabulary=257, context=2048))
+        load_corpus(LanguageConfig.of(text=path, vocabulary=257, context=2048))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

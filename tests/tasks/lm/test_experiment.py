@@ -1,22 +1,22 @@
 """What a run of a language model does beyond the loop."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from implicit import FixedPointLayer
+from tasks.experiments.run import train
 from tasks.lm.config import PRESETS
-from tasks.lm.experiment import train
+from tasks.lm.experiment import TextExperiment
 
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_training_solves_no_further_than_its_precision(tmp_path: Path, autocast: bool) -> None:
-    config = dataclasses.replace(
-        PRESETS["tiny"], width=32, num_heads=2, max_bytes=200_000, eval_tokens=1024, steps=10,
-        rtol=1e-5, free_steps=48, autocast=autocast,
+    config = PRESETS["tiny"].changed(
+        width=32, num_heads=2, max_bytes=200_000, eval_tokens=1024, steps=10,
+        rtol=1e-5, train_max_steps=48, autocast=autocast,
     )  # fmt: skip
-    trainer, _, _ = train("tiny", config, tmp_path)
+    trainer, _, _ = train(TextExperiment(), "tiny", config, tmp_path)
     rtols = [
         {m.solver.rtol for m in model.modules() if isinstance(m, FixedPointLayer)}
         for model in (trainer.model, trainer.average)

@@ -31,7 +31,7 @@ PAIRS = [
 def pretrained() -> PretrainedLM:
     """A small model with random weights, on bytes."""
     torch.manual_seed(0)
-    config = LanguageConfig(
+    config = LanguageConfig.of(
         vocabulary=257, width=16, num_heads=2, context=24, backbone_blocks=1, rtol=1e-6
     )
     return PretrainedLM(config.to_json(), "").eval()
@@ -130,7 +130,7 @@ def test_no_continuation_is_lost_in_a_merged_token(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     from tasks.lm.tokenizer import train_tokenizer
 
-    config = LanguageConfig(vocabulary=300, width=16, num_heads=2)
+    config = LanguageConfig.of(vocabulary=300, width=16, num_heads=2)
     state = train_tokenizer(["abab abab " * 50], 300).to_json()
     model = HarnessLM(PretrainedLM(config.to_json(), state), "cpu")
     before, after = model._encode_pair("aba", "b")
@@ -161,7 +161,7 @@ def test_all_of_a_continuation_is_scored_and_nothing_else(
 
     text = "hello world! hello world!! the answer is wonderful wordless worlds "
     words = train_tokenizer([text * 50], 300)
-    config = LanguageConfig(vocabulary=300, width=16, num_heads=2)
+    config = LanguageConfig.of(vocabulary=300, width=16, num_heads=2)
     settings = {**config.to_json(), "vocabulary": words.size}
     model = HarnessLM(PretrainedLM(settings, words.to_json()), "cpu")
     before, after = model._encode_pair(context, continuation)

@@ -1,6 +1,5 @@
 """Data sets that are read as they are needed: order, packing, and going on exactly."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ def write_text(folder: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> LanguageConfig:
     """A small run on two files of JSON lines."""
-    return LanguageConfig(
+    return LanguageConfig.of(
         dataset=str(write_json(tmp_path)), vocabulary=257, context=16, eval_tokens=40,
         batch_size=2, width=16, num_heads=2, steps=20, threads=1, warmup=2,
     )  # fmt: skip
@@ -98,7 +97,7 @@ def trained_on() -> list[int]:
 
 @pytest.mark.parametrize("write", [write_json, write_parquet, write_text])
 def test_reading_goes_on_exactly_from_any_document(tmp_path: Path, write: Any) -> None:
-    config = LanguageConfig(dataset=str(write(tmp_path)))
+    config = LanguageConfig.of(dataset=str(write(tmp_path)))
     documents, positions = Documents(config), []
     texts: list[str] = []
     while (text := documents.read()) is not None:
@@ -118,9 +117,9 @@ def test_every_training_token_is_predicted_once_in_order(config: LanguageConfig)
     found = []
     for size in (1, 3, 2, 5):
         x, target = batches.batch(size, GENERATOR, 0.0)
-        assert x.shape == target.shape == (size, config.context)
+        assert x.shape == target.shape == (size, config.data.context)
         at = len(found)
-        assert x.flatten().tolist() == row[at : at + size * config.context]
+        assert x.flatten().tolist() == row[at : at + size * config.data.context]
         found += target.flatten().tolist()
     assert found == row[1 : 1 + len(found)]
 
@@ -137,7 +136,7 @@ def test_batches_go_on_exactly_also_in_another_pass(
     config: LanguageConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batches = load_batches(config)
-    passes = 2 * len(trained_on()) // (3 * config.context)
+    passes = 2 * len(trained_on()) // (3 * config.data.context)
     given, positions = [], []
     for _ in range(passes):
         positions.append(json.dumps(batches.state_dict()))
@@ -166,7 +165,7 @@ def test_what_is_held_out_is_the_beginning_of_documents_never_trained_on(
 
 def test_tokens_are_learned_from_the_beginning(config: LanguageConfig) -> None:
     pytest.importorskip("tokenizers")
-    config = dataclasses.replace(config, vocabulary=300, max_bytes=500, context=8)
+    config = config.changed(vocabulary=300, max_bytes=500, context=8)
     batches = load_batches(config)
     beginning = [text for text in TEXTS if not is_held_out(text)]
     while sum(map(len, beginning)) > 500:
@@ -201,15 +200,15 @@ def test_an_interruption_that_lasts_leaves_the_position(config: LanguageConfig) 
         batches.batch(40, GENERATOR, 0.0)
     assert batches.state_dict() == before
     x, _ = batches.batch(40, GENERATOR, 0.0)
-    at = config.context
-    assert x.flatten().tolist() == trained_on()[at : at + 40 * config.context]
+    at = config.data.context
+    assert x.flatten().tolist() == trained_on()[at : at + 40 * config.data.context]
 
 
 @pytest.mark.usefixtures("impatient")
 def test_damaged_data_is_not_tried_again(
     config: LanguageConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    part = Path(str(config.dataset)) / "part-1.jsonl"
+    part = Path(str(config.data.dataset)) / "part-1.jsonl"
     part.write_text(part.read_text()[:-20])
     with pytest.raises(SourceLost, match="after 50 documents"):
         rest(Documents(config))
@@ -254,7 +253,7 @@ def test_training_and_evaluation_from_the_command_line(
     config: LanguageConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--preset", "tiny", "--width", "16", "--num-heads", "2", "--context", "16"]
-    arguments += ["--eval-tokens", "40", "--steps", "2", "--dataset", str(config.dataset)]
+    arguments += ["--eval-tokens", "40", "--steps", "2", "--dataset", str(config.data.dataset)]
     assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
     assert "on the documents of" in capsys.readouterr().out
     checkpoint = str(tmp_path / "run" / "checkpoint.safetensors")
@@ -269,7 +268,7 @@ def test_training_and_evaluation_from_the_command_line(
 
 def test_documents_without_text_are_passed_over(tmp_path: Path) -> None:
     texts = ["", None, *TEXTS, None]
-    config = LanguageConfig(
+    config = LanguageConfig.of(
         dataset=str(write_json(tmp_path, texts)),
         vocabulary=257,
         context=16,

@@ -8,8 +8,9 @@ import torch
 
 from tasks.maze.__main__ import main
 
-SMALL = ["--preset", "tiny", "--side", "5", "--min-path", "6", "--width", "16"]
-SMALL += ["--train-puzzles", "200", "--test-puzzles", "60", "--eval-steps", "32"]
+FROM_FILES = ["--preset", "tiny", "--side", "5", "--width", "16", "--eval-max-steps", "32"]
+FROM_FILES += ["--train-puzzles", "200"]
+SMALL = [*FROM_FILES, "--min-path", "6", "--test-puzzles", "60"]
 DRAWN = "S #  \n#   #\n# #  \n ##  \n   #G"
 
 
@@ -61,7 +62,7 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
 
 def test_eval_refuses_to_guess(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "model.safetensors")
-    options = ["--quick", "--depth", "1", "--attempts", "1"]
+    options = ["--quick", "--max-steps", "1", "--attempts", "1"]
     assert main(["eval", "--checkpoint", model, *options]) == 2
     assert "a maze cannot show any of its answer" in capsys.readouterr().err
 
@@ -84,7 +85,7 @@ def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -
     (data,) = (tmp_path / "cache").glob("**/*-train.csv")
     files = ["--train-data", str(data), "--test-data", str(data)]
     with pytest.warns(UserWarning, match="200 of 200 test mazes are training mazes"):
-        assert main(["train", *SMALL, "--steps", "1", *files, "--out", "second"]) == 0
+        assert main(["train", *FROM_FILES, "--steps", "1", *files, "--out", "second"]) == 0
     result = json.loads(Path("second/result.json").read_text())
     assert result["test_puzzles_in_training"] == 200
 
@@ -109,7 +110,7 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["train", "--preset", "tiny", "--max-path", "3"], "2 <= min <= max <= 81"),
         (["train", *SMALL, "--train-puzzles", "20"], "20 mazes, fewer than `batch_size` = 32"),
         (["eval", "--breadth", "0"], "`--breadth` must be at least 1, got 0"),
-        (["eval", "--max-steps", "0"], "`--depth` must be at least 1, got 0"),
+        (["eval", "--max-steps", "0"], "`--max-steps` must be at least 1, got 0"),
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
         (["solve", "S  G"], "No checkpoint for boards of 4 cells"),
         (["solve", "S# G"], None),

@@ -43,7 +43,7 @@ def test_the_largest_micro_batch_is_the_largest(found: Plan) -> None:
     way = fit(found, cluster, "DDP", False)
     totals = [memory(found, cluster, "DDP", False, way.largest + more).total for more in (0, 1)]
     assert totals[0] <= cluster.usable_bytes < totals[1]
-    assert way.parts * way.memory.micro_batch == PRESETS["tiny"].batch_size // 2
+    assert way.parts * way.memory.micro_batch == PRESETS["tiny"].train.batch_size // 2
     assert way.memory.micro_batch <= way.largest
 
 
@@ -66,7 +66,7 @@ def test_less_memory_is_met_in_order_of_cost(found: Plan) -> None:
 
 
 def test_what_the_run_is_told_is_what_is_planned() -> None:
-    told = dataclasses.replace(PRESETS["tiny"], accumulate=4, checkpoint_activations=True)
+    told = PRESETS["tiny"].adapted(accumulate=4, checkpoint_activations=True)
     given, cluster = plan(told), Cluster(gpus=2)
     ways = fits(given, cluster)
     assert [(way.memory.checkpoint, way.parts, way.memory.micro_batch) for way in ways] == [
@@ -91,7 +91,7 @@ def test_micro_batches_cost_fsdp_whole_gradients_and_more_gathering(found: Plan)
     whole, part = (memory(found, Cluster(gpus=2), "FSDP", False, rows) for rows in (8, 4))
     assert part.exchange - whole.exchange == size
     assert part.slots == whole.slots == 8 * found.slot_bytes
-    told = plan(dataclasses.replace(PRESETS["tiny"], accumulate=2))
+    told = plan(PRESETS["tiny"].adapted(accumulate=2))
     rows = scaling(told, Cluster(), 4, [2])
     assert rows[0]["fsdp_bytes"] == 5 / 2 * size
 
@@ -99,7 +99,7 @@ def test_micro_batches_cost_fsdp_whole_gradients_and_more_gathering(found: Plan)
 def test_time_and_cost_follow_from_operations(found: Plan) -> None:
     cluster = Cluster(gpus=4, utilisation=0.5, peak_tflops=1e-3, price=3.0)
     row = duration(found, cluster, 2, 10**9, False)
-    speed = 4 * 0.5 * 1e9 / (found.flops(2) / PRESETS["tiny"].context)
+    speed = 4 * 0.5 * 1e9 / (found.flops(2) / PRESETS["tiny"].data.context)
     assert row["tokens_per_second"] == round(speed)
     assert row["days"] == pytest.approx(1e9 / speed / 86_400)
     assert row["cost"] == pytest.approx(row["days"] * 24 * 4 * 3.0)
@@ -128,7 +128,7 @@ def test_volumes_are_those_of_the_ring_whatever_the_solver(found: Plan) -> None:
 
 
 def test_a_loop_is_as_long_as_the_longest_of_the_batch() -> None:
-    alone = dataclasses.replace(PRESETS["tiny"], model="parcae", loops=8, batch_size=1)
+    alone = PRESETS["tiny"].adapted(model="parcae", loops=8, batch_size=1)
     assert alone.train_steps == 8
-    assert 12 <= dataclasses.replace(alone, batch_size=64).train_steps <= 16
-    assert dataclasses.replace(alone, loops=1).train_steps == 1
+    assert 12 <= alone.changed(batch_size=64).train_steps <= 16
+    assert alone.changed(loops=1).train_steps == 1

@@ -1,7 +1,6 @@
 """The plan against what a real training step does."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,13 +56,13 @@ def step(config: Any) -> tuple[int, int]:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    x = torch.zeros(config.batch_size, config.length, dtype=torch.long)
+    x = torch.zeros(config.train.batch_size, config.length, dtype=torch.long)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.autocast)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.train.autocast)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with autocast:
                 out = network(x, max_steps=config.train_steps)
-            loss = answer_loss(out.logits, torch.zeros_like(x), config.loss)
+            loss = answer_loss(out.logits, torch.zeros_like(x), config.train.loss)
         loss.backward()
     return counter.get_total_flops(), sum(kept.values())
 
@@ -73,12 +72,12 @@ def step_anew(config: Any) -> tuple[int, int]:
     torch.manual_seed(0)
     network = config.build().train()
     checkpoint_activations(network)
-    x = torch.zeros(config.batch_size, config.length, dtype=torch.long)
+    x = torch.zeros(config.train.batch_size, config.length, dtype=torch.long)
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter, PeakMemory([*network.parameters(), *network.buffers()]) as live:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.autocast):
             out = network(x, max_steps=config.train_steps)
-        loss, _ = loss_of(out, torch.zeros_like(x), config.loss, 1)
+        loss, _ = loss_of(out, torch.zeros_like(x), config.train.loss, 1)
         del out
         kept = live.now
         loss.backward()
@@ -89,8 +88,8 @@ def agrees(config: Any, steps: int | None = None) -> None:
     expected = plan(config)
     flops, kept = step(config)
     assert expected.num_parameters == sum(p.numel() for p in config.build().parameters())
-    assert config.batch_size * expected.flops(steps) == pytest.approx(flops, rel=0.05)
-    planned = expected.costs().kept.of(config.batch_size)
+    assert config.train.batch_size * expected.flops(steps) == pytest.approx(flops, rel=0.05)
+    planned = expected.costs().kept.of(config.train.batch_size)
     assert planned == pytest.approx(kept, rel=0.15)
 
 
@@ -108,56 +107,61 @@ def _slow_unless(quick: bool, *values: Any) -> Any:
     ],
 )
 def test_a_step_on_grids(base: GridConfig, model: ModelName) -> None:
-    agrees(dataclasses.replace(base, model=model, batch_size=2, rtol=0.0, solver="picard"))
+    agrees(base.adapted(model=model, batch_size=2, rtol=0.0, solver="picard"))
 
 
 @pytest.mark.parametrize("model", LANGUAGE_MODELS)
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> None:
-    config = dataclasses.replace(LM[preset], model=model, batch_size=2, rtol=0.0, free_steps=6)
+    config = LM[preset].adapted(model=model, batch_size=2, rtol=0.0, train_max_steps=6)
     agrees(config, LOOPS if model == "parcae" else None)
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        *(dataclasses.replace(LM["tiny"], model=model, backbone_blocks=4, free_steps=6)
+        *(LM["tiny"].adapted(model=model, backbone_blocks=4, train_max_steps=6)
           for model in LANGUAGE_MODELS if model != "deq"),
-        dataclasses.replace(LM["small"], free_steps=6),
-        dataclasses.replace(LM["tiny"], mixer="scan", free_steps=6),
-        dataclasses.replace(LM["tiny"], mixer="gpt2", backbone_blocks=3, free_steps=6),
-        dataclasses.replace(LM["tiny"], mixer="llama", backbone_blocks=3, free_steps=6),
-        dataclasses.replace(LM["tiny"], autocast=True, solver="picard", free_steps=6),
-        dataclasses.replace(SUDOKU["mini"], backbone_blocks=3, solver="picard"),
-        dataclasses.replace(MAZE["tiny"], model="transformer", layout="attention"),
+        LM["small"].adapted(train_max_steps=6),
+        LM["tiny"].adapted(mixer="scan", train_max_steps=6),
+        LM["tiny"].adapted(mixer="gpt2", backbone_blocks=3, train_max_steps=6),
+        LM["tiny"].adapted(mixer="llama", backbone_blocks=3, train_max_steps=6),
+        LM["tiny"].adapted(autocast=True, solver="picard", train_max_steps=6),
+        SUDOKU["mini"].adapted(backbone_blocks=3, solver="picard"),
+        MAZE["tiny"].adapted(model="transformer", layout="attention"),
     ],
 )  # fmt: skip
 def test_a_step_that_computes_its_activations_anew(config: Any) -> None:
-    config = dataclasses.replace(config, batch_size=2, rtol=0.0)
+    config = config.adapted(batch_size=2, rtol=0.0)
     expected = plan(config)
     flops, kept = step_anew(config)
-    steps = LOOPS if config.model == "parcae" else None
-    planned = config.batch_size * expected.flops(steps, checkpoint=True)
+    steps = LOOPS if config.model.name == "parcae" else None
+    planned = config.train.batch_size * expected.flops(steps, checkpoint=True)
     assert planned == pytest.approx(flops, rel=0.05)
-    assert planned > config.batch_size * expected.flops(steps)
-    planned = expected.costs(True).kept.of(config.batch_size)
+    assert planned > config.train.batch_size * expected.flops(steps)
+    planned = expected.costs(True).kept.of(config.train.batch_size)
     assert planned == pytest.approx(kept, rel=0.15)
 
 
 @pytest.mark.parametrize("mode", ["exact", "phantom", "neumann", "shine"])
 @pytest.mark.filterwarnings("ignore:The gradient is approximate")
 def test_a_step_with_another_gradient(mode: str) -> None:
-    config = dataclasses.replace(LM["tiny"], batch_size=2, rtol=0.0, free_steps=6, backward=mode)
+    config = LM["tiny"].adapted(batch_size=2, rtol=0.0, train_max_steps=6, backward=mode)
     agrees(config)
 
 
 @pytest.mark.parametrize(
     # In bfloat16 an accelerated solve may end at points of different steps, and measure once more.
     "change",
-    [{"autocast": True, "solver": "picard"}, {"mixer": "scan"}, {"tied": False}, {"free_steps": 0}],
+    [
+        {"autocast": True, "solver": "picard"},
+        {"mixer": "scan"},
+        {"tied": False},
+        {"train_max_steps": 0},
+    ],
 )
 def test_a_step_of_another_kind(change: dict[str, Any]) -> None:
-    agrees(dataclasses.replace(LM["tiny"], batch_size=2, rtol=0.0, **{"free_steps": 6} | change))
+    agrees(LM["tiny"].adapted(batch_size=2, rtol=0.0, **{"train_max_steps": 6} | change))
 
 
 class Zeros(Task):
@@ -183,9 +187,9 @@ class Zeros(Task):
 
 
 RUNS = [
-    *(dataclasses.replace(LM["tiny"], model=model) for model in LANGUAGE_MODELS),
+    *(LM["tiny"].adapted(model=model) for model in LANGUAGE_MODELS),
     LM["small"],
-    dataclasses.replace(SUDOKU["mini"], solver="picard"),
+    SUDOKU["mini"].adapted(solver="picard"),
 ]
 WAYS: list[dict[str, Any]] = [
     {},
@@ -208,19 +212,19 @@ def test_memory_of_training_within_5_percent(
     config: Any, way: dict[str, Any], tmp_path: Path
 ) -> None:
     """Live tensors at the worst moment of a run, weights and optimiser included."""
-    if way.get("checkpoint_activations") and config.model == "deq":
+    if way.get("checkpoint_activations") and config.model.name == "deq":
         pytest.skip("has no backbone")
-    steps = {} if isinstance(config, GridConfig) else {"free_steps": 8}
-    config = dataclasses.replace(config, batch_size=8, steps=2, rtol=0.0, **steps, **way)
+    steps = {} if isinstance(config, GridConfig) else {"train_max_steps": 8}
+    config = config.adapted(batch_size=8, steps=2, rtol=0.0, **steps, **way)
     torch.manual_seed(0)
     with PeakMemory() as live:
         trainer = Trainer(
             Zeros(config.length), config.build(), config, tmp_path, config.train_steps, {}
         )
         trainer.run()
-    rows = config.batch_size // config.accumulate
+    rows = config.train.batch_size // config.train.accumulate
     cluster = Cluster(gpus=1)
-    found = memory(plan(config), cluster, "one device", config.checkpoint_activations, rows)
+    found = memory(plan(config), cluster, "one device", config.train.checkpoint_activations, rows)
     assert found.total == pytest.approx(live.peak, rel=0.05)
 
 

@@ -18,7 +18,7 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Fits: DDP, without activation checkpointing, 16 sequences per GPU at once" in text
     result = json.loads(path.read_text())
     assert result == json.loads(text.splitlines()[-1])
-    assert result["config"]["model"] == "transformer"
+    assert result["config"]["model"]["name"] == "transformer"
     found = result["plan"]
     assert sum(found["parameters"].values()) == 2 * found["parameters"]["total"]
     assert found["budget"] == pytest.approx(11.2e9, rel=0.001)
@@ -37,7 +37,7 @@ def test_a_preset_takes_another_model(capsys: pytest.CaptureFixture[str]) -> Non
         found[name] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["attractor-tiny"]["plan"] == found["tiny"]["plan"]
     assert found["attractor-tiny"]["preset"] == "attractor-tiny"
-    assert found["parcae-tiny"]["config"]["model"] == "parcae"
+    assert found["parcae-tiny"]["config"]["model"]["name"] == "parcae"
 
 
 def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:

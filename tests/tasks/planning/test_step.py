@@ -48,16 +48,14 @@ class Model(nn.Module):
         return GridOutput(self.out(solution.value), solution.value, solution)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(SudokuConfig):
-    mode: Any = None
+def config(mode: BackwardMode, **options: Any) -> SudokuConfig:
+    given = SudokuConfig.of(side=4, min_clues=4, max_clues=6, train_max_steps=6, **options)
 
-    def build(self) -> Any:
-        return Model(self.mode)
+    class Config(SudokuConfig):
+        def build(self) -> Any:
+            return Model(mode)
 
-
-def config(mode: BackwardMode, **options: Any) -> Config:
-    return Config(side=4, min_clues=4, max_clues=6, mode=mode, free_steps=6, **options)
+    return Config(model=given.model, solve=given.solve, train=given.train, data=given.data)
 
 
 @pytest.mark.parametrize("mode", [TwoCalls(), Phantom(steps=3), Exact(), Unrolled()])

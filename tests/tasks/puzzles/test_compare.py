@@ -1,7 +1,6 @@
 """The comparison: equal sizes, no run twice, one table."""
 
 import contextlib
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 from tasks.maze.config import PRESETS as MAZE
-from tasks.puzzles.compare import CompareOptions, compare, matched
+from tasks.puzzles.compare import CompareOptions, compare_puzzles, sized
 from tasks.puzzles.config import ModelName
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.config import PRESETS as SUDOKU
@@ -30,14 +29,14 @@ def test_every_model_is_within_5_percent_of_the_attractor(config, model: ModelNa
         with torch.device("meta"):
             return sum(p.numel() for p in config.build().parameters())
 
-    assert count(matched(config, model)) == pytest.approx(count(config), rel=0.05)
+    assert count(sized(config, model)) == pytest.approx(count(config), rel=0.05)
 
 
 def test_compare_finishes_what_is_missing_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"train_puzzles": 60, "test_puzzles": 20, "eval_steps": 4}
-    monkeypatch.setitem(SUDOKU, "tiny", dataclasses.replace(SUDOKU["tiny"], **small))
+    small = {"train_puzzles": 60, "test_puzzles": 20, "eval_max_steps": 4}
+    monkeypatch.setitem(SUDOKU, "tiny", SUDOKU["tiny"].changed(**small))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "runs"
     arguments = ["compare", "--preset", "tiny", "--models", "attractor", "transformer"]
@@ -64,14 +63,12 @@ def test_several_jobs_give_every_run_a_process(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "runs"
-    base = dataclasses.replace(
-        SUDOKU["tiny"], train_puzzles=60, test_puzzles=20, eval_steps=4, width=8
-    )
+    base = SUDOKU["tiny"].changed(train_puzzles=60, test_puzzles=20, eval_max_steps=4, width=8)
     monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 2)
     options = CompareOptions(
         models=("attractor", "transformer"), rates=(1e-3,), seeds=1, minutes=0.01, jobs=2, out=out
     )
-    table = compare(SudokuTask(), "tiny", base, options)
+    table = compare_puzzles(SudokuTask(), "tiny", base, options)
     assert {row["model"] for row in table["rows"]} == {"attractor", "transformer"}
     assert len(list(out.glob("*/output.txt"))) == 2
     assert "2 of 2: " in capsys.readouterr().out

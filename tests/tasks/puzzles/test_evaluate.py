@@ -1,6 +1,5 @@
 """What evaluation shows of a solve."""
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -17,7 +16,7 @@ from tasks.sudoku.config import PRESETS
 @pytest.mark.parametrize("name", ["attractor", "reasoner"])
 def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(PRESETS["tiny"], model=name, solver=solver, rtol=1e-3)
+    config = PRESETS["tiny"].changed(model=name, solver=solver, rtol=1e-3)
     model: Any = config.build().double().eval()
     x = torch.randint(0, 5, (16,))
     frames = list(trajectory(model, x, 64, lambda logits: logits))
@@ -46,7 +45,7 @@ def test_so_many_puzzles_are_restarted_and_no_more(
 
     monkeypatch.setattr(module, "perturbed", perturbed)
     torch.manual_seed(0)
-    model: Any = dataclasses.replace(PRESETS["tiny"], rtol=1e-3).build().eval()
+    model: Any = PRESETS["tiny"].changed(rtol=1e-3).build().eval()
     x = torch.randint(0, 5, (7, 16))
     figures, found = evaluate(model, x, torch.zeros_like(x), max_steps=64)
     assert seen == expected
@@ -57,7 +56,7 @@ def test_so_many_puzzles_are_restarted_and_no_more(
 
 def test_a_residual_that_rises_does_not_stop_the_show() -> None:
     torch.manual_seed(0)
-    model: Any = dataclasses.replace(PRESETS["tiny"], rtol=0.0, solver="picard").build().eval()
+    model: Any = PRESETS["tiny"].changed(rtol=0.0, solver="picard").build().eval()
     with torch.no_grad():  # a map that turns: its residual goes up and down
         for parameter in model.solving.module.parameters():
             parameter.mul_(6)

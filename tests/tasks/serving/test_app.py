@@ -1,6 +1,5 @@
 """The HTTP service, on small models with random weights."""
 
-import dataclasses
 import json
 import os
 import random
@@ -33,7 +32,7 @@ from tasks.sudoku.task import SudokuTask
 
 EASY = "1234341221.343.1"
 BUDGET = 24
-CONFIG = dataclasses.replace(PRESETS["tiny"], width=16, eval_steps=BUDGET)
+CONFIG = PRESETS["tiny"].changed(width=16, eval_max_steps=BUDGET)
 JSON = {"content-type": "application/json"}
 
 
@@ -43,7 +42,7 @@ class Served:
     def __init__(self, task: GridTask[Any, Any], config: GridConfig, **limits: Any):
         torch.manual_seed(0)
         self.model = config.build().eval()
-        self.model.solving.solver = config.evaluation_solver()  # type: ignore[union-attr]
+        self.model.solving.solver = config.solve.evaluation_solver()  # type: ignore[union-attr]
         room = {name: limits.pop(name, 64) for name in ("max_batch", "max_waiting")}
         self.engine = Engine(self.model, BUDGET, **room)
         self.service = Service(task, config, self.engine, **({"rate": 1e6} | limits))
@@ -152,7 +151,7 @@ def test_a_trajectory_ends_at_the_answer(serve: Callable[..., Served]) -> None:
 
 
 def test_mazes_are_served_too(serve: Callable[..., Served]) -> None:
-    config = dataclasses.replace(MAZES["tiny"], side=5, width=16)
+    config = MAZES["tiny"].changed(side=5, width=16)
     served = serve(MazeTask(), config)
     body = served.solve("S #  \n#   #\n# #  \n ##  \n   #G").json()
     assert re.fullmatch("[# SGo]{25}", body["answer"])

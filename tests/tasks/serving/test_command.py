@@ -1,6 +1,5 @@
 """The command `serve` from end to end: a process, its signals, its page and its errors."""
 
-import dataclasses
 import http.client
 import json
 import os
@@ -26,7 +25,7 @@ from tasks.sudoku.config import PRESETS
 
 ROOT = Path(__file__).parents[3]
 EASY = "1234341221.343.1"
-CONFIG = dataclasses.replace(PRESETS["tiny"], width=16, eval_steps=24)
+CONFIG = PRESETS["tiny"].changed(width=16, eval_max_steps=24)
 JSON = {"content-type": "application/json"}
 
 
@@ -95,7 +94,7 @@ def test_sigterm_answers_what_runs_and_refuses_what_comes(
         (["--port", "70000"], "between 0, which takes any, and 65535: got 70000"),
         (["--host", "no.such.host.invalid"], "Cannot listen on 'no.such.host.invalid'"),
         (["--max-batch", "0"], "`max_batch` must be an integer of at least 1, got 0"),
-        (["--depth", "0"], "`max_steps` must be an integer of at least 1, got 0"),
+        (["--max-steps", "0"], "`max_steps` must be an integer of at least 1, got 0"),
         (["--rate", "nan"], "`rate` must be finite and above 0, got nan"),
         (["--timeout", "-1"], "`timeout` must be finite and above 0, got -1.0"),
     ],

@@ -1,6 +1,5 @@
 """The engine that solves what arrives one by one, on small models with random weights."""
 
-import dataclasses
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,9 +35,9 @@ class Gate(nn.Module):
 
 def model(name: ModelName = "attractor", solver: str = "broyden") -> GridModel:
     torch.manual_seed(0)
-    config = dataclasses.replace(PRESETS["tiny"], model=name, width=16)
+    config = PRESETS["tiny"].changed(model=name, width=16)
     built = config.build().double().eval()
-    built.solving.solver = config.evaluation_solver(solver)  # type: ignore[union-attr]
+    built.solving.solver = config.solve.evaluation_solver(solver)  # type: ignore[union-attr]
     return built
 
 
@@ -194,6 +193,6 @@ def test_closing_finishes_what_was_taken_and_gives_the_model_back() -> None:
 
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValueError, match="no solve to serve"):
-        Engine(dataclasses.replace(PRESETS["tiny"], model="transformer").build(), 8, 1, 1)
+        Engine(PRESETS["tiny"].changed(model="transformer").build(), 8, 1, 1)
     with pytest.raises(ValueError, match="`max_batch` must be an integer of at least 1, got 0"):
         Engine(model(), 8, 0, 1)

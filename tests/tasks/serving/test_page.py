@@ -92,7 +92,7 @@ def cells(page: Any) -> str:
 
 def test_a_pasted_puzzle_converges_to_its_solution(page: Any) -> None:
     config = load_model(SudokuTask(), CHECKPOINT, device="cpu")[1]
-    (puzzle,) = generate(1, config.board, (34, 35), seed=11)  # type: ignore[attr-defined]
+    (puzzle,) = generate(1, config.data.board, (34, 35), seed=11)  # type: ignore[attr-defined]
     page.fill("#puzzle", puzzle.question)
     page.click("#solve")
     # The page allows no script from elsewhere, so waiting is for text, not for an expression.

@@ -1,6 +1,5 @@
 """Symmetric copies: valid, consistent, different, and reproducible."""
 
-import dataclasses
 from collections import Counter
 
 import pytest
@@ -166,8 +165,8 @@ def test_reveal_fills_in_at_most_so_many_blanks_and_nothing_else() -> None:
 
 
 def test_training_puzzles_are_easier_at_first_and_not_in_the_last_half() -> None:
-    config = dataclasses.replace(PRESETS["standard"], extra_clues=20)
-    puzzles = generate(2, config.board, clues=(30, 34), seed=1)
+    config = PRESETS["standard"].changed(extra_clues=20)
+    puzzles = generate(2, config.data.board, clues=(30, 34), seed=1)
     sample = SudokuTask().sampler(puzzles, config)
     rows = torch.zeros(300, dtype=torch.long)
     blanks = [(sample(rows, generator(0), at)[0] == 0).float().sum(1) for at in (0, 0.25, 0.5, 1)]

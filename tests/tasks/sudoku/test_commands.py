@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_learns_and_leaves_everything(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    assert result["config"]["steps"] == result["train_steps"] == 160
+    assert result["config"]["train"]["steps"] == result["train_steps"] == 160
     # A random filling of the blanks would be right about once in 4^10.
     assert result["eval"]["exact_accuracy"] > 0.5
     assert result["eval"]["median_residual"] < 1e-3
@@ -56,7 +56,7 @@ def test_eval_repeats_the_figures_of_training(
 
 def test_eval_with_guesses(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(run / "checkpoint.safetensors")
-    options = ["--quick", "--depth", "2", "--attempts", "3", "--guesses", "2"]
+    options = ["--quick", "--max-steps", "2", "--attempts", "3", "--guesses", "2"]
     assert main(["eval", "--checkpoint", checkpoint, *options]) == 0
     out = capsys.readouterr().out
     figures = json.loads(out.splitlines()[-1])["eval"]

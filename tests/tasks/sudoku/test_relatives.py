@@ -1,6 +1,5 @@
 """Relatives of puzzles: proper, minimal, with the same solution, still hard."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,7 @@ def test_training_sees_them_and_testing_does_not(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "hard.txt"
     path.write_text(f"{hard.question}\n")
-    config = replace(
-        PRESETS["hard"],
+    config = PRESETS["hard"].changed(
         train_data=path,
         test_data=path,
         relatives=3,
@@ -122,4 +120,4 @@ def test_training_sees_them_and_testing_does_not(
 
 def test_fewer_than_none_are_refused() -> None:
     with pytest.raises(ValueError, match="`relatives` must be 0 or more, got -1"):
-        replace(PRESETS["hard"], relatives=-1)
+        PRESETS["hard"].changed(relatives=-1)

@@ -31,13 +31,13 @@ CONTEXT.set_forkserver_preload(["pytest", "tasks.training.trainer", "tasks.sudok
 
 def make(folder: Path, steps: int) -> Trainer:
     folder.mkdir(exist_ok=True)
-    config = SudokuConfig(
+    config = SudokuConfig.of(
         side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4, refill=True,
         save_every=1e-9,
     )  # fmt: skip
     puzzles, task = generate(16, Board.of(4), clues=(6, 8), seed=3), SudokuTask()
     held_out = task.encode(puzzles[:4], config)
-    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
+    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
     torch.manual_seed(0)
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
 

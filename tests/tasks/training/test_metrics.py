@@ -154,12 +154,12 @@ def test_figures_of_a_step() -> None:
 
 def make(folder: Path, **options: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
-    config = SudokuConfig(
+    config = SudokuConfig.of(
         side=4, min_clues=6, max_clues=8, steps=12, width=8, batch_size=4, **options
     )
     task = SudokuTask()
     held_out = task.encode(PUZZLES[:6], config)
-    batches = Batches(task.sampler(PUZZLES, config), len(PUZZLES), held_out, eval_steps=4)
+    batches = Batches(task.sampler(PUZZLES, config), len(PUZZLES), held_out, max_steps=4)
     torch.manual_seed(0)
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
 

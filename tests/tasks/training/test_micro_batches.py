@@ -17,8 +17,8 @@ from tasks.planning.peak_memory import PeakMemory
 from tasks.puzzles.task import Batches as GridBatches
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
-from tasks.training.config import TrainConfig
 from tasks.training.micro_batches import micro_batch
+from tasks.training.options import Config
 from tasks.training.trainer import Trainer
 
 # Maps that are hardly trained need not contract.
@@ -27,43 +27,43 @@ pytestmark = pytest.mark.filterwarnings("ignore:Step .. the map does not contrac
 STEPS = 5
 COMMON: dict[str, Any] = {"steps": STEPS, "batch_size": 8, "warmup": 1, "rtol": 1e-3}
 PUZZLES: dict[str, Any] = {
-    **COMMON, "width": 16, "segments": 3, "refill": True, "free_steps": 6, "train_puzzles": 16,
+    **COMMON, "width": 16, "segments": 3, "refill": True, "train_max_steps": 6, "train_puzzles": 16,
     "test_puzzles": 4,
 }  # fmt: skip
 SUDOKU: dict[str, Any] = {**PUZZLES, "side": 4, "min_clues": 6, "max_clues": 8}
 TEXT: dict[str, Any] = {
     **COMMON, "vocabulary": 257, "context": 16, "width": 32, "num_heads": 2, "eval_tokens": 64,
-    "backbone_blocks": 1, "free_steps": 6, "optimizer": "adamw",
+    "backbone_blocks": 1, "train_max_steps": 6, "optimizer": "adamw",
 }  # fmt: skip
 # Figures of held-out text are sums in float32, of at most 80 tokens or 32 entries.
 SUMMED = 80 * torch.finfo(torch.float32).eps
 CASES: dict[str, Any] = {
-    "sudoku": SudokuConfig(**SUDOKU),
+    "sudoku": SudokuConfig.of(**SUDOKU),
     # Noise is drawn for each part in turn, and is that of the whole batch.
-    "noisy start": SudokuConfig(**SUDOKU, start_noise=0.1),
-    "halting": SudokuConfig(**SUDOKU, model="reasoner", halting=True, loss="stablemax"),
-    "unrolled": SudokuConfig(**SUDOKU, model="unrolled"),
-    "maze": MazeConfig(**PUZZLES, side=7, min_path=8),
-    "lm": LanguageConfig(**TEXT),
-    "exact": LanguageConfig(**TEXT | {"rtol": 1e-4, "free_steps": 40}, backward="exact"),
-    "lengths of loops": LanguageConfig(**TEXT, model="parcae"),
-    "checkpointed": LanguageConfig(**TEXT, checkpoint_activations=True),
+    "noisy start": SudokuConfig.of(**SUDOKU, start_noise=0.1),
+    "halting": SudokuConfig.of(**SUDOKU, model="reasoner", halting=True, loss="stablemax"),
+    "unrolled": SudokuConfig.of(**SUDOKU).changed(model="unrolled"),
+    "maze": MazeConfig.of(**PUZZLES, side=7, min_path=8),
+    "lm": LanguageConfig.of(**TEXT),
+    "exact": LanguageConfig.of(**TEXT | {"rtol": 1e-4, "train_max_steps": 40}, backward="exact"),
+    "lengths of loops": LanguageConfig.of(**TEXT).changed(model="parcae"),
+    "checkpointed": LanguageConfig.of(**TEXT, checkpoint_activations=True),
 }
 
 
-def make(config: TrainConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Trainer:
+def make(config: Config, folder: Path, dtype: torch.dtype = torch.float32) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     if isinstance(config, LanguageConfig):
         tokens = torch.randint(60, 120, (2000,), generator=torch.Generator().manual_seed(1))
         batches: Any = Batches(Corpus(train_tokenizer([], 257), tokens, tokens[:80]), config)
-        steps = config.free_steps
+        steps = config.solve.train_steps
     else:
         assert isinstance(config, SudokuConfig | MazeConfig)
         task: Any = SudokuTask() if isinstance(config, SudokuConfig) else MazeTask()
         puzzles, held_out = task.make(config)
         shown = task.encode(held_out, config)
-        batches = GridBatches(task.sampler(puzzles, config), len(puzzles), shown, eval_steps=4)
+        batches = GridBatches(task.sampler(puzzles, config), len(puzzles), shown, max_steps=4)
         steps = config.train_steps
     return Trainer(batches, config.build().to(dtype), config, folder, max_steps=steps, meta={})
 
@@ -89,8 +89,7 @@ def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
     """In float64: a residual of float32 is near its rounding, which other kernels do otherwise."""
     config = CASES[name]
     whole, parts = (
-        make(dataclasses.replace(config, accumulate=n), tmp_path / str(n), torch.float64)
-        for n in (1, 4)
+        make(config.changed(accumulate=n), tmp_path / str(n), torch.float64) for n in (1, 4)
     )
     expected, found = run(whole), run(parts)
     assert len(expected) == STEPS
@@ -109,10 +108,8 @@ def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
 
 def test_noise_of_its_own_leaves_the_data_alone(tmp_path: Path) -> None:
     """A model that draws several times in a pass sees other noise, and the same puzzles."""
-    config = dataclasses.replace(CASES["sudoku"], model="eqr", segments=1)
-    whole, parts = (
-        make(dataclasses.replace(config, accumulate=n), tmp_path / str(n)) for n in (1, 4)
-    )
+    config = CASES["sudoku"].changed(model="eqr", segments=1)
+    whole, parts = (make(config.changed(accumulate=n), tmp_path / str(n)) for n in (1, 4))
     expected, found = run(whole), run(parts)
     assert whole.samples is not None
     assert parts.samples is not None
@@ -127,7 +124,7 @@ def test_memory_falls(name: str, tmp_path: Path) -> None:
     size = {"context": 64} if name != "sudoku" else {"width": 32, "train_puzzles": 32}
     peaks = []
     for parts in (1, 4):
-        config = dataclasses.replace(CASES[name], **size, batch_size=32, steps=2, accumulate=parts)
+        config = CASES[name].changed(**size, batch_size=32, steps=2, accumulate=parts)
         trainer = make(config, tmp_path / str(parts))
         trainer.task.validate = lambda model: {}  # type: ignore[method-assign]
         with PeakMemory() as live:
@@ -138,7 +135,7 @@ def test_memory_falls(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [0, 1, 3])
 def test_a_part_that_is_not_finite_skips_the_step(bad: int, tmp_path: Path) -> None:
-    trainer = make(dataclasses.replace(CASES["sudoku"], accumulate=4), tmp_path)
+    trainer = make(CASES["sudoku"].changed(accumulate=4), tmp_path)
     before: dict[int, list[torch.Tensor]] = {}
     inner, calls = trainer.model.forward, iter(range(999))
 
@@ -157,7 +154,7 @@ def test_a_part_that_is_not_finite_skips_the_step(bad: int, tmp_path: Path) -> N
 
 
 def test_a_run_in_parts_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    config = dataclasses.replace(CASES["noisy start"], accumulate=4)
+    config = CASES["noisy start"].changed(accumulate=4)
     whole = make(config, tmp_path / "whole")
     expected = run(whole)
     begun = make(config, tmp_path / "half")
@@ -195,4 +192,4 @@ def test_batches_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"= 7 does not divide the 24 rows\. It may be 1, 2, 3"):
         micro_batch(24, 1, 7)
     with pytest.raises(ValueError, match="`accumulate` must be at least 1, got 0"):
-        SudokuConfig(accumulate=0)
+        SudokuConfig.of(accumulate=0)

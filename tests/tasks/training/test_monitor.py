@@ -1,6 +1,5 @@
 """Warnings of maps that stop contracting: at the right time, once, with options that exist."""
 
-import dataclasses
 import re
 import warnings
 from pathlib import Path
@@ -23,7 +22,7 @@ from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.trainer import Trainer
 
-PUZZLE, TEXT = SudokuConfig(side=4, min_clues=6, max_clues=8), LanguageConfig()
+PUZZLE, TEXT = SudokuConfig.of(side=4, min_clues=6, max_clues=8), LanguageConfig.of()
 GOOD = {
     "step": 100.0, "loss": 1.0, "converged": 0.0, "residual": 1e-1, "solver_steps": 3.0,
     "test_converged": 1.0, "test_residual": 1e-6, "test_steps": 20.0, "test_radius": 0.7,
@@ -94,7 +93,7 @@ def test_the_damping_that_is_advised_works() -> None:
 
 def test_a_budget_too_short_is_told_from_a_map_that_expands() -> None:
     layer = FixedPointLayer(nn.Identity(), Picard(rtol=1e-3), "phantom")
-    reader = ConvergenceMonitor(layer, dataclasses.replace(PUZZLE, rtol=1e-3, eval_steps=20))
+    reader = ConvergenceMonitor(layer, PUZZLE.changed(rtol=1e-3, eval_max_steps=20))
     found = []
     for scale in (0.5, 0.97, 0.97, 0.97):  # 20 steps suffice for 0.5 alone
         layer.module = Scaled([[scale, 0.0], [0.0, scale]])
@@ -112,7 +111,7 @@ def test_a_budget_too_short_is_told_from_a_map_that_expands() -> None:
     more = int(needed[1])
     assert layer(torch.zeros(1, 2), x, max_steps=20 + more).converged.all()
     assert not layer(torch.zeros(1, 2), x, max_steps=20 + more // 2).converged.any()
-    assert "`--eval-steps`" in last
+    assert "`--eval-max-steps`" in last
     assert "damping" not in last
 
 
@@ -148,7 +147,7 @@ def test_a_warning_comes_once_until_its_cause_has_gone() -> None:
 
 def test_a_solver_that_needs_no_contraction_is_said_to_cope() -> None:
     """Measured on mazes: radii of 1.1 to 1.5, and nearly all converge."""
-    config = dataclasses.replace(PUZZLE, solver="broyden")
+    config = PUZZLE.changed(solver="broyden")
     reader = monitor(config, Broyden(), Phantom())
     found = read(reader, *[{**BAD, "test_converged": 0.94}] * 2)[1] or ""
     assert "`broyden` finds them all the same" in found
@@ -175,7 +174,7 @@ def test_a_training_budget_too_short_is_for_models_with_one_solve_a_sample() -> 
     found = read(monitor(TEXT, backward="jacobian_free"), *rows)
     assert found[:2] == [None] * 2
     assert "20% of training samples converge" in (found[2] or "")
-    assert "`--free-steps`" in (found[2] or "")
+    assert "`--train-max-steps`" in (found[2] or "")
     assert read(monitor(TEXT), *rows) == [None] * 3  # phantom: truncated on purpose
 
 
@@ -189,10 +188,10 @@ def test_every_option_that_is_named_exists(config: Any, backward: str) -> None:
         {"test_converged": 0.1, "test_residual": 1e-2},
         {"converged": 0.1},
     ]
-    options = {field.name for field in dataclasses.fields(config)}
+    options = set(config.flat()) - set(config.unused())
     texts = []
     for change in bad:
-        reader = monitor(dataclasses.replace(config, backward=backward), backward=backward)
+        reader = monitor(config.changed(backward=backward), backward=backward)
         texts += [text for text in read(reader, {}, *[change] * 3) if text]
     assert len(texts) >= 5
     for text in texts:
@@ -202,10 +201,10 @@ def test_every_option_that_is_named_exists(config: Any, backward: str) -> None:
 
 def make(folder: Path, steps: int) -> Trainer:
     folder.mkdir(exist_ok=True)
-    config = dataclasses.replace(PUZZLE, steps=steps, width=8, batch_size=4, warmup=1)
+    config = PUZZLE.changed(steps=steps, width=8, batch_size=4, warmup=1)
     task, puzzles = SudokuTask(), generate(16, Board.of(4), clues=(6, 8), seed=3)
     held_out = task.encode(puzzles[:4], config)
-    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, eval_steps=4)
+    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
     torch.manual_seed(0)
     trainer = Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
     inner = trainer._validate

@@ -17,7 +17,7 @@ SPEC = LanguageSpec(vocabulary=300, width=16, num_heads=2, backbone_blocks=1)
 
 def test_muon_takes_the_matrices_within_blocks_and_adamw_the_rest() -> None:
     model = AttractorLM(SPEC)
-    muon, adamw = build_optimizers(model, LanguageConfig(optimizer="muon"))
+    muon, adamw = build_optimizers(model, LanguageConfig.of(optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = [
         {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
@@ -35,7 +35,7 @@ def test_matrices_of_transformers_are_matrices_too(mixer: Any, matrices: int) ->
     """Those of GPT-2 are no `nn.Linear`; its positions are a table, not a matrix."""
     pytest.importorskip("transformers")
     stack = dataclasses.replace(SPEC, mixer=mixer).stack(1)
-    muon, adamw = build_optimizers(stack, LanguageConfig(optimizer="muon"))
+    muon, adamw = build_optimizers(stack, LanguageConfig.of(optimizer="muon"))
     names = {id(p): name for name, p in stack.named_parameters()}
     taken = [names[id(p)] for p in muon.param_groups[0]["params"]]
     assert len(taken) == matrices
@@ -44,8 +44,8 @@ def test_matrices_of_transformers_are_matrices_too(mixer: Any, matrices: int) ->
 
 
 def test_filters_of_convolutions_are_matrices_too() -> None:
-    model = MazeConfig().build()
-    muon, _ = build_optimizers(model, MazeConfig(optimizer="muon"))
+    model = MazeConfig.of().build()
+    muon, _ = build_optimizers(model, MazeConfig.of(optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = [names[id(p)] for p in muon.param_groups[0]["params"]]
     assert sum(name.endswith("mixer.weight") for name in taken) == 3
@@ -55,7 +55,7 @@ def test_filters_of_convolutions_are_matrices_too() -> None:
 def test_each_of_them_minimises(kind: str, rate: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
-    config = LanguageConfig(optimizer=kind, learning_rate=rate)  # type: ignore[arg-type]
+    config = LanguageConfig.of(optimizer=kind, learning_rate=rate)  # type: ignore[arg-type]
     optimizers = build_optimizers(model, config)
     x = torch.randn(64, 4)
     losses = []

@@ -35,7 +35,7 @@ def launch(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 SMALL = ["--preset", "tiny", "--width", "8", "--batch-size", "8", "--train-puzzles", "60",
-         "--test-puzzles", "8", "--eval-steps", "4"]  # fmt: skip
+         "--test-puzzles", "8", "--eval-max-steps", "4"]  # fmt: skip
 
 
 def losses_of(folder: Path) -> list[float]:

@@ -23,7 +23,7 @@ BOARD = Board.of(4)
 PUZZLES = generate(16, BOARD, clues=(6, 8), seed=3)
 
 
-CONFIG = SudokuConfig(side=4, min_clues=6, max_clues=8)
+CONFIG = SudokuConfig.of(side=4, min_clues=6, max_clues=8)
 
 
 class Recorder(Batches):
@@ -32,7 +32,7 @@ class Recorder(Batches):
     def __init__(self, interrupt_after: int | None = None):
         task = SudokuTask()
         sampler, held_out = task.sampler(PUZZLES, CONFIG), task.encode(PUZZLES[:4], CONFIG)
-        super().__init__(sampler, len(PUZZLES), held_out, eval_steps=4)
+        super().__init__(sampler, len(PUZZLES), held_out, max_steps=4)
         self.given: list[torch.Tensor] = []
         self.interrupt_after = interrupt_after
 
@@ -48,10 +48,10 @@ class Recorder(Batches):
 
 def make(folder: Path, task: Batches, steps: int = 12, **options: object) -> Trainer:
     folder.mkdir(exist_ok=True)
-    config = SudokuConfig(
+    config = SudokuConfig.of(
         side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4, **options
     )  # type: ignore[arg-type]
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.train.seed)
     return Trainer(
         task=task, model=config.build(), config=config, folder=folder, max_steps=2, meta={}
     )

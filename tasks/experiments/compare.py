@@ -1,0 +1,155 @@
+"""Models at equal parameters, and at equal time or equal steps, in one table.
+
+Every model gets the same search over its learning rate, with one seed, judged on one half of the
+held-out data; then more seeds with the best rate. The table reports the other half. A finished run
+is never repeated, and an interrupted one goes on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tasks.checkpoints.manager import NAME, load_newest
+from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
+from tasks.experiments.run import Experiment, train
+from tasks.training.options import Config
+
+# The columns that every table has.
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": lambda row: row["model"],
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "rate": lambda row: f"{row['rate']:g}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Job):
+    """One training run and its evaluation.
+
+    Attributes:
+        experiment: Of the task.
+        preset: Its name.
+        config: The options.
+        folder: Of the comparison.
+        label: The name of this run in the table.
+    """
+
+    experiment: Experiment
+    preset: str
+    config: Config
+    folder: Path
+    label: str
+
+    @property
+    def place(self) -> Path:
+        """See `Job`."""
+        rate, seed = self.config.train.learning_rate, self.config.train.seed
+        return self.folder / f"{self.label}-{rate:g}-seed{seed}"
+
+    def finish(self) -> None:
+        """Train, or go on, and evaluate on each half of the held-out data."""
+        config = self.config.changed(out=self.place)
+        self.place.mkdir(parents=True, exist_ok=True)
+        path = self.place / NAME
+        checkpoint = load_newest(path) if path.is_file() else None
+        _, held_out, result = train(
+            self.experiment, self.preset, config, self.place, checkpoint, validate=False
+        )
+        model = self.experiment.model(config, path)
+        result |= self.experiment.halves(model, held_out, config)
+        result["config"] = config.to_json()
+        self.done.write_text(json.dumps(result) + "\n")
+
+    def score(self) -> float:
+        """See `Job`."""
+        return self.experiment.sign * self.result()["choosing"][self.experiment.metric]
+
+    def summary(self) -> str:
+        """See `Job`."""
+        metric = self.experiment.metric
+        return f"{self.result()['reported'][metric]:.4f} {metric.replace('_', ' ')}"
+
+
+def matched(config: Any, **changes: Any) -> Any:
+    """The configuration of another model, of the width that comes closest in parameters.
+
+    Args:
+        config: Its model "attractor" has the wanted number of parameters.
+        **changes: The other model's options; those that it has no use for are left out.
+    """
+    other = config.adapted(**changes)
+    wanted = num_parameters(config.adapted(model="attractor"))
+    step = 1 if "num_heads" in config.unused() else 2 * config.model.num_heads
+    sizes: dict[int, int] = {}
+
+    def size(count: int) -> int:
+        if count not in sizes:
+            sizes[count] = num_parameters(other.changed(width=step * count))
+        return sizes[count]
+
+    low, high = 1, 1  # parameters grow with the width: bisect where they pass what is wanted
+    while size(high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < wanted else (low, middle)
+    best = min((low, high), key=lambda count: abs(size(count) - wanted))
+    return other.changed(width=step * best)
+
+
+def num_parameters(config: Config) -> int:
+    """Parameters of the model, without making it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())
+
+
+def compare(
+    title: str, head: dict[str, Any], runs: Sequence[Run], options: SearchOptions
+) -> dict[str, Any]:
+    """Finish all runs that are not done, then print the table and write it to their folder.
+
+    Args:
+        title: Of the printed table.
+        head: What the written one says besides its rows.
+        runs: What to compare, at least one.
+        options: Rates and seeds.
+
+    Returns:
+        The table as JSON values, its rows best first.
+    """
+    experiment, folder = runs[0].experiment, runs[0].folder
+    best = search_and_repeat(runs, options)
+    rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
+    rows.sort(key=lambda row: -experiment.sign * row[experiment.metric])
+    found = {"task": experiment.task, "preset": runs[0].preset, **head, "rows": rows}
+    (folder / "table.json").write_text(json.dumps(found) + "\n")
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for column in experiment.columns:
+        table.add_column(column, overflow="fold", min_width=11 if column == "model" else None)
+    for row in rows:
+        table.add_row(*(cell(row) for cell in experiment.columns.values()))
+    Console().print(table)
+    return found
+
+
+def _row(run: Run, rate: float, options: SearchOptions) -> dict[str, Any]:
+    results = [run.repeated(rate, seed).result() for seed in range(options.seeds)]
+    values = [result["reported"][run.experiment.metric] for result in results]
+    return {
+        "model": run.label,
+        "parameters": results[0]["parameters"],
+        "width": run.config.model.width,
+        "rate": rate,
+        "search": {str(each): run.repeated(each, 0).score() for each in options.rates},
+        "seeds": len(results),
+        run.experiment.metric: mean(values),
+        "spread": stdev(values) if len(values) > 1 else None,
+        **run.experiment.row(results),
+    }

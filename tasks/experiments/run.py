@@ -1,0 +1,198 @@
+"""One experiment: load the data, train, evaluate, draw, and store the result."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.device import choose_device, compile_blocks
+from tasks.reports.curves import Subplot, plot_learning
+from tasks.runs import export
+from tasks.training.options import Config
+from tasks.training.task import Task
+from tasks.training.trainer import Interrupted, Trainer
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an experiment trains and evaluates on.
+
+    Attributes:
+        batches: The data as the training loop sees them.
+        held_out: What is evaluated on.
+        source: What the training data are, for a message.
+        meta: Stored in the checkpoint besides the configuration.
+        figures: What the result says of the data.
+    """
+
+    batches: Task
+    held_out: Any
+    source: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Experiment(ABC):
+    """What the experiments of one task have of their own; it must be possible to pickle it.
+
+    Attributes:
+        task: Name of the task.
+        subplots: Of the picture of training.
+        metric: The main one, by which the rows of a comparison are sorted.
+        sign: 1 if more of that metric is better, -1 if less is.
+        columns: Of a comparison's table: its heading, and the cell of a row.
+    """
+
+    task: str
+    subplots: ClassVar[Sequence[Subplot]]
+    metric: ClassVar[str]
+    sign: ClassVar[int]
+    columns: ClassVar[Mapping[str, Callable[[dict[str, Any]], str]]]
+
+    @abstractmethod
+    def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
+        """The data of a run.
+
+        Args:
+            config: The options.
+            checkpoint: Where an earlier run stopped.
+            validate: Whether held-out data are looked at during training.
+        """
+
+    @abstractmethod
+    def model(self, config: Any, checkpoint: Path) -> nn.Module:
+        """The averaged model of a checkpoint, ready for evaluation."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: nn.Module, held_out: Any, config: Any, folder: Path
+    ) -> dict[str, Any]:
+        """Evaluate a finished run and draw pictures; the figures, as JSON values."""
+
+    @abstractmethod
+    def show(self, preset: str, config: Any, held_out: Any, figures: dict[str, Any]) -> None:
+        """Print the figures of an evaluation."""
+
+    @abstractmethod
+    def halves(self, model: nn.Module, held_out: Any, config: Any) -> dict[str, Any]:
+        """Evaluate for a comparison: figures "choosing" and "reported", of a half each."""
+
+    @abstractmethod
+    def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A row of a comparison besides the main metric, from the results of several seeds."""
+
+    def describe(self, config: Any) -> str | None:
+        """What is printed before training, if anything."""
+        return None
+
+    def prepare(self, model: nn.Module, config: Any) -> None:
+        """Change a model before it is trained; not the averaged one."""
+        return
+
+
+def run(
+    experiment: Experiment,
+    preset: str,
+    config: Config,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Any]:
+    """Train, or continue from a checkpoint, then evaluate.
+
+    Args:
+        experiment: Of the task.
+        preset: Its name.
+        config: The options.
+        folder: Receives checkpoint, weights, log, pictures and `result.json`.
+        checkpoint: Where an earlier run of the same configuration stopped.
+
+    Returns:
+        The result, as JSON values.
+
+    Raises:
+        Interrupted: By Ctrl-C or SIGTERM, in training or after it; a checkpoint is left.
+    """
+    began = time.monotonic()
+    trainer, held_out, result = train(experiment, preset, config, folder, checkpoint)
+    if not trainer.group.first:
+        return result
+    print("Evaluating ...", flush=True)
+    try:
+        model = experiment.model(config, trainer.path)
+        plot_learning(trainer.history, folder / "learning.png", experiment.subplots)
+        figures = experiment.evaluate(model, held_out, config, folder)
+    except KeyboardInterrupt:
+        raise Interrupted(trainer.path) from None
+    result |= {
+        "eval": figures,
+        "wall_seconds": round(time.monotonic() - began, 1),
+        "config": config.to_json(),
+    }
+    export(trainer.path, folder / "model.safetensors")
+    (folder / "result.json").write_text(json.dumps(result) + "\n")
+    experiment.show(preset, config, held_out, figures)
+    return result
+
+
+def train(
+    experiment: Experiment,
+    preset: str,
+    config: Config,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+    validate: bool = True,
+) -> tuple[Trainer, Any, dict[str, Any]]:
+    """Train as `run` does, without evaluating.
+
+    Args:
+        experiment: See `run`.
+        preset: See `run`.
+        config: See `run`.
+        folder: Receives checkpoint and log.
+        checkpoint: See `run`.
+        validate: Whether held-out data are looked at during training.
+
+    Returns:
+        The trainer, the held-out data, and what the result says of the training.
+    """
+    options = config.train
+    torch.manual_seed(options.seed)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    data = experiment.load(config, checkpoint, validate)
+    model = config.build().to(choose_device(options.device))
+    if options.compile:
+        compile_blocks(model)
+    meta = {"task": experiment.task, "preset": preset, "config": config.to_json(), **data.meta}
+    trainer = Trainer(data.batches, model, config, folder, config.solve.train_steps, meta)
+    experiment.prepare(model, config)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    if (description := experiment.describe(config)) is not None:
+        print(description)
+    source = f"{data.source}, " if data.source else ""
+    print(
+        f"Training {config.model.name}, {parameters:,} parameters, {source}in {folder}", flush=True
+    )
+    trainer.run()
+    figures = {
+        "task": experiment.task,
+        "preset": preset,
+        "parameters": parameters,
+        "train_steps": trainer.step,
+        "train_minutes": round(trainer.seconds / 60, 2),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **data.figures,
+    }
+    if config.unit == "token":
+        figures["train_tokens"] = trainer.step * options.batch_size * config.units_per_sample
+    return trainer, data.held_out, figures

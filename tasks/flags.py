@@ -1,0 +1,169 @@
+"""Flags from configurations: of each section those options that have an effect, and no others.
+
+A command reads `--preset` and `--model` first, then the options that decide which others there
+are, and only then lets tyro parse the rest. So a flag of another model is refused with the reason.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import docstring_parser
+import tyro
+
+from tasks.training.options import PARTS, RENAMED, Config, Section, flag
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Config)
+IMPORT = "Module of yours, with solvers or backward modes"
+# How `--help` calls values.
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+# Options that decide which others have an effect.
+CHOICES = ("layout", "mixer", "solver", "backward")
+
+
+def take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """Remove `name VALUE` or `name=VALUE` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ValueError(f"`{name}` needs a value.")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def refuse_renamed(arguments: Sequence[str]) -> None:
+    """Check that no flag has a name of earlier versions.
+
+    Raises:
+        ValueError: One has; the message says its new name.
+    """
+    for name in given(arguments):
+        if now := RENAMED.get(name):
+            raise ValueError(f"`{flag(name)}` is called `{flag(now)}` now.")
+
+
+def given(arguments: Sequence[str]) -> list[str]:
+    """The names of the options whose flags are among the arguments."""
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    return [name.removeprefix("--").replace("-", "_") for name in flags]
+
+
+def parse(kind: type[T], arguments: list[str], program: str) -> T:
+    """Parse the flags of a command whose options are a dataclass of their own."""
+    return tyro.cli(kind, args=arguments, prog=program, description=described(kind))
+
+
+def described(kind: type[Any]) -> str:
+    """What `--help` says of a command, above its flags."""
+    text = docstring_parser.parse(kind.__doc__ or "").description
+    return f"{text}\n\n--import MODULE: {IMPORT}"
+
+
+def require_defaults(options: Any, names: Sequence[str], reason: str) -> None:
+    """Check that options of a command have their defaults, where others would have no effect.
+
+    Raises:
+        ValueError: One has not.
+    """
+    for field in dataclasses.fields(options):
+        if field.name in names and getattr(options, field.name) != field.default:
+            raise ValueError(f"`{flag(field.name)}` has an effect only {reason}.")
+
+
+def parse_config(
+    default: C, arguments: list[str], program: str, top: Mapping[str, str] | None = None
+) -> C:
+    """Change a configuration by flags.
+
+    Args:
+        default: What flags do not change.
+        arguments: The flags.
+        program: The command, for its help.
+        top: Flags that the command has read already, and what they mean, for its help.
+
+    Raises:
+        ValueError: A flag has no effect, or a value is out of its range.
+    """
+    arguments, model = take(arguments, "--model")
+    config = default if model is None else default.changed(model=model)
+    known = {name for kind in config.kinds for name in config.hints(kind)}
+    names = [name if name in known else name.removeprefix("no_") for name in given(arguments)]
+    flat = config.flat()
+    config.refuse_unused(name for name in names if name in known - set(flat))
+    hidden: Collection[str] = ()
+    if "help" in names or "-h" in arguments:
+        chosen = {name: take(arguments, flag(name))[1] for name in CHOICES if name in flat}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        hidden = config.adapted(**chosen).unused()
+    found = tyro.cli(
+        _shown(config, hidden, top or {}),
+        args=arguments,
+        prog=program,
+        description=type(config).__doc__ or "",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    values = {name: v for part in PARTS for name, v in vars(getattr(found, part)).items()}
+    config = config.changed(**{n: v for n, v in values.items() if n in flat and v != flat[n]})
+    config.refuse_unused(name for name in names if name in known)
+    return config
+
+
+def _shown(config: Config, hidden: Collection[str], top: Mapping[str, str]) -> Any:
+    """A class for tyro: the options of a configuration by section, some of them hidden."""
+    # `import` is a keyword, and so no name of a field.
+    first = [
+        (
+            f"{name}_",
+            Annotated[
+                str, tyro.conf.arg(name=name, help=text, help_behavior_hint="", metavar="NAME")
+            ],
+            "",
+        )
+        for name, text in {**top, "import": IMPORT}.items()
+    ]
+    sections: dict[str, list[Any]] = {"run": first}
+    for part in PARTS:
+        section = getattr(config, part)
+        hints, texts = get_type_hints(type(section)), descriptions(type(section))
+        sections[part] = [
+            _field(name, hints[name], getattr(section, name), texts[name])
+            for name in section.names()
+            if name not in hidden
+        ]
+    kinds = Literal[tuple(config.kinds)]  # type: ignore[valid-type]
+    sections["model"].insert(0, _field("model", kinds, config.model.name, "Kind of model."))
+    return _made(
+        "config",
+        [
+            (part, (made := _made(part, fields)), dataclasses.field(default_factory=made))
+            for part, fields in sections.items()
+        ],
+    )
+
+
+def _made(name: str, fields: Sequence[Any]) -> Any:
+    return dataclasses.make_dataclass(name.capitalize(), fields, frozen=True)
+
+
+def _field(name: str, hint: Any, value: Any, text: str) -> tuple[str, Any, Any]:
+    """An option for `make_dataclass`, with the line that `--help` shows of it."""
+    shown = "" if value is None else f" ({value})"
+    options: dict[str, Any] = {"help": text.removesuffix(".") + shown, "help_behavior_hint": ""}
+    (kind, *others) = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    if not others and kind in METAVARS:
+        options["metavar"] = METAVARS[kind]
+    return name, Annotated[hint, tyro.conf.arg(**options)], value
+
+
+def descriptions(section: type[Section]) -> dict[str, str]:
+    """What the docstrings of a section class and of those below it say of each option."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if base.__doc__ and dataclasses.is_dataclass(base):
+            params = docstring_parser.parse(base.__doc__).params
+            found |= {param.arg_name: param.description or "" for param in params}
+    return {name: " ".join(found[name].split()) for name in section.names()}

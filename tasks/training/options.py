@@ -1,0 +1,248 @@
+"""Configurations in sections: model, solve, train and data.
+
+Each kind of model has its own section classes, so that a configuration holds no option of another
+kind. Options have one flat namespace all the same: `--width` on the command line and
+`config.changed(width=64)` find theirs by name.
+"""
+
+import dataclasses
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args, get_type_hints
+
+from solvers.registry import unknown
+
+PARTS = ("model", "solve", "train", "data")
+# Options of earlier versions, and what they are called now. Checkpoints and results keep the old
+# names, and are translated when they are read; the command line answers with the new ones.
+RENAMED = {
+    "free_steps": "train_max_steps",
+    "eval_steps": "eval_max_steps",
+    "depth": "max_steps",
+}
+
+
+def flag(name: str) -> str:
+    """The flag of an option: "--train-max-steps"."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A group of options."""
+
+    def unused(self) -> dict[str, str]:
+        """The options that nothing reads, given the others, and what each needs for an effect."""
+        return {}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all options."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    def require(self, least: float, *names: str) -> None:
+        """Check that options are at least so large, or None.
+
+        Raises:
+            ValueError: One is smaller.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                bound = "0 or more" if least == 0 else f"at least {least:g}"
+                raise ValueError(f"`{name}` must be {bound}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The sections of one kind of model; those of data are the same for all.
+
+    Attributes:
+        model: Its shape.
+        solve: How it is solved in training and in evaluation.
+        train: How it is trained.
+    """
+
+    model: type[Any]
+    solve: type[Any]
+    train: type[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ABC):
+    """All options of a run.
+
+    Attributes:
+        model: The network.
+        solve: How it is solved; without options for a network that is not.
+        train: How it is trained.
+        data: What it is trained and evaluated on.
+    """
+
+    kinds: ClassVar[dict[str, Kind]]
+    data_type: ClassVar[type[Any]]
+    # Of this task, where they differ from the defaults of the sections; "model" names the kind.
+    defaults: ClassVar[dict[str, Any]]
+    # Options that configurations of earlier versions have and this task has no use for.
+    dropped: ClassVar[frozenset[str]] = frozenset()
+    unit: ClassVar[str]
+
+    model: Any
+    solve: Any
+    train: Any
+    data: Any
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Number of inputs in a row of the batch."""
+
+    @property
+    @abstractmethod
+    def units_per_sample(self) -> int:
+        """Number of units, see `unit`, in a row of the batch."""
+
+    @property
+    def train_steps(self) -> int:
+        """Updates that the solver makes in a training segment, at most."""
+        return self.solve.train_steps
+
+    @abstractmethod
+    def build(self) -> Any:
+        """The model, with fresh weights."""
+
+    @classmethod
+    def sections(cls, kind: str) -> dict[str, type[Section]]:
+        """The section classes of a kind of model."""
+        if kind not in cls.kinds:
+            raise ValueError(unknown("model", kind, list(cls.kinds), "Models"))
+        found = cls.kinds[kind]
+        classes = (found.model, found.solve, found.train, cls.data_type)
+        return dict(zip(PARTS, classes, strict=True))
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """A configuration from options by name; "model" names the kind.
+
+        Raises:
+            ValueError: An option is unknown or out of its range, or has no effect.
+        """
+        return cls._from({}, options)
+
+    def changed(self, **options: Any) -> Self:
+        """This configuration with other values of some options; see `of`.
+
+        With another "model", all values are kept that it has a use for.
+        """
+        return self._from(self.flat(), options)
+
+    def adapted(self, **options: Any) -> Self:
+        """This configuration with those of some options that have an effect; see `changed`."""
+        return self._from({**self.flat(), **options}, {})
+
+    @classmethod
+    def _from(cls, values: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
+        """A configuration of those `values` that apply, and of `options`, all of which must."""
+        values = {**cls.defaults, **values, **options}
+        config = cls(
+            **{
+                part: section(**{n: values[n] for n in section.names() if n in values})
+                for part, section in cls.sections(values["model"]).items()
+            }
+        )
+        config.refuse_unused(options)
+        return config
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name, and the kind of model as "model"."""
+        values = {"model": self.model.name}
+        for part in PARTS:
+            section = getattr(self, part)
+            values |= {name: getattr(section, name) for name in section.names()}
+        return values
+
+    def unused(self) -> dict[str, str]:
+        """The options that nothing reads, given the others; see `Section.unused`."""
+        return {n: w for part in PARTS for n, w in getattr(self, part).unused().items()}
+
+    def refuse_unused(self, names: Iterable[str]) -> None:
+        """Check that options have an effect.
+
+        Raises:
+            ValueError: One has none in this configuration.
+        """
+        unused, flat = self.unused(), self.flat()
+        for name in names:
+            if name in unused:
+                raise ValueError(f"`{flag(name)}` has an effect only {unused[name]}.")
+            if name not in flat:
+                raise ValueError(self._foreign(name))
+
+    def _foreign(self, name: str) -> str:
+        """Why a configuration of this kind has no such option."""
+        now = RENAMED.get(name)
+        if now is not None and any(now in self.hints(kind) for kind in self.kinds):
+            return f"`{flag(name)}` is called `{flag(now)}` now."
+        kinds = [kind for kind in self.kinds if name in self.hints(kind)]
+        if not kinds:
+            return unknown("option", name, sorted(self.flat()), "Options")
+        article = "an" if self.model.name[0] in "aeu" else "a"
+        return (
+            f"`{flag(name)}` is an option of `--model {'|'.join(kinds)}`; this run trains "
+            f"{article} {self.model.name}."
+        )
+
+    @classmethod
+    def hints(cls, kind: str) -> dict[str, Any]:
+        """The types of all options of a kind of model, by name."""
+        return {
+            name: hint
+            for section in cls.sections(kind).values()
+            for name, hint in get_type_hints(section, include_extras=True).items()
+            if name in section.names()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON values by section, without those that nothing reads."""
+        unused = self.unused()
+        found: dict[str, Any] = {}
+        for part in PARTS:
+            values = {n: getattr(getattr(self, part), n) for n in getattr(self, part).names()}
+            found[part] = {
+                name: str(value) if isinstance(value, Path) else value
+                for name, value in values.items()
+                if name not in unused
+            }
+        found["model"] = {"name": self.model.name, **found["model"]}
+        return found
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `to_json`; options that are missing take their defaults.
+
+        Configurations of earlier versions, which had all options on one level, are read as well.
+
+        Raises:
+            ValueError: An option that this version does not have.
+        """
+        flat = {"model": cls.defaults["model"], **values}
+        if isinstance(flat["model"], Mapping):
+            flat = {name: value for part in PARTS for name, value in values.get(part, {}).items()}
+            flat["model"] = flat.pop("name")
+        flat = {RENAMED.get(name, name): value for name, value in flat.items()}
+        known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
+        if strangers := set(flat) - known - cls.dropped:
+            raise ValueError(f"it has the options {', '.join(sorted(strangers))}")
+        hints = cls.hints(flat["model"]) if flat["model"] in cls.kinds else {}
+        for name, hint in hints.items():
+            if flat.get(name) and Path in get_args(hint):
+                flat[name] = Path(flat[name])
+        return cls._from(flat, {})
+
+
+def literal(hint: Any) -> tuple[Any, ...]:
+    """The choices of an option's type; none if it may have other values."""
+    return () if isinstance(hint, types.UnionType) else get_args(hint)
