@@ -49,8 +49,8 @@ class Recorder(Batches):
 def make(folder: Path, task: Batches, steps: int = 12, **options: object) -> Trainer:
     folder.mkdir(exist_ok=True)
     config = SudokuConfig.of(
-        side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4, **options
-    )  # type: ignore[arg-type]
+        side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4
+    ).adapted(**options)
     torch.manual_seed(config.train.seed)
     return Trainer(
         task=task, model=config.build(), config=config, folder=folder, max_steps=2, meta={}

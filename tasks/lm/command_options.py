@@ -1,0 +1,136 @@
+"""The flags of the commands of the language task, but for those of a configuration."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tasks.flags import require_defaults
+from tasks.lm.generate import Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutOptions:
+    """Which model is evaluated, and on what.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/`.
+        text: Other text than the run's: a file or a folder. All of it is evaluated on.
+        limit: Only so many tokens.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: Also write the result here.
+    """
+
+    checkpoint: Path | None = None
+    text: Path | None = None
+    limit: int | None = None
+    solver: str | None = None
+    device: str = "auto"
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"`--limit` must be at least 1, got {self.limit}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(HeldOutOptions):
+    """Evaluate a trained model on held-out text.
+
+    Attributes:
+        max_steps: Budget of solver updates, or number of loops; by default the run's.
+        lambada: The published LAMBADA file (JSON lines), to predict its last words as well.
+    """
+
+    max_steps: int | None = None
+    lambada: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps is not None and self.max_steps < 0:
+            raise ValueError(f"`--max-steps` must be at least 0, got {self.max_steps}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InternaliseOptions(HeldOutOptions):
+    """See what the solver of a trained model is still needed for.
+
+    Attributes:
+        export: Write a model whose budget is the recommended one.
+        draw: A folder for pictures.
+    """
+
+    export: Path | None = None
+    draw: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateOptions(Sampling):
+    """Let a trained model go on with a text.
+
+    Attributes:
+        prompt: Its beginning; several are answered side by side.
+        tokens: How many to write.
+        checkpoint: The model; by default the newest one under `runs/`.
+        max_steps: Budget of solver updates per token; by default the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Only among so many of the likeliest.
+        top_p: Only among the likeliest that together have this probability.
+        seed: Of the draws.
+    """
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)
+    tokens: int = 200
+    checkpoint: Path | None = None
+    max_steps: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature == 0:
+            require_defaults(self, ("top_k", "top_p", "seed"), "with a `--temperature` above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained model as a folder that the Hugging Face Hub takes, or as a program.
+
+    Attributes:
+        target: A folder, which receives `config.json` and `model.safetensors`; or, if it ends in
+            `.pt2`, a file that `torch.export.load` reads without this project.
+        checkpoint: The model; by default the newest one under `runs/`.
+        max_steps: A program's budget of solver updates; by default the run's.
+        solver: A program's; "picard", as others cannot be exported.
+    """
+
+    target: tyro.conf.Positional[Path]
+    checkpoint: Path | None = None
+    max_steps: int | None = None
+    solver: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HarnessOptions:
+    """Evaluate a trained model on tasks of the lm-evaluation-harness.
+
+    Attributes:
+        tasks: Their names, or YAML files that describe one, with commas between them.
+        checkpoint: The model, or a folder in the Hub's form; by default the newest one under
+            `runs/`.
+        limit: Only so many examples of each task.
+        max_steps: Budget of solver updates; by default the run's.
+        batch_size: Texts at a time.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        json: Also write the result here.
+    """
+
+    tasks: str
+    checkpoint: Path | None = None
+    limit: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 16
+    device: str = "auto"
+    json: Path | None = None
