@@ -77,14 +77,8 @@ def make(name: str, kind: str, folder: Path, form: str = "file") -> Trainer:
         task, puzzles = SudokuTask(), generate(16, Board.of(4), clues=(6, 8), seed=3)
         held_out = task.encode(puzzles[:4], config)
         batches = GridBatches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
-    return Trainer(
-        batches,
-        config.build().double(),
-        config,
-        folder,
-        max_steps=config.solve.train_steps,
-        meta={},
-    )
+    model, max_steps = config.build().double(), config.solve.train_steps
+    return Trainer(batches, model, config, folder, max_steps=max_steps, meta={})
 
 
 def log_every_step(trainer: Trainer) -> list[float]:

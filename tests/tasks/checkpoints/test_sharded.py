@@ -232,7 +232,7 @@ def test_an_interrupted_run_goes_on_in_either_form(tmp_path: Path, first: str) -
     second = "file" if first == "sharded" else "sharded"
     flags = ["--resume", str(begun.path), f"--checkpoints={second}"]
     start = Commands(SudokuTask(), serve).start(flags)
-    assert (start.folder, start.config.checkpoints) == (begun.folder, second)
+    assert (start.folder, start.config.train.checkpoints) == (begun.folder, second)
     ended = make(tmp_path / "parts", checkpoints=second)
     assert start.checkpoint is not None
     ended.restore(start.checkpoint)

@@ -110,7 +110,7 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:
     config = PRESETS["tiny"]
     refiner = config.build().get_submodule("attractor.refiner.module")
-    y = torch.zeros(1, config.context, config.width)
+    y = torch.zeros(1, config.data.context, config.model.width)
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         refiner(y, y)
     assert found.flops(9) - found.flops(4) == 5 * counter.get_total_flops()
