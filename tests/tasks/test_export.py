@@ -129,7 +129,7 @@ def test_every_model_is_written_and_read_back(
         model.solving.solver = get_solver("picard", rtol=1e-2)
     entries = 16 if task == "lm" else config.spec().num_cells
     x = torch.randint(0, 4, (70, entries), generator=torch.Generator().manual_seed(1))
-    varies = task == "lm" and config.model.mixer not in ("scan", "gru")
+    varies = task == "lm" and config.spec().mixer not in ("scan", "gru")
     longest = config.data.context if varies else None
     write_program(model, x[:2], steps, tmp_path / "model.pt2", {}, longest)
     program = torch.export.load(tmp_path / "model.pt2").module()
