@@ -86,11 +86,7 @@ class SampleStatus:
         # Of a linear equation, `start` holds the norm of the right-hand side instead.
         self.given_scale = rhs is not None
         if rhs is not None:
-            self.start = row_norms(rhs)
-            if not independent:  # a sample that b leaves out has a part in the others
-                known = self.start.nan_to_num(0.0, 0.0, 0.0)
-                together = row_norms(known[None]) / math.sqrt(max(len(known), 1))
-                self.start = torch.maximum(self.start, together)
+            self.start = _sizes(rhs, independent)
         # The best at the last look for stalls.
         self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
@@ -375,6 +371,15 @@ class SampleStatus:
         assert self.index is not None
         columns = (self.index, self.value, self.norm, self.result, self.num_steps)
         self.removed.append(tuple(column.index_select(0, gone) for column in columns))  # type: ignore[arg-type]
+
+
+def _sizes(rhs: Flat, independent: bool) -> PerSample:
+    """Norms of a right-hand side b; a sample that b leaves out has a part in coupled others."""
+    norm = row_norms(rhs)
+    if independent:
+        return norm
+    known = norm.nan_to_num(0.0, 0.0, 0.0)
+    return torch.maximum(norm, row_norms(known[None]) / math.sqrt(max(len(known), 1)))
 
 
 def check_unchanged(y: Flat, version: int) -> None:

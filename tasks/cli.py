@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -19,7 +19,9 @@ from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import load_newest
 from tasks.device import choose_device
 from tasks.distributed import Group
-from tasks.flags import described, parse_config, refuse_renamed, take
+from tasks.experiments.jobs import SearchOptions
+from tasks.experiments.run import Experiment, run
+from tasks.flags import described, parse, parse_config, refuse_renamed, take
 from tasks.planning.report import PlanOptions, report, show
 from tasks.runs import new_folder, read_config
 from tasks.training.trainer import Interrupted
@@ -40,7 +42,12 @@ class CommandLine(ABC):
 
     Args:
         task: Has `name`, `config_type`, `presets` and `default_preset`.
+
+    Attributes:
+        compare_options: Those of the command `compare`.
     """
+
+    compare_options: ClassVar[type[SearchOptions]]
 
     def __init__(self, task: Any):
         self.task = task
@@ -55,6 +62,15 @@ class CommandLine(ABC):
     @abstractmethod
     def usage(self) -> str:
         """The text of `--help` without a command."""
+
+    @property
+    @abstractmethod
+    def experiment(self) -> Experiment:
+        """What the runs of this task have of their own."""
+
+    @abstractmethod
+    def compare_models(self, preset: str, base: Any, options: Any) -> object:
+        """Train the models that `compare_options` names, and print one table."""
 
     @abstractmethod
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
@@ -144,6 +160,28 @@ class CommandLine(ABC):
         label = name if same else f"{name}-{config.model.name}"
         folder = new_folder(config.train.out, self.task.name, label) if group.first else None
         return Start(name, config, group.broadcast(folder), None)
+
+    def train(self, arguments: list[str]) -> int:
+        """Train, evaluate, draw, and print the result."""
+        start = self.start(arguments)
+        result = run(self.experiment, start.preset, start.config, start.folder, start.checkpoint)
+        print(json.dumps(result))
+        print(f"Checkpoint, log and pictures are in {start.folder}")
+        return 0
+
+    def compare(self, arguments: list[str]) -> int:
+        """Train several models with equal parameters and budget, and print one table."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        base = self.preset(name)
+        options = parse(self.compare_options, arguments, f"{self.program} compare")
+        options = dataclasses.replace(options, modules=tuple(self.modules))
+        try:
+            self.compare_models(name, base, options)
+        except Interrupted:
+            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
+            return 130
+        return 0
 
     def plan(self, arguments: list[str]) -> int:
         """Print the memory, time and cost that a run will need, without building the model."""

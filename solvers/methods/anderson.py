@@ -12,6 +12,7 @@ from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.types import Flat, Index
 
+# Below the rounding of inner products, dependent differences would be left to chance.
 RIDGES = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -35,9 +36,9 @@ class Anderson(FixedPointSolver):
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         history: Differences kept, at least 1.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped (mixing 1).
-        ridge: Tikhonov term relative to each difference's own size, at least 0. None: a little
-            above the rounding of the dtype, 1e-6 in float32 and 1e-12 in float64; a larger one
-            keeps a map with |J| > 1 / ridge from converging.
+        ridge: Tikhonov term relative to each difference's own size, at least 0. None: above the
+            rounding of the dtype, 1e-6 in float32 and 1e-12 in float64. Maps with |J| above
+            about 1 / ridge may not converge.
 
     Raises:
         ValueError: An option is out of its range.

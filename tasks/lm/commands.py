@@ -1,7 +1,5 @@
 """The commands of the language task."""
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ from implicit.diagnostics.plots import plot_trajectory
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json
 from tasks.device import choose_device
-from tasks.experiments.run import run
-from tasks.flags import parse, require_defaults, take
+from tasks.experiments.run import Experiment
+from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
     ExportOptions,
@@ -35,7 +33,6 @@ from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
 from tasks.reports.curves import plot_learning
 from tasks.reports.logger import print_table
 from tasks.runs import export, load_average, newest_checkpoint, read_config
-from tasks.training.trainer import Interrupted
 
 UNSOLVED = "on a model that is solved; this one is not"
 
@@ -51,6 +48,8 @@ class LanguageTask:
 
 class LanguageCommands(CommandLine):
     """The command line of the language task."""
+
+    compare_options = CompareOptions
 
     def __init__(self) -> None:
         super().__init__(LanguageTask())
@@ -89,27 +88,14 @@ class LanguageCommands(CommandLine):
             "export": self.export,
         }
 
-    def train(self, arguments: list[str]) -> int:
-        """Train, evaluate, draw, and print the result."""
-        start = self.start(arguments)
-        experiment = TextExperiment()
-        result = run(experiment, start.preset, start.config, start.folder, start.checkpoint)
-        print(json.dumps(result))
-        print(f"Checkpoint, log and pictures are in {start.folder}")
-        return 0
+    @property
+    def experiment(self) -> Experiment:
+        """See `CommandLine`."""
+        return TextExperiment()
 
-    def compare(self, arguments: list[str]) -> int:
-        """Train several models with equal parameters and budget, and print one table."""
-        arguments, name = take(arguments, "--preset")
-        base = self.preset(name or DEFAULT_PRESET)
-        options = parse(CompareOptions, arguments, f"{self.program} compare")
-        options = dataclasses.replace(options, modules=tuple(self.modules))
-        try:
-            compare_language(name or DEFAULT_PRESET, base, options)
-        except Interrupted:
-            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
-            return 130
-        return 0
+    def compare_models(self, preset: str, base: Any, options: Any) -> object:
+        """See `CommandLine`."""
+        return compare_language(preset, base, options)
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""

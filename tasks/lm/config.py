@@ -14,7 +14,7 @@ from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
 from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, Section
+from tasks.training.options import Config, Kind, NoSolve, Section
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
 LanguageModule = AttractorLM | TransformerLM | ParcaeLM
@@ -97,16 +97,25 @@ class Parcae(Transformer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deq(Network):
-    """The equilibrium of a hidden state, from zeros: all blocks are the refiner's.
+class Solved(Network):
+    """A refiner is solved.
 
     Attributes:
         injection: How the refiner sees the proposal.
     """
 
-    name: ClassVar[ModelName] = "deq"
-
     injection: Injection = "additive"
+
+    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
+        """See `Network`."""
+        return AttractorLM(spec, solve.build_solver(), solve.build_backward(), solve.eval_max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deq(Solved):
+    """The equilibrium of a hidden state, from zeros: all blocks are the refiner's."""
+
+    name: ClassVar[ModelName] = "deq"
 
     def shape(self) -> dict[str, Any]:
         """See `Network`."""
@@ -115,13 +124,9 @@ class Deq(Network):
             **super().shape(), "start": "zeros", "backbone_blocks": 0, "refiner_blocks": blocks
         }  # fmt: skip
 
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return AttractorLM(spec, solve.build_solver(), solve.build_backward(), solve.eval_max_steps)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Attractor(Deq):
+class Attractor(Solved):
     """A backbone proposes the state of every token, and a refiner is solved.
 
     Attributes:
@@ -137,18 +142,6 @@ class Attractor(Deq):
     def unused(self) -> dict[str, str]:
         """See `Section`."""
         return {} if self.backbone_blocks else {"mixer": "with `--backbone-blocks` above 0"}
-
-    def shape(self) -> dict[str, Any]:
-        """See `Network`."""
-        return Network.shape(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoSolve(Section):
-    """A network that is not solved."""
-
-    train_steps = 0
-    eval_max_steps = None
 
 
 @dataclass(frozen=True, kw_only=True)

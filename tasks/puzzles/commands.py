@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import tyro
 
 from tasks.cli import CommandLine, print_json
 from tasks.device import compile_blocks
-from tasks.experiments.run import run
-from tasks.flags import parse, require_defaults, take
+from tasks.experiments.run import Experiment
+from tasks.flags import parse, require_defaults
 from tasks.puzzles.compare import CompareOptions, compare_puzzles
 from tasks.puzzles.evaluate import solve_batch, trajectory
 from tasks.puzzles.experiment import GridExperiment
@@ -23,7 +22,6 @@ from tasks.puzzles.report import measure, print_figures, scale, search_curve
 from tasks.puzzles.starts import Choice
 from tasks.puzzles.task import GridTask
 from tasks.training.options import flag
-from tasks.training.trainer import Interrupted
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
@@ -134,6 +132,7 @@ class Commands(CommandLine):
             above this package.
     """
 
+    compare_options = CompareOptions
     task: GridTask[Any, Any]
 
     def __init__(
@@ -173,27 +172,14 @@ class Commands(CommandLine):
             "plan": self.plan,
         }
 
-    def train(self, arguments: list[str]) -> int:
-        """Train, evaluate, draw, and print the result."""
-        start = self.start(arguments)
-        experiment = GridExperiment(self.task)
-        result = run(experiment, start.preset, start.config, start.folder, start.checkpoint)
-        print(json.dumps(result))
-        print(f"Checkpoint, log and pictures are in {start.folder}")
-        return 0
+    @property
+    def experiment(self) -> Experiment:
+        """See `CommandLine`."""
+        return GridExperiment(self.task)
 
-    def compare(self, arguments: list[str]) -> int:
-        """Train several models with equal parameters and time, and print one table."""
-        arguments, name = take(arguments, "--preset")
-        base = self.preset(name or self.task.default_preset)
-        options = parse(CompareOptions, arguments, f"{self.program} compare")
-        options = dataclasses.replace(options, modules=tuple(self.modules))
-        try:
-            compare_puzzles(self.task, name or self.task.default_preset, base, options)
-        except Interrupted:
-            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
-            return 130
-        return 0
+    def compare_models(self, preset: str, base: Any, options: Any) -> object:
+        """See `CommandLine`."""
+        return compare_puzzles(self.task, preset, base, options)
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""

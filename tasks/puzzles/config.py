@@ -12,7 +12,7 @@ from models import GridAttractor, GridModel, GridSpec, GridTransformer, Reasoner
 from models.reasoners import UPDATES
 from solvers import FixedPointSolver, Picard, get_solver
 from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, Section
+from tasks.training.options import Config, Kind, NoSolve, Section
 
 ModelName = Literal["attractor", "reasoner", "trm", "hrm", "eqr", "unrolled", "transformer"]
 WITH_HEADS = ("cells", "attention")
@@ -144,14 +144,6 @@ class Eqr(TwoLatents):
 
     name: ClassVar[ModelName] = "eqr"
     start: ClassVar[Literal["learned", "random"]] = "random"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoSolve(Section):
-    """A network that is not solved."""
-
-    train_steps = 0
-    eval_max_steps = None
 
 
 @dataclass(frozen=True, kw_only=True)

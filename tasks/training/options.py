@@ -56,6 +56,14 @@ class Section:
                 raise ValueError(f"`{name}` must be {bound}, got {value!r}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoSolve(Section):
+    """A network that is not solved."""
+
+    train_steps = 0
+    eval_max_steps = None
+
+
 @dataclass(frozen=True)
 class Kind:
     """The sections of one kind of model; those of data are the same for all.
