@@ -90,7 +90,7 @@ def test_tests_run_from_the_source_distribution(built: Path, tmp_path: Path) -> 
     made = {p for p in copied if any(part.endswith(".egg-info") for part in p.parts)}
     assert {p for p in copied - made - unpacked if p.parts[0] != "build"} == set()
     chosen = [
-        "tests/solvers/test_picard.py",
+        "tests/solvers/methods/test_picard.py",
         "tests/test_repository.py",
         "tests/models/test_grid.py",
     ]
