@@ -59,7 +59,12 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(registry, "entries", dict(registry.entries))
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    # The page on extending runs whole conformance suites.
+    [pytest.param(p, id=name_of(p), marks=[pytest.mark.slow] * (p.stem == "extending"))
+     for p in WITH_CODE],
+)  # fmt: skip
 @pytest.mark.usefixtures("registries")
 # Dynamo looks at `.grad` of every tensor that it meets.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -197,6 +202,7 @@ def test_site_builds_without_a_warning_and_needs_no_network(
     assert "Anderson acceleration" in (tmp_path / "reference/solvers.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marker", "check"),
     [

@@ -33,6 +33,7 @@ def test_digits_classifier(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "picture.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_graph_network(tmp_path: Path) -> None:
     numbers = load("graph_network").main(steps=150, out=tmp_path / "picture.png")
     assert numbers["implicit"] > numbers["explicit, 2 layers"] + 0.05

@@ -1,6 +1,7 @@
 """What importing this library and using a part of it loads."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,48 +26,62 @@ import torch, implicit
 x = torch.ones(2, 3, requires_grad=True)
 implicit.fixed_point(lambda y, x: 0.5 * y + x, torch.zeros(2, 3), x).value.sum().backward()
 """
+CODES = {
+    "solvers": "import solvers",
+    "a solver": "import solvers; 'squarem' in solvers.names(); solvers.get_solver('squarem')",
+    "exact gradient": GRADIENT,
+    "phantom gradient": GRADIENT.replace("), x)", "), x, backward='phantom')"),
+    "grid model": "import models; models.GridAttractor",
+    "names": "".join(
+        f"import {package.__name__} as p; assert set(p.__all__) <= set(dir(p))\n"
+        for package in PACKAGES
+    ),
+}
 
-COUNT = """
-import sys
-heavy = {"scipy", "torchdeq", "matplotlib", "transformers"} & set(sys.modules)
-print(*sorted(heavy))
-print(*sorted(n for n in sys.modules if n.split(".")[0] in ("solvers", "implicit", "models")))
+# Torch takes seconds to load: each code runs in a fork of one process that has loaded it alone.
+FORKS = """
+import json, os, sys
+import torch
+for code in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        exec(code)
+        heavy = {"scipy", "torchdeq", "matplotlib", "transformers"} & set(sys.modules)
+        packages = ("solvers", "implicit", "models")
+        ours = [name for name in sys.modules if name.split(".")[0] in packages]
+        print(json.dumps([sorted(heavy), sorted(ours)]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
-def loaded_by(code: str) -> list[str]:
-    """Our modules that a fresh process has loaded after running this code."""
-    command = [sys.executable, "-c", code + COUNT]
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Our modules that a process without any of them has loaded after running each code."""
+    command = [sys.executable, "-c", FORKS, json.dumps(list(CODES.values()))]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    heavy, ours = ended.stdout.splitlines()
-    assert heavy == ""
-    return ours.split()
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert all(heavy == [] for heavy, _ in found)
+    return {name: ours for name, (_, ours) in zip(CODES, found, strict=True)}
 
 
 # Loading more is a decision: it slows every start down, and is more to read.
 @pytest.mark.parametrize(
-    ("code", "most"),
-    [
-        ("import solvers", 24),
-        (GRADIENT, 43),
-        (GRADIENT.replace("), x)", "), x, backward='phantom')"), 37),
-        ("import models; models.GridAttractor", 40),
-    ],
-    ids=["solvers", "exact gradient", "phantom gradient", "grid model"],
+    ("name", "most"),
+    [("solvers", 24), ("exact gradient", 43), ("phantom gradient", 37), ("grid model", 40)],
 )
-def test_no_more_is_loaded_than_is_used(code: str, most: int) -> None:
-    assert len(loaded_by(code)) <= most
+def test_no_more_is_loaded_than_is_used(name: str, most: int, loaded: dict[str, list[str]]) -> None:
+    assert len(loaded[name]) <= most
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_star_import_and_dir_have_every_public_name(package: ModuleType) -> None:
+def test_star_import_and_dir_have_every_public_name(
+    package: ModuleType, loaded: dict[str, list[str]]
+) -> None:
+    """Also where nothing has been used yet, which the process of `loaded` asserts."""
     space: dict[str, object] = {}
     exec(f"from {package.__name__} import *", space)
     assert set(package.__all__) <= set(space)
-    code = f"import {package.__name__} as p; print(*(set(p.__all__) - set(dir(p))));"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == ""
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -105,10 +120,9 @@ def test_no_submodule_takes_the_place_of_a_lazy_attribute(package: ModuleType) -
         assert place == inner or find_spec(inner) is None
 
 
-def test_a_solver_is_loaded_by_its_name() -> None:
-    code = "import solvers; assert 'squarem' in solvers.names(); solvers.get_solver('squarem')"
-    before, after = loaded_by("import solvers"), loaded_by(code)
-    assert set(after) - set(before) == {"solvers.methods", "solvers.methods.squarem"}
+def test_a_solver_is_loaded_by_its_name(loaded: dict[str, list[str]]) -> None:
+    more = set(loaded["a solver"]) - set(loaded["solvers"])
+    assert more == {"solvers.methods", "solvers.methods.squarem"}
 
 
 def test_names_hide_no_import_that_points_up() -> None:

@@ -1,7 +1,6 @@
 """The conformance suite of solvers, for those of this library and yours.
 
->>> import solvers
->>> solvers.testing.check("picard")
+`solvers.testing.check("picard")` raises an AssertionError that lists what a solver fails.
 
 `PROPERTIES` is the suite: functions of a solver that yield a sentence per failure. `SEEDED` are
 those whose problem is drawn: they also take a seed.

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from memory import peak_of
+from parameters import slow
 from torch import Tensor, nn
 
 import implicit
@@ -47,9 +48,7 @@ def test_layer_may_raise_and_a_call_may_have_its_own_budget() -> None:
 @pytest.mark.parametrize(
     ("solver", "mode"),
     [
-        pytest.param(solver, mode, marks=pytest.mark.slow)
-        if "." in solver and mode != "exact"
-        else (solver, mode)
+        slow(solver, mode, unless=mode == "exact" or solver == "anderson")
         for solver, mode in pairs()
     ],
 )
@@ -138,7 +137,10 @@ def test_no_grad_and_inference_mode_record_nothing(mode: str) -> None:
         assert torch.allclose(s.value, layer(torch.zeros(3, 4), x).value, atol=1e-4)
 
 
-@pytest.mark.parametrize(("solver", "mode"), pairs())
+@pytest.mark.parametrize(
+    ("solver", "mode"),
+    [slow(*pair, unless=pair[0] in ("anderson", "picard")) for pair in pairs()],
+)
 def test_saved_tensors_grow_with_steps_in_unrolled_mode_only(mode: str, solver: str) -> None:
     torch.manual_seed(0)
     layer, x = Pull(), torch.randn(3, 4)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parameters import slow
 from torch import Tensor, nn
 from torch.func import grad, jacfwd, jvp, vmap
 from transformations import (
@@ -184,9 +185,7 @@ HANDING_OVER = [of_a_handed_over_closure, of_a_derivative_by_its_closure]
 @pytest.mark.parametrize(
     ("build", "transform"),
     [
-        pytest.param(build, transform, marks=pytest.mark.slow)
-        if build is of_a_solve and transform == "vmap hessian"
-        else (build, transform)
+        slow(build, transform, unless=build is not of_a_solve or "hessian" not in transform)
         for build in MAPS
         for transform in SHORT
     ],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
+from parameters import slow
 from torch import Tensor
 
 from solvers import FixedPointSolver, Picard, Promises, testing
@@ -103,11 +104,12 @@ def test_names_classes_and_instances_are_taken(solver: Any) -> None:
     assert testing.resolve(solver) == Picard()
 
 
-@pytest.mark.parametrize("solver", [Plain, OneMemoryForAll, Picard(damping=0.5)])
+@pytest.mark.parametrize("solver", [OneMemoryForAll, slow(Plain), slow(Picard(damping=0.5))])
 def test_sound_solvers_pass(solver: Any) -> None:
     testing.check(solver, seeds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["neumann", "gmres"])
 def test_linear_solvers_are_checked_on_affine_maps(name: str) -> None:
     testing.check(name, seeds=2)
@@ -150,9 +152,9 @@ def test_an_error_in_a_solver_says_where_it_came_up() -> None:
 @pytest.mark.parametrize(
     ("solver", "promises"),
     [
-        (Slow, Promises(pace=0.19)),
-        (CallsMore, Promises(one_call=False)),
-        (Boasts, Promises(radius=0.5)),
+        slow(Slow, Promises(pace=0.19)),
+        slow(CallsMore, Promises(one_call=False)),
+        slow(Boasts, Promises(radius=0.5)),
         (Plain, Promises(radius=0.3, size=1, noise=None)),
     ],
 )

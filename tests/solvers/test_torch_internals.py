@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from parameters import slow
 
 from solvers import torch_internals
 
@@ -24,9 +25,9 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     ("owner", "name"),
     [
         ("torch._C._functorch", "maybe_get_level"),
-        ("torch._C._dynamo.eval_frame", "set_eval_frame"),
-        ("torch.autograd.forward_ad", "_current_level"),
-        ("torch.nn.Module", "_compiled_call_impl"),
+        slow("torch._C._dynamo.eval_frame", "set_eval_frame"),
+        slow("torch.autograd.forward_ad", "_current_level"),
+        slow("torch.nn.Module", "_compiled_call_impl"),
     ],
 )
 def test_a_missing_name_is_told_at_import(owner: str, name: str) -> None:
@@ -38,7 +39,7 @@ def test_a_missing_name_is_told_at_import(owner: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("torch._higher_order_ops.while_loop", "while_loop"),
+        slow("torch._higher_order_ops.while_loop", "while_loop"),
         ("torch._subclasses.fake_tensor", "FakeTensorMode"),
     ],
 )

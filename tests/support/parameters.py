@@ -1,11 +1,17 @@
 """What tests are run over."""
 
+from typing import Any
+
 import pytest
 
 import solvers
 
+
+def slow(*values: Any, unless: bool = False) -> Any:
+    """Values of a case that `make test` leaves to `make test-slow`."""
+    return values if unless else pytest.param(*values, marks=pytest.mark.slow)
+
+
 # The peers' own solvers are slow, and two problems and first derivatives have tests in
 # tests/solvers/contrib/.
-PEERS_WHEN_SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) if "." in name else name for name in solvers.names()
-]
+PEERS_WHEN_SLOW = [slow(name) if "." in name else name for name in solvers.names()]

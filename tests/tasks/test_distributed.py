@@ -35,6 +35,7 @@ from tasks.training.trainer import Interrupted, Trainer
 
 HAS_GLOO = distributed.is_available() and distributed.is_gloo_available()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not HAS_GLOO, reason="no gloo"),
     # After six steps the reasoner's map is still much as it was drawn.
     pytest.mark.filterwarnings("ignore:Step .. the map does not contract"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parameters import slow
 
 from solvers.registry import SOLVERS
 from tasks.checkpoints.checkpoint import Checkpoint
@@ -121,7 +122,10 @@ def experiment_of(task: str) -> Experiment:
     return GridExperiment(SudokuTask() if task == "sudoku" else MazeTask())
 
 
-@pytest.mark.parametrize(("task", "kind"), KINDS)
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [slow(*pair, unless=pair[1] in ("attractor", "transformer", "parcae")) for pair in KINDS],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_every_option_is_read_in_training_or_evaluation(
     task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

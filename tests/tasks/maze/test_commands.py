@@ -78,6 +78,7 @@ def test_solve_reads_a_drawing_and_draws(run: Path, capsys: pytest.CaptureFixtur
     assert main(["solve", DRAWN.replace("\n", ""), "--checkpoint", model]) == code
 
 
+@pytest.mark.slow
 def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -> None:
     made = sorted((tmp_path / "cache").glob("**/*-train.csv"))
     assert not made  # the run of the fixture had a cache of its own

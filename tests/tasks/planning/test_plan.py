@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from parameters import slow
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,15 +94,10 @@ def agrees(config: Any, steps: int | None = None) -> None:
     assert planned == pytest.approx(kept, rel=0.15)
 
 
-def _slow_unless(quick: bool, *values: Any) -> Any:
-    return values if quick else pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("base", "model"),
     [
-        # The large networks of these two are called alike on either puzzle.
-        _slow_unless(base is MAZE["tiny"] or model not in ("trm", "eqr"), base, model)
+        slow(base, model, unless=base is MAZE["tiny"] and model in ("attractor", "transformer"))
         for base in (SUDOKU["mini"], MAZE["tiny"])
         for model in get_args(ModelName)
     ],
@@ -110,8 +106,14 @@ def test_a_step_on_grids(base: GridConfig, model: ModelName) -> None:
     agrees(base.adapted(model=model, batch_size=2, rtol=0.0, solver="picard"))
 
 
-@pytest.mark.parametrize("model", LANGUAGE_MODELS)
-@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    [
+        slow(preset, model, unless=preset == "tiny")
+        for preset in ("tiny", "small")
+        for model in LANGUAGE_MODELS
+    ],
+)
 def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> None:
     config = LM[preset].adapted(model=model, batch_size=2, rtol=0.0, train_max_steps=6)
     agrees(config, LOOPS if model == "parcae" else None)
@@ -120,14 +122,14 @@ def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        *(LM["tiny"].adapted(model=model, backbone_blocks=4, train_max_steps=6)
+        *(slow(LM["tiny"].adapted(model=model, backbone_blocks=4, train_max_steps=6))
           for model in LANGUAGE_MODELS if model != "deq"),
-        LM["small"].adapted(train_max_steps=6),
+        slow(LM["small"].adapted(train_max_steps=6)),
         LM["tiny"].adapted(mixer="scan", train_max_steps=6),
-        LM["tiny"].adapted(mixer="gpt2", backbone_blocks=3, train_max_steps=6),
-        LM["tiny"].adapted(mixer="llama", backbone_blocks=3, train_max_steps=6),
-        LM["tiny"].adapted(autocast=True, solver="picard", train_max_steps=6),
-        SUDOKU["mini"].adapted(backbone_blocks=3, solver="picard"),
+        slow(LM["tiny"].adapted(mixer="gpt2", backbone_blocks=3, train_max_steps=6)),
+        slow(LM["tiny"].adapted(mixer="llama", backbone_blocks=3, train_max_steps=6)),
+        slow(LM["tiny"].adapted(autocast=True, solver="picard", train_max_steps=6)),
+        slow(SUDOKU["mini"].adapted(backbone_blocks=3, solver="picard")),
         MAZE["tiny"].adapted(model="transformer", layout="attention"),
     ],
 )  # fmt: skip
@@ -202,8 +204,7 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("config", "way"),
     [
-        # The large one saves in every way at once; what each way saves, the small ones show.
-        _slow_unless(config is not LM["small"] or len(way) == 2, config, way)
+        slow(config, way, unless=config is RUNS[0] or (config is RUNS[1] and len(way) == 2))
         for config in RUNS
         for way in WAYS
     ],

@@ -58,6 +58,7 @@ def test_compare_finishes_what_is_missing_and_repeats_nothing(
     assert "attractor" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_jobs_give_every_run_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_jobs_that_share_a_core_are_refused(jobs: int) -> None:
         CompareOptions(jobs=jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(multiprocessing.cpu_count() < 2, reason="two jobs need two cores")
 def test_a_killed_command_takes_its_processes_along_and_loses_no_run(tmp_path: Path) -> None:
     """They would train on in the background, on the cores of the next command."""

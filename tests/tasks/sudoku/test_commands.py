@@ -200,6 +200,7 @@ def test_malformed_line_is_named_and_can_be_skipped(
         assert main([*arguments, "--skip-bad"]) == 0
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     """Ctrl-C a real process, then go on with the command that it prints."""
     command = [sys.executable, "-m", "tasks.sudoku"]

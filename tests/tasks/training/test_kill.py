@@ -119,6 +119,7 @@ def test_killed_while_it_saves(death: str, tmp_path: Path, uninterrupted: Path) 
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path, uninterrupted: Path) -> None:
     kill_at_random(tmp_path, kills=3, steps=18)
     assert_same_end(tmp_path, uninterrupted)

@@ -106,6 +106,7 @@ def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
         assert torch.equal(getattr(whole.samples, tensor), getattr(parts.samples, tensor))
 
 
+@pytest.mark.slow
 def test_noise_of_its_own_leaves_the_data_alone(tmp_path: Path) -> None:
     """A model that draws several times in a pass sees other noise, and the same puzzles."""
     config = CASES["sudoku"].changed(model="eqr", segments=1)
