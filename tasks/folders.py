@@ -143,17 +143,24 @@ def draft(path: Path) -> Iterator[Path]:
         OSError: The folder of `path` cannot be written.
     """
     sweep(path.parent, path.name)
-    # It gets the name by which `sweep` finds it once it is locked.
-    begun = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    folder = begun.with_name(begun.name + ".tmp")
-    try:
-        with FolderLock(begun):
-            begun.rename(folder)
-            yield folder / path.name
-            os.replace(folder / path.name, path)
-    finally:
-        for left in (begun, folder):
-            shutil.rmtree(left, ignore_errors=True)
+    with _draft_folder(path) as lock:
+        try:
+            yield lock.folder / path.name
+            os.replace(lock.folder / path.name, path)
+        finally:
+            _remove(lock.folder)
+
+
+def _draft_folder(path: Path) -> FolderLock:
+    """A new folder for the draft of a file, locked by this process."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        # Until it is locked, it looks like that of a dead process, and another may remove it.
+        with contextlib.suppress(FolderInUse, FileNotFoundError):
+            lock = FolderLock(folder)
+            if not lock.held or (folder / LOCK).exists():
+                return lock
+            lock.release()
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -164,9 +171,20 @@ def sweep(folder: Path, name: str | None = None) -> None:
         name: Of the file that was to be written; by default, of any file.
     """
     pattern = "*" if name is None else glob.escape(name)
-    for left in folder.glob(f".{pattern}.*.tmp"):
-        if not (left / LOCK).is_file():  # not one of ours
-            continue
-        with contextlib.suppress(FolderInUse, OSError), FolderLock(left) as lock:
-            if lock.held:
-                shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(f".{pattern}.????????.tmp"):
+        with contextlib.suppress(FolderInUse, OSError):
+            if not (left / LOCK).exists():
+                left.rmdir()  # if it is empty; otherwise it is not ours
+                continue
+            with FolderLock(left) as lock:
+                if lock.held:
+                    _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """Delete the folder of a draft, last of all the file by which `sweep` knows it."""
+    with contextlib.suppress(OSError):
+        for file in folder.iterdir():
+            if file.name != LOCK:
+                file.unlink()
+        shutil.rmtree(folder)

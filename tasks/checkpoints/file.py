@@ -23,6 +23,9 @@ from tasks.folders import draft
 # Files of the first format have no checksum.
 FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
 
+# The end of the name of a folder that is being deleted.
+OLD = "-old.tmp"
+
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint that this version can use."""
@@ -140,9 +143,17 @@ def rotate(older: Sequence[Path]) -> None:
     """Rename each checkpoint that exists to the next name in the list; delete the last one."""
     for newer, name in reversed(list(itertools.pairwise(older))):
         if newer.exists():
-            if name.is_dir():
-                shutil.rmtree(name)
+            discard(name)
             newer.rename(name)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if there is one, so that a kill leaves all of it or nothing by its name."""
+    if folder.is_dir():
+        gone = folder.with_name(folder.name + OLD)
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _checksum(flat: dict[str, Tensor], meta: str) -> str:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 from tasks import folders
 from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.file import CheckpointError, link, rotate
+from tasks.checkpoints.file import OLD, CheckpointError, discard, link, rotate
 from tasks.distributed import PATIENCE, Group, full_tensors
 
 # The newest checkpoint, as one file or as a folder of files.
@@ -225,11 +225,11 @@ class ShardedCheckpointManager(CheckpointManager):
         sharded.write_manifest(self.temporary, meta, sums)
         if best:
             twin = _unfinished(self.best)
-            _remove(twin)
+            shutil.rmtree(twin, ignore_errors=True)
             twin.mkdir()
             for name in (*sums, sharded.MANIFEST):  # last what makes it complete
                 link(self.temporary / name, twin / name)
-            _remove(self.best)
+            discard(self.best)
             twin.rename(self.best)
         rotate([self.newest, *self.older])
         self.temporary.rename(self.newest)
@@ -254,6 +254,8 @@ def sweep(folder: Path) -> None:
         if not path.exists() and sharded.is_complete(left):
             left.rename(path)
         shutil.rmtree(left, ignore_errors=True)  # which leaves a file of that name alone
+    for gone in folder.glob(f"{FOLDER}*{OLD}"):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def before(newest: Path, age: int) -> Path:
@@ -331,8 +333,3 @@ def _intact(folder: Path) -> Iterator[str]:
         with contextlib.suppress(CheckpointError):
             step = _whole(path).meta.get("step")
             yield f" {path} is intact, of step {step}: go on from it with `--resume {path}`."
-
-
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
