@@ -19,6 +19,7 @@ from rich.table import Table
 from tasks.checkpoints.manager import load_newest
 from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.experiments.run import Experiment, train
+from tasks.folders import draft
 from tasks.runs import checkpoint_in, lock_folder
 from tasks.training.options import Config
 
@@ -66,7 +67,8 @@ class Run(Job):
             model = self.experiment.model(config, trainer.path)
             result |= self.experiment.halves(model, held_out, config)
             result["config"] = config.to_json()
-            self.done.write_text(json.dumps(result) + "\n")
+            with draft(self.done) as file:  # a part of it would count as done
+                file.write_text(json.dumps(result) + "\n")
 
     def score(self) -> float:
         """See `Job`."""
