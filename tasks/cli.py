@@ -1,5 +1,6 @@
 """The part of the command line that all tasks share: dispatch, presets and errors."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -22,19 +23,29 @@ from tasks.distributed import Group
 from tasks.experiments.jobs import SearchOptions
 from tasks.experiments.run import Experiment, run
 from tasks.flags import described, parse, parse_config, refuse_renamed, take
+from tasks.folders import FolderLock
 from tasks.planning.report import PlanOptions, report, show
-from tasks.runs import new_folder, read_config
+from tasks.runs import lock_resumed, new_folder, read_config
 from tasks.training.trainer import Interrupted
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The run that a training command starts or continues."""
+    """The run that a training command starts or continues.
+
+    Attributes:
+        preset: Its name.
+        config: The options.
+        folder: Receives what the run writes.
+        checkpoint: Where an earlier run stopped; None for a new one.
+        lock: Keeps others out of the folder; None in all processes but the first.
+    """
 
     preset: str
     config: Any
     folder: Path
     checkpoint: Checkpoint | None
+    lock: FolderLock | None
 
 
 class CommandLine(ABC):
@@ -96,13 +107,14 @@ class CommandLine(ABC):
                     )
                 return commands[command](arguments[1:] if named else arguments)
         except Interrupted as stop:
-            print("\nStopped; nothing is lost. Go on with:")
             size = os.environ.get("WORLD_SIZE", "1")
             start = self.program
             if size != "1":
                 start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
             flags = "".join(f" --import {module}" for module in self.modules)
-            print(f"  {start} train --resume {stop.path}{flags}")
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                print("\nStopped; nothing is lost. Go on with:")
+                print(f"  {start} train --resume {stop.path}{flags}")
             return 130
         except KeyboardInterrupt:
             print("\nStopped before there was anything to save.")
@@ -142,12 +154,13 @@ class CommandLine(ABC):
                     "`--checkpoints`: drop others."
                 )
             path = Path(resume)
+            lock = lock_resumed(path) if group.first else None
             # One after the other: the first may rename a damaged file.
             checkpoint = load_newest(path) if group.first else None
             group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
             config = read_config(self.task, checkpoint, path).changed(**changed)
-            return Start(checkpoint.meta["preset"], config, path.parent, checkpoint)
+            return Start(checkpoint.meta["preset"], config, path.parent, checkpoint, lock)
         name = name or self.task.default_preset
         default = self.preset(name)
         top = {
@@ -158,13 +171,17 @@ class CommandLine(ABC):
         choose_device(config.train.device)
         same = config.model.name == default.model.name
         label = name if same else f"{name}-{config.model.name}"
-        folder = new_folder(config.train.out, self.task.name, label) if group.first else None
-        return Start(name, config, group.broadcast(folder), None)
+        lock = new_folder(config.train.out, self.task.name, label) if group.first else None
+        folder = group.broadcast(lock.folder if lock is not None else None)
+        return Start(name, config, folder, None, lock)
 
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result."""
         start = self.start(arguments)
-        result = run(self.experiment, start.preset, start.config, start.folder, start.checkpoint)
+        with start.lock or contextlib.nullcontext():
+            result = run(
+                self.experiment, start.preset, start.config, start.folder, start.checkpoint
+            )
         print(json.dumps(result))
         print(f"Checkpoint, log and pictures are in {start.folder}")
         return 0
@@ -179,7 +196,10 @@ class CommandLine(ABC):
         try:
             self.compare_models(name, base, options)
         except Interrupted:
-            print(f"\nStopped; nothing is lost. The same command goes on: {self.program} compare")
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                print(
+                    f"\nStopped; nothing is lost. The same command goes on: {self.program} compare"
+                )
             return 130
         return 0
 

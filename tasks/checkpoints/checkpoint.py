@@ -24,9 +24,9 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path, older: Sequence[Path] = ()) -> None:
+    def save(self, path: Path, older: Sequence[Path] = (), best: Path | None = None) -> None:
         """Write the checkpoint as one file; see `file.write`."""
-        file.write(path, self.tensors, self.meta, older)
+        file.write(path, self.tensors, self.meta, older, best)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":

@@ -4,7 +4,6 @@ The file holds a checksum of all that is in it, so that damage is found when it 
 form, a folder that many processes write at once, is in `sharded`.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -19,8 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tasks.folders import draft
+
 # Files of the first format have no checksum.
 FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
+
+# The end of the name of a folder that is being deleted.
+OLD = "-old.tmp"
 
 
 class CheckpointError(ValueError):
@@ -32,6 +36,7 @@ def write(
     tensors: Mapping[str, Mapping[str, Tensor]],
     meta: Mapping[str, Any],
     older: Sequence[Path] = (),
+    best: Path | None = None,
 ) -> None:
     """Write to a temporary file in the folder of `path`, then replace `path` in one step.
 
@@ -41,24 +46,25 @@ def write(
         meta: JSON values.
         older: Names for the files that `path` replaces, the most recent one first. A file for
             which there is no name left is deleted.
+        best: A second name for what is written. It is given before the first one, so that a
+            process that is killed in between does not leave a run without its best state.
 
     Raises:
-        OSError: It could not be written, and what was there is untouched.
+        OSError: It could not be written, and what was at `path` is untouched.
     """
     flat = {n: tensor.cpu().contiguous() for n, tensor in flattened(tensors).items()}
     text = json.dumps(meta)
     header = {"format": FORMAT, "meta": text, "sha256": _checksum(flat, text)}
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(flat, temporary, header)
-        to_disk(temporary)
-        if older and path.exists():
-            rotate(older)
-            hardlink(path, older[0])
-        os.replace(temporary, path)
+        with draft(path) as temporary:
+            save_file(flat, temporary, header)
+            to_disk(temporary)
+            if best is not None:
+                hardlink(temporary, best)
+            if older and path.exists():
+                rotate(older)
+                hardlink(path, older[0])
     except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written ({error})") from error
 
 
@@ -82,7 +88,8 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     if header.get("format") not in (FORMAT, FIRST_FORMAT):
         raise CheckpointError(
             f"{path} is a safetensors file, but not a checkpoint of this project: its format "
-            f"is {header.get('format')!r}, expected {FORMAT!r}."
+            f"is {header.get('format')!r}, expected {FORMAT!r}. A folder that `lm export` "
+            "wrote for the Hugging Face Hub is for `tasks.lm.hub.PretrainedLM.from_pretrained`."
         )
     meta = header.get("meta", "")
     if header["format"] == FORMAT and header.get("sha256") != _checksum(flat, meta):
@@ -119,23 +126,34 @@ def grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def hardlink(path: Path, name: Path) -> None:
     """Give a file a second name in one step, which stays when the first one is replaced."""
-    temporary = name.with_name(name.name + ".tmp")
-    temporary.unlink(missing_ok=True)
+    with draft(name) as temporary:
+        link(path, temporary)
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file a second name, which must be free; without links in the file system, a copy."""
     try:
-        os.link(path, temporary)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, temporary)
-        to_disk(temporary)
-    os.replace(temporary, name)
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+        to_disk(name)
 
 
 def rotate(older: Sequence[Path]) -> None:
     """Rename each checkpoint that exists to the next name in the list; delete the last one."""
     for newer, name in reversed(list(itertools.pairwise(older))):
         if newer.exists():
-            if name.is_dir():
-                shutil.rmtree(name)
+            discard(name)
             newer.rename(name)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, if there is one, so that a kill leaves all of it or nothing by its name."""
+    if folder.is_dir():
+        gone = folder.with_name(folder.name + OLD)
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def _checksum(flat: dict[str, Tensor], meta: str) -> str:

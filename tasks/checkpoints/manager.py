@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +16,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from tasks import folders
 from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.file import CheckpointError, hardlink, rotate
+from tasks.checkpoints.file import OLD, CheckpointError, discard, link, rotate
 from tasks.distributed import PATIENCE, Group, full_tensors
 
 # The newest checkpoint, as one file or as a folder of files.
@@ -75,9 +76,7 @@ class CheckpointManager:
         if not self.group.first:
             return
         try:
-            checkpoint.save(self.newest, self.older)
-            if best:
-                hardlink(self.newest, self.best)
+            checkpoint.save(self.newest, self.older, self.best if best else None)
         except OSError as error:
             self._note(checkpoint.meta["step"], error)
         else:
@@ -101,11 +100,8 @@ class CheckpointManager:
         """Raise `NotSaved` if the last save failed."""
         if self.failure is None:
             return
-        left = "There is no checkpoint to go on from."
-        if self.newest.exists():
-            step = Checkpoint.load(self.newest).meta["step"]
-            left = f"{self.newest} is intact, of step {step}: go on from it with `--resume`."
-        raise NotSaved(f"The last state of this run is lost: {self.failure}. {left}")
+        left = "".join(_intact(self.newest.parent)) or " There is no checkpoint to go on from."
+        raise NotSaved(f"The last state of this run is lost: {self.failure}.{left}")
 
 
 class ShardedCheckpointManager(CheckpointManager):
@@ -120,7 +116,7 @@ class ShardedCheckpointManager(CheckpointManager):
 
     def __init__(self, folder: Path, group: Group, keep_last: int = 2):
         super().__init__(folder, group, keep_last)
-        self.temporary = folder / (FOLDER + ".tmp")
+        self.temporary = _unfinished(self.newest)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.pending: Future[OSError | None] | None = None
         self.saving: int | None = None
@@ -223,22 +219,43 @@ class ShardedCheckpointManager(CheckpointManager):
     def _publish(self, meta: dict[str, Any], sums: dict[str, str], best: bool) -> None:
         """Let the folder take the name of the newest.
 
-        Killed in between, a run may be left without a newest: `load_newest` takes the one before.
+        Killed in between, a run may be left without a newest or a best one, but then the folder
+        that was to take the name is complete: see `sweep`.
         """
         sharded.write_manifest(self.temporary, meta, sums)
+        if best:
+            twin = _unfinished(self.best)
+            shutil.rmtree(twin, ignore_errors=True)
+            twin.mkdir()
+            for name in (*sums, sharded.MANIFEST):  # last what makes it complete
+                link(self.temporary / name, twin / name)
+            discard(self.best)
+            twin.rename(self.best)
         rotate([self.newest, *self.older])
         self.temporary.rename(self.newest)
-        if best:
-            twin = self.best.with_name(self.best.name + ".tmp")
-            _remove(twin)
-            twin.mkdir()
-            for path in self.newest.iterdir():
-                hardlink(path, twin / path.name)
-            _remove(self.best)
-            twin.rename(self.best)
 
 
 MANAGERS = {"file": CheckpointManager, "sharded": ShardedCheckpointManager}
+
+
+def _unfinished(path: Path) -> Path:
+    """The name that a folder has until it is complete and takes the name `path`."""
+    return path.with_name(path.name + ".tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed left in the folder of its run, or finish it.
+
+    Only for the process that has locked the folder.
+    """
+    folders.sweep(folder)
+    for path in (folder / FOLDER, folder / BEST):
+        left = _unfinished(path)
+        if not path.exists() and sharded.is_complete(left):
+            left.rename(path)
+        shutil.rmtree(left, ignore_errors=True)  # which leaves a file of that name alone
+    for gone in folder.glob(f"{FOLDER}*{OLD}"):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def before(newest: Path, age: int) -> Path:
@@ -253,10 +270,11 @@ def load_newest(path: Path) -> Checkpoint:
     folder may also be missing, if a process was killed just before the folder got its name.
 
     Raises:
-        CheckpointError: None is intact, or `path` does not have the name of a newest checkpoint.
+        CheckpointError: None is intact, or `path` does not have the name of a newest checkpoint,
+            or it has the weights alone.
     """
     try:
-        return Checkpoint.load(path)
+        return _whole(path)
     except CheckpointError as error:
         if path.name not in (NAME, FOLDER):
             raise
@@ -274,19 +292,44 @@ def load_newest(path: Path) -> Checkpoint:
         return checkpoint
 
 
+def _whole(path: Path) -> Checkpoint:
+    """Load a checkpoint that has all that training needs to go on.
+
+    Raises:
+        CheckpointError: It is not intact, or it has the averaged weights alone.
+    """
+    checkpoint = Checkpoint.load(path)
+    if "model" not in checkpoint.tensors:
+        raise CheckpointError(
+            f"{path} has the averaged weights alone, without what training needs to go on. "
+            "Commands that evaluate or use the model take it as `--checkpoint`; `--resume` needs "
+            f"{NAME} or {FOLDER} from the folder of the run."
+        )
+    return checkpoint
+
+
 def _newest_intact(path: Path, refused: CheckpointError) -> tuple[Path, Checkpoint]:
-    """The newest intact checkpoint before `path`; if there is none, the last error is raised."""
+    """The newest intact checkpoint before `path`.
+
+    Raises:
+        CheckpointError: There is none; the message names others that are intact.
+    """
     found = path.parent.glob(f"{PREVIOUS}*")
     alike = [older for older in found if older.suffix == path.suffix]
     # By age: no number, then -2, ... -9, -10.
     for older in sorted(alike, key=lambda older: (len(older.name), older.name)):
         try:
-            return older, Checkpoint.load(older)
+            return older, _whole(older)
         except CheckpointError as error:
             refused = error
+    if others := "".join(_intact(path.parent)):
+        raise CheckpointError(f"{refused}{others}") from refused
     raise refused
 
 
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+def _intact(folder: Path) -> Iterator[str]:
+    """A sentence about each intact checkpoint in a folder, whatever its form and its name."""
+    for path in sorted(folder.glob("checkpoint*")):
+        with contextlib.suppress(CheckpointError):
+            step = _whole(path).meta.get("step")
+            yield f" {path} is intact, of step {step}: go on from it with `--resume {path}`."

@@ -151,6 +151,15 @@ def write_manifest(folder: Path, meta: dict[str, Any], sums: dict[str, str]) -> 
     to_disk(path)
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has its manifest, which is written last."""
+    try:
+        _manifest(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the manifest: meta data, and the checksum of each file."""
     path = folder / MANIFEST

@@ -16,9 +16,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks.checkpoints.manager import NAME, load_newest
+from tasks.checkpoints.manager import load_newest
 from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.experiments.run import Experiment, train
+from tasks.folders import draft
+from tasks.runs import checkpoint_in, lock_folder
 from tasks.training.options import Config
 
 # The columns that every table has.
@@ -56,16 +58,17 @@ class Run(Job):
     def finish(self) -> None:
         """Train, or go on, and evaluate on each half of the held-out data."""
         config = self.config.changed(out=self.place)
-        self.place.mkdir(parents=True, exist_ok=True)
-        path = self.place / NAME
-        checkpoint = load_newest(path) if path.is_file() else None
-        _, held_out, result = train(
-            self.experiment, self.preset, config, self.place, checkpoint, validate=False
-        )
-        model = self.experiment.model(config, path)
-        result |= self.experiment.halves(model, held_out, config)
-        result["config"] = config.to_json()
-        self.done.write_text(json.dumps(result) + "\n")
+        with lock_folder(self.place):
+            path = checkpoint_in(self.place)
+            checkpoint = load_newest(path) if path is not None else None
+            trainer, held_out, result = train(
+                self.experiment, self.preset, config, self.place, checkpoint, validate=False
+            )
+            model = self.experiment.model(config, trainer.path)
+            result |= self.experiment.halves(model, held_out, config)
+            result["config"] = config.to_json()
+            with draft(self.done) as file:  # a part of it would count as done
+                file.write_text(json.dumps(result) + "\n")
 
     def score(self) -> float:
         """See `Job`."""
@@ -125,7 +128,8 @@ def compare(
         The table as JSON values, its rows best first.
     """
     experiment, folder = runs[0].experiment, runs[0].folder
-    best = search_and_repeat(runs, options)
+    with lock_folder(folder):
+        best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -experiment.sign * row[experiment.metric])
     found = {"task": experiment.task, "preset": runs[0].preset, **head, "rows": rows}

@@ -115,7 +115,7 @@ def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float
         The chosen rates.
 
     Raises:
-        Interrupted: By Ctrl-C or SIGTERM; every run that was under way left a checkpoint.
+        Interrupted: By Ctrl-C, SIGTERM or SIGHUP; every run that was under way left a checkpoint.
     """
     rates, seeds = options.rates, options.seeds
     _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options)

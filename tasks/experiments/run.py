@@ -117,7 +117,8 @@ def run(
         The result, as JSON values.
 
     Raises:
-        Interrupted: By Ctrl-C or SIGTERM, in training or after it; a checkpoint is left.
+        Interrupted: By Ctrl-C, SIGTERM or SIGHUP in training, or by Ctrl-C after it; a checkpoint
+            is left.
     """
     began = time.monotonic()
     trainer, held_out, result = train(experiment, preset, config, folder, checkpoint)

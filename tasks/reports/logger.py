@@ -1,7 +1,10 @@
 """The progress of a training run: a live bar, a log file, TensorBoard scalars."""
 
+import contextlib
 import json
 import math
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +52,7 @@ class Reporter:
         self.next_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
-        self.bar.start()
+        self._on_screen(self.bar.start)
         return self
 
     def __exit__(
@@ -58,7 +61,7 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        self._on_screen(self.bar.stop)
         self._write(self.log.close)
         self._on_board(lambda board: board.close())
 
@@ -68,7 +71,8 @@ class Reporter:
         self.bar.update(self.row, completed=progress, figures=text)
         if not self.console.is_terminal and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
-            self.console.print(f"{progress:4.0%} {text}", highlight=False, soft_wrap=True)
+            line = f"{progress:4.0%} {text}"
+            self._on_screen(lambda: self.console.print(line, highlight=False, soft_wrap=True))
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Append a row to the log and to TensorBoard; needs `step` among the figures."""
@@ -90,6 +94,19 @@ class Reporter:
             self.failed = True
         else:
             self.failed = False
+
+    def _on_screen(self, show: Callable[[], object]) -> None:
+        """Show something, or give up the standard output if its terminal or pipe is closed."""
+        try:
+            show()
+        except (OSError, SystemExit) as error:  # `SystemExit` is what rich makes of a closed pipe
+            with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            warnings.warn(
+                f"Nobody can read the output any more ({error!r}). Training goes on, and "
+                f"{self.log.name} shows how.",
+                stacklevel=4,
+            )
 
     def _on_board(self, use: Callable[[SummaryWriter], None]) -> None:
         """Use TensorBoard's writer, and give it up after a failed write: it does not recover."""

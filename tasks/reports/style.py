@@ -1,10 +1,11 @@
 """What all pictures share: colours, resolution, and files that are written atomically."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from tasks.folders import draft
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -19,20 +20,15 @@ def save(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         OSError: The file cannot be written; of the class that the system raised.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with draft(path) as temporary:
+            write(temporary)
     except OSError as error:
         # The system's message would name the temporary file, which nobody asked for.
         raise type(error)(
             f"{path} cannot be written ({error.strerror or error}). Make sure that its folder "
             "exists, is writable and has room, or name another."
         ) from error
-    finally:
-        # `unlink` would hide the message above where the folder is no folder.
-        if temporary.exists():
-            temporary.unlink()
     return path
 
 

@@ -1,11 +1,18 @@
-"""Turns Ctrl-C and SIGTERM into a flag that a loop can check between batches."""
+"""Turns Ctrl-C, SIGTERM and SIGHUP into a flag that a loop can check between batches."""
 
 import signal
 import threading
 
+# A terminal that is closed sends SIGHUP, sometimes more than once. Windows has none.
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
 
 class StopSignal:
-    """Sets `requested` on the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once.
+    """Sets `requested` on the first of these signals; a second one stops at once if it is Ctrl-C.
+
+    A signal that was ignored before stays so: `nohup` ignores SIGHUP.
 
     Args:
         second_stops: Whether a second one does. Not under `torchrun`, which passes on the Ctrl-C
@@ -19,18 +26,17 @@ class StopSignal:
         self.requested = False
         self.previous = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._request)
+            for number in SIGNALS:
+                # None: a handler that Python did not set, and could not set again.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
-        if self.second_stops:
-            self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        if self.second_stops and signal.SIGINT in self.previous:
+            signal.signal(signal.SIGINT, self.previous[signal.SIGINT])

@@ -200,7 +200,7 @@ class Trainer:
         """Train until the budget is used; return the averaged model.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the batch in hand was finished and saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP; the batch in hand was finished and saved.
             Diverged: The gradient stays non-finite.
             NotSaved: The last state could not be written.
             SourceLost: The task's data cannot be read on; one process leaves a checkpoint.
@@ -227,9 +227,10 @@ class Trainer:
                 if age > self.config.train.save_every or best:
                     self.save(best)
                     saved = time.monotonic()
-        self.manager.finish()
-        if self.group.broadcast(self.manager.step) != self.step:
-            self.save()
+            # While signals still wait: a closed terminal may send more than one.
+            self.manager.finish()
+            if self.group.broadcast(self.manager.step) != self.step:
+                self.save()
         self.manager.require_saved()
         if self.progress < 1:
             raise Interrupted(self.path)

@@ -1,9 +1,11 @@
 """What a run keeps: damage is found and gone round, and a full disk does not end training."""
 
 import errno
+import itertools
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +152,57 @@ def test_without_an_earlier_checkpoint_damage_is_an_error(tmp_path: Path) -> Non
     (tmp_path / NAME).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="truncated"):
         load_newest(tmp_path / NAME)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_intact_checkpoints_are_offered_by_name_where_the_newest_ones_are_damaged(
+    sharded: bool, tmp_path: Path
+) -> None:
+    kind = ShardedCheckpointManager if sharded else CheckpointManager
+    manager = kind(tmp_path, Group())
+    for step, best in ((1, True), (2, False), (3, False)):
+        manager.save(state(step), best)
+    manager.finish()
+    other = CheckpointManager if sharded else ShardedCheckpointManager
+    begun = other(tmp_path, Group())  # the run was once in the other form
+    begun.save(state(0))
+    begun.finish()
+    truncate_all([manager.newest, *manager.older])
+    with pytest.raises(CheckpointError) as refused:
+        load_newest(manager.newest)
+    for path, step in ((manager.best, 1), (begun.newest, 0)):
+        offer = f"{path} is intact, of step {step}: go on from it with `--resume {path}`."
+        assert offer in str(refused.value)
+    assert str(refused.value).count("is intact") == 2
+    assert load_newest(manager.best).meta["step"] == 1
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is saved when, nor which checkpoint is the newest."""
+    config = CONFIG.changed(save_every=1000.0, steps=4)
+    plain = make(tmp_path / "plain", config)
+    plain.run()
+    jumps = itertools.cycle([0.0, 4e9, 1.0, 2e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    trainer = make(tmp_path / "jumping", config)
+    real, saved = trainer.manager.save, []
+
+    def save(checkpoint: Checkpoint, best: bool = False) -> None:
+        real(checkpoint, best)
+        saved.append((checkpoint.meta["step"], best))
+        for path in (tmp_path / "jumping").iterdir():
+            os.utime(path, (next(jumps), next(jumps)))
+
+    trainer.manager.save = save  # type: ignore[method-assign]
+    trainer.run()
+    best = next(row["step"] for row in plain.history if "test_exact" in row)
+    assert saved == [(best, True), (4, False)]
+    assert 0 < trainer.seconds < 60
+    assert load_newest(trainer.path).meta["step"] == 4
+    for name, tensor in plain.average.state_dict().items():
+        assert torch.equal(tensor, trainer.average.state_dict()[name])
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""The folder of a run is its own: who else wants it is told who has it, and what to do."""
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.manager import BEST, FOLDER, NAME, PREVIOUS
+from tasks.folders import FolderInUse, FolderLock
+from tasks.puzzles.commands import Commands
+from tasks.runs import RUNS, checkpoint_in, export, lock_folder, new_folder
+from tasks.serving.command import serve
+from tasks.sudoku.config import SudokuConfig
+from tasks.sudoku.task import SudokuTask
+
+CONFIG = SudokuConfig.of(side=4, min_clues=6, max_clues=8, steps=12, width=8)
+META = {"task": "sudoku", "preset": "tiny", "step": 3, "config": CONFIG.to_json()}
+
+
+def save(path: Path) -> Path:
+    tensors = {"model": {"a": torch.ones(2)}, "average": {"module.a": torch.ones(2)}}
+    Checkpoint(tensors, META).save(path)
+    return path
+
+
+def resume(path: Path) -> object:
+    return Commands(SudokuTask(), serve).start(["--resume", str(path)])
+
+
+def test_a_second_new_run_is_refused_or_takes_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = new_folder(None, "sudoku", "tiny")
+    with pytest.raises(FolderInUse, match=f"tiny is in use by process {os.getpid()} .*`--out`"):
+        new_folder(RUNS / "sudoku/tiny", "sudoku", "tiny")
+    second = new_folder(None, "sudoku", "tiny")
+    assert (first.folder.name, second.folder.name) == ("tiny", "tiny-2")
+    first.release()
+    assert new_folder(None, "sudoku", "tiny").folder == first.folder
+
+
+@pytest.mark.parametrize("name", [NAME, FOLDER, PREVIOUS, f"{PREVIOUS}.safetensors", BEST])
+def test_a_folder_with_any_checkpoint_is_no_new_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"already holds a run.*--resume {tmp_path / name}`"):
+        new_folder(tmp_path, "sudoku", "tiny")
+    assert checkpoint_in(tmp_path) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", [NAME, f"{PREVIOUS}.safetensors", f"{BEST}.safetensors"])
+def test_a_run_that_another_process_trains_is_not_resumed(name: str, tmp_path: Path) -> None:
+    """Nor touched: to go round damage, a file would be renamed."""
+    save(tmp_path / f"{PREVIOUS}.safetensors")
+    (tmp_path / name).write_bytes(b"damaged")
+    with FolderLock(tmp_path), pytest.raises(FolderInUse, match="Wait until it ends"):
+        resume(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"damaged"
+
+
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path) -> None:
+    weights = export(save(tmp_path / NAME), tmp_path / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"averaged weights alone.*`--checkpoint`; `--resume` needs check"
+    ):
+        resume(weights)
+    # Nor under the name of a checkpoint, where there is one to go on from.
+    shutil.copy(weights, tmp_path / NAME)
+    save(tmp_path / f"{PREVIOUS}.safetensors")
+    with pytest.warns(UserWarning, match="averaged weights alone.*Going on from .*-previous"):
+        resume(tmp_path / NAME)
+
+
+def test_what_is_no_checkpoint_is_named_and_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run" / NAME)
+    with pytest.raises(ValueError, match=f"the folder of a run. .*--resume .*{NAME}`"):
+        resume(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="No checkpoint at"):
+        resume(tmp_path / "typo.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / NAME)
+    real = os.open
+
+    def read_only(file: object, flags: int, *rest: int, **options: int) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(file, flags, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(ValueError, match=r"cannot be written \(Read-only.*copy of its folder"):
+        resume(path)
+
+
+def test_where_files_cannot_be_locked_a_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    living = tmp_path / "checkpoint.tmp"  # of a run that cannot be seen
+    living.mkdir()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="would go unnoticed: make sure"):
+            lock_folder(tmp_path)
+    assert living.is_dir()
