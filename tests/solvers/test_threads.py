@@ -98,7 +98,7 @@ def test_products_agree_with_differences_in_any_thread(kind: str) -> None:
 
     def product(_: int) -> Tensor:
         with torch.no_grad():
-            return Linearisation(f, y).push(v)
+            return Linearisation(f, y).jvp(v)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(product, range(TASKS)):
@@ -112,9 +112,9 @@ def test_transposed_products_are_adjoint(kind: str) -> None:
         3, 3, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64
     )
     jacobian = Linearisation(f, y)
-    pulled = jacobian.pull(u)
-    assert pulled is not None
-    assert torch.allclose((pulled * v).sum(), (u * jacobian.push(v)).sum())
+    vjp = jacobian.vjp(u)
+    assert vjp is not None
+    assert torch.allclose((vjp * v).sum(), (u * jacobian.jvp(v)).sum())
 
 
 def test_inference_mode_has_products_too() -> None:
