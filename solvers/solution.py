@@ -39,7 +39,7 @@ _MESSAGES = {
         "solution, or make `f` contractive."
     ),
     Result.nonfinite: (
-        "`y0`, `args` or a value of `f` contain NaN or inf. Check all three for this sample."
+        "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample."
     ),
     Result.stalled: (
         "The residual stopped falling above the tolerance, usually at the noise floor of the "
