@@ -16,7 +16,7 @@ FlatMap: TypeAlias = Callable[[Flat], Flat]
 def flat_map(f: Map, args: tuple[Any, ...], layout: StatePacking) -> FlatMap:
     """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
 
-    Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
+    Operations outside `f` run in the grad mode and the autocast of the caller of the result.
     """
     checked = CheckedMap(f, layout)
     return lambda y: layout.pack(checked(layout.unpack(y), *args))

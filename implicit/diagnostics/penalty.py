@@ -40,7 +40,7 @@ def jacobian_penalty(
         y: The point, usually a solution; a tensor or a pytree of tensors.
         *args: Per-sample tensors, passed on to `f`.
         num_probes: Random vectors to average over, at least 1. The standard deviation falls
-            with its square root, and with the number of samples likewise.
+            with its square root, and also with that of the number of samples.
         detach: Treat `y` as a constant. With False the gradient also follows `y`.
         generator: Draws the probes, on its own device; by default the global one.
 

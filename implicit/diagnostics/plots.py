@@ -105,7 +105,7 @@ def trajectory_figure(trace: Trace, sample: int = 0) -> Figure:
     """The evaluated points of one sample in the plane of their two principal components.
 
     The labels say which share of the path's variance each axis shows; the axes' scales differ.
-    Points that are not finite are left out, and so is the time after the last move.
+    Points that are not finite are left out, and so are those after the last move.
 
     Raises:
         ValueError: The trace has no states, or none of this sample is finite.

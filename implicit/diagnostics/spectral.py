@@ -19,7 +19,7 @@ EXHAUSTED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralRadius:
-    """Estimates of spectral radii, with what says how far to trust them.
+    """Estimates of spectral radii, with residuals that tell how accurate they are.
 
     Attributes:
         radius: Shape `(*batch,)`, at least float32. NaN where `f` or its derivative is not
@@ -189,7 +189,7 @@ def _check_options(num_steps: int, method: str, product: str) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
         raise ValueError(
             f"`num_steps` must be an integer of at least 2, got {num_steps!r}: one product "
-            "cannot tell a complex pair."
+            "cannot find a complex pair of eigenvalues."
         )
     for name, value, known in (("method", method, METHODS), ("product", product, PRODUCTS)):
         if value not in known:

@@ -35,7 +35,7 @@ _warned: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDiction
 def adjoint_solver(
     chosen: str | FixedPointSolver | None, max_steps: int | None, context: SolveContext
 ) -> tuple[FixedPointSolver, int]:
-    """Choose the solver for an adjoint equation, with a tolerance relative to v, and its budget."""
+    """Choose the solver of an adjoint equation, at tolerances relative to v, and its budget."""
     budget = context.max_steps if max_steps is None else max_steps
     solver = context.solver if chosen is None else chosen
     if isinstance(solver, str):
@@ -60,7 +60,7 @@ def solve_affine(
     max_steps: int,
     context: SolveContext,
 ) -> tuple[list[Tensor], Solution]:
-    """Find the fixed point of an affine map with constant part v: its leaves, and the evidence.
+    """Find the fixed point of an affine map with constant part v, as leaves and a solution.
 
     Tokens of one row are solved as one system, whatever `batch_dims` says: a causal map couples
     them, and a token that the loss leaves out has no v of its own to measure its residual by.
@@ -97,7 +97,7 @@ def _lost(
     batch_dims: int,
     independent: bool,
 ) -> Tensor:
-    """Find samples whose v is lost in the rounding of u, so that their residual means nothing.
+    """Find samples whose residual means nothing, since v is lost in the rounding of u.
 
     The equation may have no solution; then u grows until its residual is below rounding.
     """
@@ -133,7 +133,7 @@ def _withdrawn(
 
 
 def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
-    """Spread the evidence of a system over its samples."""
+    """Give every sample the residual, verdict and steps of the system it belongs to."""
 
     def spread(part: Tensor) -> Tensor:
         return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)

@@ -1,4 +1,4 @@
-"""SHINE: the gradient by the estimate of the inverse that a quasi-Newton solver has built."""
+"""SHINE: the gradient by the inverse estimate of a quasi-Newton solver."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

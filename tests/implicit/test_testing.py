@@ -109,7 +109,7 @@ def test_a_failure_names_the_solver_and_values() -> None:
 
 def test_solvers_that_do_not_fit_are_left_out() -> None:
     testing.check("shine", solvers=["picard", "anderson"])
-    with pytest.raises(ValueError, match="None of the solvers goes with Shine"):
+    with pytest.raises(ValueError, match="None of the solvers works with Shine"):
         testing.check("shine", solvers=["picard"])
     with pytest.raises(TypeError, match="Expected a backward mode name"):
         testing.check(dict)  # type: ignore[arg-type]
