@@ -129,8 +129,8 @@ class Registry(Generic[T]):
             message = unknown(self.kind, name, sorted({*self.entries, *installed}), "Registered")
             if not message.endswith("?"):
                 message += (
-                    f" A {self.kind} of yours is known once its module is imported: in a command, "
-                    "by `--import MODULE`."
+                    f" Your own {self.kind} is known once its module is imported: in a command, by "
+                    "`--import MODULE`."
                 )
             raise UnknownName(message)
         cls: Any = _loaded(self.entries[name])
