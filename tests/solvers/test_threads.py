@@ -1,4 +1,4 @@
-"""One map and several threads: every solve is that of a single thread, bit for bit."""
+"""One map in several threads: every solve equals that of a single thread, bit for bit."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ THREADS, TASKS = 8, 24
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_threads_do_not_meet(name: str) -> None:
+def test_threads_do_not_affect_each_other(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = 0.2 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
     x = torch.randn(TASKS, 3, 6, generator=generator, dtype=torch.float64)
@@ -41,7 +41,7 @@ class Grouped(nn.Module):
 
 
 class Attending(nn.Module):
-    """By the function itself, or by the module around it."""
+    """Self-attention, by torch's function or by its module."""
 
     def __init__(self, module: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Attending(nn.Module):
 
 
 class Square(torch.autograd.Function):
-    """Has forward mode and no second derivative."""
+    """A function with forward mode but without a second derivative."""
 
     @staticmethod
     def forward(y: Tensor) -> Tensor:
