@@ -64,11 +64,11 @@ def jacobian_penalty(
         (0.25, 1.0)
     """
     check_integer("num_probes", num_probes, 1)
-    layout = StatePacking(y, 0)
-    closed = flat_map(f, args, layout)
+    packing = StatePacking(y, 0)
+    closed = flat_map(f, args, packing)
     record = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(layout.device.type, enabled=False):
-        point = layout.pack(y)
+    with torch.enable_grad(), torch.autocast(packing.device.type, enabled=False):
+        point = packing.pack(y)
         if detach or not point.requires_grad:
             point = point.detach().requires_grad_()
         value = closed(point)

@@ -108,11 +108,11 @@ def spectral_radius(
         0.9
     """
     _check_options(num_steps, method, product)
-    layout = StatePacking(y, batch_dims)
-    flat = layout.pack(y)
-    closed = flat_map(f, args, layout)
+    packing = StatePacking(y, batch_dims)
+    flat = packing.pack(y)
+    closed = flat_map(f, args, packing)
     size = flat.shape[1]
-    with torch.autocast(layout.device.type, enabled=False):
+    with torch.autocast(packing.device.type, enabled=False):
         multiply = PRODUCTS[product](closed, flat)
         v = _start(flat, generator)
         lead = num_steps - 2 if method == "power" else 0
@@ -123,9 +123,9 @@ def spectral_radius(
     eigenvalue, residual = _largest(hessenberg)
     num_products = lead + width
     return SpectralRadius(
-        radius=eigenvalue.abs().to(flat).view(layout.batch_shape),
-        eigenvalue=eigenvalue.to(flat.device, flat.dtype.to_complex()).view(layout.batch_shape),
-        residual=residual.to(flat).view(layout.batch_shape),
+        radius=eigenvalue.abs().to(flat).view(packing.batch_shape),
+        eigenvalue=eigenvalue.to(flat.device, flat.dtype.to_complex()).view(packing.batch_shape),
+        residual=residual.to(flat).view(packing.batch_shape),
         num_evals=1 if product == "vjp" else num_products,
         num_products=num_products,
     )

@@ -101,12 +101,12 @@ def _lost(
 
     The equation may have no solution; then u grows until its residual is below rounding.
     """
-    layout = StatePacking(list(u), batch_dims)
-    if not sum(layout.sizes):
+    packing = StatePacking(list(u), batch_dims)
+    if not sum(packing.sizes):
         return torch.zeros_like(solution.converged)
-    eps = torch.finfo(layout.dtype).eps
+    eps = torch.finfo(packing.dtype).eps
     largest, size = (
-        torch.linalg.vector_norm(layout.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
+        torch.linalg.vector_norm(packing.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
     )
     if not independent:  # a sample where v is zero still contributes to the others
         size = size.amax()
@@ -118,9 +118,9 @@ def _withdrawn(
     solution: Solution, lost: Tensor, u: list[Tensor], start: list[Tensor], affine: AffineMap
 ) -> tuple[list[Tensor], Solution]:
     """Go back to the start, the best point known, where no residual can be measured at u."""
-    layout = StatePacking(u, lost.ndim)
+    packing = StatePacking(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
-    residual = _rms(moved, layout).view(lost.shape)
+    residual = _rms(moved, packing).view(lost.shape)
     u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(u, start, strict=True)]
     return u, dataclasses.replace(
         solution,
@@ -128,7 +128,7 @@ def _withdrawn(
         result=solution.result.masked_fill(lost, int(Result.stalled)),
         residual=torch.where(lost, residual, solution.residual),
         num_evals=solution.num_evals + 1,
-        rows_evaluated=solution.rows_evaluated + layout.num_rows,
+        rows_evaluated=solution.rows_evaluated + packing.num_rows,
     )
 
 
@@ -146,9 +146,9 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
     )
 
 
-def _rms(leaves: Any, layout: StatePacking) -> Tensor:
+def _rms(leaves: Any, packing: StatePacking) -> Tensor:
     """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
-    flat = layout.pack(leaves)
+    flat = packing.pack(leaves)
     if not flat.shape[1]:
         return flat.sum(1)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=1)
