@@ -8,18 +8,19 @@
 >>> x.grad[0].round(decimals=3).tolist()
 [2.0, 2.0, 2.0]
 
-During one call `f` is taken to be one fixed function, and is called as often as the solver and
-the backward mode need. Dropout inside `f` draws another mask in every call, and BatchNorm in
-training mode updates its statistics in every call: keep them out of `f`, or in evaluation mode.
+During one call of `fixed_point`, `f` must be one fixed function. It is called as often as the
+solver and the backward mode need. Dropout inside `f` draws another mask in every call, and
+BatchNorm in training mode updates its statistics in every call: keep them out of `f`, or in
+evaluation mode.
 
-What every solve needs is imported at once, and each mode and tool when it is first used.
+Modules that every solve needs are imported at once, each mode and tool when it is first used.
 """
 
 from pathlib import Path
 from runpy import run_path
 from typing import TYPE_CHECKING
 
-# By its path, since another `solvers` may hide ours.
+# Run by its path, since another package `solvers` may hide ours.
 run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](__file__, "solvers")
 
 from implicit.base import AdjointMode, BackwardMode, SolveContext

@@ -1,6 +1,6 @@
-"""Attach a gradient to a value: the road of plain autograd, which the implicit modes share.
+"""Attach a gradient to a value by plain autograd, as the implicit modes do.
 
-`functorch.py` is the other road; `fixed_point.py` says why there are two.
+`functorch.py` does so for `torch.func`; `fixed_point.py` says why there are two ways.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,7 +20,7 @@ Product = Callable[[Sequence[Tensor]], list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class SolveContext:
-    """What a backward mode may want to know about the solve that it follows.
+    """What a backward mode may need to know about the solve before it.
 
     Attributes:
         solver: The forward solver.
@@ -64,10 +64,10 @@ class BackwardMode(ABC):
     bias: ClassVar[float] = 1e-6
 
     def in_place_of_inverse(self, jacobian: Tensor) -> Tensor | None:
-        """The matrix that the gradient has in place of (I - J)^-1; tests compare the two.
+        """Return the matrix that the gradient has in place of (I - J)^-1, for tests.
 
         By default it is the inverse itself. A mode with a larger `bias` returns None, which means
-        unknown: its gradient depends on more than J.
+        that its gradient depends on more than J.
 
         Args:
             jacobian: J = df/dy at the solution.
@@ -83,7 +83,7 @@ class BackwardMode(ABC):
         Args:
             f: The map, closed over its args.
             y_star: The solution, without gradient.
-            context: How it was found; by default, with default options.
+            context: How the solution was found; by default, with default options.
         """
 
 

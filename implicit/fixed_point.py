@@ -81,11 +81,11 @@ def fixed_point(
         scale=scale,
         f=f,
     )
-    # There are two roads to a gradient. Plain autograd calls the backward mode after the solve and
-    # records only what the mode needs (autograd.py): the fast road, with every mode. Transforms of
-    # torch.func and forward mode can neither follow the solver's data-dependent loop nor see what
-    # `f` closes over; for them the solve is one operation with derivative rules in both directions
-    # (functorch.py). test_every_mode_gives_what_it_gives_without_transforms, in
+    # There are two ways to a gradient. With plain autograd the backward mode runs after the solve
+    # and records only what it needs (autograd.py): this is faster, and works with every mode.
+    # Transforms of torch.func and forward mode can neither trace the solver's data-dependent loop
+    # nor see what `f` closes over; for them the solve is one operation, with a derivative rule in
+    # each direction (functorch.py). test_every_mode_gives_what_it_gives_without_transforms, in
     # tests/implicit/test_transforms.py, compares the two.
     if (transforms_in_force() or dual_level_in_force()) and not isinstance(mode, Unrolled):
         from implicit.functorch import solve_transformed  # most programs never need it
@@ -127,7 +127,7 @@ def _with_gradient(
     context: SolveContext,
     run: Callable[[State, tuple[Any, ...]], Solution],
 ) -> Solution:
-    """Attach the gradient to the value, and keep bad samples out of it."""
+    """Attach the gradient to the value, without contributions of NaN or inf samples."""
     isolation = isolated(solution, args, context.independent)
     checked = _checked(f, y0, context.batch_dims)
     if not isinstance(mode, Unrolled):

@@ -1,7 +1,7 @@
-"""Fixed points under `torch.func` transforms and forward mode: the second road of the gradient.
+"""Fixed points under `torch.func` transforms and forward mode.
 
-A transform cannot look into a loop that reads its own verdicts. So the solve is one operation
-to it, with a derivative rule in each direction. With y* = f(y*, c), J = df/dy, a cotangent v and
+A transform cannot trace a loop that reads its own verdicts. So the solve is one operation for it,
+with a derivative rule in each direction. With y* = f(y*, c), J = df/dy, a cotangent v and
 a tangent t = df/dc c',
 
     reverse:  u = v + J^T u,  c_bar = (df/dc)^T u        forward:  w = t + J w,  y' = w
@@ -9,7 +9,7 @@ a tangent t = df/dc c',
 and both linear equations are again one operation each, with derivative rules of their own, so
 that transforms nest to any depth. Under `vmap` the mapped dims become part of the batch.
 
-`autograd.py` is the other road; `fixed_point.py` says why there are two.
+`autograd.py` serves plain autograd; `fixed_point.py` says why there are two ways.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ def solve_transformed(
     converted = closure_convert(f, pytree.tree_unflatten(start, spec), args)
     problem = _problem(converted, len(leaves), mode, context, throw)
     consts = converted.consts
-    if not isinstance(mode, AdjointMode):  # its gradient comes from what it adds to the value
+    if not isinstance(mode, AdjointMode):  # its gradient comes from the calls of `f` it records
         consts = [const.detach() for const in consts]
     *value, residual, result, num_steps = _Solve.apply(problem, *start, *consts)
     num_evals, rows_evaluated = problem.counts[0]
@@ -76,7 +76,7 @@ def solve_transformed(
         residual=residual,
         result=result,
         num_steps=num_steps,
-        # One more, to see what `f` closes over.
+        # One more call was made to find the tensors that `f` closes over.
         num_evals=num_evals + 1,
         rows_evaluated=rows_evaluated + (leaves[0].shape[0] if context.batch_dims else 1),
         adjoints=context.adjoints,
@@ -221,7 +221,7 @@ class _Problem:
 
 
 def _with_outer_tangents(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn forward mode on in a rule, where torch has it off, for the transforms around it."""
+    """Switch forward mode on in a rule, for transforms around it; torch switches it off there."""
 
     @functools.wraps(rule)
     def wrapped(*args: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import TYPE_CHECKING
 
-# By its path, since another `solvers` may hide ours.
+# Run by its path, since another package `solvers` may hide ours.
 run_path(str(Path(__file__).parents[1] / "solvers" / "siblings.py"))["check"](
     __file__, "solvers", "implicit"
 )

@@ -61,8 +61,8 @@ class KVCache(NamedTuple):
         keys: Shape (B, H, P, K).
         values: Shape (B, H, P, K).
         valid: Shape (B, P), bool: which tokens are no padding. None: all of them.
-        reserved: The last so many of the P are unset: new tokens are written there, and not
-            appended.
+        reserved: Number of tokens at the end of the P that are not set yet: new tokens are written
+            there instead of appended.
         rotary: Rotary factors of the reserved positions; see `rotary_at`.
         mask: Shape (B, 1, reserved, P), bool: what each of the reserved tokens may see. None: all.
         buffer: The memory that keys and values are views of, with space behind them.

@@ -1,8 +1,8 @@
-"""The Attractor wrapper: a backbone proposes, a refiner is solved to its fixed point.
+"""The Attractor wrapper: a backbone proposes y0, and the fixed point of a refiner is the output.
 
     y0 = backbone(x),    y* = refiner(y*, y0)
 
-It holds no solver code, and the networks may be any modules.
+Both networks may be any modules; the solver and the gradient come from `implicit`.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ class Attractor(nn.Module):
         start: State | None = None,
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
-        """Refine a proposal that is known; `args` are passed to the refiner after it."""
+        """Refine a given proposal; `args` are passed to the refiner after it."""
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
         first = self._first(proposal)
@@ -152,7 +152,7 @@ def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def _unsolved(proposal: State, batch_dims: int) -> Solution:
-    """The solution that stands for no solve: no step, no evaluation, a residual of NaN."""
+    """The solution without a solve: no step, no evaluation, and residuals of NaN."""
     leaf = pytree.tree_leaves(proposal)[0]
     shape, device = leaf.shape[:batch_dims], leaf.device
     return Solution(

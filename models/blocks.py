@@ -93,7 +93,7 @@ class PreNormBlock(RecomputableBlock):
         return self.extend(h, None)[0]
 
     def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
-        """As `forward`, for tokens that follow those of `past`; see `SelfAttention.extend`."""
+        """Like `forward`, for tokens that follow those of `past`; see `SelfAttention.extend`."""
         mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
         h_BTD = self._plus(0, h_BTD, mixed)
         return self._plus(1, h_BTD, self.mlp(self.mlp_norm(h_BTD))), past
@@ -120,7 +120,7 @@ class SquaredReLU(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
         h = F.relu(self.into(h))
-        return self.out(h * h)  # of a single token on the CPU, faster than `square`
+        return self.out(h * h)  # faster than `square` for a single token on the CPU
 
 
 class Convolution(nn.Module):

@@ -5,9 +5,9 @@
     Parcae        a loop that is run and not solved: see `models.parcae`
     Transformer   as many blocks, each used once
 
-Every model decodes with its embedding, and reads y0 and y* alike, so `max_steps=0` removes the
-solver. Each token has its own mixing coefficients and verdict, hence no token sees the future,
-whatever the tolerance.
+Every model decodes with its embedding, and decodes y0 and y* alike, so `max_steps=0` removes the
+solver. Each token has its own mixing coefficients and verdict, so that no token depends on later
+ones, whatever the tolerance.
 
 Legend: B batch, T tokens, V vocabulary, D width.
 """
@@ -54,7 +54,7 @@ class LanguageSpec:
         context: Longest sequence, for "gpt2", which learns its positions; others have no limit.
         gate: Upper bound of the refiner's learned gates.
         injection: How the refiner sees the proposal. "additive": y <- H(y + y0) - y.
-            "concat": y <- H(W [y, y0]). "initial": y <- H(y), it is the start alone.
+            "concat": y <- H(W [y, y0]). "initial": y <- H(y), so that it is only the start.
         start: Where the solve starts.
         tied: Decode with the embedding.
 

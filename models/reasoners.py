@@ -1,8 +1,8 @@
 """Reasoners with two latents: the Attractor of the paper's puzzles, TRM, HRM and EqR.
 
-All carry an answer y and a reasoning state z from one supervised segment to the next, and
-differ in the map that a segment applies, in how often, and in what is recorded. So one class,
-`Reasoner`, takes the map, and a solver and a backward mode say the rest:
+All carry an answer y and a reasoning state z from one supervised segment to the next. They differ
+in the map that a segment applies, in how often, and in which steps are recorded. So one class,
+`Reasoner`, takes the map, and a solver and a backward mode determine the rest:
 
     Attractor   (y, z) solved to its fixed point, phantom gradient
     TRM         two applications of its cycle, then one recorded
@@ -86,7 +86,7 @@ class TwoModuleCycle(nn.Module):
 
 
 class PathNoise(nn.Module):
-    """Damp a map and, in training, add noise to it, so that it learns to find its way back.
+    """Damp a map and, in training, add noise, so that it learns to return from perturbed states.
 
         s <- s + (1 - damping) (f(s) - s) + noise * eps,    eps ~ N(0, I)
 
@@ -118,8 +118,8 @@ class Reasoner(nn.Module):
         spec: The shape.
         update: The map ((y, z), x) -> (y, z).
         solver: See `implicit.fixed_point`.
-        backward: See `implicit.fixed_point`. A gradient to the learned start exists in
-            "unrolled" alone; elsewhere it keeps the value it was drawn with.
+        backward: See `implicit.fixed_point`. The learned start gets a gradient with "unrolled"
+            only; with other modes it keeps its initial value.
         max_steps: Applications of `update` before the recorded ones; a call may override it.
         start: "learned": one vector for y and one for z, shared by all cells. "random":
             independent standard normal entries, in training and evaluation.

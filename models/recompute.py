@@ -1,8 +1,8 @@
 """Recompute the activations of a backbone: less memory in training, for one more forward pass.
 
-A block that does so keeps only its input for the backward pass. The map that a solve iterates
-needs none of it, since an implicit gradient does not keep the steps of the solve. A loop that is
-not solved records its last passes as they are.
+A block that does so keeps only its input for the backward pass. The map of a solve does not need
+it, since an implicit gradient does not keep the steps of the solve. A loop that is not solved
+records its last passes without it.
 
 References:
     T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
@@ -28,14 +28,14 @@ class Recomputable(nn.Module):
 
     @abstractmethod
     def recompute_activations(self) -> None:
-        """Recompute them from now on."""
+        """Recompute activations from now on."""
 
 
 class RecomputableBlock(Recomputable):
-    """A block that does so by itself.
+    """A block with a flag for recomputation.
 
-    The choice is made within `forward`, so that it is part of what `compile` fuses, and hooks,
-    such as FSDP's, run once.
+    The flag is read within `forward`, so that `compile` can fuse the block, and hooks, such as
+    FSDP's, run once.
 
     Attributes:
         recompute: Recompute the activations; see `models.recompute_activations`.

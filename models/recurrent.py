@@ -44,7 +44,7 @@ class Scan(nn.Module):
         super().__init__()
         self.into = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        # Channels that remember from two tokens to hundreds.
+        # The memory of channels ranges from two tokens to hundreds.
         self.decay = nn.Parameter(torch.linspace(0.0, 6.0, width))
 
     def extend(

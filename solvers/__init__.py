@@ -5,7 +5,7 @@
 >>> s.converged.tolist(), s.value[0].round(decimals=3).tolist()
 ([True, True], [2.0, 2.0, 2.0])
 
-What every solve needs is imported at once, and each solver and tool when it is first used.
+Modules that every solve needs are imported at once, each solver and tool when it is first used.
 """
 
 from typing import TYPE_CHECKING

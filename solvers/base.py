@@ -66,17 +66,16 @@ class FixedPointSolver(ABC):
         return type(self).move is not FixedPointSolver.move
 
     def on_trial(self, carry: Any) -> Mask | None:
-        """Samples whose newest point is only tried, as by a line search; None: nobody's.
+        """Samples whose newest point is only a trial, as in a line search; None: no sample.
 
-        Such a point may be anything, NaN included, without ending its sample; within tolerance,
-        it converges.
+        A trial may be NaN or far off without ending its sample. Within tolerance, it converges.
         """
         return None
 
     def given_up(self, carry: Any) -> Mask | None:
-        """Samples that the last step left where they were for good: they are `stalled`.
+        """Samples that the solver will not move any more: they become `stalled`.
 
-        Where samples may move each other, not before all that may move them are at rest.
+        Coupled ones do so once all samples that may influence them have stopped as well.
         """
         return None
 
@@ -85,7 +84,7 @@ class FixedPointSolver(ABC):
         return take_rows(carry, samples)
 
     def check_tokens(self, packing: StatePacking) -> None:
-        """Raise a ValueError where tokens are to have verdicts and the solver mixes them."""
+        """Raise a ValueError if tokens are to have verdicts but the solver mixes tokens."""
         if packing.has_tokens and not self.promises.tokens:
             raise ValueError(
                 f"{type(self).__name__} solves all tokens of a row together, so that a token would "

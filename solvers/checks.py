@@ -1,4 +1,4 @@
-"""Checks of options: each raises a ValueError that names the option and what it may be."""
+"""Checks of options. Each raises a ValueError that names the option and its allowed values."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_counts(max_steps: int, batch_dims: int) -> None:
-    """Raise a ValueError unless both are integers of at least 0."""
+    """Raise a ValueError unless `max_steps` and `batch_dims` are integers of at least 0."""
     check_integer("max_steps", max_steps, 0)
     check_integer("batch_dims", batch_dims, 0)
 

@@ -1,7 +1,8 @@
-"""How the loop lives with `torch.compile`: it runs as it is, and the map inside is compiled.
+"""Keep the solver's loop out of `torch.compile`, but let it compile the map inside.
 
-A solve asks after every step who has converged, which no graph can hold. So a compiler sees one
-opaque call (one graph break, whatever the number of steps), and gets its turn again in `f`.
+After every step a solve reads which samples have converged, which no compiled graph can do. So the
+compiler sees a solve as one opaque call, with one graph break whatever the number of steps, and is
+switched on again inside `f`.
 """
 
 import functools
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 def opaque(solve: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function whose loop is not to be compiled, but whose first argument `f` is."""
+    """Decorate a function so that its loop is not compiled, but its first argument `f` is."""
     call: Callable[..., T] = solve
 
     @functools.wraps(solve)
@@ -25,14 +26,14 @@ def opaque(solve: Callable[P, T]) -> Callable[P, T]:
             set_eval_frame(compiler)
             return call(f, *args, **kwargs)
         if transforms_in_force():
-            # Dynamo can follow neither the rules of a transform nor what comes out of them, so
-            # the rest of what it was called for runs as it is: the compiler stays off.
+            # Dynamo can trace neither the rules of a transform nor the tensors that they return.
+            # So the compiler stays off for the rest of the call that it was to compile.
             return call(f, *args, **kwargs)
         inside = [True]
 
         @functools.wraps(f)
         def compiled(*args: Any) -> Any:
-            # A backward pass may call again when this is long over.
+            # A backward pass may call this after the solve has returned.
             set_eval_frame(compiler if inside[0] else None)
             try:
                 return f(*args)
@@ -52,7 +53,7 @@ def opaque(solve: Callable[P, T]) -> Callable[P, T]:
 
 
 def uncompiled(call: Callable[P, T]) -> Callable[P, T]:
-    """Decorate what a compiler meets by another way, as in a backward pass that it calls."""
+    """Decorate a function that is never compiled, such as a backward pass of compiled code."""
 
     @functools.wraps(call)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:

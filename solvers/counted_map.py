@@ -16,11 +16,11 @@ from solvers.types import Flat, Index, Map, State
 
 
 class CheckedMap:
-    """`f`, called under the autocast that was in force here, and held to the state's form.
+    """`f`, always called under the autocast that was in force at construction, and checked.
 
     Args:
-        f: The map; None where its values are told from outside.
-        packing: Of the state that it must return.
+        f: The map; None if its values are passed in from outside.
+        packing: The packing of the state, whose structure, shapes and dtypes `f` must return.
     """
 
     def __init__(self, f: Map | None, packing: StatePacking):
@@ -39,24 +39,25 @@ class CheckedMap:
         device = self.device
         if not (self.autocast or torch.is_autocast_enabled(device)):
             return self.packing.accept(state, self.f(state, *args), False)
-        # A backward pass may call under another autocast, and a solver calls amid arithmetic in
-        # full precision.
+        # A backward pass may run under another autocast, and solvers switch autocast off.
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast):
             returned = self.f(state, *args)
         return self.packing.accept(state, returned, self.autocast)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep autocast away from the solver's own arithmetic."""
+        """Switch autocast off for the solver's own arithmetic."""
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.device, enabled=False)
 
 
 class CountedMap:
-    """The map of one solve, closed over its args: of states, and as a call of matrices.
+    """The map of one solve, closed over its args.
+
+    Calling it maps a matrix of rows; `evaluate` maps a state.
 
     Attributes:
-        args: Those of the rows that are still in the batch.
+        args: The arguments of the rows that are still in the batch.
         num_evals: Calls of `f` so far.
         rows_evaluated: Rows of the batch in these calls.
         rhs: The constant part of an affine map, if one was given.
@@ -69,7 +70,8 @@ class CountedMap:
         _check_args(tensors, packing)
         self.checked = CheckedMap(f, packing)
         self.packing, self.rhs = packing, rhs
-        # As after compaction: a compiled `f` would otherwise be compiled once more then.
+        # Compaction detaches the args. Detach them from the beginning, so that a compiled `f` is
+        # not compiled again at that point.
         attached = any(leaf.requires_grad for leaf in tensors)
         if attached and not torch.is_grad_enabled():
             args = map_tensors(Tensor.detach, args)
@@ -85,7 +87,7 @@ class CountedMap:
         return self.take(fy)
 
     def evaluate(self, state: State) -> State:
-        """f(state) for the rows that are left, checked."""
+        """Return f(state) for the rows that are still in the batch, checked but not counted."""
         try:
             return self.checked(state, *self.args)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -100,16 +102,16 @@ class CountedMap:
             raise
 
     def take(self, returned: State) -> Flat:
-        """Count one call of `f` and make a matrix of what it returned."""
+        """Count one call of `f`, and pack what it returned."""
         if not torch.is_grad_enabled():
-            # A map that takes gradients inside may return a graph all the same.
+            # A map that computes gradients inside may return tensors with a graph nevertheless.
             returned = _without_graph(returned)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
 
     def linearise(self, y: Flat) -> Linearisation | Affine:
-        """df/dy at `y`, for products; `f` is counted as often as it is called for them."""
+        """Return df/dy at `y`, for products with it. Calls of `f` that they need are counted."""
 
         def flat(y: Flat) -> Flat:
             self.num_evals += 1
@@ -118,7 +120,7 @@ class CountedMap:
 
         if self.rhs is not None:
             return Affine(flat, self.rhs)
-        # J^T would tell a token of those behind it.
+        # Products with J^T would pass information from a token to earlier ones.
         return Linearisation(flat, y, transposable=not self.packing.has_tokens)
 
     def keep(self, rows: Index) -> None:
@@ -129,7 +131,7 @@ class CountedMap:
         self.num_rows = len(rows)
 
     def of_rows(self, rows: Index) -> "CountedMap":
-        """The same map on some rows of the batch, with a count of its own."""
+        """Return the same map for some rows of the batch, with counts that start at 0."""
         part = copy.copy(self)
         part.keep(rows)
         part.num_evals = part.rows_evaluated = 0

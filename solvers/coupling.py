@@ -1,4 +1,4 @@
-"""Which samples may influence each other, and what follows for judging them."""
+"""Which samples may influence each other, and what that means for their verdicts."""
 
 import torch
 
@@ -7,12 +7,15 @@ from solvers.types import Index, Mask, PerSample
 
 
 class Coupling:
-    """Who may move whom: the tokens up to one's own and, unless independent, the other rows.
+    """Which samples may influence a sample.
+
+    In each row these are the samples up to its own position, such as earlier tokens; of other rows
+    only unless rows are independent.
 
     Attributes:
         independent: Rows cannot influence each other.
-        joint: The samples of a row, such as tokens, may.
-        coupled: Any samples may.
+        joint: The samples of a row, such as tokens, may influence each other.
+        coupled: Some samples may influence others.
     """
 
     def __init__(self, packing: StatePacking, independent: bool):
@@ -21,7 +24,7 @@ class Coupling:
         self.coupled = self.joint or not independent
 
     def largest(self, norm: PerSample) -> PerSample:
-        """The largest norm among those that may influence each sample."""
+        """The largest norm among the samples that may influence each sample, itself included."""
         if not self.coupled:
             return norm
         rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.per_row)
@@ -30,10 +33,10 @@ class Coupling:
         return rows.cummax(1).values.flatten()
 
     def at_rest(self, quiet: Mask) -> Mask:
-        """Samples that, with all that may move them, are quiet.
+        """Samples that are quiet together with all samples that may influence them.
 
-        For tokens these are the ones before it: waiting for those behind it would let a causal
-        model see them.
+        For a token these are the tokens before it: waiting for later ones would pass information
+        from them to an earlier token of a causal model.
         """
         if not self.coupled:
             return quiet
@@ -51,7 +54,7 @@ class Coupling:
         return (result > 0) | (closed & self.independent)
 
     def patience(self, result: torch.Tensor, entries: int) -> Index:
-        """Steps that growth may last: twice the entries that can influence each sample."""
+        """Steps for which a residual may grow: twice the entries that can influence the sample."""
         each = 2 * entries * (1 if self.independent else self.num_rows)
         seen = torch.arange(1, self.per_row + 1, device=result.device)
         return (each * seen).repeat(len(result) // self.per_row)

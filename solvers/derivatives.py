@@ -1,9 +1,9 @@
 """Products with the Jacobian of a map, J v and J^T v.
 
 Reverse mode applied twice gives both from one recorded call of the map: g(w) = J^T w is linear
-in w, and its own derivative, transposed, is J. All of its state belongs to the thread. Forward
-mode calls the map once per product, and its level is global to the process, hence the lock; it
-serves where an operation has no second derivative, and where the caller asks for it.
+in w, and the transpose of its derivative is J. This is thread-safe. Forward mode calls the map
+once per product, under a lock, since its level is global to the process. It is used where an
+operation has no second derivative, and where the caller asks for it.
 """
 
 import threading
@@ -20,31 +20,32 @@ from torch.overrides import TorchFunctionMode
 from solvers.torch_internals import load_forward_mode, nested_dual_level, plain_attention, pytree
 from solvers.types import Flat, State
 
-# What torch says of an operation without a derivative of its derivative: its own fused kernels,
-# and maps that were compiled.
+# Parts of torch's errors for an operation without a second derivative, such as a fused kernel or
+# a compiled map.
 NO_SECOND = ("is not implemented", "double backward")
 _FORWARD_LEVEL = threading.RLock()
 _SWITCH, _SWITCH_USERS, _SWITCH_STACK = threading.Lock(), [], ExitStack()
 
 
 class Linearisation:
-    """The Jacobian J of a map of matrices at one point, for products from either side.
+    """The Jacobian J of a map of matrices at one point, for the products J v and J^T u.
 
     Args:
         f: The map.
         y: The point.
-        transposable: Whether J^T may be used.
+        transposable: Whether products with J^T are allowed.
     """
 
     def __init__(self, f: Callable[[Flat], Flat], y: Flat, transposable: bool = True):
         self.f, self.y, self.transposable = f, y, transposable
-        self.end: Flat | None = None
+        # f(y) with its graph; None where products need forward mode.
+        self.fy: Flat | None = None
         if torch.is_inference_mode_enabled():  # where nothing can be recorded
             return
         with torch.enable_grad(), _PlainAttention():
-            self.start = y.detach().requires_grad_()
+            self.point = y.detach().requires_grad_()
             try:
-                end = f(self.start)
+                fy = f(self.point)
             except RuntimeError as error:
                 if "requires grad" in str(error):
                     error.add_note(
@@ -53,40 +54,41 @@ class Linearisation:
                     )
                 raise
             # Without a graph `f` is constant, or hides its operations from autograd.
-            if not end.requires_grad:
+            if not fy.requires_grad:
                 return
-            self.end = end
-            self.w = torch.zeros_like(end, requires_grad=True)
-            self.pulled = _gradient(end, self.start, self.w, create_graph=True)
-        if _ends_in_an_error(self.pulled):
-            self.end = None
+            self.fy = fy
+            self.w = torch.zeros_like(fy, requires_grad=True)
+            self.vjp_of_w = _gradient(fy, self.point, self.w, create_graph=True)
+        if _graph_is_cut(self.vjp_of_w):
+            self.fy = None
 
-    def push(self, v: Flat) -> Flat:
-        """J v."""
-        if self.end is not None:
-            if not self.pulled.requires_grad:  # autograd has found that J is zero
+    def jvp(self, v: Flat) -> Flat:
+        """Return J v."""
+        if self.fy is not None:
+            if not self.vjp_of_w.requires_grad:  # autograd has found that J is zero
                 return torch.zeros_like(v)
             try:
-                return _gradient(self.pulled, self.w, v, retain_graph=True)
+                return _gradient(self.vjp_of_w, self.w, v, retain_graph=True)
             except RuntimeError as error:
                 if not any(words in str(error) for words in NO_SECOND):
                     raise
-                self.end = None
+                self.fy = None
         return jvp(self.f, self.y, v)
 
-    def pull(self, u: Flat) -> Flat | None:
-        """J^T u, or None where it may not be used, or only forward mode works."""
-        if self.end is None or not self.transposable:
+    def vjp(self, u: Flat) -> Flat | None:
+        """Return J^T u, or None if it is not allowed or only forward mode works."""
+        if self.fy is None or not self.transposable:
             return None
-        return _gradient(self.end, self.start, u, retain_graph=True)
+        return _gradient(self.fy, self.point, u, retain_graph=True)
 
 
-def _ends_in_an_error(pulled: Tensor) -> bool:
-    """Whether part of its graph is cut off, as functions marked `once_differentiable` do.
+def _graph_is_cut(tensor: Tensor) -> bool:
+    """Whether part of a tensor's graph is cut off, as by `once_differentiable`.
 
-    Torch raises only where a gradient has to pass there, and none does: it would be zero.
+    Torch raises an error only where a gradient reaches the cut. Here none does, and the missing
+    part of the derivative would silently count as zero.
     """
-    waiting, seen = [pulled.grad_fn], set()
+    waiting, seen = [tensor.grad_fn], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -99,7 +101,7 @@ def _ends_in_an_error(pulled: Tensor) -> bool:
 
 
 class Affine:
-    """K of the map y -> b + K y, whose differences are its products: no derivative is needed.
+    """The matrix K of an affine map y -> b + K y; its products are differences of the map.
 
     Args:
         f: The map.
@@ -109,14 +111,14 @@ class Affine:
     def __init__(self, f: Callable[[Flat], Flat], b: Flat):
         self.f, self.b = f, b
 
-    def push(self, v: Flat) -> Flat:
-        """K v, by a difference of the size of b, so that rounding is the least."""
+    def jvp(self, v: Flat) -> Flat:
+        """Return K v, from f at a multiple of v of the size of b, which keeps rounding small."""
         size = _size(self.b)
         size = torch.where(size > 0, size, 1.0) / torch.where(_size(v) > 0, _size(v), 1.0)
         return (self.f(size * v) - self.b) / size
 
-    def pull(self, u: Flat) -> None:
-        """Nothing: see `Linearisation`."""
+    def vjp(self, u: Flat) -> None:
+        """Return None, since products with K^T are not available."""
 
 
 def _size(rows: Flat) -> Tensor:
@@ -129,13 +131,15 @@ def _gradient(of: Tensor, to: Tensor, v: Tensor, **graph: bool) -> Tensor:
 
 
 def jvp(f: Callable[[State], State], y: State, tangent: State) -> State:
-    """The derivative of f at y along the tangent in forward mode; all three have one structure.
+    """Return the derivative of f at y along a tangent, by forward mode.
+
+    The state, its tangent and the derivative have the same structure.
 
     Raises:
         NotImplementedError: `f` has an operation without a forward-mode derivative.
     """
     load_forward_mode()
-    # Dual numbers need memory of their own for every entry: no expanded tensors.
+    # Dual tensors need separate memory for every entry, which expanded tensors do not have.
     y, tangent = pytree.tree_map(torch.Tensor.contiguous, (y, tangent))
     try:
         with _FORWARD_LEVEL, nested_dual_level(), _PlainAttention():
@@ -159,14 +163,14 @@ class _PlainAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        # Within it, torch shows no mode the call above.
-        with _all_threads_plain() if func is multi_head_attention_forward else nullcontext():
+        # Inside this function, torch hides the call of attention from all modes.
+        with _math_kernel_everywhere() if func is multi_head_attention_forward else nullcontext():
             return func(*args, **kwargs)
 
 
 @contextmanager
-def _all_threads_plain() -> Iterator[None]:
-    """Set torch's own switch, which is global, as long as any thread needs it."""
+def _math_kernel_everywhere() -> Iterator[None]:
+    """Select torch's unfused attention, a global setting, as long as any thread needs it."""
     with _SWITCH:
         if not _SWITCH_USERS:
             _SWITCH_STACK.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -1,4 +1,4 @@
-"""Import what a package offers when it is first used, so that a program loads only what it needs.
+"""Import the attributes of a package on first use, so that a program loads only what it needs.
 
 A place is written as in the entry points of a distribution: "package.module:name", or
 "package.module" for the module itself.
@@ -27,8 +27,8 @@ def attributes(
 
     Args:
         package: Its `__name__`.
-        places: For each attribute that is imported on first use, where it is. A function must not
-            be called like a submodule of the package, which would take its place once imported.
+        places: The place of each attribute that is imported on first use. A function must not
+            have the name of a submodule of the package, which would replace it once imported.
     """
     module = sys.modules[package]
 

@@ -1,4 +1,4 @@
-"""Say where an option lives that is given to a call instead of its solver or backward mode."""
+"""Explain an option that was passed to a call but belongs to its solver or backward mode."""
 
 import dataclasses
 import difflib
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a call whose keywords of these names take an entry of a registry.
+    """Decorate a function whose keywords of these names take an entry of a registry.
 
-    The signature stays as it is, for readers and type checkers; only the error for an unknown
-    keyword says more.
+    The signature does not change. The error for an unknown keyword says which entry of a registry
+    has that option.
     """
 
     def decorate(call: Callable[P, T]) -> Callable[P, T]:
@@ -48,7 +48,7 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
 
 
 def _options(registries: dict[str, Registry[Any]]) -> set[str]:
-    """The options of all entries."""
+    """Return the names of the options of all registered classes."""
     entries = [cls for registry in registries.values() for cls in registry.classes().values()]
     return {field.name for cls in entries for field in dataclasses.fields(cls)}
 
@@ -56,7 +56,7 @@ def _options(registries: dict[str, Registry[Any]]) -> set[str]:
 def _advice(
     option: str, value: Any, registries: dict[str, Registry[Any]], chosen: dict[str, Any]
 ) -> str | None:
-    """Whose option it is: that of the entry in use, else of the first that has it."""
+    """Name an entry that has the option: the one in use if it has, else the first one."""
     for key, registry in registries.items():
         entries = registry.classes()
         used = [n for n, cls in entries.items() if chosen[key] == n or type(chosen[key]) is cls]

@@ -1,4 +1,4 @@
-"""Between the user's state, a pytree of tensors, and the solvers' matrix of rows.
+"""Convert between the user's state, a pytree of tensors, and the solvers' matrix of rows.
 
 A state whose leaves have shape `(*batch, ...)` becomes one matrix with a row per sample, in
 float32 or wider. A single float32 or float64 tensor is only viewed, never copied. A complex entry
@@ -16,13 +16,13 @@ from solvers.types import Flat, Index, State
 
 
 class StatePacking:
-    """How one state is packed; built from `y0`, and the judge of what `f` returns.
+    """The packing of one state, built from `y0`. It also checks what `f` returns.
 
     Args:
         y0: Tensor or pytree of floating-point or complex tensors with equal leading batch dims.
         batch_dims: Number of leading dims that index samples.
-        scale: The unit of each leaf, in which the matrix holds it: a positive number, or a tensor
-            of them that broadcasts to one sample of the leaf, for each leaf of `y0`.
+        scale: For each leaf of `y0` the unit in which the matrix holds it: a positive number, or
+            a tensor of positive numbers that broadcasts to one sample of the leaf.
 
     Raises:
         TypeError: `y0` has no tensor, or one that holds integers; or `scale` has another structure.
@@ -47,7 +47,7 @@ class StatePacking:
             self.dtype = torch.promote_types(self.dtype, dtype.to_real())
         self.scales = None if scale is None else self._scales(scale)
         real = self.scales is None and not any(dtype.is_complex for dtype in self.dtypes)
-        # Whether every matrix is a state, without rounding.
+        # Whether every matrix can be unpacked without rounding.
         self.exact = self.scales is None and all(
             dtype.to_real() == self.dtype for dtype in self.dtypes
         )
@@ -63,21 +63,21 @@ class StatePacking:
 
     @property
     def num_rows(self) -> int:
-        """Length of the first batch dim: what compaction can drop from."""
+        """Length of the first batch dim, whose entries compaction can drop."""
         return self.batch_shape[0] if self.batch_dims else 1
 
     @property
     def samples_per_row(self) -> int:
-        """Samples that live and leave together, as the tokens of one sequence do."""
+        """Number of samples that stay or leave together, such as the tokens of one sequence."""
         return math.prod(self.batch_shape[1:])
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the samples of a row are judged apart, but live and leave together."""
+        """Whether a row may hold several samples, such as tokens, each with its own verdict."""
         return self.batch_dims >= 2
 
     def pack(self, state: State) -> Flat:
-        """Pytree -> matrix of shape (samples, entries)."""
+        """Convert a state to a matrix of shape (samples, entries)."""
         if self.is_matrix:
             return state
         if self.is_view:
@@ -94,7 +94,7 @@ class StatePacking:
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, flat: Flat) -> State:
-        """Matrix -> pytree, each leaf in its own dtype."""
+        """Convert a matrix to a state, each leaf in its own dtype."""
         if self.is_matrix:
             return flat
         if self.is_view:
@@ -113,11 +113,11 @@ class StatePacking:
         return pytree.tree_unflatten(leaves, self.spec)
 
     def round(self, flat: Flat) -> Flat:
-        """The nearest matrix that the state's own dtypes can hold."""
+        """Round a matrix to values that the state's own dtypes can hold."""
         return flat if self.exact else self.pack(self.unpack(flat))
 
     def _scales(self, scale: Any) -> list[Tensor]:
-        """The scale of each leaf, checked, in its own real dtype."""
+        """Check the scale of each leaf and convert it to the leaf's real dtype."""
         given, spec = pytree.tree_flatten(scale)
         if spec != self.spec:
             raise TypeError(
@@ -142,14 +142,14 @@ class StatePacking:
         return found
 
     def sample_index(self, rows: Index) -> Index:
-        """Rows of the first batch dim -> rows of the packed matrix."""
+        """Convert indices of the first batch dim to row indices of the packed matrix."""
         if self.batch_dims < 2:
             return rows
         inner = torch.arange(self.samples_per_row, device=rows.device)
         return (rows[:, None] * self.samples_per_row + inner).flatten()
 
     def _in_order(self, returned: State, spec: pytree.TreeSpec) -> list[Any]:
-        """Leaves in the order of `y0`; the keys of a dict may come in another."""
+        """Return the leaves in the order of `y0`; a dict may list its keys in another order."""
         try:
             leaves = self.spec.flatten_up_to(returned)
         except ValueError:
@@ -199,7 +199,7 @@ class StatePacking:
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Columns of the matrix as one leaf of the state."""
+    """Convert columns of the matrix to one leaf of the state."""
     if not dtype.is_complex:
         return part.reshape(shape).to(dtype)
     return torch.view_as_complex(part.reshape(*shape, 2).to(dtype.to_real()).contiguous())

@@ -1,4 +1,4 @@
-"""What a solver promises beyond honesty, declared in its class and held against it by tests."""
+"""What a solver promises beyond correct verdicts: declared in its class, and checked by tests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from typing import Any
 class Promises:
     """On which maps a solver converges, and at what cost.
 
-    `solvers.testing.check` tries every solver on the same problems. That no verdict is false, that
-    counts are exact and that samples are independent, it demands on all of them. That the answer
-    is reached, it demands where the solver promises it here. Let J = df/dy at the fixed point.
+    `solvers.testing.check` runs every solver on the same problems. It demands of every solver that
+    no verdict is false, that counts are exact and that samples are independent. It demands that
+    the solution is found only where the solver promises that here. J is df/dy at the fixed point.
 
     Args:
-        radius: It reaches fixed points at which the spectral radius of J is below this. 1: of
-            every contraction, as Picard's iteration does. `math.inf`: also of maps that are none.
-        real_radius: The same for maps whose J has real eigenvalues only, if it is larger.
-        size: Entries of a sample, at most; None: any number.
-        pace: k steps reduce the error of a contraction about as much as `pace` * k of Picard's
-            do, or more. Budgets in the tests are 1 / `pace` times as large.
-        one_call: A step costs one call of `f`. Otherwise it costs more, products with J for one.
-        tokens: It can give every token of a row a verdict of its own, from which nobody learns of
-            those behind it. Otherwise it refuses `batch_dims=2`.
-        compacts: Independent samples that have stopped leave the batch, if `compact` says so.
-            Otherwise `compact` has no effect.
-        noise: Options with which it ends soon and well on a float32 map that is only accurate to
-            bfloat16, where the default ones do not serve. None: it promises nothing there.
+        radius: The solver converges where the spectral radius of J is below this bound. 1: on
+            every contraction, like Picard's iteration. `math.inf`: on other maps as well.
+        real_radius: The same bound for maps whose J has only real eigenvalues, if it is larger.
+        size: Largest number of entries that a sample may have; None: any number.
+        pace: k steps reduce the error of a contraction at least about as much as `pace` * k steps
+            of Picard's iteration. Budgets in the tests are 1 / `pace` times as large.
+        one_call: A step costs one call of `f`. False: it costs more, such as products with J.
+        tokens: The solver can judge each token of a row by itself, and passes no information from
+            a token to earlier ones. False: it refuses `batch_dims=2`.
+        compacts: With `compact=True`, independent samples that have stopped leave the batch.
+            False: `compact` has no effect.
+        noise: Options with which the solver ends early and near the solution on a float32 map that
+            is only accurate to bfloat16; empty if the defaults do. None: it promises nothing there.
     """
 
     radius: float = 1.0

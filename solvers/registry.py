@@ -1,4 +1,4 @@
-"""Names to objects, at the edge: one small registry for solvers and backward modes alike."""
+"""The registry of names, for solvers and backward modes."""
 
 import dataclasses
 import difflib
@@ -15,14 +15,14 @@ C = TypeVar("C", bound=type)
 
 
 class UnknownName(ValueError):
-    """Nothing is registered under a name."""
+    """Raised when nothing is registered under a name."""
 
 
 class Registry(Generic[T]):
-    """Maps names to frozen dataclasses and explains itself when a name is unknown.
+    """Map names to frozen dataclasses; the error for an unknown name lists the known ones.
 
-    A name that is not registered is looked up among the entry points of installed packages. So a
-    package adds a class by two lines in its `pyproject.toml`, and is imported when it is needed:
+    A name that is not registered is looked up among the entry points of installed packages. A
+    package can thus add a class by two lines in its `pyproject.toml`, imported on first use:
 
         [project.entry-points."attractor_models.solvers"]
         mine = "my_package.my_module:Mine"
@@ -37,9 +37,9 @@ class Registry(Generic[T]):
         self.kind = kind
         self.base = base
         self.group = f"attractor_models.{group}"
-        # Classes, or the places of those that are declared: see `solvers.lazy`.
+        # A class, or the place of one that is declared but not yet imported: see `solvers.lazy`.
         self.entries: dict[str, type[T] | str] = {}
-        # Entries that wait for a package to be installed, and its name.
+        # Entries that need a package which is not installed, with the name of that package.
         self.absent: dict[str, tuple[type[T] | str, str]] = {}
 
     def declare(self, places: dict[str, str], needs: str | None = None) -> None:
@@ -55,13 +55,13 @@ class Registry(Generic[T]):
     def register(self, name: str, needs: str | None = None) -> Callable[[C], C]:
         """Decorate a class to add it under `name`.
 
-        The same class again, from a notebook's cell that is run once more or a module that is
-        reloaded, replaces the one before: the same by its module and qualified name.
+        A class with the module and qualified name of the registered one replaces it, so that a
+        notebook cell may be run again and a module reloaded.
 
         Args:
-            name: What it is called from now on.
-            needs: A package to be installed by hand. While it is missing, the name is not
-                listed, and asking for it says what to install.
+            name: The name to register.
+            needs: A package that the class requires. While it is not installed, the name is not
+                listed, and asking for it raises an error that says what to install.
 
         Raises:
             TypeError: The class does not derive from the base, or lacks one of its methods.
@@ -97,11 +97,11 @@ class Registry(Generic[T]):
         return sorted(self.entries)
 
     def __contains__(self, name: str) -> bool:
-        """Whether `name` can be built; an entry point of that name is loaded."""
+        """Whether `name` can be built. Loads an entry point of that name, if there is one."""
         if name not in self.entries and name not in self.absent:
             for point in importlib.metadata.entry_points(group=self.group, name=name):
                 loaded = point.load()
-                # A module, or a class that its own decorator may have added already.
+                # Importing it may have registered it already, by a decorator.
                 if name not in self.entries and name not in self.absent:
                     self.register(name)(loaded)
         return name in self.entries
@@ -129,8 +129,8 @@ class Registry(Generic[T]):
             message = unknown(self.kind, name, sorted({*self.entries, *installed}), "Registered")
             if not message.endswith("?"):
                 message += (
-                    f" A {self.kind} of yours is known once its module is imported: in a command, "
-                    "by `--import MODULE`."
+                    f" Your own {self.kind} is known once its module is imported: in a command, by "
+                    "`--import MODULE`."
                 )
             raise UnknownName(message)
         cls: Any = _loaded(self.entries[name])
@@ -162,7 +162,7 @@ def _full_name(cls: type) -> str:
 
 
 def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
-    """Say that `name` is unknown, what exists, and what was probably meant."""
+    """Build the message for an unknown name, with the known ones and the closest of them."""
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Unknown {kind} {name!r}. {listing}: {', '.join(known)}.{hint}"

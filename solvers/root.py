@@ -1,4 +1,4 @@
-"""`root`: g(y) = 0, posed as a fixed point."""
+"""`root`: solve g(y) = 0 as the fixed-point equation y = y - g(y)."""
 
 from typing import Any
 
@@ -30,16 +30,16 @@ def root(
         g: Returns the structure, shapes and dtypes of its first argument.
         y0: First guess.
         *args: Per-sample tensors, passed on to `g`.
-        solver: A registered name or an instance with options. An absolute tolerance on |g|, with
-            the smallest g that counts, is `solvers.Robust(rtol=0.0, atol=...)`.
+        solver: A registered name or an instance with options. For an absolute tolerance on rms(g)
+            alone, pass `solvers.Robust(rtol=0.0, atol=...)`.
         max_steps: Budget of updates per sample.
-        **options: As of `solve`.
+        **options: Further options of `solve`.
 
     Returns:
-        A `Solution`, as of `solve`.
+        A `Solution`, as from `solve`.
 
     Raises:
-        SolveError: As `solve`, and so are other errors.
+        SolveError: A sample failed and `throw` is True. Other errors are those of `solve`.
 
     Example:
         >>> import torch

@@ -175,9 +175,9 @@ class Run:
 
     @torch.no_grad()
     def newly_stopped(self) -> tuple[Index, Solution]:
-        """The rows of the batch that have stopped since the last call, and a solution of theirs.
+        """Return the rows of the batch that have stopped since the last call, and their solution.
 
-        Where samples may be coupled, none before the end: until then their verdicts may change.
+        Rows that may be coupled are returned at the end only, as their verdicts may change before.
         """
         status, packing = self.status, self.map.packing
         ended = self.point is None
@@ -208,7 +208,7 @@ class Run:
         return self._solution()
 
     def _ask(self, y: Flat) -> None:
-        """Wait for the value at `y`."""
+        """Set `point`, and wait for the value there."""
         self._y, self._version = y, version_of(y)
         self.point = self.map.packing.unpack(y)
 
@@ -258,7 +258,7 @@ class Run:
         self._ask(y)
 
     def _end(self) -> None:
-        """No step is left; a value of different steps is measured as a whole once more."""
+        """End the solve; a value whose samples stem from different steps is evaluated once more."""
         if self.memory is not None:
             self._remember(torch.ones_like(self._reported))
         if self.status.mixes_steps:
@@ -284,7 +284,7 @@ class Run:
         )
 
     def _remember(self, stopped: Mask) -> None:
-        """Keep the solver's memory of those who have stopped since the last call."""
+        """Keep the solver's memory of samples that have stopped since the last call."""
         assert self.memory is not None
         for samples, _ in self.memory:
             stopped[samples] = False
@@ -312,7 +312,7 @@ def _resolved(solver: "str | FixedPointSolver", f: Map | None) -> "FixedPointSol
 
 
 def check_readable(y: Tensor) -> None:
-    """Refuse tensors whose values no loop can read, where torch would fail inside."""
+    """Raise an error for tensors whose values cannot be read, before torch fails on them."""
     if is_legacy_batchedtensor(y):
         raise NotImplementedError(
             "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals, "

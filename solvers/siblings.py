@@ -1,15 +1,15 @@
-"""Tell when another project's package hides one of ours: their names are not rare."""
+"""Detect that another project's package hides one of ours, whose names are common words."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 
 def check(package: str, *names: str) -> None:
-    """Raise an ImportError unless Python finds packages beside the one that asks.
+    """Raise an ImportError unless Python finds the named packages next to the calling one.
 
     Args:
-        package: Its `__init__.py`.
-        names: Of the packages that it imports.
+        package: The `__init__.py` of the calling package.
+        names: Names of the packages that it imports.
     """
     ours = Path(package).parents[1]
     for name in names:

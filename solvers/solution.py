@@ -23,7 +23,7 @@ class Result(enum.IntEnum):
 
     @property
     def message(self) -> str:
-        """One sentence for a person."""
+        """What the result means and what to do about it, in words."""
         return _MESSAGES[self]
 
 
@@ -34,12 +34,12 @@ _MESSAGES = {
         "radius of df/dy: Picard needs it below 1."
     ),
     Result.diverged: (
-        "The residual grew a million-fold, or y ran away while it did not fall: perhaps there is "
-        "no fixed point. Damp the map (`damping`), start nearer to the solution, or make `f` "
-        "contractive."
+        "The residual grew a million-fold, or y grew without bound while the residual did not "
+        "fall: perhaps there is no fixed point. Damp the map (`damping`), start nearer to the "
+        "solution, or make `f` contractive."
     ),
     Result.nonfinite: (
-        "`f` returned NaN or inf, or was given it. Check `y0`, `args` and `f` for this sample."
+        "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample."
     ),
     Result.stalled: (
         "The residual stopped falling above the tolerance, usually at the noise floor of the "
@@ -61,14 +61,14 @@ class Solution:
         result: Shape `(*batch,)`, int8 codes of `Result`.
         num_steps: Shape `(*batch,)`. Updates that each sample received.
         num_evals: Calls of `f` in the solve, counted exactly.
-        rows_evaluated: Rows of the batch that `f` saw, summed over its calls: what
-            compaction saves.
-        aux: What `f` returned beside f(value), under `has_aux=True`; else None.
+        rows_evaluated: Rows of the batch that `f` was called on, summed over its calls;
+            compaction makes this smaller.
+        aux: What `f` returned besides f(value), under `has_aux=True`; else None.
         adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
             pass through `value` (`backward="exact"` only).
-        solved_by: Shape `(*batch,)`, int8: which of `tried` answered each sample, -1 where none
-            did. None where there was only one solver to answer.
-        tried: Names of the solvers that `solved_by` counts.
+        solved_by: Shape `(*batch,)`, int8: index in `tried` of the solver that converged for each
+            sample, -1 if none did. None if only one solver was used.
+        tried: Names of the solvers to which `solved_by` refers.
     """
 
     value: State
@@ -84,15 +84,15 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """Shape `(*batch,)`, bool: within tolerance, without having run away.
+        """Shape `(*batch,)`, bool: within tolerance, and y has not run away.
 
-        That is residual <= atol + rtol * rms(f(value)), where the residual has fallen to a tenth of
-        the first one; elsewhere the smaller of rms(f(value)) and rms(f(y0)) counts.
+        The test is residual <= atol + rtol * rms(f(value)) if the residual has fallen to a tenth of
+        the first one; otherwise it takes the smaller of rms(f(value)) and rms(f(y0)).
         """
         return self.result == Result.converged
 
     def rows(self, rows: Tensor) -> "Solution":
-        """The evidence for some rows of the first batch dim; counts are those of all."""
+        """Select rows of the first batch dim; calls and rows evaluated stay those of all."""
         names = ("value", "residual", "result", "num_steps", "solved_by")
         parts = {
             name: pytree.tree_map(lambda leaf: leaf.index_select(0, rows), getattr(self, name))
@@ -115,7 +115,7 @@ class Solution:
         )
 
     def _hint(self) -> str:
-        """Where every number was a sample, that may be the cause."""
+        """A hint if every number was taken for a sample, which is often a mistake."""
         shape = self.result.shape
         numbers = all(leaf.shape == shape for leaf in pytree.tree_leaves(self.value))
         if not numbers or shape.numel() < 2:
@@ -138,9 +138,9 @@ class SolveError(RuntimeError):
         self.solution = solution
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild copies, and what another process receives, from the solution without its graph.
+        """Copy and pickle the error by its solution, without the autograd graph.
 
-        By default, an exception is rebuilt from its message.
+        By default, Python rebuilds an exception from its message alone.
         """
         solution = _detached(self.solution)
         return type(self), (solution,), {**self.__dict__, "solution": solution}

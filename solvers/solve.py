@@ -34,11 +34,11 @@ def solve(
 ) -> Solution:
     """Find y with f(y, *args) = y for every sample of a batch, without gradients.
 
-    Each sample stops by its own residual and is frozen from then on. `args` say that samples do
-    not influence each other: those that have stopped leave the batch, so that `f` works on the
-    others only. Where `f` couples samples, as a graph layer does, pass `independent=False`:
-    then, as without `args`, `f` always sees the whole batch, and a sample whose residual rises
-    again because of the others resumes. (There are more parameters than our limit of eight, since
+    Each sample stops by its own residual and is frozen from then on. With `args`, samples are taken
+    to be independent: those that have stopped leave the batch, so that `f` works on the others
+    only. Where `f` couples samples, as a graph layer does, pass `independent=False`: then, as
+    without `args`, `f` always sees the whole batch, and a sample whose residual rises again because
+    of the others resumes. (There are more parameters than our limit of eight, since
     each is a property of this one problem and most calls give none.)
 
     Args:
@@ -89,7 +89,7 @@ def solve(
 
 
 def first_of_pair(f: Map) -> Map:
-    """The map inside one that returns (y, aux)."""
+    """Turn a map that returns (y, aux) into one that returns y."""
 
     def only(y: State, *args: Any) -> State:
         returned = f(y, *args)
@@ -116,7 +116,7 @@ def with_aux(solution: Solution, f: Map, args: tuple[Any, ...]) -> Solution:
 
 @contextlib.contextmanager
 def no_loop_under_vmap(name: str) -> Iterator[None]:
-    """Say what to do where `vmap` hides the verdicts that a loop has to read."""
+    """Turn the error of a loop that reads its verdicts under `vmap` into advice."""
     try:
         yield
     except RuntimeError as error:

@@ -38,7 +38,7 @@ COLUMNS = [
 
 
 class SampleStatus:
-    """Judge samples by their own residuals and keep what each is owed.
+    """Judge each sample by its residual, and keep its best point, step count and verdict.
 
     With `independent` samples a verdict is final. Otherwise (`f` got no per-sample args, so
     it always sees the whole batch and may couple samples) a converged sample is judged anew
@@ -67,7 +67,7 @@ class SampleStatus:
         )
         self.smallest, self.largest = SAFE_NORMS[y.dtype]
         self.atol_tensor = torch.full((), self.atol, dtype=y.dtype, device=y.device)
-        # What the usual step is compared with: no norm below it is left to that path.
+        # Smallest norm that the fast path of a usual step may handle.
         self.floor = self.atol_tensor.clamp(min=self.smallest)
         self.coupling = Coupling(packing, independent)
         self.independent, self.joint = independent, self.coupling.joint
@@ -76,38 +76,39 @@ class SampleStatus:
         # on each other: it must then be measured as a whole.
         self.mixes_steps = False
         count = len(y)
-        # A point of the loop, until samples part; the caller's own tensor is never returned.
+        # While `borrowed`, this is the loop's own point, or the caller's; it is copied before it is
+        # returned.
         self.value, self.borrowed, self.version = y, True, version_of(y)
         self.norm = y.new_full((count,), math.inf, requires_grad=False)
         self.best = self.norm
-        # Residual and norm of f(y) at the start, the largest residual since, and the largest one
-        # that is no divergence.
+        # Residual and norm of f(y) at the start, the largest residual since, and the residual
+        # beyond which a sample has diverged.
         self.first, self.start, self.peak, self.limit = [self.norm] * 4
         # Of a linear equation, `start` holds the norm of the right-hand side instead.
         self.given_scale = rhs is not None
         if rhs is not None:
             self.start = _sizes(rhs, independent)
-        # The best at the last look for stalls.
+        # The smallest residual at the last check for stalls.
         self.mark, self.next_look = self.norm, STALL_STEPS
         self.result = torch.full((count,), RUNNING, dtype=torch.int8, device=y.device)
         self.num_steps = torch.zeros(count, dtype=torch.int64, device=y.device)
         self.num_running, self.stopped, self.stopped_rows = count, None, None
-        # Who had stopped when a solver gave up last.
+        # The samples that had stopped when a solver last gave up on some.
         self.rested = torch.zeros_like(self.result, dtype=torch.bool)
-        # Norms of f(y) - y and of f(y) at the last point, and whose was a trial.
+        # Norms of f(y) - y and of f(y) at the last point, and for which samples it was a trial.
         self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
         self.routine = self.may_compact = False
-        # Whether the next point is a function of the last one alone, but not f of it: a sample
-        # that such a step does not move has come to its end.
+        # Whether the next point is a function of the last one alone, but not f of it. A sample that
+        # such a step does not move will not move any more.
         self.may_stand = False
-        # What holds for all who run is kept as one number until they part.
+        # Steps since the counts were last settled; they apply to all running samples.
         self.pending_steps = 0
         self.improved: torch.Tensor | None = None
         self.index: Index | None = None
         self.removed: list[tuple[Index, Flat, PerSample, torch.Tensor, torch.Tensor]] = []
 
     def update(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
-        """Record the residuals at `y`, update the verdicts, and count who still runs."""
+        """Record the residuals at `y`, update the verdicts, and count the running samples."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             usual = (self.routine or step == 0) and not (self.coupled and step >= self.next_look)
             routine = usual and usual_step(self, y, fy, step, trial)
@@ -116,32 +117,32 @@ class SampleStatus:
         return self.num_running
 
     def advance(self, y: Flat, y_next: Flat) -> Flat:
-        """Count one update for those who run; keep the others where they are."""
+        """Count one update of the running samples, and keep the others where they are."""
         self.pending_steps += 1
         if self.may_stand and not self.coupled:
             self._stop_those_who_stand(y, y_next)
         return self.hold(y_next)
 
     def hold(self, y_next: Flat) -> Flat:
-        """The points, but those who have stopped stay where they are."""
+        """Return the points, with stopped samples where they are."""
         if self.stopped is None or self.stopped_rows is None:
             return y_next
         if len(self.stopped_rows) * y_next.shape[1] > MANY_NUMBERS:
             return torch.where(self.stopped[:, None], self.value, y_next)
-        # Several times faster for a few, whose copy does not count in the peak of memory.
+        # Several times faster for few samples, whose copy hardly adds to the peak of memory.
         kept = self.value.index_select(0, self.stopped_rows)
         return y_next.index_copy(0, self.stopped_rows, kept)
 
     def _stop_those_who_stand(self, y: Flat, y_next: Flat) -> None:
-        """A sample that is alone and is not moved by one digit has reached its end."""
+        """Stall independent samples that a step does not move at all."""
         with torch.no_grad():
             self.stop((y_next == y).all(1), Result.stalled)
 
     def give_up(self, samples: Mask) -> None:
-        """Stall those whose solver sees no way on, once nothing is left that may move them."""
+        """Stall samples that the solver gave up, once no other can influence them any more."""
         if self.coupled:
             settled = self.result >= 0
-            # Where another one has just come to rest, there is one more step to follow it.
+            # If an influencing sample has only just stopped, allow one more step.
             unchanged = self.coupling.at_rest(settled == self.rested)
             samples, self.rested = (
                 samples & unchanged & self.coupling.at_rest(samples | settled),
@@ -158,7 +159,7 @@ class SampleStatus:
             self._count_running()
 
     def begin(self, norm: PerSample, scale: PerSample) -> None:
-        """Remember the start."""
+        """Record the norms at the start."""
         self.first = self.peak = self.coupling.largest(norm)
         if not self.given_scale:
             self.start = self.coupling.largest(scale)
@@ -166,15 +167,15 @@ class SampleStatus:
 
     @property
     def past(self) -> Past:
-        """What the rule remembers of each sample."""
+        """The norms of earlier points that the rule needs."""
         return Past(self.first, self.start, self.peak)
 
     def truly(self, norm: PerSample, scale: PerSample) -> Mask:
-        """Whose residual fell; see the rule."""
+        """See `StopRule.truly`."""
         return self.rule.truly(norm, scale, self.past)
 
     def _judge_each(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> torch.Tensor:
-        """Judge sample by sample; return whose point is a record."""
+        """Apply the rule sample by sample; return a mask of the points to store."""
         self._settle_counts()
         norm, scale = self._norms(y, fy)
         self.latest = norm, scale, trial
@@ -190,24 +191,24 @@ class SampleStatus:
         self.set_stopped(self.result != RUNNING)
 
     def set_stopped(self, stopped: torch.Tensor) -> None:
-        """Take over who has stopped."""
+        """Set the mask of stopped samples, and all that follows from it."""
         rows = stopped.nonzero().flatten()
         self.num_running = len(stopped) - len(rows)
         self.stopped, self.stopped_rows = (stopped, rows) if len(rows) else (None, None)
-        # Tokens that share a row are looked at together, and failures among coupled samples.
+        # Tokens of one row are judged together, and so are coupled samples once one has failed.
         alone = self.independent or not bool((self.result > 0).any())
         self.routine = self.stopped is None or (alone and not self.joint)
         self.may_compact = len(rows) > 0
 
     def _settle_counts(self) -> None:
-        """Write to each sample what was counted for all."""
+        """Add the pending steps to the counts of all running samples."""
         if self.num_running == 0:
             return
         self.num_steps += (self.result == RUNNING) * self.pending_steps
         self.pending_steps = 0
 
     def remove(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
-        """Retire finished rows if they make up `share` of the batch.
+        """Remove stopped rows from the batch if they make up `share` of it.
 
         Returns:
             The rows of the first batch dim, and of the matrix, that stay; None if all do.
@@ -228,7 +229,7 @@ class SampleStatus:
             return None
         gone = self.packing.sample_index((~alive).nonzero().flatten())
         kept = self.packing.sample_index(rows)
-        if self.mixes_steps:  # those who stay are judged at the next step, whoever leaves
+        if self.mixes_steps:  # samples that stay are judged at the next step anyway
             self.measure(evaluate(self.value), gone)
         if self.index is None:
             self.index = torch.arange(len(self.result), device=self.result.device)
@@ -244,7 +245,7 @@ class SampleStatus:
         return rows, kept
 
     def stopped_samples(self) -> Mask:
-        """Who of all samples has a verdict; those who have left the batch do."""
+        """Mask of all samples, including those that left the batch: which have a verdict."""
         if self.index is None:
             return self.result >= 0
         count = len(self.index) + sum(len(part[0]) for part in self.removed)
@@ -252,12 +253,12 @@ class SampleStatus:
         return gone.index_copy(0, self.index, self.result >= 0)
 
     def finish(self, num_evals: int, rows_evaluated: int, ended: bool = True) -> Solution:
-        """The solution as of now: whoever still runs has used up the step budget.
+        """Return the solution so far; samples that still run have used up the step budget.
 
         Args:
             num_evals: Calls of `f` so far.
             rows_evaluated: Rows in them.
-            ended: Whether no update follows; else nothing that may change is handed out.
+            ended: Whether no update follows; if one may, tensors that it changes are copied.
         """
         self._settle_counts()
         value, norm, num_steps = self.value, self.norm, self.num_steps
@@ -282,7 +283,7 @@ class SampleStatus:
         )
 
     def _verdicts(self) -> torch.Tensor:
-        """Whoever still runs has used up the budget, or was on the way to infinity."""
+        """The verdicts; samples that still run are out of budget, or have diverged."""
         running = self.result == RUNNING
         result = self.result.masked_fill(running, int(Result.max_steps))
         if self.latest is None or self.num_running == 0:
@@ -295,7 +296,7 @@ class SampleStatus:
         return result.masked_fill(diverged, int(Result.diverged))
 
     def _store(self, recorded: torch.Tensor | None, y: Flat) -> None:
-        """Take over some points (None: all), in place unless autograd records the solver."""
+        """Store some points (None: all), in place unless autograd records the solver."""
         if recorded is None:
             self.value, self.borrowed, self.version = y, True, version_of(y)
         elif self.borrowed or torch.is_grad_enabled():
@@ -306,7 +307,7 @@ class SampleStatus:
             torch.where(recorded[:, None], y, self.value, out=self.value)
 
     def measure(self, fy: Flat, samples: Index | None = None) -> None:
-        """Take residuals, and with them verdicts, of these samples from `fy` = f(value)."""
+        """Set residuals and verdicts of some samples (None: all) from `fy` = f(value)."""
         norm, scale = self._norms(self.value, fy)
         converged = self.rule.converged(norm, scale, self.past)
         norm = norm.nan_to_num(nan=math.inf, posinf=math.inf)
@@ -319,25 +320,25 @@ class SampleStatus:
             self.result = self.result.index_copy(0, samples, result[samples])
 
     def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
-        """Of f(y) - y, and of f(y), or of what stands in its place."""
+        """Norms of f(y) - y, and of f(y) or, for a linear equation, of its right-hand side."""
         return row_norms(fy - y), self.start if self.given_scale else row_norms(fy)
 
     def _judge(
         self, norm: PerSample, scale: PerSample, settled: Mask, step: int, trial: Mask | None
     ) -> torch.Tensor:
-        """Set `result` for all who are not settled; return whose point is to be recorded."""
+        """Set `result` of all samples not settled; return a mask of the points to store."""
         known = norm.isfinite() if trial is None else norm.isfinite() & ~trial
         self.peak = torch.where(known, self.rule.peak(norm, scale, self.peak), self.peak)
         converged = self.rule.converged(norm, scale, self.past)
         resumed = (self.result == Result.converged) & ~converged & ~settled
         gain = ((norm < self.best) | converged | resumed) & ~settled
         self.best = torch.where(gain, norm, self.best)
-        if bool(resumed.any()):  # a new start
+        if bool(resumed.any()):  # this point counts as a new start
             self.first = torch.where(resumed, torch.maximum(norm, self.first), self.first)
             self.start = torch.where(resumed, torch.maximum(scale, self.start), self.start)
             limit = self.rule.growth_limit(self.past)
             self.limit = torch.where(resumed, limit, self.limit)
-            # The best one at the last look was of neighbours that have moved since.
+            # Coupled samples have moved since the best residual at the last check.
             self.mark = self.mark.masked_fill(resumed, math.inf)
         stalled = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
@@ -362,7 +363,7 @@ class SampleStatus:
         return recorded
 
     def look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
-        """Who has stalled, at one of the steps at which that is asked."""
+        """Samples that have stalled, at one of the steps at which stalls are checked for."""
         found = stalled(norm, scale, self.best, self.first, self.mark)
         self.mark, self.next_look = self.best, step + step // 2
         return found if trial is None else found & ~trial
@@ -374,7 +375,7 @@ class SampleStatus:
 
 
 def _sizes(rhs: Flat, independent: bool) -> PerSample:
-    """Norms of a right-hand side b; a sample that b leaves out has a part in coupled others."""
+    """Norms of a right-hand side b. If samples are coupled, at least their root mean square."""
     norm = row_norms(rhs)
     if independent:
         return norm
@@ -383,7 +384,7 @@ def _sizes(rhs: Flat, independent: bool) -> PerSample:
 
 
 def check_unchanged(y: Flat, version: int) -> None:
-    """Raise a ValueError if somebody has written into a point since it had this version."""
+    """Raise a ValueError if a point was written into since it had this version."""
     if version_of(y) != version:
         raise ValueError(
             "`f` wrote into its input, or into a tensor that it returned before. Return a new "

@@ -1,8 +1,8 @@
 """Every private name of torch that this project uses; other files take them from here.
 
-Read in torch 2.13.0, and checked with 2.14.1. Torch may move or drop them in any version, so an
-import that fails says which versions were tested. What only `tasks` needs is loaded at its first
-use: without it, everything else works.
+Written for torch 2.13.0, and checked with 2.14.1. Torch may move or remove these names in any
+version, so a failing import says which versions were tested. Names that only `tasks` needs are
+loaded at first use: without them, everything else works.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ TESTED = "2.13.0 and 2.14.1"
 
 
 def missing(error: ImportError | AttributeError) -> ImportError:
-    """The error that says what is gone from torch, and what to do."""
+    """Build the error that says which name torch lacks, and what to do."""
     return ImportError(
         f"torch {torch.__version__} lacks a private name that this project uses ({error}). "
         f"Tested versions of torch: {TESTED}. Install one of them, as in `pip install "
-        "'torch>=2.13,<2.15'`, or mend `solvers/torch_internals.py`."
+        "'torch>=2.13,<2.15'`, or adapt `solvers/torch_internals.py`."
     )
 
 
 try:
-    # Names without a warning on import and at no cost: `import torch` has loaded their modules.
+    # These imports cost nothing and warn of nothing: `import torch` has loaded their modules.
     from torch._C import (
         _are_functorch_transforms_active,
         _get_dispatch_mode,
@@ -63,7 +63,7 @@ try:
     transforms_in_force = _are_functorch_transforms_active
     set_fwd_grad_enabled = forward_ad._set_fwd_grad_enabled
     _PROXY = _TorchDispatchModeKey.PROXY
-    # What functions below read: one that is missing is told of now.
+    # Attributes that functions below read: report a missing one now, not at its first use.
     for _owner, _name in (
         (forward_ad, "_current_level"),
         (eager_transforms, "JVP_NESTING"),
@@ -112,16 +112,16 @@ __all__ = [
 
 
 def dual_level_in_force() -> bool:
-    """Whether forward mode is on: the caller is within a `forward_ad.dual_level`."""
+    """Whether the caller is within a `forward_ad.dual_level`, that is, forward mode is on."""
     return forward_ad._current_level >= 0
 
 
 @contextlib.contextmanager
 def nested_dual_level() -> Iterator[None]:
-    """Let `torch.func.jvp` nest in a plain dual level as it does in itself.
+    """Let `torch.func.jvp` nest inside a plain dual level, as it nests inside itself.
 
-    It opens a dual level unless it knows of one, and there can be only one; its own nesting
-    keeps the derivatives apart by wrapping tensors.
+    Torch allows one dual level. `torch.func.jvp` opens it unless it counts an outer `jvp`, so this
+    raises its count. Derivatives are kept apart, since each `jvp` wraps its tensors.
     """
     plain = dual_level_in_force() and eager_transforms.JVP_NESTING == 0
     eager_transforms.JVP_NESTING += plain
@@ -133,9 +133,10 @@ def nested_dual_level() -> Iterator[None]:
 
 @functools.cache
 def load_forward_mode() -> None:
-    """Load torch's formulas now: their first import warns about torch's own code.
+    """Import torch's formulas for forward mode, without the warnings of their first import.
 
-    Of `torch.jit.script`: a DeprecationWarning in 2.13, a FutureWarning in 2.14.
+    These are about torch's own use of `torch.jit.script`: a DeprecationWarning in 2.13, a
+    FutureWarning in 2.14.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -146,28 +147,28 @@ def load_forward_mode() -> None:
 
 
 def records_without_values() -> bool:
-    """Whether operations are recorded as by `make_fx`, with nothing to read in their tensors."""
+    """Whether operations are traced as by `make_fx`, so that tensors have no values to read."""
     return _get_dispatch_mode(_PROXY) is not None
 
 
 def skip_this_frame(function: Any) -> None:
-    """Keep Dynamo from compiling a function, and let it have what the function calls."""
+    """Keep Dynamo from compiling a function, but not the functions that it calls."""
     strategy = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
     set_code_exec_strategy(function.__code__, strategy)
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 in inference mode, which does not count."""
+    """How often a tensor was changed in place; always 0 for inference tensors."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where a module itself, without its parts, keeps its parameters and its buffers."""
+    """The dicts of a module's own parameters and buffers, without those of submodules."""
     return module._parameters, module._buffers
 
 
 def has_compiled_part(module: nn.Module) -> bool:
-    """Whether `Module.compile` was called on the module or a part of it."""
+    """Whether `Module.compile` was called on the module or a submodule."""
     return any(part._compiled_call_impl is not None for part in module.modules())
 
 
@@ -180,7 +181,7 @@ def item_operator() -> Any:
 
 
 def cpu_attention() -> tuple[Any, Any]:
-    """The operators of attention as a CPU computes it: forward and backward."""
+    """The operators of attention on the CPU: forward and backward."""
     try:
         forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -197,7 +198,7 @@ def plain_attention() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """Load what only `tasks` needs at its first use."""
+    """Load a name that only `tasks` needs, at its first use."""
     if name not in _OPTIONAL:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""Pytrees of per-sample tensors: their rows, and containers that torch does not look into."""
+"""Select rows of pytrees, and reach tensors in containers that torch does not look into."""
 
 import copy
 import dataclasses
@@ -19,7 +19,7 @@ def take_rows(tree: Any, index: Index) -> Any:
 
 
 def as_wide(mask: Tensor, leaf: Tensor) -> Tensor:
-    """A mask over leading dims, in a shape that broadcasts against a leaf."""
+    """Reshape a mask over leading dims so that it broadcasts against a leaf."""
     return mask.reshape((*mask.shape, *[1] * (leaf.ndim - mask.ndim)))
 
 
@@ -27,7 +27,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any
     """Change every tensor of a pytree, also in containers that torch does not look into.
 
     A dataclass or a `UserDict`, for instance, is copied with other tensors in its attributes.
-    `within` are the objects around, which an attribute may refer back to.
+    `within` holds the enclosing objects, which an attribute may refer back to.
     """
 
     def visit(leaf: Any) -> Any:
@@ -56,7 +56,7 @@ def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
 
 
 def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
-    """What a container holds by name; other objects know for themselves what is per sample."""
+    """Return the attributes of a container; other objects are left as they are."""
     if any(leaf is other for other in within) or isinstance(leaf, type):
         return {}
     if dataclasses.is_dataclass(leaf):

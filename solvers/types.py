@@ -26,5 +26,5 @@ Index: TypeAlias = Int[Tensor, " kept"]
 Window: TypeAlias = Float[Tensor, " sample slot entry"]
 Small: TypeAlias = Float[Tensor, " sample slot slot"]
 
-# Called with the map, the verdicts, a point and its value, each time that a point was judged.
+# Called after each judged point with the map, the verdicts, the point and the value there.
 Watch: TypeAlias = Callable[["CountedMap", "SampleStatus", Flat, Flat], object]

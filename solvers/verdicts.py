@@ -31,18 +31,19 @@ import torch
 from solvers.types import Mask, PerSample
 
 FALL, FAR = 0.1, 1e4
-# Stalls are looked for after this many steps, and then each time that half as many have passed.
+# Stalls are checked for after this many steps, and then whenever half as many more have passed.
 STALL_STEPS = 50
-# A sample has stalled if its best residual, having come below this share of its first one, has
-# not improved by STALL_GAIN since the last look: rounding sets smaller records by chance, and
-# linear convergence, at any rate that has come so far, larger ones. Or if it set no record, having
-# come below the share STALL_FLOOR of rms(f(y)). Above, a method that is not monotone may still be
-# finding its way; far above its best residual and the first one's share, it diverges.
+# A sample has stalled if its best residual is below STALL_SHARE of the first one and has improved
+# by less than STALL_GAIN since the last check: rounding sets smaller records by chance, and linear
+# convergence that has come so far sets larger ones. Or if the best one is below STALL_FLOOR of
+# rms(f(y)) and has not improved at all. Larger residuals may still fall, as not every method is
+# monotone. One above STALL_SPREAD times the best and STALL_SHARE of the first is no stall, but on
+# its way to diverge.
 STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 
 
 class Past(NamedTuple):
-    """Norms of the residual and of f(y) at the start, and the largest residual; see `peak`."""
+    """Norms of the residual and of f(y) at the start, and the peak; see `StopRule.peak`."""
 
     first: PerSample
     start: PerSample
@@ -66,11 +67,15 @@ class StopRule:
     growth: float
 
     def nearly(self, norm: PerSample, scale: PerSample) -> Mask:
-        """Who is within the tolerance at the point at hand: all who have converged, and a few."""
+        """Samples within the tolerance at this point. It is necessary for convergence."""
         return (norm <= self.rtol * scale + self.atol) & norm.isfinite()
 
     def truly(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
-        """Whose residual fell, or would do at the scale of the start."""
+        """Samples whose residual is small in itself, and not only relative to a large f(y).
+
+        It fell to a tenth of the first one, or is within the tolerance for the f(y) of the start;
+        and it is not lost in the rounding of a large f(y).
+        """
         fell = norm <= FALL * past.first
         resolved = self.roundoff * scale <= FALL * past.peak
         near = FALL * scale <= torch.maximum(past.first, past.start)
@@ -78,26 +83,26 @@ class StopRule:
         return (fell & resolved) | (would_do & (near | resolved))
 
     def converged(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
-        """Who has converged."""
+        """Samples that have converged: `nearly` and `truly` hold."""
         return self.nearly(norm, scale) & self.truly(norm, scale, past)
 
     def ran_away(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
-        """Who is far off although the residual never fell."""
+        """Samples whose f(y) has become very large while the residual has not fallen."""
         if math.isinf(self.growth):
             return torch.zeros_like(norm, dtype=torch.bool)
         return (scale > FAR * torch.maximum(past.first, past.start)) & (norm > FALL * past.peak)
 
     def peak(self, norm: PerSample, scale: PerSample, before: PerSample) -> PerSample:
-        """The largest residual so far, of those that are of the size of f(y).
+        """The largest residual so far, capped by f(y) and counted if it is of that size.
 
-        A larger one, far off where f(y) is small, says nothing of the residuals elsewhere; a much
-        smaller one may be rounding.
+        A residual larger than f(y) belongs to a large y and says nothing about residuals elsewhere;
+        a much smaller one may be rounding.
         """
         found = torch.where(norm >= FALL * scale, torch.minimum(norm, scale), before)
         return torch.maximum(before, found)
 
     def growth_limit(self, past: Past) -> PerSample:
-        """The largest residual of a sample that has not diverged."""
+        """The residual beyond which a sample has diverged."""
         largest = torch.maximum(past.first, past.start)
         most = torch.finfo(largest.dtype).max
         return (self.growth * largest).nan_to_num(nan=most, posinf=most)
@@ -106,14 +111,14 @@ class StopRule:
 def stalled(
     norm: PerSample, scale: PerSample, best: PerSample, first: PerSample, mark: PerSample
 ) -> Mask:
-    """Samples whose best residual no longer falls, at the end of their way.
+    """Samples whose best residual no longer falls, and is small enough not to fall again.
 
     Args:
-        norm: The residual at the point at hand.
-        scale: The norm of f(y) there.
+        norm: Norm of the residual at this point.
+        scale: Norm of f(y) at this point.
         best: The smallest residual so far.
         first: The residual at the start.
-        mark: The best one at the last look.
+        mark: The smallest residual at the last check.
     """
     flat = (best <= STALL_SHARE * first) & (best > (1 - STALL_GAIN) * mark)
     still = (best <= STALL_FLOOR * scale) & (best == mark)

@@ -1,7 +1,7 @@
-"""Fast paths of the status: the steps at which nothing unusual happens, in few operations.
+"""Fast paths of the status: steps at which nothing unusual happens, in few operations.
 
-They come to the verdicts of the rule in `solvers.verdicts`, applied sample by sample; a property
-test holds them to it.
+They give the verdicts of the rule in `solvers.verdicts`, applied sample by sample; a property
+test compares them with it.
 """
 
 import math
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def usual_step(status: "SampleStatus", y: Flat, fy: Flat, step: int, trial: Mask | None) -> bool:
-    """The usual steps, in few operations: samples set a record or not, and some converge.
+    """Update the status if samples only set records, set none, or converge.
 
     Returns:
-        Whether this was one. Everything else is left to the rule itself, with nothing changed.
+        Whether this was such a step. If not, nothing was changed, and the rule has to be applied.
     """
     norm = torch.linalg.vector_norm(fy - y, dim=1)
     scale = status.start if status.given_scale else torch.linalg.vector_norm(fy, dim=1)
@@ -34,7 +34,7 @@ def usual_step(status: "SampleStatus", y: Flat, fy: Flat, step: int, trial: Mask
 
 
 def _alone(status: "SampleStatus", norm: PerSample, scale: PerSample, step: int) -> bool:
-    """A single sample sets a record; a few numbers are read faster than compared as tensors."""
+    """One sample sets a record. Reading a few numbers is faster than comparing tensors."""
     residual, limit = float(norm), status.atol + status.rtol * float(scale)
     converged = residual <= limit
     if not status.smallest < residual < min(float(status.best), status.largest):
@@ -50,7 +50,7 @@ def _alone(status: "SampleStatus", norm: PerSample, scale: PerSample, step: int)
 
 
 def _even(status: "SampleStatus", norm: PerSample, scale: PerSample, step: int) -> bool:
-    """All run, and all set a record without converging."""
+    """All samples run, and all set a record without converging."""
     if status.stopped is not None:
         return False
     limit = torch.add(status.floor, scale, alpha=status.rtol)
@@ -70,7 +70,7 @@ def _all_improved(status: "SampleStatus", norm: PerSample, scale: PerSample, ste
 
 
 def _uneven(status: "SampleStatus", norm: PerSample, scale: PerSample, trial: Mask | None) -> bool:
-    """Some set no record or converge, but nobody resumes, diverges or leaves the range."""
+    """Some samples set no record or converge; none resumes, diverges or leaves the range."""
     limit = torch.add(status.atol_tensor, scale, alpha=status.rtol)
     stopped, running = status.stopped, norm
     if stopped is not None:
@@ -81,7 +81,7 @@ def _uneven(status: "SampleStatus", norm: PerSample, scale: PerSample, trial: Ma
         running = norm.masked_fill(stopped, math.inf)
     converged = running <= limit
     gain = (running < status.best).logical_or_(converged)
-    # Those who have stopped are where they were, or are moved by the others and due anew.
+    # Stopped samples have not moved, or are moved by coupled ones and then recorded again.
     fine = gain if stopped is None else gain | stopped
     due = gain if status.independent else fine
     all_fine, some_converged = bool(fine.all()), bool(converged.any())

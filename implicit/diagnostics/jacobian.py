@@ -13,13 +13,13 @@ from solvers.types import Flat, Map
 FlatMap: TypeAlias = Callable[[Flat], Flat]
 
 
-def flat_map(f: Map, args: tuple[Any, ...], layout: StatePacking) -> FlatMap:
+def flat_map(f: Map, args: tuple[Any, ...], packing: StatePacking) -> FlatMap:
     """Turn `f(., *args)` into a map of matrices that runs under the autocast in force now.
 
-    Operations outside `f` run in the grad mode and the autocast of whoever calls the result.
+    Operations outside `f` run in the grad mode and the autocast of the caller of the result.
     """
-    checked = CheckedMap(f, layout)
-    return lambda y: layout.pack(checked(layout.unpack(y), *args))
+    checked = CheckedMap(f, packing)
+    return lambda y: packing.pack(checked(packing.unpack(y), *args))
 
 
 def jvp_at(f: FlatMap, y: Flat) -> FlatMap:

@@ -1,4 +1,4 @@
-"""Bound the spectral norms of a network's weights, so that its layers cannot stretch much."""
+"""Bound the spectral norms of a network's weights, and so the Lipschitz constants of layers."""
 
 import contextlib
 import math
@@ -36,14 +36,15 @@ def spectral_normalise(module: Module, bound: float = 0.95) -> Module:
     `weight` to `parametrizations.weight.original`.
     `torch.nn.utils.parametrize.remove_parametrizations` undoes it.
 
-    What this guarantees: each linear map multiplies Euclidean distances by at most `bound`.
-    A composition of such layers and 1-Lipschitz activations (ReLU, tanh, sigmoid) contracts
-    by the product of the bounds, so its spectral radius is below 1 for a bound below 1. What
-    it does not: a residual branch adds 1; inputs that are concatenated, or used twice, add
-    up; GELU and SiLU have slopes up to 1.13 and 1.10; LayerNorm and RMSNorm divide by the
-    scale of their input, and dot-product attention is not Lipschitz at all. A convolution's
-    weight is taken as a matrix of shape (out / groups, rest) per group: the convolution
-    itself, with zero padding, may stretch by up to sqrt(kernel entries) times as much.
+    Guaranteed: each linear map multiplies Euclidean distances by at most `bound`. A
+    composition of such layers and 1-Lipschitz activations (ReLU, tanh, sigmoid) contracts
+    by the product of the bounds, so its spectral radius is below 1 for a bound below 1. Not
+    covered: a residual branch adds 1 to the Lipschitz constant; those of inputs that are
+    concatenated, or used twice, add up; GELU and SiLU have slopes up to 1.13 and 1.10;
+    LayerNorm and RMSNorm divide by the scale of their input, and dot-product attention is not
+    Lipschitz at all. A convolution's weight is taken as a matrix of shape (out / groups,
+    rest) per group: the convolution itself, with zero padding, may have a norm up to
+    sqrt(kernel entries) times as large.
     Embeddings, normalisation gains, bilinear and recurrent layers and the input projection of
     `nn.MultiheadAttention` are left alone. Measure the composed map with `spectral_radius`.
 
@@ -99,9 +100,9 @@ def spectral_normalise(module: Module, bound: float = 0.95) -> Module:
 def cached_weights(module: nn.Module) -> Iterator[None]:
     """Compute each parametrized weight of `module` once for all that runs inside.
 
-    `torch.nn.utils.parametrize.cached` alone would not do around a fixed point: its solve
-    runs without gradients and accesses the weights first, so that what is cached is cut off
-    from the parameters, and they silently receive no gradient. Here each tensor is computed
+    `torch.nn.utils.parametrize.cached` alone is wrong around a fixed point: the solve runs
+    without gradients and accesses the weights first, so that the cached tensors have no graph,
+    and the parameters silently receive no gradient. Here each tensor is computed
     beforehand, in the grad mode of the `with` statement. Do not change parameters inside;
     the backward pass may run inside or after, once unless it retains the graph.
 
@@ -151,7 +152,7 @@ class SpectralBound(nn.Module):
             return (blocks * scale[:, None, None]).reshape(weight.shape).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Assigning to the layer's weight sets the parameter."""
+        """Return the parameter for a weight that is assigned to the layer: the weight itself."""
         return weight
 
     def extra_repr(self) -> str:

@@ -40,7 +40,7 @@ def jacobian_penalty(
         y: The point, usually a solution; a tensor or a pytree of tensors.
         *args: Per-sample tensors, passed on to `f`.
         num_probes: Random vectors to average over, at least 1. The standard deviation falls
-            with its square root, and with the number of samples likewise.
+            with its square root, and also with that of the number of samples.
         detach: Treat `y` as a constant. With False the gradient also follows `y`.
         generator: Draws the probes, on its own device; by default the global one.
 
@@ -64,11 +64,11 @@ def jacobian_penalty(
         (0.25, 1.0)
     """
     check_integer("num_probes", num_probes, 1)
-    layout = StatePacking(y, 0)
-    closed = flat_map(f, args, layout)
+    packing = StatePacking(y, 0)
+    closed = flat_map(f, args, packing)
     record = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(layout.device.type, enabled=False):
-        point = layout.pack(y)
+    with torch.enable_grad(), torch.autocast(packing.device.type, enabled=False):
+        point = packing.pack(y)
         if detach or not point.requires_grad:
             point = point.detach().requires_grad_()
         value = closed(point)

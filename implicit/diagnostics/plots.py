@@ -105,7 +105,7 @@ def trajectory_figure(trace: Trace, sample: int = 0) -> Figure:
     """The evaluated points of one sample in the plane of their two principal components.
 
     The labels say which share of the path's variance each axis shows; the axes' scales differ.
-    Points that are not finite are left out, and so is the time after the last move.
+    Points that are not finite are left out, and so are those after the last move.
 
     Raises:
         ValueError: The trace has no states, or none of this sample is finite.
@@ -153,10 +153,10 @@ def _path(trace: Trace, sample: int) -> Tensor:
     """Finite points of one sample, a row each, up to its last move."""
     if not trace.states:
         raise ValueError("This trace holds no states. Make it with `keep_states=True`.")
-    layout = StatePacking(trace.states[0], trace.residual.ndim - 1)
-    if not -layout.num_samples <= sample < layout.num_samples:
-        raise IndexError(f"`sample` is {sample}, but the trace has {layout.num_samples} samples.")
-    points = torch.stack([layout.pack(state)[sample] for state in trace.states])
+    packing = StatePacking(trace.states[0], trace.residual.ndim - 1)
+    if not -packing.num_samples <= sample < packing.num_samples:
+        raise IndexError(f"`sample` is {sample}, but the trace has {packing.num_samples} samples.")
+    points = torch.stack([packing.pack(state)[sample] for state in trace.states])
     points = points.cpu().double()
     points = points[points.isfinite().all(1)]
     if not len(points):

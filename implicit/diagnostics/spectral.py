@@ -19,7 +19,7 @@ EXHAUSTED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralRadius:
-    """Estimates of spectral radii, with what says how far to trust them.
+    """Estimates of spectral radii, with residuals that tell how accurate they are.
 
     Attributes:
         radius: Shape `(*batch,)`, at least float32. NaN where `f` or its derivative is not
@@ -108,11 +108,11 @@ def spectral_radius(
         0.9
     """
     _check_options(num_steps, method, product)
-    layout = StatePacking(y, batch_dims)
-    flat = layout.pack(y)
-    closed = flat_map(f, args, layout)
+    packing = StatePacking(y, batch_dims)
+    flat = packing.pack(y)
+    closed = flat_map(f, args, packing)
     size = flat.shape[1]
-    with torch.autocast(layout.device.type, enabled=False):
+    with torch.autocast(packing.device.type, enabled=False):
         multiply = PRODUCTS[product](closed, flat)
         v = _start(flat, generator)
         lead = num_steps - 2 if method == "power" else 0
@@ -123,9 +123,9 @@ def spectral_radius(
     eigenvalue, residual = _largest(hessenberg)
     num_products = lead + width
     return SpectralRadius(
-        radius=eigenvalue.abs().to(flat).view(layout.batch_shape),
-        eigenvalue=eigenvalue.to(flat.device, flat.dtype.to_complex()).view(layout.batch_shape),
-        residual=residual.to(flat).view(layout.batch_shape),
+        radius=eigenvalue.abs().to(flat).view(packing.batch_shape),
+        eigenvalue=eigenvalue.to(flat.device, flat.dtype.to_complex()).view(packing.batch_shape),
+        residual=residual.to(flat).view(packing.batch_shape),
         num_evals=1 if product == "vjp" else num_products,
         num_products=num_products,
     )
@@ -189,7 +189,7 @@ def _check_options(num_steps: int, method: str, product: str) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
         raise ValueError(
             f"`num_steps` must be an integer of at least 2, got {num_steps!r}: one product "
-            "cannot tell a complex pair."
+            "cannot find a complex pair of eigenvalues."
         )
     for name, value, known in (("method", method, METHODS), ("product", product, PRODUCTS)):
         if value not in known:

@@ -35,7 +35,7 @@ _warned: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDiction
 def adjoint_solver(
     chosen: str | FixedPointSolver | None, max_steps: int | None, context: SolveContext
 ) -> tuple[FixedPointSolver, int]:
-    """Choose the solver for an adjoint equation, with a tolerance relative to v, and its budget."""
+    """Choose the solver of an adjoint equation, at tolerances relative to v, and its budget."""
     budget = context.max_steps if max_steps is None else max_steps
     solver = context.solver if chosen is None else chosen
     if isinstance(solver, str):
@@ -60,7 +60,7 @@ def solve_affine(
     max_steps: int,
     context: SolveContext,
 ) -> tuple[list[Tensor], Solution]:
-    """Find the fixed point of an affine map with constant part v: its leaves, and the evidence.
+    """Find the fixed point of an affine map with constant part v, as leaves and a solution.
 
     Tokens of one row are solved as one system, whatever `batch_dims` says: a causal map couples
     them, and a token that the loss leaves out has no v of its own to measure its residual by.
@@ -97,16 +97,16 @@ def _lost(
     batch_dims: int,
     independent: bool,
 ) -> Tensor:
-    """Find samples whose v is lost in the rounding of u, so that their residual means nothing.
+    """Find samples whose residual means nothing, since v is lost in the rounding of u.
 
     The equation may have no solution; then u grows until its residual is below rounding.
     """
-    layout = StatePacking(list(u), batch_dims)
-    if not sum(layout.sizes):
+    packing = StatePacking(list(u), batch_dims)
+    if not sum(packing.sizes):
         return torch.zeros_like(solution.converged)
-    eps = torch.finfo(layout.dtype).eps
+    eps = torch.finfo(packing.dtype).eps
     largest, size = (
-        torch.linalg.vector_norm(layout.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
+        torch.linalg.vector_norm(packing.pack(list(leaves)), torch.inf, dim=1) for leaves in (u, v)
     )
     if not independent:  # a sample where v is zero still contributes to the others
         size = size.amax()
@@ -118,9 +118,9 @@ def _withdrawn(
     solution: Solution, lost: Tensor, u: list[Tensor], start: list[Tensor], affine: AffineMap
 ) -> tuple[list[Tensor], Solution]:
     """Go back to the start, the best point known, where no residual can be measured at u."""
-    layout = StatePacking(u, lost.ndim)
+    packing = StatePacking(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
-    residual = _rms(moved, layout).view(lost.shape)
+    residual = _rms(moved, packing).view(lost.shape)
     u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(u, start, strict=True)]
     return u, dataclasses.replace(
         solution,
@@ -128,12 +128,12 @@ def _withdrawn(
         result=solution.result.masked_fill(lost, int(Result.stalled)),
         residual=torch.where(lost, residual, solution.residual),
         num_evals=solution.num_evals + 1,
-        rows_evaluated=solution.rows_evaluated + layout.num_rows,
+        rows_evaluated=solution.rows_evaluated + packing.num_rows,
     )
 
 
 def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
-    """Spread the evidence of a system over its samples."""
+    """Give every sample the residual, verdict and steps of the system it belongs to."""
 
     def spread(part: Tensor) -> Tensor:
         return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
@@ -146,9 +146,9 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
     )
 
 
-def _rms(leaves: Any, layout: StatePacking) -> Tensor:
+def _rms(leaves: Any, packing: StatePacking) -> Tensor:
     """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
-    flat = layout.pack(leaves)
+    flat = packing.pack(leaves)
     if not flat.shape[1]:
         return flat.sum(1)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=1)

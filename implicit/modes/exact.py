@@ -52,17 +52,17 @@ class Exact(AdjointMode):
             solve by GMRES, so `newton_krylov` stands for `gmres` with `history=inner_steps`
             and as many steps for each of the budget.
         max_steps: Budget of the adjoint solve; by default the forward budget.
-        on_failure: If an adjoint sample does not converge: "warn" and use the best `u`
-            found, "raise" a `SolveError` out of the backward pass, or warn and fall back to
-            the "jacobian_free" u = v for that sample.
+        on_failure: What to do if the adjoint of a sample does not converge. "warn": warn, and
+            use the best `u` found. "raise": raise a `SolveError` from the backward pass.
+            "jacobian_free": warn, and use u = v for that sample.
         preconditioner: A linear map M, near (I - J^T)^-1, from cotangents to cotangents: it
             gets and returns the state's structure and shapes, for all samples at once. The
             equation is solved for w with u = M w, whose residual is that of u, so that M
             changes the number of steps and not the gradient. It is not used for the equations
             with J itself, which second derivatives and forward mode solve.
-        warm_start: Keeps the last adjoint solution, where the next adjoint solve starts; by
-            default they start at v. Worth it when the same batch comes again, as in full-batch
-            training.
+        warm_start: Keeps the last adjoint solution as the start of the next adjoint solve; by
+            default it starts at v. This pays off when the same batch is used again, as in
+            full-batch training.
 
     Raises:
         ValueError: An unknown solver name or `on_failure`.
@@ -110,7 +110,7 @@ class Exact(AdjointMode):
             )
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
-        """Attach the implicit gradient twice: the second derivative needs y* as a function, too."""
+        """Attach the gradient twice, since second derivatives also need y* as a function."""
         spec = pytree.tree_structure(y_star)
         context = dataclasses.replace(context or SolveContext(), structure=spec)
         attached = self._attach_once(f, y_star, context)

@@ -20,8 +20,8 @@ class JacobianFree(AdjointMode):
 
         u = v    in place of    u = v + J^T u
 
-    Cheap, and enough for models whose Jacobian is small at equilibrium, as language models
-    are found to be; too crude for puzzles. Bias: of relative size |J|, so 50 % and more on
+    Cheap, and accurate enough where the Jacobian at the solution is small, as in language
+    models; not for puzzles. Bias: of relative size |J|, so 50 % and more on
     stiff maps, though often still a descent direction. Cost: one recorded call of `f`.
 
     References:

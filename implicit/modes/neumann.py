@@ -79,9 +79,9 @@ class Neumann(AdjointMode):
     def _clipped(
         self, u: Sequence[Tensor], v: Sequence[Tensor], batch_dims: int, clip: float
     ) -> Sequence[Tensor]:
-        layout = StatePacking(list(v), batch_dims)
-        flat, bound = layout.pack(u), layout.pack(v)
+        packing = StatePacking(list(v), batch_dims)
+        flat, bound = packing.pack(u), packing.pack(v)
         most = clip * torch.linalg.vector_norm(bound, dim=1, keepdim=True)
         norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
         share = (most / torch.where(norm > 0, norm, 1.0)).clamp(max=1.0)
-        return layout.unpack(flat * share)
+        return packing.unpack(flat * share)

@@ -21,9 +21,9 @@ class Phantom(BackwardMode):
 
         (1 - damping) * sum_{i < steps} H^i,    H = damping * I + (1 - damping) * J
 
-    in place of (I - J)^-1, with J = df/dy at y*. The value is truly differentiated even where
-    the solve stopped early, which suits segment-wise training of reasoning models; without
-    grad mode nothing is recorded and the value is the solver's own point. Bias:
+    in place of (I - J)^-1, with J = df/dy at y*. This is the true gradient of the value, given
+    y*, even where the solve stopped early, which suits segment-wise training of reasoning
+    models. Without grad mode nothing is recorded and the value is the solver's own point. Bias:
     shrinks as rho(H)^steps, rho the spectral radius; `steps=1, damping=0` gives the
     Jacobian-free gradient. Cost: `steps` recorded calls of `f`; no linear solve.
 

@@ -1,4 +1,4 @@
-"""SHINE: the gradient by the estimate of the inverse that a quasi-Newton solver has built."""
+"""SHINE: the gradient by the inverse estimate of a quasi-Newton solver."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,8 +72,8 @@ class Shine(AdjointMode):
         self, product: Product, v: Sequence[Tensor], context: SolveContext
     ) -> Sequence[Tensor]:
         """Apply the transposed estimate that each sample had when it stopped."""
-        layout = StatePacking(list(v), context.batch_dims)
-        flat = layout.pack(list(v))
+        packing = StatePacking(list(v), context.batch_dims)
+        flat = packing.pack(list(v))
         u = flat
         with torch.autocast(flat.device.type, enabled=False):
             for samples, memory in context.memory:
@@ -81,4 +81,4 @@ class Shine(AdjointMode):
                 u = u.index_copy(0, samples, found)
         norm, bound = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (u, flat))
         trusted = norm <= self.fallback * bound
-        return layout.unpack(torch.where(trusted, u, flat))
+        return packing.unpack(torch.where(trusted, u, flat))

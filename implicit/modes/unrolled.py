@@ -17,9 +17,9 @@ class Unrolled(BackwardMode):
         dL/dtheta = v^T d y_K / d theta,    y_K the solver's last iterate
 
     The reference: exact for the finite computation, whatever its residual, and the only
-    mode in which `y0` receives a gradient. Bias against the true solution: as the forward
-    error. Cost: memory and time grow with the number of steps; a Picard step records one
-    call of `f`, other solvers their window too.
+    mode in which `y0` receives a gradient. Bias with respect to the true solution: of the
+    order of the forward error. Cost: memory and time grow with the number of steps; a Picard
+    step records one call of `f`, other solvers also their window.
 
     Args:
         checkpoint: Keep only the states, and call `f` once more per step in the backward

@@ -36,8 +36,8 @@ class WarmStart:
         if not all(bool(u) for u in usable):
             return list(v)
         start = [u.to(leaf) for u, leaf in zip(last, v, strict=True)]
-        layout = StatePacking(list(v), min(batch_dims, 1))
-        asked = layout.pack(list(v)).any(1).view(layout.batch_shape)
+        packing = StatePacking(list(v), min(batch_dims, 1))
+        asked = packing.pack(list(v)).any(1).view(packing.batch_shape)
         return [torch.where(as_wide(asked, u), u, 0.0) for u in start]
 
     def keep(self, u: Sequence[Tensor]) -> None:

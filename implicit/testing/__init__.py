@@ -4,7 +4,7 @@
 >>> implicit.testing.check("jacobian_free", solvers=["anderson"])
 
 `PROPERTIES` are functions of a mode that yield a sentence per failure; `PAIRED` are functions of a
-mode and the solver that it follows.
+mode and the forward solver.
 """
 
 from collections.abc import Iterable
@@ -42,30 +42,31 @@ def check(
 ) -> None:
     """Run the conformance suite on a backward mode, registered or not.
 
-    Its promises are its `bias` and, if it states one, the matrix `in_place_of_inverse`. To test
-    the gradients through a solver of yours: `check("exact", solvers=["mine"])`.
+    It is held to its `bias` and, unless that is None, to its matrix `in_place_of_inverse`. To test
+    the gradients through a solver of your own: `check("exact", solvers=["mine"])`.
 
     Args:
         mode: A registered name, a class, or an instance with options.
-        solvers: The solvers that it follows, given likewise. By default, all that are registered,
-            without those of other libraries. Those that do not go with the mode are left out.
+        solvers: The forward solvers to test it with, given likewise. By default, all that are
+            registered, without those of other libraries. Those that do not work with the mode are
+            left out.
 
     Raises:
-        AssertionError: It fails; the message lists each property, solver and value.
-        ValueError: None of the solvers goes with the mode.
+        AssertionError: The mode fails; the message lists each property, solver and value.
+        ValueError: None of the solvers works with the mode.
     """
     chosen = MODES.resolve(mode() if isinstance(mode, type) else mode)
     given = [resolve(solver) for solver in (ours() if solvers is None else solvers)]
     fitting = [solver for solver in given if fits(chosen, solver)]
     if not fitting:
-        raise ValueError(f"None of the solvers goes with {chosen}: got {given}.")
+        raise ValueError(f"None of the solvers works with {chosen}: got {given}.")
     report(chosen, [(p, (chosen,)) for p in PROPERTIES] + [
         (p, (chosen, solver)) for solver in fitting for p in PAIRED
     ])  # fmt: skip
 
 
 def ours() -> list[str]:
-    """Names of registered solvers that no other library has written."""
+    """Names of the registered solvers, without those of other libraries."""
     return sorted(n for n, cls in SOLVERS.classes().items() if not issubclass(cls, PeerSolver))
 
 
@@ -77,7 +78,7 @@ def fits(mode: BackwardMode, solver: FixedPointSolver) -> bool:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Names of registered solvers and backward modes that go together."""
+    """Pairs of names of a registered solver and a backward mode that work together."""
     return [
         (solver, mode)
         for solver in names()

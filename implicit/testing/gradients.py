@@ -55,7 +55,7 @@ class Example:
         self.wanted = [self.x, self.weight, self.b]
 
     def f(self, y: Tensor, x: Tensor) -> Tensor:
-        """The map."""
+        """Evaluate the map."""
         return torch.tanh(y @ self.weight.T + x + self.computed)
 
     def gradients(self, solver: FixedPointSolver, mode: str | BackwardMode) -> list[Tensor]:

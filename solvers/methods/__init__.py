@@ -1,1 +1,1 @@
-"""The methods of this library, a file each."""
+"""The solvers of this library, one file each."""

@@ -1,4 +1,4 @@
-"""Aitken relaxation: an accelerated iteration that remembers two states and nothing else."""
+"""Aitken relaxation: an accelerated iteration with two states of memory."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from solvers.types import Flat, PerSample
 
 
 class AitkenMemory(NamedTuple):
-    """The residual at the point before, its norm, and the factor of the step from there."""
+    """The residual g at the previous point, its norm, and the factor of the step from there."""
 
     g: Flat | None
     norm: PerSample
@@ -22,17 +22,17 @@ class AitkenMemory(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Aitken(FixedPointSolver):
-    """Aitken relaxation after Irons and Tuck: one scalar per sample steers the step length.
+    """Aitken relaxation after Irons and Tuck: one factor per sample sets the step length.
 
     With g(y) = f(y) - y, dg the change of g in the last step, and t that step's factor:
 
         t <- -t * (g_previous . dg) / |dg|^2,    y <- y + t * g(y)
 
-    and t = 1, Picard's step, where a longer one has just made |g| grow or t would change sign.
+    and t = 1, Picard's step, where another step has just made |g| grow or t would be negative.
     For huge states, where a window of vectors does not fit: memory is one state beyond
     Picard's. Effective where J = df/dy has real eigenvalues (the factor is the spectral step
-    of Barzilai and Borwein), also where some are below -1; less so for others, and its
-    residual is not monotone. Cost per step: one call of `f` and two inner products.
+    of Barzilai and Borwein), also if some are below -1; less so where eigenvalues are complex.
+    The residual is not monotone. Cost per step: one call of `f` and two inner products.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -67,12 +67,12 @@ class Aitken(FixedPointSolver):
             )
 
     def init(self, y: Flat) -> AitkenMemory:
-        """The first step is Picard's."""
+        """Start with factor 1, so that the first step is Picard's."""
         ones = y.new_ones(len(y), requires_grad=False)
         return AitkenMemory(None, ones * torch.inf, ones)
 
     def step(self, y: Flat, fy: Flat, carry: AitkenMemory) -> tuple[Flat, AitkenMemory]:
-        """Set the factor from the last two residuals and go that far."""
+        """Compute the factor from the last two residuals, and take the step."""
         g, factor = fy - y, carry.factor
         norm = torch.linalg.vector_norm(g, dim=1)
         if carry.g is not None:
@@ -80,9 +80,10 @@ class Aitken(FixedPointSolver):
             moved = torch.linalg.vecdot(dg, dg)
             ratio = torch.linalg.vecdot(carry.g, dg) / torch.where(moved > 0, moved, 1.0)
             found = (-factor * ratio).clamp(-self.largest, self.largest)
-            # After a bad step a plain one, unless that was it: the map may be expansive.
+            # Take a plain step after one that made |g| grow, unless that was plain itself: then
+            # the map may be expansive.
             plain = ((norm > carry.norm) | (found < 0)) & (factor != 1)
-            # Nothing learned (no motion, or overflow): a plain step. Never a standstill.
+            # Without information (no motion, or overflow) a plain step avoids a standstill.
             plain |= (moved == 0) | (found == 0) | ~found.isfinite()
             factor = torch.where(plain, 1.0, found)
         return torch.addcmul(y, factor[:, None], g), AitkenMemory(g, norm, factor)

@@ -12,7 +12,8 @@ from solvers.methods.window import History, products
 from solvers.promises import Promises
 from solvers.types import Flat, Index
 
-# Below the rounding of inner products, dependent differences would be left to chance.
+# With a ridge below the rounding of inner products, the weights of linearly dependent differences
+# would be arbitrary.
 RIDGES = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -26,19 +27,19 @@ class Anderson(FixedPointSolver):
         w = argmin_w |g - dG w|^2 + ridge * |diag(|dG|) w|^2
         y <- f(y) - dF w - damping * (g - dG w)
 
-    The usual first choice: on smooth problems it needs about the evaluations of a Krylov
+    The usual first choice: on smooth problems it needs about as many evaluations as a Krylov
     method, and works where J = df/dy has eigenvalues outside the unit circle. It is not
-    monotone, and noise in `f` limits it. The first step is Picard's. Cost per step: one
-    call of `f`, O(history * n) arithmetic, 2 * history states of memory.
+    monotone, and noise in `f` limits its accuracy. The first step is Picard's. Cost per step:
+    one call of `f`, O(history * n) arithmetic, 2 * history states of memory.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         history: Differences kept, at least 1.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped (mixing 1).
-        ridge: Tikhonov term relative to each difference's own size, at least 0. None: above the
-            rounding of the dtype, 1e-6 in float32 and 1e-12 in float64. Maps with |J| above
-            about 1 / ridge may not converge.
+        ridge: Tikhonov term relative to each difference's own size, at least 0. None: a value
+            above the rounding of the dtype, 1e-6 in float32 and 1e-12 in float64. The method may
+            not converge where |J| is above about 1 / ridge.
 
     Raises:
         ValueError: An option is out of its range.

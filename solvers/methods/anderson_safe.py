@@ -1,4 +1,4 @@
-"""Safeguarded Anderson acceleration: every extrapolation must prove itself."""
+"""Safeguarded Anderson acceleration: a point is kept only if its residual is small enough."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from solvers.types import Flat, Index, Mask, PerSample
 
 
 class Guarded(NamedTuple):
-    """The window, which of its slots still count, the best point, and failures in a row."""
+    """The window, which of its slots are in use, the best point, and failures in a row."""
 
     window: History
     valid: Tensor
@@ -34,13 +34,14 @@ class AndersonSafe(FixedPointSolver):
 
         |g(y)| <= growth * |g(y_b)|,    g(y) = f(y) - y,
 
-    y becomes y_b. If not, the differences it taught stay in the window and the next
-    extrapolation starts from y_b again; after `patience` failures in a row the window is
+    y becomes y_b. If not, its differences stay in the window and the next extrapolation
+    starts from y_b again; after `patience` failures in a row the window is
     emptied and the (damped) Picard step from y_b is accepted whatever its residual, so that
     the iteration never stands still. The window is also emptied where its small matrix is
-    too ill-conditioned. For maps on which plain Anderson jumps about: strongly nonlinear or
-    noisy ones. On easy maps the same evaluations as `anderson`, on some a few more. Cost per
-    step: one call of `f`, O(history * n) arithmetic, 2 * history states of memory.
+    too ill-conditioned. For strongly nonlinear or noisy maps, on which the residuals of plain
+    Anderson jump up and down. On easy maps it needs as many evaluations as `anderson`, on some
+    a few more. Cost per step: one call of `f`, O(history * n) arithmetic, 2 * history states of
+    memory.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -48,7 +49,7 @@ class AndersonSafe(FixedPointSolver):
         history: Differences kept, at least 1.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
         ridge: Tikhonov term relative to each difference's own size, at least 0.
-        growth: How much of the best residual a point may have, at least 1. 1 is monotone.
+        growth: Largest ratio of a new residual to the best one, at least 1. 1 is monotone.
         patience: Failures in a row before the window is emptied, at least 1.
         largest_condition: Condition of the small matrix (its largest over its smallest pivot) at
             which the window is emptied, at least 1.
@@ -60,7 +61,7 @@ class AndersonSafe(FixedPointSolver):
         H. F. Walker, P. Ni, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer.
         Anal. 2011, sec. 4 (conditioning). J. Zhang, B. O'Donoghue, S. Boyd, Globally
         Convergent Type-I Anderson Acceleration, SIAM J. Optim. 2020, sec. 3 (safeguarding and
-        restarts). Keeping what a failed point teaches is ours.
+        restarts). Keeping the differences of a rejected point is ours.
 
     Example:
         >>> import solvers
@@ -134,7 +135,7 @@ class AndersonSafe(FixedPointSolver):
         return window.with_gram(column, column, self.ridge), valid
 
     def _weights(self, window: History, valid: Tensor, best: Guarded) -> tuple[Tensor, Mask]:
-        """Least squares over the valid slots, and whose small matrix is ill-conditioned."""
+        """Solve least squares over the valid slots; also mark ill-conditioned samples."""
         count = window.filled
         mask = valid[:, :count]
         if count == 0:

@@ -25,13 +25,13 @@ class AndersonType1(FixedPointSolver):
     It builds an approximate Jacobian from all secant pairs at once, where type II builds an
     approximate inverse and Broyden adds one pair after the other. It can need fewer steps
     than type II on mildly nonlinear maps, but the small matrix is not symmetric and may be
-    singular far from convergence: that step is Picard's. Cost per step: one call of `f`,
+    singular far from convergence; then the step is Picard's. Cost per step: one call of `f`,
     O(history * n) arithmetic, 2 * history states of memory.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
-        history: Differences kept, at least 1, and never more than entries of a sample.
+        history: Differences kept, at least 1; no more are used than a sample has entries.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
 
     Raises:
@@ -61,7 +61,7 @@ class AndersonType1(FixedPointSolver):
         check_history(self.history)
 
     def init(self, y: Flat) -> History:
-        """An empty window, of no more pairs than can be independent."""
+        """An empty window, with no more slots than differences can be linearly independent."""
         return History.empty(y, max(1, min(self.history, y.shape[1])))
 
     def keep(self, carry: History, samples: Index) -> History:
@@ -78,7 +78,7 @@ class AndersonType1(FixedPointSolver):
             change = memory.image[:, memory.slot] - newest
             column, rhs, on_steps = products(memory.left, memory.filled, change, g, newest)
             (on_images,) = products(memory.image, memory.filled, newest)
-            # A change of g that is rounding says nothing about J, and would be divided by.
+            # A change of g that is only rounding says nothing about J. Do not divide by it.
             size = torch.linalg.vector_norm(newest, dim=1) * torch.linalg.vector_norm(g, dim=1)
             noise = 8 * torch.finfo(y.dtype).eps * size
             memory = memory.with_gram(on_images - on_steps, column, noise=noise)

@@ -1,7 +1,7 @@
-"""Broyden's good method, restarted, from its steps alone.
+"""Broyden's good method with restarts, which stores nothing but its steps.
 
 With g(y) = f(y) - y, an estimate H of (dg/dy)^-1 and the steps s_k = -H_k g(y_k), Broyden's
-update is a factor from the left that knows nothing but two steps:
+update multiplies H from the left by a matrix of two consecutive steps:
 
     H_{k+1} = (I + s_{k+1} s_k^T / d_k) H_k,     d_k = s_k^T s_k,     H_0 = -I
 
@@ -9,12 +9,12 @@ so -H g is a sum of steps whose coefficients a_0 .. a_k solve one triangular sys
 
     d_i a_i - sum_{j<i} (s_i^T s_{j+1}) a_j = s_i^T g,     p = g + sum_{j<k} a_j s_{j+1}
 
-where p = -H_k g(y_{k+1}); the update that involves the step to come scales it, to
-s_{k+1} = p / (1 - a_k). A restart keeps the newest update alone: H = (I + w s^T / d) (-I), with
+where p = -H_k g(y_{k+1}). The last update contains the next step itself, which scales it to
+s_{k+1} = p / (1 - a_k). A restart keeps the newest update only: H = (I + w s^T / d) (-I), with
 
     w = df * d / (s^T (s - df)),     df the last change of f(y)
 
-which is stored like a step, and followed by no pair of its own.
+where w is stored like a step, but forms no update with the step after it.
 """
 
 import math
@@ -34,7 +34,7 @@ from solvers.types import Flat, Index, Small, Window
 class Steps(NamedTuple):
     """The steps since the last restart, their triangular system, and the last point and f(y).
 
-    Row i of `system` holds -s_i^T s_{j+1} for j < i, then d_i; what is above is not read.
+    Row i of `system` holds -s_i^T s_{j+1} for j < i, then d_i; entries above are not read.
     """
 
     steps: Window
@@ -44,23 +44,23 @@ class Steps(NamedTuple):
     filled: int
 
     def push(self, step: Flat, g: Flat, limit: int) -> tuple["Steps", Tensor]:
-        """Write the newest step and its row; return the right-hand side of the system as well."""
+        """Store the newest step and its row; also return the right-hand side of the system."""
         at, memory = self.filled, self._grown(limit)
         steps = write(memory.steps, at, step)
         row, rhs = products(steps, at + 1, step, g)
         system = memory.system.clone() if torch.is_grad_enabled() else memory.system
         system[:, at, :at] = -row[:, 1:]
-        # A sample that does not move has no say.
+        # A step of length zero gets no weight.
         system[:, at, at] = row[:, at].double().masked_fill(row[:, at] == 0, NO_WEIGHT)
         return memory._replace(steps=steps, system=system, filled=at + 1), rhs
 
     def restart(self, y: Flat, fy: Flat) -> tuple[Flat, "Steps"]:
-        """Forget all updates but the newest; return the next point as well."""
+        """Drop all updates but the newest; also return the next point."""
         assert self.point is not None
         assert self.fy is not None
         step, change = y - self.point, fy - self.fy
         size, on_change, along = products(step[:, None], 1, step, change, fy - y)
-        # Where the update is singular, or a number leaves its range: without memory.
+        # Where the update is singular, or a number overflows, take a plain step.
         inverse = (size - on_change).reciprocal().nan_to_num(0.0, 0.0, 0.0)
         follower = change * (size * inverse).nan_to_num(0.0, 0.0, 0.0)
         y_next = torch.addcmul(fy, change, (along * inverse).nan_to_num(0.0, 0.0, 0.0))
@@ -71,7 +71,7 @@ class Steps(NamedTuple):
         return y_next, self._replace(steps=steps, system=system, filled=2)
 
     def coefficients(self, rhs: Tensor) -> Tensor:
-        """The a_i in float64, shape (samples, filled); zeros where numbers leave their range."""
+        """Return the a_i in float64, shape (samples, filled); zeros where numbers overflow."""
         system = self.system[:, : self.filled, : self.filled]
         solved = torch.linalg.solve_triangular(system, rhs.double()[:, :, None], upper=False)
         return solved[:, :, 0].nan_to_num(0.0, 0.0, 0.0)
@@ -88,7 +88,7 @@ class Steps(NamedTuple):
         return torch.baddbmm(v[:, None], weights, self.steps[:, :pairs])[:, 0]
 
     def _grown(self, limit: int) -> "Steps":
-        """Twice the capacity, at most `limit`, if the window is full."""
+        """Double the capacity, to at most `limit`, if the window is full."""
         capacity = self.steps.shape[1]
         if self.filled < capacity:
             return self
@@ -107,14 +107,14 @@ class Broyden(FixedPointSolver):
         y <- y - H g(y)
 
     H, the estimate of the inverse Jacobian of g, starts at -I, so the first step is
-    Picard's; whenever it is made of more than `history` updates, all but the newest are
-    forgotten. Only steps are kept: half the memory of a window of pairs, and on most
-    of our problems fewer calls of `f` than with one that drops its oldest pair.
+    Picard's; once it consists of more than `history` updates, all but the newest are
+    dropped. Only steps are kept: half the memory of a window of pairs, and on most of our
+    problems fewer calls of `f` than with a window that drops its oldest pair.
 
     Superlinear near a regular solution, and with full memory often the fewest evaluations
     on stiff problems. No line search: far from the solution of a strongly nonlinear map it
     may wander. Cost per step: one call of `f`, O(history * n) arithmetic, and 1 state of
-    memory per step taken, up to `history` + 1.
+    memory per step since the last restart, up to `history` + 1.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -147,10 +147,10 @@ class Broyden(FixedPointSolver):
         check_history(self.history)
 
     def init(self, y: Flat) -> Steps:
-        """No steps, and room for a few: the window grows on demand."""
+        """No steps, and space for a few; the window grows on demand."""
         capacity = min(self.history + 1, 4)
         steps = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
-        # The small matrices are cheap, and squares of small numbers need the range.
+        # The small matrices are cheap, and float64 has the range for squares of small numbers.
         system = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
         return Steps(steps, system, None, None, 0)
 
@@ -164,7 +164,7 @@ class Broyden(FixedPointSolver):
         )
 
     def step(self, y: Flat, fy: Flat, carry: Steps) -> tuple[Flat, Steps]:
-        """One quasi-Newton step; see the module's first lines for the update."""
+        """Take one quasi-Newton step; the module's docstring has the update."""
         if carry.point is None:
             return fy, carry._replace(point=y, fy=fy)
         if carry.filled > self.history:

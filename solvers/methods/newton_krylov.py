@@ -14,37 +14,38 @@ from solvers.methods.trust_region import Model, build
 from solvers.promises import Promises
 from solvers.types import Flat, Mask, PerSample
 
-# The share of the predicted reduction of |g| at which a point is accepted, below which the
-# radius shrinks, to what share of the step, and above which it may grow.
+# The gain is the achieved share of the predicted reduction of |g|^2. Above ACCEPT a point is
+# accepted; below POOR the radius shrinks to SHRINK times the step; above GOOD it may grow.
 ACCEPT, POOR, SHRINK, GOOD = 1e-4, 0.25, 0.25, 0.75
-# The predicted reduction is one of the largest of so many last |g|: a narrow valley is left sooner.
+# The reduction is also measured from the largest of the last MEMORY values of |g|: methods that are
+# not monotone leave a narrow valley sooner.
 MEMORY = 5
-# |g| sets a record where it falls by this share. So many trials without one end a search.
+# |g| sets a record where it falls by the share RECORD. IDLE trials without a record end a search.
 RECORD, IDLE = 0.01, 20
-# The phases of a sample: Newton's own steps, accepted whatever |g|; the trust region from the best
-# of their points; from a standstill some plain steps y <- f(y), unless |g| grows by more than
-# STRAY; and the trust region from there, once more.
+# The phases of a sample: OPENING, full Newton steps, accepted whatever |g|; SEARCH, the trust
+# region, from the best point of the opening; then, from a standstill, plain steps y <- f(y), up to
+# a |g| of STRAY times the record; and AGAIN, the trust region, from there.
 OPENING, SEARCH, AGAIN, STRAY = 0, 1, 9, 10.0
 # Eisenstat and Walker's choice 2, and the share of the tolerance that linear solves aim at.
 GAMMA, ENOUGH = 0.9, 0.5
 
 
 class Search(NamedTuple):
-    """Where the search stands, and what it tries.
+    """The state of the search, per sample.
 
     Attributes:
-        y: The point that it goes from.
-        norm: Its |g|, the unit of the model; infinite before there is one.
-        past: The |g| of the points before.
-        forcing: What was asked of its linear solve.
-        model: Of g around it.
-        radius: How far the model is trusted.
-        length: How far the trial point is.
-        removed: The share of |g|^2 that the trial is to remove.
+        y: The last accepted point, around which g is modelled.
+        norm: |g| at `y`, the unit of the model; infinite before the first point.
+        past: |g| at the last accepted points.
+        forcing: Relative residual that was requested of the linear solve at `y`.
+        model: The linear model of g around `y`.
+        radius: Radius of the trust region.
+        length: Length of the trial step.
+        removed: Share of |g|^2 that the trial step is predicted to remove.
         best: The point of the last record.
-        record: Its |g|.
-        idle: Trials since.
-        phase: From OPENING to AGAIN, and one more for those who have given up.
+        record: |g| at `best`.
+        idle: Trials since the last record.
+        phase: From OPENING to AGAIN; one more once the sample has given up.
     """
 
     y: Flat
@@ -68,18 +69,18 @@ class NewtonKrylov(FixedPointSolver):
 
         (I - J(y)) p = g(y),    |p| <= radius,    y <- y + p   if |g| falls as predicted
 
-    with J = df/dy applied as a product, never formed. The step within the radius is Levenberg and
-    Marquardt's, so that a singular I - J does no harm; the radius shrinks to a quarter of a step
-    that fails, NaN included, and grows again by doubling. A search begins with Newton's own steps,
-    whatever they do to |g|, and goes back to the best of their points when no record comes. At a
-    standstill, as in a local minimum of |g|, a few plain steps y <- f(y) are tried and the search
-    is repeated once; then the sample is `stalled`. Linear systems are solved the more accurately
-    the faster |g| falls, and never beyond what the tolerance needs.
+    with J = df/dy applied in products, never formed. The step within the radius is that of
+    Levenberg and Marquardt, so that a singular I - J does no harm. The radius shrinks to a quarter
+    of a failed step, also at NaN, and grows again by doubling. An opening of full Newton steps,
+    accepted whatever |g|, ends when |g| sets no more records, and the search continues from the
+    best of its points. At a standstill, as in a local minimum of |g|, a few plain steps y <- f(y)
+    are tried and the search is repeated once; then the sample is `stalled`. Linear systems are
+    solved the more accurately the faster |g| falls, but not beyond what the tolerance needs.
 
     For maps that are stiff or far from contractive, such as implicit time steps, and for
     g(y) = 0 in general: the number of steps hardly depends on the conditioning, only the number
     of products does. Cost per accepted step: two calls of `f`, one of them recorded, and up to
-    `inner_steps` + 1 products, each about as dear as two calls; 3 * `inner_steps` states of
+    `inner_steps` + 1 products, each about as expensive as two calls; 3 * `inner_steps` states of
     memory. A rejected step costs one call. Where `f` has an operation without a second
     derivative, products are in forward mode and call `f`.
 
@@ -88,8 +89,9 @@ class NewtonKrylov(FixedPointSolver):
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         forcing: Largest relative residual of the linear systems, in (0, 1).
         inner_steps: Most GMRES steps per Newton step, at least 1.
-        opening: Trials in a row without a record of |g| that end the opening, at least 0. Many
-            leave Newton's steps alone: less safe, and not held by local minima of |g|.
+        opening: Trials in a row without a record of |g| that end the opening, at least 0. A large
+            number amounts to Newton's method without a trust region: less safe, but not trapped by
+            local minima of |g|.
 
     Raises:
         ValueError: An option is out of its range.
@@ -121,7 +123,7 @@ class NewtonKrylov(FixedPointSolver):
             check_integer(name, getattr(self, name), least)
 
     def init(self, y: Flat) -> Search:
-        """Anything is better than nothing: the first point is accepted."""
+        """An infinite norm and record, so that the first point is accepted."""
         one = y.new_ones(len(y), requires_grad=False)
         far, zero, past = one * math.inf, 0 * one, y.new_zeros(len(y), MEMORY, requires_grad=False)
         return Search(
@@ -129,15 +131,15 @@ class NewtonKrylov(FixedPointSolver):
         )
 
     def on_trial(self, carry: Search) -> Mask:
-        """Every point but those that the search begins with."""
+        """Every point is a trial, except the first one of a search."""
         return carry.norm < math.inf
 
     def given_up(self, carry: Search) -> Mask:
-        """Those at a local minimum of |g|, or at its noise floor."""
+        """Samples at a local minimum of |g|, or at its noise floor."""
         return carry.phase > AGAIN
 
     def step(self, y: Flat, fy: Flat, carry: Search) -> tuple[Flat, Search]:
-        """Not enough for Newton: see `move`."""
+        """Raise an error, since Newton's method needs the derivative of `f`: see `move`."""
         raise NotImplementedError("newton_krylov needs `f`'s derivative: call `move`.")
 
     def move(self, y: Flat, fy: Flat, carry: Search, f: CountedMap) -> tuple[Flat, Search]:
@@ -145,7 +147,7 @@ class NewtonKrylov(FixedPointSolver):
         unit, norm = _unit(fy - y)
         first = carry.norm == math.inf
         plain = (carry.phase > SEARCH) & (carry.phase < AGAIN)
-        # Who has stopped stays; only its neighbours, if it has any, can have changed its residual.
+        # A stopped sample does not move; coupled samples may still have changed its residual.
         held = (y == carry.y).all(1) & ~first
         anew = first | (held & (norm != carry.norm))
         gain = self._gain(norm, carry)
@@ -175,7 +177,7 @@ class NewtonKrylov(FixedPointSolver):
         return self._try(search, fy, plain, strayed)
 
     def _gain(self, norm: PerSample, carry: Search) -> PerSample:
-        """The share of the predicted reduction that came true, from one of the last points."""
+        """The achieved share of the predicted reduction, from `y` or from an earlier point."""
         share = (norm / carry.norm).square()
         from_here = (1 - share) / carry.removed
         before = (carry.past.amax(1) / carry.norm).square().clamp(min=1.0)
@@ -183,12 +185,12 @@ class NewtonKrylov(FixedPointSolver):
         return torch.maximum(from_here, from_before).nan_to_num(-1.0, -1.0, -1.0)
 
     def _radius(self, gain: PerSample, carry: Search) -> PerSample:
-        """A quarter of a step that was poor, twice one that was good."""
+        """Shrink the radius to a quarter of a poor step, or grow it to twice a good one."""
         radius = torch.where(gain < POOR, SHRINK * carry.length, carry.radius)
         return torch.where(gain > GOOD, torch.maximum(radius, 2 * carry.length), radius)
 
     def _try(self, search: Search, fy: Flat, plain: Mask, strayed: Mask) -> tuple[Flat, Search]:
-        """The best step within the radius, or what the next phase begins with."""
+        """Return the best point within the radius, or the first point of the next phase."""
         step, length, removed = search.model.step((search.radius / search.norm).double())
         y_next = torch.addcmul(search.y, step, search.norm[:, None])
         still = (y_next == search.y).all(1) | ~(removed > torch.finfo(step.dtype).eps)
@@ -208,9 +210,9 @@ class NewtonKrylov(FixedPointSolver):
         )
 
     def _forcing(self, share: PerSample, fy: Flat, norm: PerSample, old: PerSample) -> PerSample:
-        """The more of |g| the last step left, the less is asked of the next linear solve."""
+        """Relative residual for the next linear solve: the larger, the less |g| has fallen."""
         forcing = GAMMA * share.square()
-        # Not much less at once, and no more than the tolerance needs.
+        # It does not fall abruptly, nor below what the tolerance needs.
         memory = GAMMA * old.square()
         forcing = torch.where(memory > 0.1, torch.maximum(forcing, memory), forcing)
         tolerance = self.atol * math.sqrt(fy.shape[1]) + self.rtol * _unit(fy)[1]
@@ -219,7 +221,7 @@ class NewtonKrylov(FixedPointSolver):
 
 
 def _unit(g: Flat) -> tuple[Flat, Tensor]:
-    """Rows of norm 1, and their norms: scaled before they are squared, so that none overflows."""
+    """Scale rows to norm 1, and return their norms. Scaling before squaring avoids overflow."""
     largest = torch.linalg.vector_norm(g, math.inf, dim=1) if g.shape[1] else g.new_zeros(len(g))
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
     scaled = g / scale[:, None]

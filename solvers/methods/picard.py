@@ -49,12 +49,12 @@ class Picard(FixedPointSolver):
 
     @property
     def promises(self) -> Promises:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The more it is damped, the slower it is: its pace at a spectral radius of 1/2."""
+        """Damping slows convergence; the pace is that at a spectral radius of 1/2."""
         return Promises(pace=-math.log2((1 + self.damping) / 2))
 
     def init(self, y: Flat) -> None:
-        """Picard remembers nothing."""
+        """Return None: Picard's iteration has no memory."""
 
     def step(self, y: Flat, fy: Flat, carry: None) -> tuple[Flat, None]:
-        """One damped application of the map."""
+        """Apply the map once, damped."""
         return (torch.lerp(fy, y, self.damping) if self.damping else fy), None

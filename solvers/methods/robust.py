@@ -1,4 +1,4 @@
-"""Several solvers in turn: a sample that one of them leaves open goes on to the next."""
+"""Several solvers in turn: a sample that one of them does not solve goes on to the next."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from solvers.torch_internals import pytree
 from solvers.trees import take_rows
 from solvers.types import Index, Map, Mask, State
 
-# Who is tried, and its share of the budget in percent.
+# The solvers in order: name, solver, and share of the budget in percent.
 TRIED = (
     ("anderson", Anderson(), 20),
     ("newton_krylov", NewtonKrylov(), 30),
@@ -32,7 +32,7 @@ TRIED = (
 @final
 @dataclass(frozen=True, kw_only=True)
 class Robust(WholeSolver):
-    """Four solvers in a fixed order, each on the samples that those before it left open.
+    """Four solvers in a fixed order, each on the samples that those before it did not solve.
 
     | | solver | share of `max_steps` |
     | --- | --- | --- |
@@ -41,13 +41,13 @@ class Robust(WholeSolver):
     | 2 | `newton_krylov(opening=1000000)`, without a trust region | 40 % |
     | 3 | `anderson_safe` | 10 % |
 
-    Each share is rounded up, and what one leaves unused is not passed on, so that a sample's
-    budget does not depend on its company. Every solver starts from y0, not from the point that
-    another was caught in; where none answers, the best of their points is returned, with the
-    verdict of the solver that found it. `solution.solved_by` says who answered. For when an
-    answer matters more than its cost. With `args`, `f` is called on the open samples only;
-    without, on all, and those that have converged stay where they are. On easy samples it
-    costs what `anderson` costs.
+    Each share is rounded up, and unused steps are not passed on, so that a sample's budget does
+    not depend on the other samples of its batch. Every solver starts from y0, not from the point
+    where another got stuck. If none converges, the best of their points is returned, with the
+    verdict of the solver that found it. `solution.solved_by` says which solver converged. Use it
+    when a solution matters more than its cost. With `args`, `f` is called on the unsolved samples
+    only; without, on all, and samples that have converged do not move. On easy samples it costs
+    what `anderson` costs.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -75,7 +75,7 @@ class Robust(WholeSolver):
         rhs: State | None = None,
         **options: Any,
     ) -> Solution:
-        """Run the solvers in turn; arguments as of any solver."""
+        """Run the solvers in turn; the arguments are those of `FixedPointSolver.iterate`."""
         check_counts(max_steps, batch_dims)
         packing = StatePacking(y0, batch_dims)
         self.check_tokens(packing)
@@ -97,9 +97,9 @@ class Robust(WholeSolver):
                 independent=independent, **options,
             )  # fmt: skip
             if found is None:
-                nobody = torch.full_like(new.result, -1)
-                answered = nobody.masked_fill(new.converged, position)
-                found = dataclasses.replace(new, solved_by=answered)
+                none = torch.full_like(new.result, -1)
+                solved_by = none.masked_fill(new.converged, position)
+                found = dataclasses.replace(new, solved_by=solved_by)
             else:
                 found = _merge(found, new, rows, position, joint=not separate)
         assert found is not None
@@ -107,7 +107,7 @@ class Robust(WholeSolver):
 
 
 def _open_rows(found: Solution | None, packing: StatePacking, separate: bool) -> Index | None:
-    """Rows with an open sample; None if that is all, or all have to be in the batch."""
+    """Rows with an unsolved sample; None if that is all rows, or all must stay in the batch."""
     if found is None or not separate:
         return None
     rows = _open(found).view(packing.num_rows, -1).any(1)
@@ -115,31 +115,31 @@ def _open_rows(found: Solution | None, packing: StatePacking, separate: bool) ->
 
 
 def _open(s: Solution) -> Mask:
-    """Samples worth another try: not those where `f` has no value at the start."""
+    """Samples to try again: unsolved, and `f` is finite at their start."""
     return ~s.converged & ((s.result != Result.nonfinite) | (s.num_steps > 0))
 
 
 def _merge(
     old: Solution, new: Solution, rows: Index | None, position: int, *, joint: bool
 ) -> Solution:
-    """What is known of all samples after one more solver, which was given these rows."""
+    """Combine the solution so far with that of the next solver, which got `rows` only."""
     before = old if rows is None else old.rows(rows)
     assert before.solved_by is not None
-    # A sample that an earlier solver had answered started from there, and stayed.
-    who = torch.where(before.converged, before.solved_by, position)
-    who = who.to(torch.int8).masked_fill(~new.converged, -1)
+    # A sample that an earlier solver had solved started from its solution, and did not move.
+    solved_by = torch.where(before.converged, before.solved_by, position)
+    solved_by = solved_by.to(torch.int8).masked_fill(~new.converged, -1)
     better = new.converged | (new.residual < before.residual)
     if joint:  # points of different solvers do not belong together
         better = torch.ones_like(better)
         if rows is None and _failures(new) > _failures(before):
-            better, who = ~better, before.solved_by
+            better, solved_by = ~better, before.solved_by
     merged = dataclasses.replace(
         new,
         value=_choose(better, new.value, before.value),
         residual=torch.where(better, new.residual, before.residual),
         result=torch.where(better, new.result, before.result),
         num_steps=before.num_steps + new.num_steps,
-        solved_by=who,
+        solved_by=solved_by,
     )
     if rows is not None:
         names = ("value", "residual", "result", "num_steps", "solved_by")
@@ -153,7 +153,7 @@ def _merge(
 
 
 def _failures(s: Solution) -> tuple[int, float]:
-    """How bad a joint solution is."""
+    """Rank of a joint solution: fewer failures are better, then a smaller sum of residuals."""
     return int((~s.converged).sum()), float(s.residual.nan_to_num(math.inf).sum())
 
 
@@ -162,7 +162,7 @@ def _put(tree: State, rows: Index, new: State) -> State:
 
 
 def _choose(first: Mask, a: State, b: State) -> State:
-    """Leaves of `a` for some samples, of `b` for the rest."""
+    """Take the samples in `first` from `a`, and the others from `b`."""
 
     def choose(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(first.view(*first.shape, *[1] * (a.ndim - first.ndim)), a, b)

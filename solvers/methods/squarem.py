@@ -1,6 +1,6 @@
 """SQUAREM, squared extrapolation: acceleration with two states of memory and no matrix.
 
-Two plain steps from y give r = f(y) - y and the change of it, v = (f(f(y)) - f(y)) - r. With
+Two plain steps from y give r = f(y) - y and its change, v = (f(f(y)) - f(y)) - r. With
 v = (J - I) r to first order, Barzilai and Borwein's step -a r, a = -|r| / |v|, is Cauchy's for
 y = f(y), and applied twice it is
 
@@ -19,13 +19,13 @@ from solvers.types import Flat, PerSample
 
 
 class Cycle(NamedTuple):
-    """Where a cycle of three calls stands.
+    """The position within a cycle of three calls.
 
     Attributes:
-        turn: The call that comes: at y, at f(y), or at the extrapolated point.
-        kept: After the first call y, after the second f(f(y)).
-        r: f(y) - y, after the first call.
-        norm: Its norm.
+        turn: The next call of `f`: 0 at y, 1 at f(y), 2 at the extrapolated point.
+        kept: y after the first call, f(f(y)) after the second.
+        r: f(y) - y, known after the first call.
+        norm: The norm of r.
     """
 
     turn: int
@@ -51,7 +51,7 @@ class Squarem(FixedPointSolver):
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
-        growth: How much of the residual at y the extrapolated point may have, at least 1.
+        growth: Largest ratio of the residual at the extrapolated point to that at y, at least 1.
 
     Raises:
         ValueError: A tolerance is negative, or `growth` is below 1.
@@ -76,7 +76,7 @@ class Squarem(FixedPointSolver):
             raise ValueError(f"`growth` must be at least 1, got {self.growth!r}.")
 
     def init(self, y: Flat) -> Cycle:
-        """A cycle begins."""
+        """Begin with the first call of a cycle."""
         return Cycle(0, y, y, y.new_zeros(len(y), requires_grad=False))
 
     def step(self, y: Flat, fy: Flat, carry: Cycle) -> tuple[Flat, Cycle]:

@@ -6,7 +6,7 @@ With A = I - J, so that g(y + p) = g - A p to first order, the model knows A on 
 
 The best step is z = c. The best one that is no longer than a radius is Levenberg and Marquardt's,
 z = (I + lam S^T S)^-1 c, for which S^T S, a small matrix, is diagonalised once. A singular A does
-no harm: a direction that A hardly sees makes a long column of S, which the radius takes out.
+no harm: a direction that A maps to almost zero is a long column of S, which the radius removes.
 
 The space is that of GMRES, started from g, with the steepest descent of |g|^2, A^T g, where the
 best step is too long or leaves much of g: so a trust region in it converges to a stationary point
@@ -29,10 +29,10 @@ from solvers.methods.linear.gmres import Krylov, subtract
 from solvers.methods.window import products
 from solvers.types import Flat, Mask, PerSample, Window
 
-# A direction that takes less than this off the residual is followed by its image, not by what it
-# left, with which it would nearly coincide.
+# Usually the next direction is the rest of the residual. After a direction that reduced it by less
+# than this share, it is the image of that direction: the rest would be nearly parallel to it.
 LEAST_GAIN = 0.1
-# How close to the radius a limited step has to come, and how many times Newton's method may try.
+# Relative accuracy with which a limited step meets the radius, and the most Newton steps for that.
 NEAR, MOST_ROUNDS = 0.1, 30
 
 
@@ -45,12 +45,12 @@ class Model(NamedTuple):
 
     @classmethod
     def empty(cls, y: Flat) -> "Model":
-        """Nothing is known."""
+        """A model without steps."""
         none = y.new_zeros(len(y), 0, requires_grad=False)
         return cls(y.new_zeros(len(y), 0, y.shape[1], requires_grad=False), none, none)
 
     def choose(self, own: Mask, other: "Model") -> "Model":
-        """This model for some samples, the other for the rest."""
+        """Take this model for the samples in `own`, and the other for the rest."""
         width = max(self.steps.shape[1], other.steps.shape[1])
 
         def pad(part: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Model(NamedTuple):
         ))  # fmt: skip
 
     def step(self, radius: PerSample) -> tuple[Flat, PerSample, PerSample]:
-        """The best step within the radius, its length, and the share of |g|^2 it is to remove."""
+        """The best step within the radius, its length, and the predicted reduction of |g|^2."""
         lam = torch.zeros_like(radius)
         for _ in range(MOST_ROUNDS):
             bend = 1 + lam[:, None] * self.squares
@@ -92,14 +92,14 @@ def build(
     radius: PerSample,
     inner_steps: int,
 ) -> Model:
-    """Model g, of norm 1, for the samples that are wanted.
+    """Build the linear model of g for some samples.
 
     Args:
         jacobian: J at the point.
         g: f(y) - y there, scaled to a norm of 1.
-        wanted: Whose model is needed; others get none.
-        forcing: Share of g that may be left.
-        radius: Of the step that will be asked for.
+        wanted: The samples that need a model; others get zeros.
+        forcing: Relative residual at which the Krylov space is large enough.
+        radius: Radius within which a step will be needed.
         inner_steps: Most directions of the Krylov space.
     """
     g = torch.where(wanted[:, None], g, 0.0)
@@ -114,7 +114,7 @@ def build(
         slow = norm > (1 - LEAST_GAIN) * before
         direction = torch.where(slow[:, None], space.images[:, -1], left / norm[:, None])
         spent = live & ~new
-        if bool(spent.any()):  # nothing new comes of products with A alone
+        if bool(spent.any()):  # the Krylov space is exhausted
             descent = _descent(jacobian, left)
             if descent is None:
                 live = live & new
@@ -134,10 +134,10 @@ def build(
 def _extend(
     space: Krylov, jacobian: Linearisation | Affine, direction: Flat, live: Mask, left: Flat
 ) -> tuple[Krylov, Mask, Flat]:
-    """Add a direction for those who live; return for whom it is new, and what is left of g."""
+    """Add a direction for samples in `live`; also return for which it is new, and the rest of g."""
     direction = torch.where(live[:, None], direction, 0.0)
-    product = jacobian.push(direction)
-    # Where the derivative does not exist, as if f were constant: Picard's step.
+    product = jacobian.jvp(direction)
+    # Where the derivative is not finite, treat f as constant, which gives Picard's step.
     product = torch.where(product.isfinite().all(1, keepdim=True), product, 0.0)
     sizes = [torch.linalg.vector_norm(part, dim=1) for part in (direction, product)]
     noise = 10 * torch.finfo(left.dtype).eps * torch.maximum(*sizes)
@@ -147,17 +147,17 @@ def _extend(
 
 
 def _descent(jacobian: Linearisation | Affine, left: Flat) -> Flat | None:
-    """A^T r, scaled to a norm of 1; None where it cannot be had."""
-    pulled = jacobian.pull(left)
-    if pulled is None:
+    """A^T r for r = `left`, scaled to norm 1; None if products with J^T are not available."""
+    vjp = jacobian.vjp(left)
+    if vjp is None:
         return None
-    descent = (left - pulled).nan_to_num(0.0, 0.0, 0.0)
+    descent = (left - vjp).nan_to_num(0.0, 0.0, 0.0)
     norm = torch.linalg.vector_norm(descent, dim=1, keepdim=True)
     return descent / torch.where(norm > 0, norm, 1.0)
 
 
 def _diagonal(steps: Window, weights: Tensor) -> Model:
-    """Turn the steps so that they are orthogonal."""
+    """Rotate the basis of the space so that its steps are orthogonal."""
     wide = steps.double()
     squares, turn = torch.linalg.eigh(torch.bmm(wide, wide.mT))
     turned = torch.bmm(turn.mT.to(steps.dtype), steps)

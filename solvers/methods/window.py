@@ -1,12 +1,12 @@
 """The window of past steps that the Anderson methods extrapolate from.
 
-Slot i holds two differences between consecutive iterates: `left[:, i]`, what the method
-projects on, and `image[:, i]`, the change of f(y). The small matrix
+Slot i holds two differences between consecutive iterates: `left[:, i]`, on which the method
+projects, and `image[:, i]`, the change of f(y). The small matrix
 
-    gram[i, j] = left_i . (difference of f(y) - y)_j   (+ what the method adds)
+    gram[i, j] = left_i . (difference of f(y) - y)_j   (+ a ridge)
 
-gains one row and one column per step, so a step costs O(window * n), and a slot that is
-overwritten leaves no trace. Each sample has its own matrix and coefficients.
+gains one row and one column per step, so a step costs O(window * n). Overwriting a slot replaces
+its row and column. Each sample has its own matrix and coefficients.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from solvers.types import Flat, Index, PerSample, Small, Window
 
-# A diagonal beside which all else vanishes.
+# A diagonal entry so large that the coefficient of its slot becomes zero.
 NO_WEIGHT = 1e150
 
 
 class History(NamedTuple):
-    """Window memory; `filled` slots are in use and `slot` is the next to be written."""
+    """The window; `filled` slots are in use and `slot` is the next to be written."""
 
     left: Window
     image: Window
@@ -33,9 +33,9 @@ class History(NamedTuple):
 
     @classmethod
     def empty(cls, y: Flat, capacity: int) -> "History":
-        """No slots filled, room for `capacity`."""
+        """A window of `capacity` slots, none of them filled."""
         window = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
-        # The small matrices are cheap, and squares of small numbers need the range.
+        # The small matrices are cheap, and float64 has the range for squares of small numbers.
         gram = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
         return cls(window, torch.empty_like(window), gram, None, None, 0, 0)
 
@@ -50,10 +50,10 @@ class History(NamedTuple):
         )
 
     def push(self, point: Flat, fy: Flat) -> tuple["History", Flat]:
-        """Write the newest differences; return what was written to `left` as well.
+        """Write the newest differences; also return the one written to `left`.
 
-        A `point` is y or f(y) - y, as the method projects on. The caller owes `with_gram`, and
-        both points for the next call.
+        A `point` is y or f(y) - y, depending on what the method projects on. Afterwards the caller
+        must call `with_gram`, and store `point` and `fy` for the next call.
         """
         assert self.point is not None
         assert self.fy is not None
@@ -66,11 +66,11 @@ class History(NamedTuple):
     def with_gram(
         self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | None = None
     ) -> "History":
-        """Write the newest pair's row and column, each of shape (samples, filled); move on.
+        """Write row and column of the newest pair, each of shape (samples, filled); advance `slot`.
 
-        The diagonal is the column's, times 1 + ridge: so a ridge weighs the same whatever the
-        units of the state and however small the differences have become. A pair whose diagonal
-        is at most `noise` (0 by default: a sample that did not move) gets no weight.
+        The diagonal is that of the column, times 1 + ridge, so that a ridge has the same effect
+        whatever the units of the state and the size of the differences. A pair whose diagonal is
+        at most `noise` (by default 0, where a sample did not move) gets no weight.
         """
         slot, filled = self.slot, self.filled
         gram = self.gram.clone() if torch.is_grad_enabled() else self.gram
@@ -86,7 +86,7 @@ class History(NamedTuple):
     def coefficients(self, rhs: Tensor) -> Tensor:
         """Solve gram @ w = rhs per sample; shape (samples, filled).
 
-        A sample whose matrix is singular gets w = 0: a step without memory.
+        A sample whose matrix is singular gets w = 0, and so a plain step.
         """
         if self.filled == 1:  # one equation
             weights = (rhs.double() / self.gram[:, 0, :1]).to(self.left.dtype)
@@ -102,7 +102,7 @@ class History(NamedTuple):
         return torch.baddbmm(onto[:, None, :], weights, window[:, : self.filled], alpha=-1)[:, 0]
 
     def transposed_inverse(self, v: Flat) -> Flat:
-        """(I - left gram^-1 image^T) v: the transpose of the estimate of (I - J)^-1."""
+        """Multiply v by I - left gram^-1 image^T, the transposed estimate of (I - J)^-1."""
         if self.filled == 0:
             return v
         (rhs,) = products(self.image, self.filled, v)
@@ -113,13 +113,13 @@ class History(NamedTuple):
 def products(window: Window, count: int, first: Flat, *more: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""
     # Vectors as rows, not columns: both operands are then read along memory, ten times faster.
-    # None of them is a slot of a window: `stack` is several times slower if one has gaps.
+    # Pass no slot of a window as a vector: `stack` is several times slower if one is strided.
     rows = torch.stack((first, *more), 1) if more else first[:, None]
     return torch.bmm(rows, window[:, :count].mT).unbind(1)
 
 
 def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
-    """Move the kept rows to the front, a few at a time; they are in ascending order."""
+    """Move the kept rows, in ascending order, to the front, `chunk` of them at a time."""
     if torch.is_grad_enabled():
         return window.index_select(0, samples)
     for start in range(0, len(samples), chunk):
@@ -129,7 +129,7 @@ def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
 
 
 def enlarge(window: Tensor, extra: int) -> Tensor:
-    """Room for more slots, left unset: they are written before they are read."""
+    """Add `extra` slots, uninitialised: they are written before they are read."""
     samples, capacity, entries = window.shape
     larger = window.new_empty(samples, capacity + extra, entries)
     larger[:, :capacity] = window

@@ -1,9 +1,9 @@
-"""The conformance suite of solvers, for those of this library and yours.
+"""The conformance suite for solvers: those of this library, and your own.
 
 `solvers.testing.check("picard")` raises an AssertionError that lists what a solver fails.
 
-`PROPERTIES` is the suite: functions of a solver that yield a sentence per failure. `SEEDED` are
-those whose problem is drawn: they also take a seed.
+`PROPERTIES` are functions of a solver that yield a sentence per failure. `SEEDED` are those with
+random problems, which also take a seed.
 """
 
 import itertools
@@ -49,7 +49,7 @@ PROPERTIES: list[Property] = [
     tokens.a_broken_token_harms_neither_other_rows_nor_earlier_tokens,
 ]
 
-# So many failures of one property are enough to see what is wrong.
+# The most failures that are listed for one property.
 MOST_LISTED = 5
 
 SEEDED: list[Property] = [
@@ -69,14 +69,14 @@ SEEDED: list[Property] = [
 def check(solver: str | type[FixedPointSolver] | FixedPointSolver, seeds: int = 6) -> None:
     """Run the conformance suite on a solver, registered or not.
 
-    What the solver promises is read from its `promises`.
+    It is held to what its `promises` declare.
 
     Args:
         solver: A registered name, a class, or an instance with options.
-        seeds: How many problems to draw for each property of drawn problems.
+        seeds: Number of random problems for each property in `SEEDED`.
 
     Raises:
-        AssertionError: It fails; the message lists each property, problem and value.
+        AssertionError: The solver fails; the message lists each property, problem and value.
     """
     chosen = resolve(solver)
     report(chosen, [(p, (chosen,)) for p in PROPERTIES] + [
@@ -85,7 +85,7 @@ def check(solver: str | type[FixedPointSolver] | FixedPointSolver, seeds: int = 
 
 
 def resolve(solver: str | type[FixedPointSolver] | FixedPointSolver) -> FixedPointSolver:
-    """An instance, of a solver or a linear solver."""
+    """Return an instance of a solver or linear solver, given by name, class or instance."""
     if isinstance(solver, str) and solver in LINEAR:
         return LINEAR.get(solver)
     return SOLVERS.resolve(solver() if isinstance(solver, type) else solver)
@@ -95,8 +95,11 @@ def report(subject: object, runs: Iterable[tuple[Property, tuple[Any, ...]]]) ->
     """Run properties and raise one AssertionError that lists what each of them found.
 
     Args:
-        subject: What is tested; the message begins with it.
+        subject: The object under test, with which the message begins.
         runs: Properties, each with its arguments, of which the first is the subject.
+
+    Raises:
+        AssertionError: A property found a failure.
     """
     found: dict[str, list[str]] = {}
     for prop, arguments in runs:
@@ -111,6 +114,6 @@ def report(subject: object, runs: Iterable[tuple[Property, tuple[Any, ...]]]) ->
     if found:
         lines = [f"  {name}: {failure}" for name, many in found.items() for failure in many]
         raise AssertionError(
-            f"{subject} fails {len(found)} properties. Mend it, or declare in its class what it "
+            f"{subject} fails {len(found)} properties. Fix it, or declare in its class what it "
             "promises:\n" + "\n".join(lines)
         )

@@ -1,4 +1,4 @@
-"""Does a solver reach the answer, or say that it did not? At every budget, dtype and scale."""
+"""Properties of the answer: a solver finds it or says that it did not, at any budget or scale."""
 
 import dataclasses
 import math
@@ -32,17 +32,17 @@ TOLERANCES = {
 
 
 def problems_of(solver: FixedPointSolver) -> Iterator[Problem]:
-    """The zoo; for a linear solver, the affine maps of it."""
+    """Return the problems for a solver: all of the zoo, or its affine maps for a linear solver."""
     return (p for p in PROBLEMS if p.affine or not solver.linear)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """Without the package."""
+    """Return the name of a dtype without its package."""
     return str(dtype).removeprefix("torch.")
 
 
 def reaches_the_answer_or_says_that_it_did_not(solver: FixedPointSolver) -> Failures:
-    """On every problem, dtype and batch size, with exact counts."""
+    """Verdicts and counts are right on every problem, dtype and batch size."""
     for problem in problems_of(solver):
         for dtype in TOLERANCES:
             for rows in (1, 3, 17):
@@ -72,7 +72,7 @@ def _one_problem(solver: FixedPointSolver, p: Problem, dtype: torch.dtype) -> Fa
 
 
 def residual_is_that_of_the_rounded_state(solver: FixedPointSolver) -> Failures:
-    """Iterates are mixed in float32, but judged as the state's dtype can hold them."""
+    """Iterates are computed in float32, but judged after rounding to the state's dtype."""
     for dtype in (torch.bfloat16, torch.float16):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(3, width(solver, 8), generator=generator).to(dtype)
@@ -89,7 +89,7 @@ def residual_is_that_of_the_rounded_state(solver: FixedPointSolver) -> Failures:
 
 
 def the_slowest_sample_sets_the_number_of_evaluations(solver: FixedPointSolver) -> Failures:
-    """One call a step for the batch, and one to begin with."""
+    """`f` is called once per step of the slowest sample, and once at the start."""
     p = linear(0.9 * share(solver, real=True), normal=True)
     s = solve(p.f, p.y0, *p.args, solver=solver, max_steps=budget(solver, 500), throw=False)
     most = int(s.num_steps.max()) + 1
@@ -98,7 +98,7 @@ def the_slowest_sample_sets_the_number_of_evaluations(solver: FixedPointSolver) 
 
 
 def every_small_budget_makes_progress_and_tells_the_truth(solver: FixedPointSolver) -> Failures:
-    """The published puzzle solver has a relative error of 100 % after 4, 5 and 6 steps here."""
+    """The error falls with the budget; a published puzzle solver still has 100 % after 6 steps."""
     radius = 0.5 * share(solver, real=True)
     p = linear(radius, normal=True)
     start, gap = residual(p.f, p.y0, *p.args), distance(p.y0, p.y_star)
@@ -120,7 +120,7 @@ def every_small_budget_makes_progress_and_tells_the_truth(solver: FixedPointSolv
 
 
 def no_budget_returns_a_point_worse_than_the_start(solver: FixedPointSolver) -> Failures:
-    """Of maps whose residual grows before it falls, too."""
+    """The value is no worse than the start, also where the residual grows before it falls."""
     for normal in (True, False):
         p = linear(0.99, normal=normal)
         start = residual(p.f, p.y0, *p.args)
@@ -133,7 +133,7 @@ def no_budget_returns_a_point_worse_than_the_start(solver: FixedPointSolver) -> 
 
 
 def no_steps_return_the_start(solver: FixedPointSolver) -> Failures:
-    """A budget of 0 costs one call, and claims nothing."""
+    """A budget of 0 costs one call, returns the start, and reports `max_steps`."""
     p = linear(0.5, normal=True)
     s = solve(p.f, p.y0, *p.args, solver=solver, max_steps=0, throw=False)
     yield from unless(torch.equal(s.value, p.y0), "`value` is not the start")
@@ -142,7 +142,7 @@ def no_steps_return_the_start(solver: FixedPointSolver) -> Failures:
 
 
 def divergence_is_reported_and_the_best_point_returned(solver: FixedPointSolver) -> Failures:
-    """Of a map without a fixed point."""
+    """On a map without a fixed point no sample converges, and none ends worse than it began."""
     y0 = torch.full((3, 4), 5.0, dtype=torch.float64)
     x = torch.ones_like(y0)
 
@@ -157,13 +157,13 @@ def divergence_is_reported_and_the_best_point_returned(solver: FixedPointSolver)
 
 
 def infinite_values_never_count_as_converged(solver: FixedPointSolver) -> Failures:
-    """Although inf <= rtol * inf holds."""
+    """Infinite values are `nonfinite`, although inf <= rtol * inf holds."""
     s = solve(lambda y: y * math.inf, torch.ones(2, 3), solver=solver, throw=False)
     yield from equal("result", s.result, torch.full_like(s.result, Result.nonfinite))
 
 
 def a_broken_start_is_named_as_such(solver: FixedPointSolver) -> Failures:
-    """A NaN or an infinity in `y0`."""
+    """NaN or an infinity in `y0` makes that sample `nonfinite`, and no other sample fails."""
     for bad in (math.nan, math.inf):
         y0 = torch.zeros(10, 3)
         y0[4, 1] = bad
@@ -176,7 +176,7 @@ def a_broken_start_is_named_as_such(solver: FixedPointSolver) -> Failures:
 
 
 def noise_floor_is_recognised_long_before_the_budget(solver: FixedPointSolver) -> Failures:
-    """Of a map that is only accurate to bfloat16, as under autocast."""
+    """A map that is only accurate to bfloat16, as under autocast, does not use up the budget."""
     noise = solver.promises.noise
     size = width(solver, 32)
     x = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
@@ -193,14 +193,14 @@ def noise_floor_is_recognised_long_before_the_budget(solver: FixedPointSolver) -
         return
     if solver.promises.one_call:
         yield from unless(s.num_evals < budget(solver, 200), f"{s.num_evals} calls")
-    else:  # A step is worth many calls, and Newton's tries several ways on.
+    else:  # A step costs many calls, and Newton's method tries several phases.
         most = int(s.num_steps.max())
         yield from unless(most < budget(solver, 400), f"{most} steps")
     yield from unless(s.residual < 1e-1, f"residual {float(s.residual.max()):.1e}")
 
 
 def no_scale_breaks_the_verdict(solver: FixedPointSolver) -> Failures:
-    """Tiny residuals become 0 and count as converged; large values count as infinite."""
+    """Verdicts are right at scales where squares underflow to 0 or overflow to inf."""
     single, double = torch.float32, torch.float64
     scales = {single: (1e-30, 1e-25, 1e20, 1e30), double: (1e-165, 1e160)}
     rate = 0.5 * share(solver, real=True)
@@ -218,7 +218,7 @@ def no_scale_breaks_the_verdict(solver: FixedPointSolver) -> Failures:
 
 
 def already_solved_costs_one_evaluation(solver: FixedPointSolver) -> Failures:
-    """A start within tolerance is the answer."""
+    """A start within tolerance is returned after one call of `f`."""
     p = linear(0.9, normal=True)
     s = solve(p.f, p.y_star, *p.args, solver=solver, throw=False)
     yield from unless(s.converged, s.describe())
@@ -227,7 +227,7 @@ def already_solved_costs_one_evaluation(solver: FixedPointSolver) -> Failures:
 
 
 def an_empty_batch_stays_empty(solver: FixedPointSolver) -> Failures:
-    """No samples, or samples without tokens; nothing is called."""
+    """A batch of no samples is returned without a call of `f`."""
     empty = torch.zeros(0, 3)
     s = solve(lambda y, x: y + x, empty, empty, solver=solver)
     shapes = [tuple(t.shape) for t in (s.value, s.residual, s.num_steps)]
@@ -236,14 +236,14 @@ def an_empty_batch_stays_empty(solver: FixedPointSolver) -> Failures:
 
 
 def nothing_is_recorded(solver: FixedPointSolver) -> Failures:
-    """By autograd, although an argument asks for a gradient."""
+    """The value has no graph, although an argument requires a gradient."""
     p = linear(0.5, normal=True)
     s: Solution = solve(p.f, p.y0, p.args[0].clone().requires_grad_(), solver=solver, throw=False)
     yield from unless(not s.value.requires_grad, "`value` has a graph")
 
 
 def a_map_that_reuses_memory_is_never_falsely_converged(solver: FixedPointSolver) -> Failures:
-    """It may be solved, refused, or reported: `nn.ReLU(inplace=True)` first in `f` is enough."""
+    """A map that overwrites its input or output is solved, refused, or reported as failed."""
     rate, buffer = 0.5 * share(solver, real=True), torch.empty(2, 3)
 
     def in_place(y: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ def a_map_that_reuses_memory_is_never_falsely_converged(solver: FixedPointSolver
 
 
 def a_map_that_takes_gradients_leaves_no_graph_behind(solver: FixedPointSolver) -> Failures:
-    """What an energy's gradient returns has a graph, grad mode or not."""
+    """A map that differentiates an energy returns a graph; iterates and value carry none of it."""
     if not solver.promises.one_call or solver.linear:
         return  # It differentiates `f` itself, or expects an affine map.
     slope = 0.3 * share(solver, real=True)

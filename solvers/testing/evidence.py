@@ -1,7 +1,7 @@
-"""What the properties share: how a failure reads, and what the evidence of a solve must satisfy.
+"""Helpers of the properties: comparisons that describe a failure, and checks of a solution.
 
-A property is a function that yields a sentence for each thing that is wrong, and nothing where all
-is well. So one run lists all failures, in words, with or without a test framework.
+A property is a generator function that yields a sentence for each failure. So one run lists all
+failures, with or without a test framework.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Failures = Iterator[str]
 
 
 def unless(holds: bool | Tensor, failure: str) -> Failures:
-    """The failure, unless something holds, of every sample if it is a tensor."""
+    """Yield the failure unless a condition holds; a tensor must hold for every sample."""
     if not bool(torch.as_tensor(holds).all()):
         yield failure
 
@@ -29,7 +29,7 @@ def unless(holds: bool | Tensor, failure: str) -> Failures:
 def differ(
     what: str, found: Tensor, expected: Tensor, *, rtol: float = 1e-5, atol: float = 1e-8
 ) -> Failures:
-    """Say that two tensors are not close, and by how much; NaN equals nothing."""
+    """Yield a failure with the worst entry if two tensors are not close; NaN equals nothing."""
     if found.shape != expected.shape:
         yield f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     elif not torch.allclose(found, expected.to(found.dtype), rtol=rtol, atol=atol):
@@ -42,47 +42,47 @@ def differ(
 
 
 def equal(what: str, found: Tensor, expected: Tensor) -> Failures:
-    """Say that two tensors are not the same."""
+    """Yield a failure if two tensors are not equal."""
     if not torch.equal(found, expected):
         yield f"{what}: found {found.tolist()}, expected {expected.tolist()}"
 
 
 def label(case: str, failures: Failures) -> Failures:
-    """Put the case in front of each failure."""
+    """Prefix each failure with the case."""
     for failure in failures:
         yield f"{case}: {failure}"
 
 
 def tight(solver: FixedPointSolver, rtol: float = 1e-9, atol: float = 1e-12) -> FixedPointSolver:
-    """The same solver with other tolerances."""
+    """Return the same solver with tight tolerances."""
     return dataclasses.replace(solver, rtol=rtol, atol=atol)
 
 
 def budget(solver: FixedPointSolver, steps: int) -> int:
-    """The steps that a solver of its pace needs where Picard's iteration makes `steps`."""
+    """Convert a number of Picard's steps to a budget for a solver, by its `pace`."""
     return math.ceil(steps / solver.promises.pace)
 
 
 def promised(solver: FixedPointSolver, radius: float, *, real: bool, size: int) -> bool:
-    """Whether a solver says that it solves maps with such a Jacobian."""
+    """Whether a solver promises to solve maps of this spectral radius and size."""
     promises: Promises = solver.promises
     bound = max(promises.radius, promises.real_radius) if real else promises.radius
     return radius < bound and size <= (promises.size or size)
 
 
 def share(solver: FixedPointSolver, *, real: bool = False) -> float:
-    """By what to multiply a contraction, so that it becomes one that the solver promises."""
+    """Factor by which to scale a contraction so that the solver promises to solve it."""
     promises = solver.promises
     return min(1.0, max(promises.radius, promises.real_radius) if real else promises.radius)
 
 
 def width(solver: FixedPointSolver, entries: int) -> int:
-    """So many entries, or as many as the solver promises to take."""
+    """A number of entries, or fewer if the solver takes only smaller samples."""
     return min(entries, solver.promises.size or entries)
 
 
 def counting(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
-    """The map, and a list that grows by the number of rows at each call."""
+    """Wrap a map; also return a list to which each call appends its number of rows."""
     rows: list[int] = []
 
     def counted(y: Any, *args: Tensor) -> Any:
@@ -93,7 +93,7 @@ def counting(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
 
 
 def sound(s: Solution, p: Problem, rtol: float, atol: float) -> Failures:
-    """The residual is the one at `value`, no verdict is false, and what converged is near y*."""
+    """Check that residuals are those at `value`, verdicts are true, and the value is near y*."""
     largest = 1 + max(float(leaf.abs().max()) for leaf in (*leaves(p.y_star), *leaves(s.value)))
     # The same row of f may be rounded differently in a batch of another size.
     rounding = 4 * torch.finfo(leaves(s.value)[0].dtype).eps * largest
@@ -113,7 +113,7 @@ def sound(s: Solution, p: Problem, rtol: float, atol: float) -> Failures:
 
 
 def honest(s: Solution, true: Tensor, scale: Tensor, rtol: float) -> Failures:
-    """Joint residuals are the true ones, and no verdict is false."""
+    """Check residuals of coupled samples against the true ones, and that verdicts are true."""
     yield from differ("`residual` is not the one at `value`", s.residual, true, atol=1e-12)
     within = true <= 1.01 * rtol * scale + 1e-8
     yield from unless(within[s.converged], "a sample above the tolerance is called converged")

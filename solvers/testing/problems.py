@@ -1,4 +1,4 @@
-"""The zoo: maps with a known fixed point, Jacobian and gradient, all in float64."""
+"""The zoo: test maps with a known fixed point, Jacobian and gradient, all in float64."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,17 +12,21 @@ from solvers.types import State
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A map f(y, *args), where to start, and the answer.
+    """A map f(y, *args), a first guess, and the solution.
 
     Attributes:
+        name: How the problem is called in failures.
+        f: The map.
+        y0: First guess.
+        y_star: The solution.
         args: Per-sample tensors.
-        radius: Spectral radius of df/dy at the answer, or a bound on it (tanh).
-        jacobian: df/dy at the answer, shape (samples, entries, entries).
-        contracts: Undamped Picard reaches the answer.
+        radius: Spectral radius of df/dy at the solution, or a bound on it (tanh).
+        jacobian: df/dy at the solution, shape (samples, entries, entries).
+        contracts: Undamped Picard converges to the solution.
         affine: f(y) = K y + b for some K and b.
         weight: The matrix W of y -> phi(W y + x); None for other maps.
-        slope: phi' at the answer, one number per entry.
-        build: f as a function of W, for gradients that reach it: `build(weight)` is `f`.
+        slope: phi' at the solution, one number per entry.
+        build: f as a function of W, for gradients with respect to W: `build(weight)` is `f`.
     """
 
     name: str
@@ -39,7 +43,7 @@ class Problem:
     build: Callable[[Tensor], Callable[..., Tensor]] | None = None
 
     def to(self, dtype: torch.dtype, rows: int) -> "Problem":
-        """The first `rows` samples in another dtype; the map casts what it closes over."""
+        """Return the first `rows` samples in another dtype; the map casts what it closes over."""
 
         def cut(value: Any) -> Any:
             if isinstance(value, dict):
@@ -57,17 +61,17 @@ class Problem:
 
     @property
     def real(self) -> bool:
-        """All eigenvalues of df/dy at the answer are real."""
+        """Whether all eigenvalues of df/dy at the solution are real."""
         return float(torch.linalg.eigvals(self.jacobian).imag.abs().max()) < 1e-9
 
     @property
     def size(self) -> int:
-        """Entries of a sample."""
+        """Number of entries of a sample."""
         return self.jacobian.shape[-1]
 
     @property
     def amplification(self) -> float:
-        """Norm of (I - J)^-1: how many times the residual the error can be."""
+        """Norm of (I - J)^-1, by which the error can exceed the residual."""
         eye = torch.eye(self.jacobian.shape[-1], dtype=torch.float64)
         return float(torch.linalg.matrix_norm(torch.linalg.inv(eye - self.jacobian), 2).max())
 
@@ -78,8 +82,8 @@ BATCH, SIZE = 17, 6
 def exact_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
     """Gradients of half the sum of squares of y* with respect to x and W, by dense algebra.
 
-    With u = (I - J)^-T y*, they are slope * u per sample, and the outer products of that
-    with y*, summed over samples. Only for problems that have a weight.
+    With u = (I - J)^-T y*, the gradient to x is slope * u per sample. That to W is the sum over
+    samples of its outer products with y*. Only for problems that have a weight.
     """
     assert problem.slope is not None
     eye = torch.eye(problem.jacobian.shape[-1], dtype=torch.float64)
@@ -112,7 +116,7 @@ def affine(name: str, weight: Tensor, x: Tensor, radius: float, contracts: bool 
 
 
 def linear(radius: float, *, normal: bool) -> Problem:
-    """The spectral radius given; symmetric W, or a skewed one with large transient growth."""
+    """An affine map of a given radius: W is symmetric, or skewed with large transient growth."""
     generator = torch.Generator().manual_seed(7)
     basis, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))
     values = torch.linspace(-radius, radius, SIZE, dtype=torch.float64)
@@ -125,14 +129,14 @@ def linear(radius: float, *, normal: bool) -> Problem:
 
 
 def rotation(scale: float) -> Problem:
-    """Turn the plane by 90 degrees and scale: eigenvalues scale * (+-i)."""
+    """Rotate the plane by 90 degrees and scale it: the eigenvalues are scale * (+-i)."""
     turn = scale * torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     return affine(f"rotation-{scale}", turn, x, scale, contracts=scale < 1)
 
 
 def tanh() -> Problem:
-    """A nonlinear contraction; its answer by 300 plain iterations, at a rate below 0.8."""
+    """A nonlinear contraction, solved by 300 plain iterations at a rate below 0.8."""
     generator = torch.Generator().manual_seed(5)
     weight = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)
     weight *= 0.8 / torch.linalg.matrix_norm(weight, 2)
@@ -153,7 +157,7 @@ def tanh() -> Problem:
 
 
 def cosine() -> Problem:
-    """One number per sample, no args."""
+    """The cosine of one number per sample, without args."""
     y_star = torch.full((BATCH, 1), 0.7390851332151607, dtype=torch.float64)
     slope = -y_star.sin()
     radius = float(slope.abs().max())
@@ -163,7 +167,7 @@ def cosine() -> Problem:
 
 
 def coupled_tree() -> Problem:
-    """Two tensors of different shapes that drive each other."""
+    """A dict of two tensors of different shapes, each a function of the other."""
     x = torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
     def f(y: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
@@ -183,7 +187,7 @@ def coupled_tree() -> Problem:
 
 
 def doubling() -> Problem:
-    """The map y -> 2 y + 1: -1 is a fixed point, and plain iteration runs away from it."""
+    """The map y -> 2 y + 1, whose fixed point -1 repels plain iteration."""
     y_star = torch.full((BATCH, 2), -1.0, dtype=torch.float64)
     jacobian = 2 * torch.eye(2, dtype=torch.float64).expand(BATCH, -1, -1)
     return Problem(
@@ -209,12 +213,12 @@ PROBLEMS = [
 
 
 def leaves(state: State) -> list[Tensor]:
-    """The tensors of a tensor or a dict."""
+    """List the tensors of a state, a tensor or a dict."""
     return list(state.values()) if isinstance(state, dict) else [state]
 
 
 def distance(a: State, b: State) -> float:
-    """Largest difference of two states."""
+    """Largest absolute difference of two states."""
     pairs = zip(leaves(a), leaves(b), strict=True)
     return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
 

@@ -1,4 +1,4 @@
-"""What every sample is promised, whatever shares its batch."""
+"""Properties of each sample of a batch, whatever the other samples are."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ from solvers.types import State
 def draw(
     solver: FixedPointSolver, seed: int, batch: int = 6, entries: int = 4
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """A contraction per sample: the map, and y0, rate and x.
+    """Draw a contraction per sample: the map, and y0, rate and x.
 
     The map has no product over the batch, so that samples agree to the last bit.
     """
@@ -49,7 +49,7 @@ def run(
     solver: FixedPointSolver, f: Callable[..., State], y0: State, *args: Tensor,
     steps: int = 200, compact: bool = True,
 ) -> Solution:  # fmt: skip
-    """Solve to a tight tolerance, and raise nothing."""
+    """Solve to a tight tolerance, without an error for failed samples."""
     return solve(
         f, y0, *args, solver=tight(solver), max_steps=budget(solver, steps), throw=False,
         compact=compact,
@@ -57,14 +57,14 @@ def run(
 
 
 def alike(case: str, a: Solution, b: Solution, samples: Tensor) -> Failures:
-    """The chosen samples of two solves have the same value, steps and verdict."""
+    """Check that the chosen samples of two solves have the same value, steps and verdict."""
     yield from differ(f"{case}: value", a.value[samples], b.value[samples], rtol=0.0, atol=1e-12)
     yield from equal(f"{case}: num_steps", a.num_steps[samples], b.num_steps[samples])
     yield from equal(f"{case}: result", a.result[samples], b.result[samples])
 
 
 def batch_mates_change_nothing(solver: FixedPointSolver, seed: int) -> Failures:
-    """Each sample alone ends as it does in company."""
+    """Each sample has the same result alone as in the batch."""
     f, inputs = draw(solver, seed)
     together = run(solver, f, *inputs)
     for i in range(len(inputs[0])):
@@ -79,7 +79,7 @@ def batch_mates_change_nothing(solver: FixedPointSolver, seed: int) -> Failures:
 
 
 def batch_order_changes_nothing(solver: FixedPointSolver, seed: int) -> Failures:
-    """A permuted batch has permuted answers."""
+    """Permuting the batch permutes the results."""
     f, inputs = draw(solver, seed)
     order = torch.randperm(len(inputs[0]), generator=torch.Generator().manual_seed(seed))
     a, b = run(solver, f, *inputs), run(solver, f, *(value[order] for value in inputs))
@@ -90,9 +90,10 @@ def batch_order_changes_nothing(solver: FixedPointSolver, seed: int) -> Failures
 def scaling_the_problem_scales_the_answer(
     solver: FixedPointSolver, seed: int, exponent: int | None = None
 ) -> Failures:
-    """By a power of two, so that nothing is rounded; `atol` is 0, as it has the units of y."""
+    """A map scaled by a power of two, which is exact, has the same steps and a scaled value."""
     f, inputs = draw(solver, seed)
     c = 2.0 ** (seed % 25 - 12 if exponent is None else exponent)
+    # `atol` has the units of y, so it must be 0 here.
     chosen, steps = tight(solver, 1e-8, 0.0), budget(solver, 300)
     a = solve(f, *inputs, solver=chosen, max_steps=steps, throw=False)
     b = solve(
@@ -105,7 +106,7 @@ def scaling_the_problem_scales_the_answer(
 
 
 def affine_contractions_are_solved(solver: FixedPointSolver, seed: int) -> Failures:
-    """Random ones, against dense algebra."""
+    """Random affine contractions have the solution that dense algebra gives."""
     g, size = torch.Generator().manual_seed(seed), width(solver, 5)
     weight = torch.randn(size, size, generator=g, dtype=torch.float64)
     weight *= 0.9 * share(solver) / torch.linalg.matrix_norm(weight, 2)
@@ -116,7 +117,7 @@ def affine_contractions_are_solved(solver: FixedPointSolver, seed: int) -> Failu
 
 
 def permuting_the_entries_permutes_the_answer(solver: FixedPointSolver, seed: int) -> Failures:
-    """No entry of a sample is special."""
+    """Permuting the entries of the map permutes those of the solution."""
     g, size = torch.Generator().manual_seed(seed), width(solver, 5)
     weight = 0.2 * torch.randn(size, size, generator=g, dtype=torch.float64)
     x = torch.randn(3, size, generator=g, dtype=torch.float64)
@@ -139,7 +140,7 @@ def a_broken_sample_stays_alone(
     solver: FixedPointSolver, seed: int, sample: int | None = None, where: str | None = None,
     bad: float | None = None,
 ) -> Failures:  # fmt: skip
-    """NaN or an infinity in its start or its arguments; torchdeq runs all samples to the limit."""
+    """NaN or inf in the start or arguments of one sample changes no other sample."""
     f, (y0, rate, x) = draw(solver, seed)
     sample = seed % len(x) if sample is None else sample
     where = where or ("y0", "args")[seed % 2]
@@ -157,7 +158,7 @@ def a_broken_sample_stays_alone(
 
 
 def a_diverging_sample_harms_no_other(solver: FixedPointSolver) -> Failures:
-    """It is not converged, and the others end as without it."""
+    """A diverging sample is not called converged, and the others end as without it."""
     f, inputs = draw(solver, 2)
     healthy = run(solver, f, *inputs)
     wild = torch.zeros(len(inputs[0]), 1, dtype=torch.float64)
@@ -175,7 +176,7 @@ def a_diverging_sample_harms_no_other(solver: FixedPointSolver) -> Failures:
 
 
 def work_follows_need(solver: FixedPointSolver) -> Failures:
-    """Torchdeq evaluates 2200, 5400 and 900 rows on such a batch."""
+    """Slow samples do not make `f` evaluate the fast ones, which leave the batch."""
     g = torch.Generator().manual_seed(0)
     rate = torch.full((100, 1), 0.3, dtype=torch.float64)
     rate[::10] = 0.97
@@ -205,7 +206,7 @@ def work_follows_need(solver: FixedPointSolver) -> Failures:
 
 
 def leaving_the_batch_changes_no_answer(solver: FixedPointSolver, seed: int) -> Failures:
-    """Easy, hard, hopeless and broken samples together, with and without compaction."""
+    """Easy, hard, unsolvable and NaN samples end alike with and without compaction."""
     f, (y0, rate, x) = draw(solver, seed, batch=9)
     rate[::3] *= 3
     rate[1], x[4, 0] = 0.0, math.nan
@@ -221,7 +222,7 @@ def leaving_the_batch_changes_no_answer(solver: FixedPointSolver, seed: int) -> 
 
 
 def a_stopped_sample_is_frozen(solver: FixedPointSolver) -> Failures:
-    """From the step at which it stopped, `f` sees it at its value."""
+    """Once a sample has stopped, `f` sees it at its value only."""
     f, inputs = draw(solver, 3)
     seen: list[Tensor] = []
 
@@ -231,18 +232,18 @@ def a_stopped_sample_is_frozen(solver: FixedPointSolver) -> Failures:
 
     s = run(solver, watched, *inputs, compact=False)
     yield from unless(s.converged, s.describe())
-    if not solver.linear:  # It may end exactly, in as many steps as there are entries.
+    if not solver.linear:  # A linear solver may end exactly after as many steps as entries.
         apart = s.num_steps.min() < s.num_steps.max()
         yield from unless(apart, "all samples took equally many steps")
     if len(seen[-1]) < len(s.value):
-        return  # It is called for one sample at a time.
+        return  # The solver calls `f` for one sample at a time.
     for i, steps in enumerate(s.num_steps.tolist()):
         for y in seen[steps:] if solver.promises.one_call else seen[-1:]:
             yield from equal(f"sample {i} after {steps} steps", y[i], s.value[i])
 
 
 def the_inputs_are_left_alone(solver: FixedPointSolver) -> Failures:
-    """Neither the solve nor a change of its result writes into them."""
+    """Neither the solve nor writing into its value changes the inputs."""
     for compact in (True, False):
         f, inputs = draw(solver, 5)
         copies = [value.clone() for value in inputs]
@@ -254,7 +255,7 @@ def the_inputs_are_left_alone(solver: FixedPointSolver) -> Failures:
 
 
 def coupled_samples_without_args_have_no_stale_verdict(solver: FixedPointSolver) -> Failures:
-    """Sample 0 is solved at once, until sample 1 arrives; its verdict must be the final one."""
+    """Sample 0 converges early, and is moved later by sample 1: its verdict must be the last."""
     slow, fast = 0.9, 0.5 * share(solver, real=True)
 
     def g(y: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ def coupled_samples_without_args_have_no_stale_verdict(solver: FixedPointSolver)
 def coupled_samples_report_the_joint_residual_at_any_budget(
     solver: FixedPointSolver, seed: int
 ) -> Failures:
-    """Of a map whose samples drive each other, just beyond a contraction."""
+    """Residuals are true when samples influence each other by a map of radius above 1."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(6, 6, generator=g, dtype=torch.float64)
     weight *= 1.1 / torch.linalg.eigvals(weight).abs().max()
@@ -290,7 +291,7 @@ def coupled_samples_report_the_joint_residual_at_any_budget(
 
 
 def one_unbatched_state_has_one_verdict(solver: FixedPointSolver) -> Failures:
-    """Torchdeq takes a state of shape (d,) for d scalar problems."""
+    """A state of shape (d,) with `batch_dims=0` is one problem, and not d scalar ones."""
     if width(solver, 2) < 2:
         return
     turn = torch.tensor([[0.0, 0.8], [-0.8, 0.0]], dtype=torch.float64) * share(solver)
@@ -305,7 +306,7 @@ def one_unbatched_state_has_one_verdict(solver: FixedPointSolver) -> Failures:
 
 
 def one_number_is_a_state(solver: FixedPointSolver) -> Failures:
-    """The fixed point of the cosine, or of a line through it."""
+    """A scalar tensor is solved: for the cosine, or its tangent for linear solvers."""
     y0, answer = torch.tensor(0.0, dtype=torch.float64), 0.7390851332
     slope = -math.sin(answer)
     s = solve(
@@ -319,7 +320,7 @@ def one_number_is_a_state(solver: FixedPointSolver) -> Failures:
 
 
 def a_tree_is_solved_like_the_tensor_of_its_parts(solver: FixedPointSolver) -> Failures:
-    """A dict of two leaves with other shapes."""
+    """A dict of two leaves has the steps and the value of the same state as one tensor."""
     if width(solver, 4) < 4:
         return
     f, (y0, rate, x) = draw(solver, 6)
@@ -338,7 +339,7 @@ def a_tree_is_solved_like_the_tensor_of_its_parts(solver: FixedPointSolver) -> F
 
 
 def trees_keep_structure_and_dtypes(solver: FixedPointSolver) -> Failures:
-    """Of a dict and a tuple inside it, with two dtypes."""
+    """The value of a nested state has its structure, and the dtype of each leaf."""
     if width(solver, 3) < 3:
         return
     rate = 0.5 * share(solver, real=True)

@@ -1,4 +1,4 @@
-"""What every token is promised under `batch_dims=2`."""
+"""Properties of each token under `batch_dims=2`."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from solvers.testing.samples import draw
 
 
 def _of_tokens(prop: Callable[..., Failures]) -> Callable[..., Failures]:
-    """A property of the solvers that take tokens; the others have to refuse them."""
+    """Restrict a property to solvers that take tokens; others must refuse `batch_dims=2`."""
 
     @functools.wraps(prop)
     def wrapped(solver: FixedPointSolver, *drawn: int, **given: int) -> Failures:
@@ -44,7 +44,7 @@ def _of_tokens(prop: Callable[..., Failures]) -> Callable[..., Failures]:
 
 @_of_tokens
 def rows_without_tokens_keep_their_shape(solver: FixedPointSolver) -> Failures:
-    """Three rows of no token."""
+    """Rows without tokens have a value and verdicts of the right shape."""
     y0 = torch.zeros(3, 0, 4)
     s = solve(lambda y: 0.5 * y, y0, solver=solver, batch_dims=2)
     shapes = [tuple(s.residual.shape), tuple(s.value.shape)]
@@ -53,7 +53,7 @@ def rows_without_tokens_keep_their_shape(solver: FixedPointSolver) -> Failures:
 
 @_of_tokens
 def tokens_have_verdicts_of_their_own(solver: FixedPointSolver) -> Failures:
-    """Of a map that does not couple them: as if each were a sample."""
+    """Tokens that a map does not couple are solved as if each were a sample."""
     f, flat = draw(solver, 4, batch=12)
     inputs = [value.unflatten(0, (3, 4)) for value in flat]
     alone, tokens = (
@@ -71,14 +71,14 @@ def tokens_have_verdicts_of_their_own(solver: FixedPointSolver) -> Failures:
 
 
 def causal_x(solver: FixedPointSolver) -> Tensor:
-    """Three rows of five tokens."""
+    """Draw the input of a causal map: three rows of five tokens."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(3, 5, width(solver, 2), generator=generator, dtype=torch.float64)
 
 
 @_of_tokens
 def coupled_tokens_report_the_joint_residual(solver: FixedPointSolver) -> Failures:
-    """Each token is driven by those before it."""
+    """Residuals are true for a map in which each token depends on those before it."""
     x, rate = causal_x(solver), 0.8 * share(solver, real=True)
 
     def causal(y: Tensor, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def coupled_tokens_report_the_joint_residual(solver: FixedPointSolver) -> Failur
 def coupled_tokens_report_the_joint_residual_at_any_budget(
     solver: FixedPointSolver, seed: int, max_steps: int | None = None
 ) -> Failures:
-    """Of a causal map that may be no contraction."""
+    """Residuals are true also for a causal map that may not be a contraction."""
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, 5, generator=g, dtype=torch.float64).tril()
     x = torch.randn(3, 5, width(solver, 2), generator=g, dtype=torch.float64)
@@ -120,7 +120,7 @@ def coupled_tokens_report_the_joint_residual_at_any_budget(
 def a_broken_token_harms_neither_other_rows_nor_earlier_tokens(
     solver: FixedPointSolver,
 ) -> Failures:
-    """NaN in the third token of the second row."""
+    """NaN in one token makes it and the later ones of its row `nonfinite`, and no others."""
     x, rate = causal_x(solver), 0.5 * share(solver, real=True)
 
     def causal(y: Tensor, x: Tensor) -> Tensor:
@@ -147,12 +147,12 @@ def a_broken_token_harms_neither_other_rows_nor_earlier_tokens(
 def no_token_sees_what_follows_or_other_rows(
     solver: FixedPointSolver, seed: int, max_steps: int | None = None
 ) -> Failures:
-    """A causal map far from a contraction, stopped short: others change, and a token does not."""
+    """A token of a causal map does not change with later tokens or other rows."""
     g = torch.Generator().manual_seed(seed)
     strength = 1 + seed % 8
     weight = strength * torch.randn(4, 4, generator=g, dtype=torch.float64).tril()
     x = torch.randn(3, 4, width(solver, 2), generator=g, dtype=torch.float64)
-    # Few, since what rounding differs in, as by the number of rows, grows with every step.
+    # Few steps: the map is no contraction, so that differences in rounding grow at every step.
     steps = seed % 7 if max_steps is None else max_steps
 
     def causal(y: Tensor, x: Tensor) -> Tensor:

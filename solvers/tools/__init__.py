@@ -1,1 +1,1 @@
-"""Tools that look at a solve: choose a solver or a tolerance by measurement, and trace one."""
+"""Tools around a solve: choose a solver or a tolerance by measurement, and trace a solve."""

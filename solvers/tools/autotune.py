@@ -1,4 +1,4 @@
-"""Choose a solver by measurement: race the candidates on the caller's own problem."""
+"""Choose a solver by measurement: time the candidates on the caller's own problem."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from solvers.tools.benchmark import Benchmark, Candidate, kept_random_state
 from solvers.tools.tuning import TuningResult
 from solvers.types import Map, State
 
-# What is tried of each native solver beside its defaults; of one that is not listed, the defaults.
+# Options to try of each native solver besides its defaults.
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "anderson": ({"history": 3}, {"history": 5}, {"history": 12}, {"damping": 0.3}),
     "anderson_safe": ({"history": 4},),
@@ -26,10 +26,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "broyden": ({"history": 8}, {"history": 32}),
     "picard": ({"damping": 0.3}, {"damping": 0.6}),
 }
-# The first solve of a candidate is broken off at this multiple of the best time so far (and a
-# little, since a first solve of microseconds says nothing); a warm one within a round has to
-# stay below this multiple to be in the next; and times this close are equal.
-HOPELESS, GRACE_SECONDS, BEHIND, TIE = 3.0, 2e-3, 2.0, 1.05
+# The first solve of a candidate is broken off at HOPELESS times the best time so far, and some time
+# more, since the time of a very short first solve is unreliable.
+HOPELESS, GRACE_SECONDS = 3.0, 2e-3
+# A candidate stays in the race up to BEHIND times the best time. Times within a factor of TIE are
+# equal.
+BEHIND, TIE = 2.0, 1.05
 
 
 @torch.no_grad()
@@ -48,15 +50,15 @@ def autotune(
     """Measure solvers on this problem and return the fastest that solves all of it.
 
     Each candidate first solves once, and is broken off at 3 times the best time so far of
-    one that converged on all samples. Those that converged then race in interleaved rounds of
-    shuffled order, from which whoever falls to half the best speed drops out. The lowest
+    one that converged on all samples. Those that converged are then timed in interleaved rounds
+    of shuffled order; a candidate that takes more than twice the best time drops out. The lowest
     median wall time wins; within 5 %, fewer evaluations do, then less memory, then the order
     of the candidates. The choice holds for the data, batch size and machine it was made on.
 
     Every solve starts from the caller's random state (Python's, torch's, the device's), which
-    is restored. Modes of modules are left alone; buffers that `f` itself writes, such as
-    BatchNorm's in training mode, are written. Cost: a solve per candidate, a few of them long
-    where it does not converge, and `rounds` of those worth a race.
+    is restored. Modules stay in their training or evaluation mode, and buffers that `f` itself
+    writes, such as BatchNorm's in training mode, change. Cost: one solve per candidate, which may
+    be long where it does not converge, and `rounds` more for each that is timed.
 
     Args:
         f: See `solve`.
@@ -68,18 +70,19 @@ def autotune(
         batch_dims: See `solve`.
         candidates: Registered names (with default options) and instances; by default every
             solver of this library that is registered, some with several options.
-        rounds: Timed solves of each candidate that is worth it, at least 1.
+        rounds: Timed solves of each candidate that takes part in the race, at least 1.
         clock: Source of seconds; one of your own makes the choice reproducible.
 
     Returns:
-        A `TuningResult`. If no candidate converged on all samples, those that did on the most
-        compete; if none on any, the smallest worst residual wins. A warning and `advice` say so.
+        A `TuningResult`. If no candidate converged on all samples, those that converged on the
+        most are timed; if none converged on any, the smallest worst residual wins. A warning and
+        `advice` say so.
 
     Raises:
         ValueError: No candidates or samples, an unknown name, or a bad budget or tolerance.
         TypeError: A candidate is neither a name nor a solver; or as `solve`.
-        Exception: Whatever `f` raises, unless only its derivative does: then the candidates that
-            need one are out.
+        Exception: Whatever `f` raises. If only its derivative raises, the candidates that need
+            one are left out instead.
 
     Example:
         >>> x = torch.linspace(-1, 1, 8).view(4, 2)
@@ -93,21 +96,21 @@ def autotune(
     packing = StatePacking(y0, batch_dims)
     if not packing.num_samples:
         raise ValueError(f"`y0` has no samples to measure: batch shape {(*packing.batch_shape,)}.")
-    everyone = _candidates(default_candidates() if candidates is None else candidates, rtol, atol)
+    entrants = _candidates(default_candidates() if candidates is None else candidates, rtol, atol)
     benchmark = Benchmark(f, y0, args, packing, max_steps, clock)
     with kept_random_state(packing.device):
-        _try_all(benchmark, everyone)
-        racing = _race(benchmark, _worth_a_race(everyone), rounds)
-        winner, verdict = _decide(benchmark, racing, everyone)
+        _try_all(benchmark, entrants)
+        racing = _race(benchmark, _worth_a_race(entrants), rounds)
+        winner, verdict = _decide(benchmark, racing, entrants)
     advice = _advice(winner, packing.num_samples)
     if advice:
         warnings.warn(advice, stacklevel=2)
-    everyone.sort(key=lambda candidate: candidate.rank(winner))
+    entrants.sort(key=lambda candidate: candidate.rank(winner))
     return TuningResult(
         solver=winner.solver,
         name=_name(winner.solver),
         options=_options(winner.solver),
-        table=tuple(candidate.trial(packing.num_samples) for candidate in everyone),
+        table=tuple(candidate.trial(packing.num_samples) for candidate in entrants),
         num_evals=benchmark.num_evals,
         advice=advice,
         verdict=verdict,
@@ -115,7 +118,7 @@ def autotune(
 
 
 def default_candidates() -> list[FixedPointSolver]:
-    """Every solver of this library with its defaults, then the variants."""
+    """Return every solver of this library with its defaults, then the variants."""
     native = [name for name in names() if "." not in name]
     variants = [(name, options) for name in native for options in VARIANTS.get(name, ())]
     return [
@@ -126,46 +129,46 @@ def default_candidates() -> list[FixedPointSolver]:
 def _candidates(
     candidates: Iterable[str | FixedPointSolver], rtol: float, atol: float
 ) -> list[Candidate]:
-    """One for each different solver, all at the same tolerances."""
+    """Make one candidate for each different solver, all at the same tolerances."""
     listed = [candidates] if isinstance(candidates, str | FixedPointSolver) else candidates
     resolved = [SOLVERS.resolve(candidate) for candidate in listed]
-    everyone: list[Candidate] = []
+    entrants: list[Candidate] = []
     for solver in resolved:
         solver = dataclasses.replace(solver, rtol=rtol, atol=atol)
-        if all(solver != candidate.solver for candidate in everyone):
-            everyone.append(Candidate(solver, _label(solver)))
-    if not everyone:
+        if all(solver != candidate.solver for candidate in entrants):
+            entrants.append(Candidate(solver, _label(solver)))
+    if not entrants:
         raise ValueError(
             "`candidates` is empty. Pass names or solvers, or leave it out to try all of: "
             f"{', '.join(names())}."
         )
-    return everyone
+    return entrants
 
 
-def _try_all(benchmark: Benchmark, everyone: list[Candidate]) -> None:
-    """One solve each; the limit counts from the first that solves everything."""
+def _try_all(benchmark: Benchmark, entrants: list[Candidate]) -> None:
+    """Solve once with each candidate, under a time limit once one has solved all samples."""
     benchmark.warm_up()
     best: Candidate | None = None
-    for candidate in everyone:
+    for candidate in entrants:
         limit = math.inf if best is None else HOPELESS * best.first_seconds + GRACE_SECONDS
         benchmark.try_once(candidate, limit)
         if candidate.broken_off and best and candidate.num_evals < best.num_evals:
-            # So few calls in so much time: what a solver runs for the first time, such as forward
-            # mode, may have been loaded meanwhile. A second chance tells.
+            # Few calls took much time: perhaps something was loaded at its first use, such as
+            # forward mode. Solving again shows whether that was the cause.
             benchmark.try_once(candidate, limit)
         if candidate.broken_off:
             candidate.reason = f"broken off at {HOPELESS:g} times the best time so far"
         elif candidate.num_converged == benchmark.packing.num_samples:
             best = min(best or candidate, candidate, key=lambda candidate: candidate.first_seconds)
-    errors = [candidate.refused for candidate in everyone if candidate.refused]
-    if len(errors) == len(everyone):
+    errors = [candidate.refused for candidate in entrants if candidate.refused]
+    if len(errors) == len(entrants):
         raise errors[0]
 
 
-def _worth_a_race(everyone: list[Candidate]) -> list[Candidate]:
-    """Those with the most samples converged, if any, that are not hopelessly slow."""
-    most = max(candidate.num_converged for candidate in everyone)
-    best = [candidate for candidate in everyone if candidate.num_converged == most]
+def _worth_a_race(entrants: list[Candidate]) -> list[Candidate]:
+    """The candidates that converged on the most samples, if any, and are not far too slow."""
+    most = max(candidate.num_converged for candidate in entrants)
+    best = [candidate for candidate in entrants if candidate.num_converged == most]
     if most == 0:
         return [min(best, key=lambda candidate: candidate.worst_residual)]
     limit = HOPELESS * min(candidate.first_seconds for candidate in best) + GRACE_SECONDS
@@ -173,7 +176,7 @@ def _worth_a_race(everyone: list[Candidate]) -> list[Candidate]:
 
 
 def _race(benchmark: Benchmark, racing: list[Candidate], rounds: int) -> list[Candidate]:
-    """Time candidates side by side; return those that were fast enough to the end."""
+    """Time candidates side by side; return those that stayed in until the last round."""
     for number in range(rounds if len(racing) > 1 else 1):
         order = list(racing)
         random.Random(number).shuffle(order)
@@ -185,9 +188,9 @@ def _race(benchmark: Benchmark, racing: list[Candidate], rounds: int) -> list[Ca
 
 
 def _decide(
-    benchmark: Benchmark, racing: list[Candidate], everyone: list[Candidate]
+    benchmark: Benchmark, racing: list[Candidate], entrants: list[Candidate]
 ) -> tuple[Candidate, str]:
-    """The winner and the sentence for it; the others get their reasons."""
+    """Choose the winner and say why it won; record for the others why they lost."""
     fastest = min(candidate.seconds for candidate in racing)
     tied = [candidate for candidate in racing if candidate.seconds <= TIE * fastest]
     fewest = min(candidate.num_evals for candidate in tied)
@@ -196,7 +199,7 @@ def _decide(
         candidate: benchmark.memory(candidate) if len(frugal) > 1 else 0.0 for candidate in frugal
     }
     winner = min(frugal, key=lambda candidate: memory[candidate])
-    for candidate in everyone:
+    for candidate in entrants:
         if candidate in tied:
             candidate.reason = _tie(candidate, winner, memory)
         elif not candidate.reason:
@@ -204,7 +207,7 @@ def _decide(
                 f"{_ratio(candidate.seconds, winner.seconds):.2f} times the winner's time"
             )
     winner.reason = "won"
-    peers = [e for e in everyone if e is not winner and e.num_converged == winner.num_converged]
+    peers = [e for e in entrants if e is not winner and e.num_converged == winner.num_converged]
     if winner.num_converged == 0:
         return winner, (
             f"{winner.label} wins by default: no candidate converged on any sample, and its worst "
@@ -217,7 +220,7 @@ def _decide(
 
 
 def _tie(candidate: Candidate, winner: Candidate, memory: dict[Candidate, float]) -> str:
-    """How a candidate lost that was as fast as the winner."""
+    """Say why a candidate lost that was as fast as the winner."""
     if candidate.num_evals > winner.num_evals:
         return f"as fast, but more evaluations ({candidate.num_evals} against {winner.num_evals})"
     if memory[candidate] > memory[winner]:
@@ -228,7 +231,7 @@ def _tie(candidate: Candidate, winner: Candidate, memory: dict[Candidate, float]
 def _why(
     winner: Candidate, tied: list[Candidate], peers: list[Candidate], memory: dict[Candidate, float]
 ) -> str:
-    """The last clause of the verdict: what set the winner apart."""
+    """The last clause of the verdict: what distinguishes the winner."""
     if not peers:
         return "as no other candidate did in time"
     took = f"{1e3 * winner.seconds:.3g} ms"
@@ -272,7 +275,7 @@ def _options(solver: FixedPointSolver) -> dict[str, Any]:
 
 
 def _label(solver: FixedPointSolver) -> str:
-    """Name, and what differs from the defaults, tolerances aside."""
+    """The name, and the options that differ from the defaults, without tolerances."""
     fields = {item.name: item.default for item in dataclasses.fields(solver)}
     told = [
         f"{key}={value!r}"

@@ -1,4 +1,4 @@
-"""Run and time candidates on one problem: solved, counted, and broken off if need be."""
+"""Run and time candidate solvers on one problem, with exact counts and a time limit."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,19 @@ def kept_random_state(device: torch.device) -> Iterator[None]:
 
 @dataclasses.dataclass(eq=False)
 class Candidate:
-    """A candidate and what is known of it so far; `num_converged` is -1 if it did not end."""
+    """A solver to compare, and what was measured of it so far.
+
+    Attributes:
+        label: Name and options, as they are printed.
+        num_converged: Samples that converged; -1 if no solve has ended.
+        worst_residual: Largest relative residual over the samples.
+        failure: The most frequent result of samples that did not converge.
+        first_seconds: Time of the first solve.
+        times: Times of the solves in the race.
+        broken_off: The first solve was stopped at its time limit.
+        refused: What a derivative of `f` raised, for solvers that need one.
+        reason: Why it won or lost.
+    """
 
     solver: FixedPointSolver
     label: str
@@ -52,7 +64,7 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """Median of the timed solves, or else the first one's."""
+        """Median time of the race, or the time of the first solve if it took part in none."""
         return statistics.median(self.times) if self.times else self.first_seconds
 
     def rank(self, winner: "Candidate") -> tuple[bool, int, bool, float]:
@@ -60,7 +72,7 @@ class Candidate:
         return self is not winner, -self.num_converged, not self.times, self.seconds
 
     def trial(self, num_samples: int) -> Trial:
-        """The row of the caller's table."""
+        """Return the row for the table of results."""
         over = self.num_converged < 0
         return Trial(
             solver=self.label,
@@ -74,7 +86,7 @@ class Candidate:
 
 
 class Benchmark:
-    """The problem, solved as often as asked, and every call of `f` counted."""
+    """One problem that all candidates solve; it counts every call of `f`."""
 
     def __init__(
         self,
@@ -89,15 +101,16 @@ class Benchmark:
         self.max_steps, self.clock = max_steps, clock
         self.num_evals = 0
         self.rows_evaluated = 0
+        # Whether the last call of `f` was for a derivative.
         self.deriving = False
 
     def warm_up(self) -> None:
-        """Call `f` once, and let it raise what it raises."""
+        """Call `f` once, so that its own errors are raised before any candidate runs."""
         with kept_random_state(self.packing.device):
             self.call(self.y0, *self.args)
 
     def call(self, y: State, *args: Any) -> State:
-        """`f`, counted."""
+        """Call `f`, and count the call."""
         leaves = pytree.tree_leaves(y)
         self.num_evals += 1
         self.rows_evaluated += leaves[0].shape[0] if self.packing.batch_dims else 1
@@ -105,13 +118,13 @@ class Benchmark:
         return self.f(y, *args)
 
     def now(self) -> float:
-        """The clock, once the device has done its work."""
+        """Read the clock once the device has finished its work."""
         if self.packing.device.type != "cpu":
             torch.accelerator.synchronize(self.packing.device)
         return self.clock()
 
     def solve(self, solver: FixedPointSolver, f: Map, **options: Any) -> tuple[Solution, float]:
-        """One solve from the caller's random state, and its seconds."""
+        """Solve once from the caller's random state; also return the seconds it took."""
         with kept_random_state(self.packing.device):
             began = self.now()
             solution = solver.iterate(
@@ -121,7 +134,7 @@ class Benchmark:
             return solution, self.now() - began
 
     def try_once(self, candidate: Candidate, limit: float) -> None:
-        """Solve once with a time limit and note everything."""
+        """Solve once with a time limit in seconds, and record all measurements."""
         calls, rows, began = self.num_evals, self.rows_evaluated, self.now()
 
         def watch(_: Any, status: SampleStatus, *point: Any) -> None:
@@ -145,13 +158,13 @@ class Benchmark:
             self._judge(candidate, solution)
 
     def time(self, candidate: Candidate) -> None:
-        """Solve once more, with the bare `f`."""
+        """Solve once more and record the time, without the overhead of counting calls."""
         solution, seconds = self.solve(candidate.solver, self.f)
         self.num_evals += solution.num_evals
         candidate.times.append(seconds)
 
     def memory(self, candidate: Candidate) -> float:
-        """Bytes that a solver remembers when the samples stop; inf if it does not tell."""
+        """Bytes of solver memory when the samples stop; inf if the solver does not report it."""
         kept: list[tuple[Any, Any]] = []
         self.solve(candidate.solver, self.call, memory=kept)
         leaves = pytree.tree_leaves([carry for _, carry in kept])
@@ -170,6 +183,6 @@ class Benchmark:
         image, point = packing.pack(fy).double(), packing.pack(solution.value).double()
         norm = torch.linalg.vector_norm(image - point, dim=1)
         relative = norm / torch.linalg.vector_norm(image, dim=1)
-        # 0 / 0 is a solution at zero; inf / inf is none.
+        # 0 / 0 means a solution at zero, and inf / inf means no solution.
         relative = torch.where(norm == 0, 0.0, relative).nan_to_num(math.inf, posinf=math.inf)
         candidate.worst_residual = float(relative.max())

@@ -1,15 +1,15 @@
-"""How tight is tight enough: the cheapest tolerance and step budget at a stated loss of quality.
+"""Find the cheapest tolerance and step budget at a stated loss of quality.
 
-The residual is no end in itself. Given a quality of the answer, such as accuracy or minus a loss,
-let q(t) be its mean over the samples when each is solved to the relative tolerance t. Of a grid of
-tolerances, with the tightest as the reference r, the advice is the loosest t with
+A small residual is only a means to a good answer. Given a quality of the answer, such as accuracy
+or minus a loss, let q(t) be its mean over the samples, all solved to the relative tolerance t. From
+a grid of tolerances, with the tightest as the reference r, choose the loosest t with
 
     q(t') >= q(r) - loss    for t' = t and for every tighter t' of the grid,
 
-since a quality need not be monotone, and one that is good by chance at a loose tolerance is no
-advice. The step budget is then found at that tolerance, by the same rule over 0, 1, 2, 4, 8, ...
-updates. Every figure is that of a real solve. How tight to solve an Attractor Model is left open by
-its paper (arXiv:2605.12466); the rule is ours.
+since a quality need not be monotone in t, and may be good by chance at a loose tolerance. The step
+budget is then found at that tolerance, by the same rule over 0, 1, 2, 4, 8, ... updates. Every
+number is measured in a real solve. The paper on Attractor Models (arXiv:2605.12466) does not say
+how tightly to solve; the rule is ours.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ RTOLS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A tolerance and a budget, and what a solve at them gave.
+    """A tolerance and a budget, and the results of a solve with them.
 
     Attributes:
         rtol: Relative tolerance.
         max_steps: Budget of updates.
-        quality: Mean over the samples.
+        quality: Mean quality over the samples.
         converged: Share of the samples within the tolerance.
         num_steps: Updates that the slowest sample received.
         rows_evaluated: Rows that `f` saw: the cost, as stopped samples leave the batch.
@@ -68,11 +68,11 @@ class ToleranceAdvice:
     """The cheapest setting, and the evidence.
 
     Attributes:
-        solver: At the tolerance found; ready for `solve` and `implicit.fixed_point`.
-        max_steps: The budget found, for the same; the whole one if no power of two below what
-            the tolerance takes would do.
-        chosen: The setting as it was measured.
-        reference: The tightest tolerance with the whole budget.
+        solver: The solver at the tolerance found, for `solve` and `implicit.fixed_point`.
+        max_steps: The budget found; the whole budget if no power of two below the steps that the
+            tolerance needs is enough.
+        chosen: The setting found, as it was measured.
+        reference: The setting of the tightest tolerance and the whole budget.
         loss: The permitted loss of quality.
         table: All settings tried: the tolerances, loosest first, then the budgets.
         num_evals: Calls of `f` that the search took, exactly.
@@ -130,11 +130,11 @@ def cheapest_tolerance(
         quality: Called with a solution's value, of `y0`'s structure; returns a number or a tensor
             of shape `(*batch,)`, higher is better.
         loss: What the mean quality may lose against the reference, in its own units, at least 0.
-        solver: Whose tolerance is looked for; its `atol` and other options stay as they are.
+        solver: The solver to find a tolerance for; `atol` and other options do not change.
         rtols: The tolerances to try, above 0, in any order; the tightest is the reference.
         max_steps: Budget of the reference.
         batch_dims: See `solve`.
-        throw: Raise if the reference did not converge; otherwise what it reached counts.
+        throw: Raise if the reference did not converge; otherwise use the point it reached.
 
     Returns:
         A `ToleranceAdvice`; print it for the table.
@@ -146,7 +146,7 @@ def cheapest_tolerance(
         TypeError: `rtols` or what `quality` returned are no real numbers; or as `solve`.
 
     Example:
-        >>> # The solution is 1; the sign of it is right at any tolerance.
+        >>> # The solution is 1. Any y above 0.3 counts as right, so a loose tolerance will do.
         >>> f = lambda y: 0.5 * y + 0.5
         >>> right = lambda y: (y[:, 0] > 0.3).float()
         >>> advice = cheapest_tolerance(f, torch.zeros(4, 1), quality=right, loss=0.01)
@@ -197,7 +197,7 @@ def cheapest_tolerance(
 
 
 def _loosest(settings: list[Setting]) -> Setting:
-    """The first of the settings, loosest first, from which on all of them fit."""
+    """The loosest setting such that it and all tighter ones fit; `settings` begin loosest."""
     best = settings[-1]
     for setting in reversed(settings):
         if not setting.fits:
@@ -207,7 +207,7 @@ def _loosest(settings: list[Setting]) -> Setting:
 
 
 def _checked(loss: float, rtols: Iterable[float]) -> list[float]:
-    """The tolerances, loosest first."""
+    """Check the options, and return the tolerances in order from the loosest."""
     if not (isinstance(loss, int | float) and math.isfinite(loss) and loss >= 0):
         raise ValueError(f"`loss` must be finite and at least 0, got {loss!r}.")
     try:
@@ -221,7 +221,7 @@ def _checked(loss: float, rtols: Iterable[float]) -> list[float]:
 
 
 def _mean(quality: Tensor | float, packing: StatePacking) -> float:
-    """Mean over the samples, checked."""
+    """Check a quality, and return its mean over the samples."""
     real = isinstance(quality, Tensor | SupportsFloat)
     if not real or torch.as_tensor(quality).is_complex():
         raise TypeError(f"`quality` must return a real number or a tensor, got {quality!r}.")

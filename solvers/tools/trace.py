@@ -1,4 +1,4 @@
-"""Watch a solve: the residual of every sample at every evaluation, and when it was known."""
+"""Record a solve: the residual of every sample at every evaluation, and the time."""
 
 import math
 import time
@@ -18,8 +18,8 @@ from solvers.status import RUNNING, SampleStatus
 from solvers.torch_internals import pytree
 from solvers.types import Flat, Map, PerSample, State
 
-# The residual has met a noise floor if it has fallen below this share of its first value, and
-# if, once within this factor of its minimum, it set a record in less than this share of steps.
+# A residual has reached a noise floor if it has fallen below FLOOR_SHARE of its first value, and
+# if, once within FLOOR_FACTOR of its minimum, it set a record in less than RECORD_SHARE of steps.
 FLOOR_SHARE, FLOOR_FACTOR, RECORD_SHARE = 0.01, 3.0, 0.5
 
 
@@ -30,8 +30,8 @@ class Trace:
     Attributes:
         residual: Shape `(evaluations, *batch)`. Root mean square of f(y) - y over the sample's
             entries, at the y of that evaluation.
-        active: Shape `(evaluations, *batch)`, bool. Whether the sample had no verdict before: one
-            that has stopped is evaluated at the point that it returns, for as long as others run.
+        active: Shape `(evaluations, *batch)`, bool. Whether the sample had no verdict yet. A
+            stopped one is evaluated at the point that it returns, as long as others run.
         num_evals: Shape `(evaluations,)`, int64. Calls of `f` so far, those for derivatives
             included.
         seconds: Shape `(evaluations,)`, float64 on the CPU. Time from the start of the solve
@@ -63,7 +63,7 @@ def trace(
     batch_dims: int = 1,
     keep_states: bool = False,
 ) -> Trace:
-    """Run `solve` and record what it sees; a sample that fails is no error here.
+    """Run `solve` and record every evaluation; a failed sample raises no error.
 
     The solve is the ordinary one, except that stopped samples stay in the batch (no
     compaction), so that every evaluation has a residual for every sample: `num_steps` and
@@ -115,21 +115,21 @@ def trace(
 def contraction_rate(residuals: Tensor) -> Tensor:
     """The factor by which residuals shrink per row in the long run, per sample.
 
-        log r_t ~ a + t log(rate)    by least squares, over the last half of what counts
+        log r_t ~ a + t log(rate)    by least squares, over the last half of the usable rows
 
-    What counts are positive, finite residuals ahead of the noise floor. The floor begins
-    where a residual, having fallen a hundredfold, is within a factor of 3 of its minimum
-    and from there on sets fewer than one record in two steps. Without a floor all counts: a
-    rate of 1 is no progress, and one above 1 divergence. For undamped Picard near a
-    solution it is the spectral radius of df/dy; other solvers have rates of their own.
+    Usable are positive, finite residuals before the noise floor. The floor begins where a
+    residual, having fallen a hundredfold, is within a factor of 3 of its minimum and from
+    there on sets fewer than one record in two steps. Without a floor all are usable: a rate
+    of 1 is no progress, and one above 1 divergence. For undamped Picard near a solution it
+    is the spectral radius of df/dy; other solvers have rates of their own.
 
     Args:
         residuals: Shape `(num_evals, *batch)`, such as `Trace.residual`; NaN entries are
             skipped and keep their place in time.
 
     Returns:
-        Shape `(*batch,)`. NaN where fewer than two residuals count, as after a solve in one
-        step.
+        Shape `(*batch,)`. NaN where fewer than two residuals are usable, as after a solve in
+        one step.
 
     Raises:
         ValueError: `residuals` has no dim.
@@ -141,25 +141,25 @@ def contraction_rate(residuals: Tensor) -> Tensor:
     if residuals.ndim == 0:
         raise ValueError("`residuals` must have shape (num_evals, *batch), got a scalar.")
     rows = residuals.reshape(len(residuals), math.prod(residuals.shape[1:])).double()
-    counts = rows.isfinite() & (rows > 0)
-    counts &= ~_floor(rows.masked_fill(~counts, math.inf))
-    # The last half of what counts, and at least two.
-    rank = counts.flip(0).cumsum(0).flip(0)
-    counts &= rank <= ((counts.sum(0) + 1) // 2).clamp(min=2)
+    usable = rows.isfinite() & (rows > 0)
+    usable &= ~_floor(rows.masked_fill(~usable, math.inf))
+    # The last half of the usable residuals, and at least two.
+    rank = usable.flip(0).cumsum(0).flip(0)
+    usable &= rank <= ((usable.sum(0) + 1) // 2).clamp(min=2)
     time = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)[:, None].expand_as(rows)
-    log = rows.masked_fill(~counts, 1).log()
-    time, log = ((part - _mean(part, counts)).masked_fill(~counts, 0) for part in (time, log))
-    # Fewer than two leave 0 / 0.
+    log = rows.masked_fill(~usable, 1).log()
+    time, log = ((part - _mean(part, usable)).masked_fill(~usable, 0) for part in (time, log))
+    # Fewer than two usable residuals give 0 / 0.
     slope = (time * log).sum(0) / time.square().sum(0)
     return slope.exp().view(residuals.shape[1:]).to(residuals.dtype)
 
 
-def _mean(rows: Tensor, counts: Tensor) -> Tensor:
-    return rows.masked_fill(~counts, 0).sum(0) / counts.sum(0)
+def _mean(rows: Tensor, usable: Tensor) -> Tensor:
+    return rows.masked_fill(~usable, 0).sum(0) / usable.sum(0)
 
 
 def _floor(rows: Tensor) -> Tensor:
-    """Mask of the residuals on the noise floor; what does not count is inf."""
+    """Mask of the residuals on the noise floor; `rows` holds inf where not usable."""
     if not rows.numel():
         return torch.zeros_like(rows, dtype=torch.bool)
     lowest = rows.cummin(0).values
@@ -175,7 +175,7 @@ def _floor(rows: Tensor) -> Tensor:
 
 
 class _Notes:
-    """What is noted of each point once it was judged."""
+    """The record of all points so far."""
 
     def __init__(self, packing: StatePacking, keep_states: bool):
         self.packing, self.keep_states = packing, keep_states
@@ -189,12 +189,12 @@ class _Notes:
         self.start = time.perf_counter()
 
     def take(self, evaluate: CountedMap, status: SampleStatus, y: Flat, fy: Flat) -> None:
-        """Note the point, and take the time that this takes from the clock."""
+        """Record a point after it was judged; the time that this takes is not counted."""
         packing, noted_from = self.packing, self._now()
         if len(y) != packing.num_samples:
             raise ValueError(
                 f"This solver calls `f` on {len(y)} of {packing.num_samples} samples at a time, "
-                "so that no row of the trace covers all. Trace a batch of one sample."
+                "so that no row of the trace covers all samples. Trace a batch of one sample."
             )
         self.seconds.append(noted_from - self.start)
         if evaluate is not self.map:  # `robust` makes several solves

@@ -1,4 +1,4 @@
-"""What a choice of solver returns: the winner, a row per candidate, and a readable table."""
+"""The result of `autotune`: the winner, a row per candidate, and a readable table."""
 
 import dataclasses
 import math
@@ -12,14 +12,15 @@ class Trial:
     """What was measured of one candidate.
 
     Attributes:
-        solver: Registered name and what differs from its defaults, tolerances aside.
-        converged: Share of the samples that converged; None if it did not end.
+        solver: Registered name, and the options that differ from its defaults, without
+            tolerances.
+        converged: Share of the samples that converged; None if no solve ended.
         worst_residual: Largest rms(f(y) - y) / rms(f(y)) over the samples, measured anew at
             the point returned; inf if not finite, None if the candidate did not end.
         num_evals: Calls of `f` in one solve, exactly; or until it was broken off.
         rows_evaluated: Rows of the batch that `f` saw in these.
-        seconds: Median over the rounds; of the first solve, if it took part in none; a lower
-            bound if it was broken off, inf if it could not run.
+        seconds: Median over the rounds, or the time of the first solve if it took part in none;
+            a lower bound if that was broken off, inf if it could not run.
         reason: Why it won or lost.
     """
 
@@ -49,12 +50,12 @@ class TuningResult:
     """The solver that won, and the evidence.
 
     Attributes:
-        solver: Ready for `solve(solver=...)`, at the tolerances asked for.
+        solver: The winner at the requested tolerances, for `solve(solver=...)`.
         name: Its registered name: `get_solver(name, **options)` builds it again.
         options: All of its options.
         table: A row per candidate, the winner first.
         num_evals: Calls of `f` that the whole choice took, exactly.
-        advice: What went wrong and what to do, if not all samples converged; else empty.
+        advice: What went wrong and what to do if not all samples converged; otherwise empty.
         verdict: One sentence that says why the winner won.
     """
 

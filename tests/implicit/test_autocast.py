@@ -1,4 +1,4 @@
-"""Autocast to bfloat16: what stays in float32, how honest verdicts are, and the gradients."""
+"""Autocast to bfloat16: what stays in float32, whether verdicts are true, and gradients."""
 
 from collections.abc import Callable
 
@@ -87,7 +87,7 @@ def test_coefficients_are_computed_outside_of_autocast(name: str) -> None:
 @pytest.mark.parametrize("rtol", [LOOSE, 1e-5])
 @pytest.mark.parametrize("name", PEERS_WHEN_SLOW)
 def test_verdict_is_what_a_fresh_evaluation_says(name: str, rtol: float) -> None:
-    """At the value returned, by the map that was solved: under autocast, as it was."""
+    """The map is evaluated again at the value returned, under autocast as in the solve."""
     model, (y0, x) = Pull(), inputs()
     with autocast(), torch.no_grad():
         s = solvers.solve(
@@ -126,7 +126,7 @@ def test_noise_floor_is_recognised(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["anderson", "anderson_safe", "broyden", "picard"])
-def test_deterministic_rounding_does_not_burn_the_budget(name: str) -> None:
+def test_deterministic_rounding_does_not_use_up_the_budget(name: str) -> None:
     model, (y0, x) = Pull(), inputs()
     with autocast():
         tight = solvers.get_solver(name, rtol=1e-6, atol=0.0)
@@ -155,7 +155,7 @@ def test_gradient_is_float32_and_the_same_inside_and_outside(name: str, mode: st
     outside = gradient(s, wanted)
     assert s.converged.all()
     assert {g.dtype for g in inside + outside} == {torch.float32}
-    if mode == "unrolled":  # torch's own backward of the solver's steps, which autocast meets
+    if mode == "unrolled":  # autograd of the solver's steps, which autocast affects
         assert relative_error(inside, outside) < NOISE
     else:
         assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))

@@ -39,12 +39,12 @@ def of_args(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
 
 
 def of_a_start(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
-    """Nothing but the start is bad, and there are no args."""
+    """Only the start is bad, and there are no args."""
     return solved(lambda y: torch.tanh(y @ weight) + 0.3, x.detach(), mode=mode)
 
 
 def of_a_logarithm(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
-    """`f` itself is not defined where its finite arguments lead."""
+    """`f` is not defined at the points to which its finite arguments lead."""
 
     def f(y: Tensor, x: Tensor) -> Tensor:
         shift = torch.where(x.isfinite(), 3.0, -30.0)
@@ -68,7 +68,7 @@ MAPS = [of_args, of_a_start, of_a_logarithm, of_a_tree]
 
 
 def gradients(map_: Callable[..., implicit.Solution], x: Tensor, mode: str) -> list[Tensor]:
-    """First derivatives of a loss over those who converged, by the weight and by x."""
+    """First derivatives of a loss over the samples that converged, by the weight and by x."""
     weight, x = WEIGHT.clone().requires_grad_(), x.clone().requires_grad_()
     s = map_(weight, x, mode)
     assert s.converged.tolist() == x.isfinite().all(1).tolist()
@@ -92,7 +92,7 @@ def test_bad_sample_leaves_the_gradient_of_the_good_ones(
 
 
 @MODES
-def test_a_loss_over_the_bad_sample_is_not_made_up(mode: str) -> None:
+def test_a_loss_over_the_bad_sample_has_no_finite_gradient(mode: str) -> None:
     spoiled = X.clone()
     spoiled[2, 1] = torch.nan
     weight, x = WEIGHT.clone().requires_grad_(), spoiled.requires_grad_()
@@ -109,7 +109,7 @@ def test_a_loss_over_the_bad_sample_is_not_made_up(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["exact", "jacobian_free", "neumann", "phantom"])
 @pytest.mark.parametrize("per_token", [True, False])
 def test_tokens(mode: str, per_token: bool) -> None:
-    """A token's own argument is replaced alone; what a row shares, for all of its tokens."""
+    """An argument of one token is replaced alone, one of a row for all of its tokens."""
     mix = torch.full((3, 3), 0.2, dtype=DTYPE).tril()
     x, row = draw(4, 3, 4, seed=3), draw(4, 4, seed=4)
     (x if per_token else row)[1, 2] = torch.nan
@@ -145,7 +145,7 @@ def test_second_derivatives_are_those_of_the_good_samples() -> None:
     assert relative_error([second(spoiled)], [second(X[GOOD])]) < 1e-11
 
 
-def test_finite_samples_are_called_for_as_often_as_ever() -> None:
+def test_a_batch_of_finite_samples_costs_no_more_calls() -> None:
     calls = []
 
     def f(y: Tensor, x: Tensor) -> Tensor:

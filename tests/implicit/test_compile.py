@@ -113,7 +113,7 @@ def test_compiled_map_is_compiled_a_bounded_number_of_times() -> None:
 
 
 def test_compiled_map_survives_compaction() -> None:
-    """`f` meets fewer and fewer rows: no compilation per size."""
+    """`f` is called on fewer and fewer rows, but not compiled for every size."""
     graphs = Graphs()
 
     def f(y: Tensor, rate: Tensor) -> Tensor:
@@ -325,7 +325,7 @@ def test_inductor() -> None:
 @pytest.mark.parametrize("mode", ["exact", "neumann"])
 @pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
 def test_backward_inside_a_compiled_step(name: str, mode: str) -> None:
-    """The adjoint solve runs as it is, in whatever region its backward pass is called."""
+    """The adjoint solve runs uncompiled, wherever its backward pass is called."""
     model, _, x = make()
     tight = solvers.get_solver(name, rtol=1e-10, atol=1e-12)
     layer = FixedPointLayer(model, solver=tight, backward=mode, max_steps=200)
@@ -344,7 +344,7 @@ def test_backward_inside_a_compiled_step(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("transform", ["grad", "jacrev", "jvp", "jacfwd", "hessian", "vmap grad"])
 def test_compiled_transforms_of_a_solve(transform: str) -> None:
-    """They run as they are; what is compiled afterwards, is."""
+    """They run uncompiled, and code after them is compiled."""
     model, y0, x = make()
     weight = model.inner.weight.detach()
 

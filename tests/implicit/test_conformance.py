@@ -20,7 +20,7 @@ from implicit.testing.oracles import dense_gradient, relative_error, solve_dense
 from solvers.testing import Property
 
 SOLVERS = pytest.mark.parametrize("solver", PEERS_WHEN_SLOW)
-# With a few that are not the default.
+# Every mode with its defaults, and a few with other options.
 MODES_AND_MORE = [
     *implicit.backward_modes(), Phantom(steps=1), Phantom(steps=3, damping=0.4), Phantom(steps=60),
     Neumann(terms=0), Neumann(terms=60),
@@ -62,7 +62,7 @@ def test_gradients_of_the_zoo(mode: str | implicit.BackwardMode) -> None:
 
 
 def test_the_suite_runs_every_property() -> None:
-    """Of those that `implicit.testing` holds: public generator functions of a mode."""
+    """The properties are the public generator functions of a mode in `implicit.testing`."""
     found = {
         value
         for value in vars(gradients).values()
@@ -86,7 +86,7 @@ def test_the_suite_runs_every_property() -> None:
 def test_gradient_equals_the_dense_one(
     solver: str, mode: str | implicit.BackwardMode, tolerance: float
 ) -> None:
-    """To explicit args, to closed-over leaves and to what lies behind computed tensors."""
+    """Gradients reach args, closed-over leaves, and the leaves of closed-over computed tensors."""
     if mode == "unrolled" and (solver, mode) not in pairs():
         pytest.skip("this solver's steps cannot be recorded")
     example = Example()
@@ -97,7 +97,7 @@ def test_gradient_equals_the_dense_one(
 
 
 @SOLVERS
-def test_phantom_bias_falls_with_steps_and_default_is_no_secret(solver: str) -> None:
+def test_the_bias_of_phantom_falls_with_its_steps(solver: str) -> None:
     example = Example()
     true = example.dense()
     errors = [

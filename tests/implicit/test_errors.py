@@ -116,7 +116,7 @@ def test_map_that_changes_shape_dtype_or_structure(mode: str) -> None:
 
 @MODES
 def test_map_whose_shape_differs_under_grad_mode(mode: str) -> None:
-    """The solve goes well, and the recorded call is checked all the same."""
+    """The solve succeeds, but the recorded call is checked, too."""
     w = weight()
 
     def f(y: Tensor) -> Tensor:
@@ -218,7 +218,9 @@ def test_layer_checks_types_at_construction() -> None:
     ],
 )
 @pytest.mark.parametrize("call", [fixed_point, FixedPointLayer, solvers.solve])
-def test_unknown_option_says_where_it_lives(call: Any, options: Any, advice: str) -> None:
+def test_the_error_for_an_unknown_option_names_its_owner(
+    call: Any, options: Any, advice: str
+) -> None:
     first = (nn.Identity(),) if call is FixedPointLayer else (torch.cos, start())
     if call is solvers.solve and "steps" in options:
         advice = "Did you mean 'max_steps'"

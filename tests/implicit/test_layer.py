@@ -121,7 +121,7 @@ def test_unknown_names_raise_at_construction() -> None:
 
 
 def test_eval_mode_detaches_nothing() -> None:
-    """torchdeq's eval() detaches the output without a word."""
+    """torchdeq's `eval()` silently detaches the output."""
     layer = FixedPointLayer(Pull()).eval()
     assert layer(torch.zeros(3, 4), torch.randn(3, 4)).value.requires_grad
 
@@ -177,7 +177,7 @@ def test_saved_tensors_grow_with_steps_in_unrolled_mode_only(mode: str, solver: 
 @pytest.mark.filterwarnings("ignore:The gradient is approximate")
 @pytest.mark.parametrize("mode", implicit.backward_modes())
 def test_peak_memory_of_a_training_step_is_flat_except_unrolled(mode: str) -> None:
-    """States are wide here: the books of a solve cost some numbers per sample, not per entry."""
+    """States are wide, since the status of a solve costs memory per sample, not per entry."""
     turn = torch.linalg.qr(torch.randn(128, 128, generator=torch.Generator().manual_seed(0)))[0]
     weight = (0.97 * turn).requires_grad_()
     x = 0.1 * torch.randn(256, 128, generator=torch.Generator().manual_seed(1))

@@ -20,7 +20,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = D) -> Tensor:
 
 
 def rotated(y: Tensor, x: Tensor) -> Tensor:
-    """Not analytic: it conjugates as well."""
+    """A map that is not analytic, since it takes conjugates."""
     return 0.4j * y * torch.cos(y.abs()) + 0.2 * y.conj() + x
 
 

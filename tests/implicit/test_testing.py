@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTerms(AdjointMode):
-    """u = v + J^T v, sound and honest."""
+    """u = v + J^T v, with its true bias and formula."""
 
     bias: ClassVar[float] = 0.4
 
@@ -92,7 +92,7 @@ def test_names_classes_and_instances_are_checked(mode: Any) -> None:
         (Warns, "small_budgets_work"),
     ],
 )
-def test_what_is_wrong_is_found_and_named(mode: type[TwoTerms], prop: str) -> None:
+def test_each_defect_is_found_and_named(mode: type[TwoTerms], prop: str) -> None:
     with pytest.raises(AssertionError) as caught:
         check(mode)
     assert f"\n  {prop}" in str(caught.value)
@@ -109,7 +109,7 @@ def test_a_failure_names_the_solver_and_values() -> None:
 
 def test_solvers_that_do_not_fit_are_left_out() -> None:
     testing.check("shine", solvers=["picard", "anderson"])
-    with pytest.raises(ValueError, match="None of the solvers goes with Shine"):
+    with pytest.raises(ValueError, match="None of the solvers works with Shine"):
         testing.check("shine", solvers=["picard"])
     with pytest.raises(TypeError, match="Expected a backward mode name"):
         testing.check(dict)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def test_solvers_that_do_not_fit_are_left_out() -> None:
         testing.check("exakt")
 
 
-def test_it_runs_elsewhere_without_a_test_framework(tmp_path: Path) -> None:
+def test_the_suite_runs_without_a_test_framework(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "for name in ('pytest', 'hypothesis', '_pytest'): sys.modules[name] = None\n"
@@ -134,7 +134,7 @@ def test_it_runs_elsewhere_without_a_test_framework(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_pairs_are_those_that_go_together() -> None:
+def test_pairs_are_those_that_work_together() -> None:
     pairs = implicit.testing.pairs()
     assert ("anderson", "shine") in pairs
     assert ("picard", "shine") not in pairs

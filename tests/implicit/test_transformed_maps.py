@@ -1,4 +1,4 @@
-"""What `f` may be under transforms: states and maps of all kinds; and the evidence."""
+"""States and maps of all kinds under transforms, and the evidence of their solves."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:Deprecation
 TIGHT = solvers.Anderson(rtol=1e-13, atol=1e-14)
 
 
-# What `f` may be: each builds a Solve from a way to solve, here and for the reference.
+# Kinds of maps: each function builds a `Solve` from a function that solves, ours or a reference.
 
 
 def from_a_start(run: Any) -> Solve:
@@ -249,7 +249,7 @@ def test_ordinary_backward_through_a_vmapped_call(build: Any) -> None:
     agree(found, true, 1e-7)
 
 
-# Tensors that the first look at `f`, at the start, does not show.
+# Tensors that `f` does not read in its first call, at the start.
 
 
 def late(run: Any) -> Solve:
@@ -286,7 +286,7 @@ def routed(run: Any) -> Solve:
 @pytest.mark.parametrize("transform", ["grad", "grad of a closure", "jvp", "jvp, one input", "vjp"])
 @pytest.mark.parametrize("build", [late, routed])
 def test_tensor_read_only_away_from_the_start(build: Any, transform: str) -> None:
-    """A zero gradient would be silent."""
+    """It raises an error, since a gradient of zero would be silently wrong."""
     apply = EVERYTHING[transform]
     true = apply(build(iterate))
     right_or_refused(lambda: apply(build(run_tight)), true, "`f` read")
@@ -347,7 +347,7 @@ def test_evidence_under_reverse_and_forward_mode() -> None:
 @pytest.mark.parametrize("mode", ["exact", "jacobian_free", "phantom", "neumann"])
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 def test_a_bad_sample_harms_no_other(solver: str, mode: str) -> None:
-    """Neither its value nor its gradient, in another mapped call or in the same one."""
+    """Other samples keep their value and gradient, in other mapped calls and in the same one."""
     bad = XS.clone()
     bad[1, 0] = torch.nan
 

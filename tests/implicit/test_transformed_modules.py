@@ -62,7 +62,7 @@ class Outer(nn.Module):
 
 
 class Held:
-    """Callable, not a module, and holds one."""
+    """A callable that holds a module but is none."""
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -139,7 +139,7 @@ CALLS: dict[str, Callable[[nn.Module, Parameters], Any]] = {
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in HIDDEN])
 def test_functional_call_of_an_outer_model(way: str, call: str) -> None:
-    """The parameters are back in their places when a pullback runs `f` again."""
+    """`functional_call` has restored the parameters when a backward pass runs `f` again."""
     model, plain = Outer(WAYS[way]), Outer(lambda o, x: iterate(o.cell, torch.zeros_like(x), x))
     p = {name: value.detach() for name, value in model.named_parameters()}
     agree(CALLS[call](model, p), CALLS[call](plain, p), 1e-7)

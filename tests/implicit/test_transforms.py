@@ -55,7 +55,7 @@ def solved(mode: Any = "exact", solver: str = "anderson", **options: Any) -> Sol
 
 
 def reference(mode: str = "exact") -> Solve:
-    """What a mode differentiates, in operations that every transform knows."""
+    """What a mode differentiates, written in operations that every transform supports."""
 
     def solve(x: Tensor, w: Tensor) -> Tensor:
         y = torch.zeros_like(x)

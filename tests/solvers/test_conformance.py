@@ -19,7 +19,7 @@ from solvers.testing.problems import affine
 
 EACH = pytest.mark.parametrize("name", PEERS_WHEN_SLOW)
 SEEDS = st.integers(0, 10_000)
-# The others also take what they would derive from the seed: they have tests of their own.
+# The other properties take more parameters than a seed, and are tested below.
 DRAWN = [prop for prop in SEEDED if len(inspect.signature(prop).parameters) == 2]
 
 
@@ -71,7 +71,7 @@ def test_coupled_samples_report_the_joint_residual(name: str) -> None:
 
 
 def test_the_suite_runs_every_property() -> None:
-    """Of those that `solvers.testing` holds: public generator functions of a solver."""
+    """The properties are the public generator functions of a solver in `solvers.testing`."""
     found = {
         value
         for module in (testing.answers, samples, tokens)
@@ -91,8 +91,8 @@ def test_diverging_linear_map_is_called_diverged() -> None:
 
 
 @pytest.mark.parametrize(("decay", "angle"), [(0.97, 0.1), (0.98, 0.05), (0.99, 0.03)])
-def test_a_long_spiral_into_the_answer_is_no_stall(decay: float, angle: float) -> None:
-    """The residual along an ellipse sets no record for half a turn, far above any noise."""
+def test_a_long_spiral_to_the_solution_is_not_called_stalled(decay: float, angle: float) -> None:
+    """On an ellipse the residual sets no record for half a turn, although no noise limits it."""
     sine, cosine = math.sin(angle), math.cos(angle)
     turn = torch.tensor([[cosine, -30 * sine], [sine / 30, cosine]], dtype=torch.float64)
     p = affine("spiral", decay * turn, torch.ones(1, 2, dtype=torch.float64), decay)
@@ -101,7 +101,7 @@ def test_a_long_spiral_into_the_answer_is_no_stall(decay: float, angle: float) -
     assert s.converged.all(), s.describe()
 
 
-def test_a_contraction_that_oscillates_late_is_no_stall() -> None:
+def test_a_contraction_that_oscillates_late_is_not_called_stalled() -> None:
     """Radius 0.99 and complex eigenvalues: the residual pauses for dozens of steps."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 64, generator=g, dtype=torch.float64)

@@ -166,7 +166,7 @@ def test_failure_with_a_graph_is_copied_without_it() -> None:
     assert error.solution is solution
 
 
-def test_failure_leaves_a_worker_process() -> None:
+def test_failure_can_be_raised_in_a_worker_process() -> None:
     """An error that cannot be unpickled breaks an executor, and `Pool.map` waits for ever."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
@@ -190,7 +190,7 @@ def test_only_the_failed_samples_are_counted() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_start_is_named_as_such(bad: float) -> None:
+def test_a_start_that_is_not_finite_is_reported_as_nonfinite(bad: float) -> None:
     y0 = Y0.clone()
     y0[4, 1] = bad
     with pytest.raises(SolveError, match=r"1 of 10 samples .* Check `y0`, `args` and `f`"):
@@ -213,7 +213,7 @@ def test_each_verdict_can_be_reached(f: Callable[[Tensor], Tensor], result: Resu
     assert s.converged.tolist() == [result == Result.converged] * 2
 
 
-def test_stalled_is_said_of_noise_above_the_tolerance() -> None:
+def test_noise_above_the_tolerance_is_called_stalled() -> None:
     noise = iter(torch.randn(500, 4, 8, generator=torch.Generator().manual_seed(0)))
 
     def f(y: Tensor) -> Tensor:
@@ -329,7 +329,9 @@ def test_every_result_has_a_message() -> None:
         ("unheard", "It is no option here."),
     ],
 )
-def test_an_unknown_keyword_is_told_where_its_option_lives(keyword: str, advice: str) -> None:
+def test_the_error_for_an_unknown_keyword_names_the_owner_of_the_option(
+    keyword: str, advice: str
+) -> None:
     for call in (solvers.solve, solvers.root):
         with pytest.raises(TypeError, match=re.escape(advice)):
             call(half, Y0, **{keyword: 3})

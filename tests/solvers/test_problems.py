@@ -20,7 +20,7 @@ def test_answer_and_radius(problem: Problem) -> None:
 
 
 @ON_EACH
-def test_jacobian_is_the_map_s_own(problem: Problem) -> None:
+def test_jacobian_agrees_with_autograd(problem: Problem) -> None:
     p = problem.to(torch.float64, 2)
     tangent = torch.randn(
         p.jacobian.shape[:2], generator=torch.Generator().manual_seed(0), dtype=torch.float64

@@ -1,4 +1,4 @@
-"""Names: who may take one, and where an unknown one is looked for."""
+"""The registry: which class may take a name, and where unknown names are looked up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cell(share: float) -> type[FixedPointSolver]:
-    """What a notebook's cell defines, each time that it is run."""
+    """Define the class anew, as a notebook does each time that its cell is run."""
 
     @dataclass(frozen=True, kw_only=True)
     class Mine(FixedPointSolver):
@@ -130,8 +130,8 @@ def test_one_class_may_have_two_names() -> None:
     assert SOLVERS.entries["mine"] is SOLVERS.entries["mine_too"]
 
 
-def test_what_waits_for_a_package_can_be_registered_again() -> None:
-    """As when a cell is run again after the package was installed."""
+def test_a_class_that_needs_a_missing_package_can_be_registered_again() -> None:
+    """A cell may be run again after the package was installed."""
     registry: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver, "solvers")
     registry.register("mine", needs="no_such_package")(cell(0.5))
     registry.register("mine", needs="no_such_package")(cell(0.5))
@@ -181,7 +181,7 @@ def test_a_bad_entry_point_is_not_hidden() -> None:
         solvers.get_solver("foreign")
 
 
-def test_a_name_like_no_other_says_how_to_add_one() -> None:
+def test_the_error_for_an_unknown_name_says_how_to_register_one() -> None:
     with pytest.raises(ValueError, match="once its module is imported: in a command, by `--import"):
         solvers.get_solver("zzz")
     with pytest.raises(ValueError, match=r"Did you mean 'picard'\?$"):

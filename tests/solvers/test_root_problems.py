@@ -41,7 +41,7 @@ FAILS: dict[str, set[str]] = {
     "robust": set(),
     "squarem": EVERY_PLAIN | {"boggs"},
 }
-# Outcomes that starts differing by 1e-13 do not share: they turn on rounding.
+# Outcomes that differ between starts 1e-13 apart, since they depend on rounding.
 CHAOTIC: dict[str, set[str]] = {
     "anderson": {"freudenstein roth"},
     "anderson_safe": {"helical valley"},
@@ -78,12 +78,12 @@ def test_fails_where_declared_and_nowhere_else(name: str) -> None:
     assert fails - chaotic == FAILS[name]
 
 
-def test_newton_does_not_care_for_the_sign() -> None:
+def test_newton_does_not_depend_on_the_sign() -> None:
     fails = {p.name for p in PROBLEMS if not worst(p, solve("newton_krylov", p, 1.0).value) <= 1e-4}
     assert fails == FAILS["newton_krylov"]
 
 
-def test_robust_says_who_answered() -> None:
+def test_robust_says_which_solver_converged() -> None:
     answered = {}
     for p in PROBLEMS:
         s = solve("robust", p)
@@ -94,7 +94,7 @@ def test_robust_says_who_answered() -> None:
 
 
 @pytest.mark.parametrize("name", ["newton_krylov", "robust"])
-def test_a_sample_takes_the_same_way_in_any_company(name: str) -> None:
+def test_iterates_of_a_sample_do_not_depend_on_its_batch(name: str) -> None:
     """Fifty starts around Powell's singular valley, together and one by one."""
     p = PROBLEMS[1]
     noise = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -133,9 +133,7 @@ def test_a_standstill_is_called_stalled_at_once() -> None:
         (lambda y: 1 / y - 50, 1.0, 0.02),
     ],
 )
-def test_a_trial_outside_the_domain_is_a_step_too_long(
-    g: object, start: float, root: float
-) -> None:
+def test_a_trial_outside_the_domain_shortens_the_step(g: object, start: float, root: float) -> None:
     assert callable(g)
     y0 = torch.full((1, 1), start, dtype=torch.float64)
     solver = solvers.NewtonKrylov(rtol=0.0, atol=1e-10)

@@ -25,7 +25,7 @@ def started(**options: Any) -> Run:
 
 
 def told(run: Run, f: Any, steps: int = 10**6) -> Solution:
-    """Ask and tell, so many times."""
+    """Ask and tell, up to `steps` times."""
     while run.point is not None and steps > 0:
         run.tell(f(run.point, *run.args))
         steps -= 1
@@ -43,7 +43,7 @@ def assert_same(a: Solution, b: Solution) -> None:
 
 @pytest.mark.parametrize("name", STEPPED)
 @pytest.mark.parametrize("p", PROBLEMS[:4], ids=lambda p: p.name)
-def test_a_run_is_the_solve(name: str, p: Problem) -> None:
+def test_a_run_gives_the_solution_of_solve(name: str, p: Problem) -> None:
     options: dict[str, Any] = {"solver": name, "max_steps": 30}
     s = solvers.solve(p.f, p.y0, *p.args, throw=False, **options)
     assert_same(told(Run(p.f, p.y0, *p.args, **options), p.f), s)
@@ -71,7 +71,7 @@ def test_values_may_be_told_without_a_map(name: str, case: str) -> None:
     assert_same(told(Run(None, *given, **options), mapped), s)
 
 
-def test_a_solution_on_the_way_is_a_snapshot() -> None:
+def test_a_solution_before_the_end_is_a_snapshot() -> None:
     run = started(solver="anderson")
     begun = run.solution()
     assert torch.equal(begun.value, torch.zeros_like(X))
@@ -140,7 +140,7 @@ def test_nothing_is_recorded() -> None:
     assert not s.residual.requires_grad
 
 
-def test_a_nan_that_is_told_ends_its_sample_alone() -> None:
+def test_a_nan_value_ends_only_its_own_sample() -> None:
     run = started()
     value = f(run.point, *run.args)
     value[2] = torch.nan

@@ -21,7 +21,7 @@ def test_keys_of_a_dict_may_come_back_in_another_order() -> None:
 
 @dataclasses.dataclass
 class Batch:
-    """Per-sample tensors, one of them a level deeper, and something else."""
+    """A container of per-sample tensors, one of them nested, and an attribute without tensors."""
 
     rate: Tensor
     more: UserDict[str, Any]
@@ -30,7 +30,7 @@ class Batch:
 
 
 def test_args_in_containers_that_torch_does_not_know() -> None:
-    """They are cut to the samples that still run, as tensors are; the caller's are left alone."""
+    """They are cut to the running samples like tensors; the caller's containers do not change."""
     rate = torch.tensor([[0.01], [0.01], [0.02], [0.9]], dtype=torch.float64)
     x = torch.ones(4, 3, dtype=torch.float64)
     batch = Batch(rate, UserDict(x=x, length=3))
@@ -51,7 +51,7 @@ def test_args_in_containers_that_torch_does_not_know() -> None:
 
 
 def test_records_set_by_chance_do_not_hide_a_stall() -> None:
-    """Small ones, now and then, among residuals that no longer fall."""
+    """Noise sets small records now and then, although residuals no longer fall."""
     count = 0
 
     def f(y: torch.Tensor) -> torch.Tensor:
@@ -71,8 +71,8 @@ def test_records_set_by_chance_do_not_hide_a_stall() -> None:
 
 @pytest.mark.parametrize("rate", [0.9, 0.99, 0.999])
 @pytest.mark.parametrize("start", [0.0, 1 - 1e-6])
-def test_slow_convergence_is_no_stall(rate: float, start: float) -> None:
-    """From afar, and from beside the solution, where residuals are small from the start."""
+def test_slow_convergence_is_not_called_stalled(rate: float, start: float) -> None:
+    """From a far start, and from one near the solution, with small residuals at once."""
     y0 = torch.full((2, 3), start, dtype=torch.float64)
     s = solvers.solve(
         lambda y: rate * y + (1 - rate), y0, solver=solvers.Picard(rtol=1e-11, atol=0.0),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(FixedPointSolver):
-    """Picard's iteration, sound."""
+    """Picard's iteration, which passes the suite."""
 
     def init(self, y: Tensor) -> Any:
         return None
@@ -69,7 +69,7 @@ class Memory(NamedTuple):
 
 
 class OneMemoryForAll(Plain):
-    """Its memory belongs to the batch, not to a sample."""
+    """It keeps memory of the batch instead of each sample."""
 
     def init(self, y: Tensor) -> Memory:
         return Memory(torch.ones(1))
@@ -91,7 +91,7 @@ class Boasts(Plain):
 
 
 def failures(solver: FixedPointSolver, name: str) -> str:
-    """What a property, on the first problem drawn, finds."""
+    """The failures that a property finds, on its first random problem."""
     (prop,) = (p for p in (*testing.PROPERTIES, *testing.SEEDED) if p.__name__ == name)
     seed = (0,) if prop in testing.SEEDED else ()
     with pytest.raises(AssertionError) as caught:
@@ -105,7 +105,7 @@ def test_names_classes_and_instances_are_taken(solver: Any) -> None:
 
 
 @pytest.mark.parametrize("solver", [OneMemoryForAll, slow(Plain), slow(Picard(damping=0.5))])
-def test_sound_solvers_pass(solver: Any) -> None:
+def test_correct_solvers_pass(solver: Any) -> None:
     testing.check(solver, seeds=1)
 
 
@@ -128,7 +128,7 @@ def test_linear_solvers_are_checked_on_affine_maps(name: str) -> None:
         (Boasts, "reaches_the_answer_or_says_that_it_did_not"),
     ],
 )
-def test_what_is_wrong_is_found_and_named(solver: type[Plain], prop: str) -> None:
+def test_each_defect_is_found_and_named(solver: type[Plain], prop: str) -> None:
     found = failures(solver(), prop)
     assert f"\n  {prop}" in found
     assert found.startswith(f"{solver.__name__}(rtol=1e-05, atol=1e-08) fails ")
@@ -158,7 +158,7 @@ def test_an_error_in_a_solver_says_where_it_came_up() -> None:
         (Plain, Promises(radius=0.3, size=1, noise=None)),
     ],
 )
-def test_what_is_declared_is_what_is_demanded(
+def test_solvers_are_held_to_what_they_declare(
     solver: type[Plain], promises: Promises, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(solver, "promises", promises)
@@ -180,7 +180,7 @@ def test_promises_are_in_their_range(options: dict[str, Any], message: str) -> N
         Promises(**options)
 
 
-def test_what_is_no_solver_is_refused() -> None:
+def test_objects_that_are_not_solvers_are_refused() -> None:
     with pytest.raises(ValueError, match="Unknown solver 'picart'"):
         testing.check("picart")
     with pytest.raises(TypeError, match="Expected a solver name"):
@@ -201,7 +201,7 @@ def test_all_failures_are_listed_a_few_of_each_property() -> None:
     assert lines[1:] == [*(f"  many: case {i}" for i in range(5)), "  other(3): wrong"]
 
 
-def test_it_runs_elsewhere_without_a_test_framework(tmp_path: Path) -> None:
+def test_the_suite_runs_without_a_test_framework(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "for name in ('pytest', 'hypothesis', '_pytest'): sys.modules[name] = None\n"

@@ -1,4 +1,4 @@
-"""One map and several threads: every solve is that of a single thread, bit for bit."""
+"""One map in several threads: every solve equals that of a single thread, bit for bit."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ THREADS, TASKS = 8, 24
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_threads_do_not_meet(name: str) -> None:
+def test_threads_do_not_affect_each_other(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = 0.2 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
     x = torch.randn(TASKS, 3, 6, generator=generator, dtype=torch.float64)
@@ -41,7 +41,7 @@ class Grouped(nn.Module):
 
 
 class Attending(nn.Module):
-    """By the function itself, or by the module around it."""
+    """Self-attention, by torch's function or by its module."""
 
     def __init__(self, module: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Attending(nn.Module):
 
 
 class Square(torch.autograd.Function):
-    """Has forward mode and no second derivative."""
+    """A function with forward mode but without a second derivative."""
 
     @staticmethod
     def forward(y: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def test_products_agree_with_differences_in_any_thread(kind: str) -> None:
 
     def product(_: int) -> Tensor:
         with torch.no_grad():
-            return Linearisation(f, y).push(v)
+            return Linearisation(f, y).jvp(v)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(product, range(TASKS)):
@@ -112,9 +112,9 @@ def test_transposed_products_are_adjoint(kind: str) -> None:
         3, 3, size, generator=torch.Generator().manual_seed(2), dtype=torch.float64
     )
     jacobian = Linearisation(f, y)
-    pulled = jacobian.pull(u)
-    assert pulled is not None
-    assert torch.allclose((pulled * v).sum(), (u * jacobian.push(v)).sum())
+    vjp = jacobian.vjp(u)
+    assert vjp is not None
+    assert torch.allclose((vjp * v).sum(), (u * jacobian.jvp(v)).sum())
 
 
 def test_inference_mode_has_products_too() -> None:

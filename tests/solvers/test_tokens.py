@@ -1,4 +1,4 @@
-"""Tokens of a row that stop apart: what all solvers promise is in `solvers.testing.tokens`."""
+"""Tokens of a row that stop at different steps; `solvers.testing.tokens` has the rest."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from solvers import Result
 
 
 def test_a_given_up_token_reports_the_joint_residual() -> None:
-    """The first token converges slowly, and drives the second, which runs away."""
+    """The first token converges slowly; the second depends on it, and runs away."""
     x = torch.ones(1, 2, 1, dtype=torch.float64)
 
     def g(y: Tensor, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def test_a_given_up_token_reports_the_joint_residual() -> None:
     ],
 )
 def test_rows_that_left_the_batch_report_their_joint_residual(compact: bool) -> None:
-    """In row 0 a token runs away before the one that drives it has converged."""
+    """In row 0 a token runs away before the one that it depends on has converged."""
     rate = torch.tensor([0.9, 0.995, 0.995, 0.5], dtype=torch.float64)[:, None]
     x = torch.ones(4, 2, 1, dtype=torch.float64)
     growth = torch.tensor([3.0, 0.5, 0.5, 0.5], dtype=torch.float64)[:, None]
@@ -47,8 +47,8 @@ def test_rows_that_left_the_batch_report_their_joint_residual(compact: bool) -> 
     assert torch.allclose(s.residual, true, rtol=1e-9, atol=1e-12)
 
 
-def test_a_stalled_token_does_not_wait_for_those_behind_it() -> None:
-    """Else how long it goes on, and so its value, would tell of later tokens."""
+def test_a_stalled_token_does_not_wait_for_later_ones() -> None:
+    """Otherwise its number of steps, and so its value, would depend on later tokens."""
 
     def f(y: Tensor, rate: Tensor) -> Tensor:
         rough = torch.cat((1e-3 * torch.sin(1e6 * y[:, :1]), torch.zeros_like(y[:, 1:])), 1)

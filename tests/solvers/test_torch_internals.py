@@ -1,4 +1,4 @@
-"""Private names of torch: loaded without a warning, and missed with advice."""
+"""Private names of torch: they load without a warning, and a missing one gives advice."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ ADVICE = r"lacks a private name .*{}.* Tested versions of torch: 2\.13\.0 and .*
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    """In a new process, where nothing is loaded yet and warnings are errors."""
+    """Run code in a new process, where nothing is loaded yet and warnings are errors."""
     command = [sys.executable, "-W", "error", "-c", code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -30,7 +30,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         slow("torch.nn.Module", "_compiled_call_impl"),
     ],
 )
-def test_a_missing_name_is_told_at_import(owner: str, name: str) -> None:
+def test_a_missing_name_is_reported_at_import(owner: str, name: str) -> None:
     ended = run(f"import torch; del {owner}.{name}; import solvers")
     assert ended.returncode == 1
     assert re.search("ImportError: torch .*" + ADVICE.format(name), ended.stderr)
@@ -43,14 +43,14 @@ def test_a_missing_name_is_told_at_import(owner: str, name: str) -> None:
         ("torch._subclasses.fake_tensor", "FakeTensorMode"),
     ],
 )
-def test_what_only_tasks_need_is_missed_at_its_first_use(module: str, name: str) -> None:
+def test_a_missing_name_for_tasks_is_reported_at_its_first_use(module: str, name: str) -> None:
     remove = f"import sys, torch; del sys.modules[{module!r}].{name}; import solvers, implicit"
     assert run(remove).returncode == 0
     ended = run(f"{remove}\nfrom solvers.torch_internals import {name}")
     assert re.search("ImportError: torch .*" + ADVICE.format(name), ended.stderr)
 
 
-def test_other_names_are_no_attributes() -> None:
+def test_other_names_raise_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'absent'"):
         torch_internals.absent  # noqa: B018
 

@@ -1,4 +1,4 @@
-"""The rule by which samples stop: what `converged` promises, and what is no divergence."""
+"""The rule by which samples stop: what `converged` promises, and what is not divergence."""
 
 import dataclasses
 from typing import Any, final
@@ -18,7 +18,7 @@ EACH = pytest.mark.parametrize("name", NATIVE)
 
 
 def graph_layer(seed: int = 0) -> tuple[Any, Tensor]:
-    """Nodes that drive each other, with features of very different sizes."""
+    """A graph layer that couples nodes, with features of very different sizes."""
     g = torch.Generator().manual_seed(seed)
     sizes = torch.logspace(-3, 1, 40, dtype=D)[torch.randperm(40, generator=g)]
     x = torch.randn(40, 4, generator=g, dtype=D) * sizes[:, None]
@@ -29,8 +29,8 @@ def graph_layer(seed: int = 0) -> tuple[Any, Tensor]:
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, D])
-def test_running_away_is_no_convergence(name: str, dtype: torch.dtype) -> None:
-    """There is no fixed point, but the residual is small beside a y far off."""
+def test_running_away_is_not_called_convergence(name: str, dtype: torch.dtype) -> None:
+    """There is no fixed point, but the residual becomes small relative to a growing y."""
     g = torch.Generator().manual_seed(0)
     chain = torch.softmax(torch.randn(6, 6, generator=g, dtype=D), 1).to(dtype)
     reward = (torch.rand(6, generator=g, dtype=D) + 1).to(dtype)
@@ -47,8 +47,8 @@ def test_running_away_is_no_convergence(name: str, dtype: torch.dtype) -> None:
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, D])
-def test_a_claim_needs_a_residual_that_fell(name: str, dtype: torch.dtype) -> None:
-    """There are fixed points, and a way past them to infinity."""
+def test_convergence_needs_a_residual_that_fell(name: str, dtype: torch.dtype) -> None:
+    """There are fixed points, but iterates may pass them on their way to infinity."""
     g = torch.Generator().manual_seed(1)
     weight = (torch.randn(16, 16, generator=g, dtype=D) / 4).to(dtype)
     x = torch.randn(64, 16, generator=g, dtype=D).to(dtype)
@@ -62,7 +62,7 @@ def test_a_claim_needs_a_residual_that_fell(name: str, dtype: torch.dtype) -> No
 
 
 def test_a_start_within_tolerance_has_converged() -> None:
-    """Without a fall, which rounding would not permit."""
+    """Its residual need not fall, which rounding would prevent."""
     y0 = torch.full((2, 3), 2.0) * (1 + 1e-6)
     s = solvers.solve(lambda y: 0.5 * y + 1, y0)
     assert s.num_steps.tolist() == [0, 0]
@@ -71,7 +71,7 @@ def test_a_start_within_tolerance_has_converged() -> None:
     assert s.num_steps.max() <= 3
 
 
-def test_norms_beyond_the_range_of_the_dtype_prove_nothing() -> None:
+def test_a_sample_whose_norm_overflows_is_not_called_converged() -> None:
     """The norm of f(y) overflows although no entry does."""
     y0 = torch.full((1, 64), 1e38)
     s = solvers.solve(lambda y: y + 1e37, y0, solver="picard", max_steps=3, throw=False)
@@ -85,7 +85,7 @@ def test_a_nilpotent_map_grows_to_its_exact_end(factor: float) -> None:
     s = solvers.solve(f, torch.zeros(2, 16, dtype=D), solver="picard")
     assert s.num_steps.tolist() == [16, 16]
     assert torch.equal(f(s.value), s.value)
-    # As tokens, each of which is driven by the one before it.
+    # As tokens, each of which depends on the one before it.
     tokens = solvers.solve(
         lambda y, x: factor * torch.nn.functional.pad(y, (0, 0, 1, 0))[:, :-1] + x,
         torch.zeros(2, 16, 1, dtype=D), torch.ones(2, 16, 1, dtype=D), solver="picard",
@@ -120,7 +120,7 @@ def test_growth_that_lasts_is_divergence() -> None:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaps(FixedPointSolver):
-    """Tries a point far off at every second step, and goes on from the last one by f."""
+    """Every second step is a trial far off; the next one continues from the point before it."""
 
     def init(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return y, torch.zeros(len(y), dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_a_trial_point_ends_no_sample() -> None:
         assert torch.allclose(s.value, torch.full_like(s.value, 2.0))
 
 
-def test_a_step_without_motion_ends_no_solver_with_a_memory() -> None:
+def test_a_solver_with_memory_may_stand_still_for_a_step() -> None:
     """Rounding can make an extrapolation return its start; the next one need not."""
 
     @final
@@ -175,8 +175,8 @@ def test_coupled_samples_with_args_are_judged_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 6, 40, 56])
-def test_a_sample_that_its_neighbours_moved_is_not_called_stalled(seed: int) -> None:
-    """Its best residual had been set while it counted as converged, before they moved it."""
+def test_a_sample_moved_by_coupled_ones_is_not_called_stalled(seed: int) -> None:
+    """Its best residual was set while it counted as converged, before the others moved it."""
     f, x = graph_layer(seed)
     solver = solvers.Anderson(ridge=1e-6)
     s = solvers.solve(lambda y: f(y, x), torch.zeros_like(x), solver=solver, max_steps=300)
@@ -209,7 +209,7 @@ def same(a: Solution, b: Solution) -> None:
 
 @pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
 def test_fast_paths_follow_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without them: as samples, as tokens, and where samples may be coupled."""
+    """Solves with and without them agree, for samples, tokens and coupled samples."""
     budget = 6 if name == "newton_krylov" else 25
     for p in specimens(1):
         if p.y0.dtype == torch.bfloat16:

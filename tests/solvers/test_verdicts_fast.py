@@ -1,4 +1,4 @@
-"""The fast paths of the verdicts agree with the rule, whatever they are shown."""
+"""The fast paths of the verdicts agree with the rule on random residuals."""
 
 import math
 
@@ -14,7 +14,7 @@ from solvers.status import SampleStatus
 
 
 def residuals(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """What each step leaves of each sample: falling, growing, resting, tiny, huge or broken."""
+    """Draw the residuals of every step: falling, growing, constant, tiny, huge or not finite."""
     g = torch.Generator().manual_seed(seed)
     rates = torch.tensor([0.03, 0.3, 0.9, 1.0, 1.0, 1.3, 30.0], dtype=dtype)
     rate = rates[torch.randint(len(rates), shape[:-1], generator=g)][..., None]
@@ -36,7 +36,7 @@ def walked(
     seed: int, shape: tuple[int, ...], dtype: torch.dtype, rtol: float, independent: bool,
     batch_dims: int, trials: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """The verdicts after each step, and then what is reported."""
+    """Return the verdicts after each step, and then what is reported at the end."""
     g = torch.Generator().manual_seed(seed)
     packing = StatePacking(torch.randn(shape, generator=g, dtype=dtype), batch_dims)
     y = torch.randn(packing.num_samples, shape[-1], generator=g, dtype=dtype)

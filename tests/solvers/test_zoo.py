@@ -1,4 +1,4 @@
-"""No solver makes a false claim on any problem of the zoo, however unkind.
+"""No solver makes a false claim on any problem of the zoo, however difficult.
 
 The fast part runs one seed of every kind and dtype; `-m slow` runs all.
 """
@@ -17,7 +17,7 @@ NATIVE = [name for name in solvers.names() if "." not in name]
 EACH = pytest.mark.parametrize("name", NATIVE)
 # A step of this one is a whole linear solve.
 BUDGETS = {"newton_krylov": 30, "robust": 120}
-# Of the residual that a solver computes in float32 (or float64) over at most 64 entries, relative.
+# Relative error of a residual computed in float32 (or float64) over at most 64 entries.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 
 
@@ -42,8 +42,8 @@ def check(p: Specimen, s: Solution) -> None:
     residual, scale = evidence(p, s.value)
     started, start_scale = evidence(p, p.y0)
     limit = p.rtol * scale
-    # A residual that did not fall is measured at the scale of the start. One that rounding may
-    # hide, far off, proves nothing.
+    # A residual that did not fall is measured at the scale of the start. Far off, where rounding
+    # may hide it, it proves nothing.
     excess = torch.minimum(residual / (0.1 * started), residual / (p.rtol * start_scale))
     hidden = torch.finfo(p.y0.dtype).eps / 2 * scale > 0.1 * started
     hidden &= 0.1 * scale > torch.maximum(started, start_scale)
@@ -113,7 +113,7 @@ def test_a_broken_sample_harms_no_other(name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_specimen_is_the_same_each_time_and_in_every_batch(kind: str) -> None:
-    """What the checks above rest on."""
+    """The checks above rely on this."""
     for p in specimens(2, [kind]):
         again = specimen(kind, p.seed, p.y0.dtype)
         assert all(map(same, (p.y0, *p.args), (again.y0, *again.args)))
@@ -135,7 +135,7 @@ def test_the_zoo_is_large_and_diverse() -> None:
     assert max(sizes) > 60
 
 
-def test_the_judge_is_not_fooled_by_scale() -> None:
+def test_the_check_of_claims_holds_at_any_scale() -> None:
     for kind in ("tiny", "huge"):
         p = specimen(kind, 0, torch.float64)
         residual, scale = evidence(p, torch.zeros_like(p.y0))

@@ -1,1 +1,1 @@
-"""Methods for affine maps, which solve the adjoint equation."""
+"""Linear solvers, for affine maps such as that of the adjoint equation."""

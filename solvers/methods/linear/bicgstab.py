@@ -10,7 +10,7 @@ from solvers.types import Flat, PerSample
 
 
 class BiConjugate(NamedTuple):
-    """The iterate y with g = f(y) - y, the directions, and what the next call answers."""
+    """The iterate y with g = f(y) - y, the search directions, and in mid-iteration v and alpha."""
 
     y: Flat
     g: Flat
@@ -33,9 +33,9 @@ class BiCGStab(FixedPointSolver):
 
     Every evaluation is at such a point, where the true residual is measured; the iterate
     itself is never evaluated, so that a sample stops one evaluation late. Memory is six
-    states whatever the number of steps. For linear maps only. Not monotone: it may
-    fluctuate, and breaks down (and restarts there) where an inner product vanishes. Cost per
-    step: one call of `f`.
+    states whatever the number of steps. For linear maps only. Residuals are not monotone,
+    and may fluctuate. Where an inner product vanishes the recurrence breaks down and is
+    restarted. Cost per step: one call of `f`.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -55,10 +55,10 @@ class BiCGStab(FixedPointSolver):
     linear: ClassVar[bool] = True
 
     def init(self, y: Flat) -> BiConjugate | None:
-        """Nothing is known before the first residual."""
+        """Return None: the recurrence starts from the first residual."""
 
     def step(self, y: Flat, fy: Flat, carry: BiConjugate | None) -> tuple[Flat, BiConjugate]:
-        """Use the answer at y: first a start, then in turn A p and A s."""
+        """Use f(y), which gives the first residual, and then A p and A s in turn."""
         g = fy - y
         if carry is None:
             return y + g, _restarted(y, g)
@@ -81,7 +81,7 @@ class BiCGStab(FixedPointSolver):
         rho = _dot(carry.shadow, g)
         beta = _ratio(rho * alpha, carry.rho * omega)
         p = torch.addcmul(g, beta[:, None], torch.addcmul(carry.p, -omega[:, None], v))
-        # A vanishing product ends the recurrence: begin anew from here.
+        # Where a product vanishes the recurrence breaks down: restart it from here.
         broken = (rho == 0) | (omega == 0) | ~beta.isfinite()
         p = torch.where(broken[:, None], g, p)
         shadow = torch.where(broken[:, None], g, carry.shadow)

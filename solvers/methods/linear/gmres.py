@@ -22,14 +22,15 @@ class Krylov(NamedTuple):
 
     @classmethod
     def empty(cls, y: Flat) -> "Krylov":
-        """No directions yet."""
+        """A space without directions."""
         window = y.new_empty(len(y), 0, y.shape[1], requires_grad=False)
         return cls(window, window, 0)
 
     def push(self, step: Flat, image: Flat, noise: PerSample) -> tuple["Krylov", Mask]:
-        """Add a direction; return as well for whom it is new.
+        """Add a direction; also say for which samples it is new.
 
-        Elsewhere what is left of its image is `noise`, from rounding: it is given no weight.
+        For others, orthogonalisation leaves at most `noise` of its image, which is rounding. They
+        give the direction no weight.
         """
         for _ in range(2):  # twice is enough to be orthogonal to rounding
             (overlap,) = products(self.images, self.filled, image)
@@ -51,14 +52,14 @@ class Gmres(FixedPointSolver):
     """Restarted GMRES on y = f(y) with an affine f, for every sample on its own.
 
     With f(y) = b + K y and g(y) = f(y) - y, every step moves to the point that minimises |g|
-    over all earlier steps, and on by what is left of g there:
+    over the span of the earlier steps, and further by the value of g there:
 
         dG = Q R (orthonormal columns),    y <- y - dY R^-1 Q^T g + (g - Q Q^T g)
 
-    so after k steps |g| is the least over the Krylov space of dimension k, as in GMRES, and
-    the residual is measured at every point, not updated. For linear maps only: on others the
-    old changes are outdated (`anderson` weighs that better). Cost per step: one call of `f`,
-    O(history * n) arithmetic, 2 * history states of memory.
+    so after k steps |g| is minimal over the Krylov space of dimension k, as in GMRES, and
+    the residual is measured at every point, not updated. For linear maps only: on nonlinear
+    ones earlier changes of g become outdated (use `anderson`). Cost per step: one call of
+    `f`, O(history * n) arithmetic, 2 * history states of memory.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -90,7 +91,7 @@ class Gmres(FixedPointSolver):
         check_history(self.history)
 
     def init(self, y: Flat) -> Krylov:
-        """An empty space."""
+        """Begin with an empty Krylov space."""
         return Krylov.empty(y)
 
     def step(self, y: Flat, fy: Flat, carry: Krylov) -> tuple[Flat, Krylov]:

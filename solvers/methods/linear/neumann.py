@@ -1,4 +1,4 @@
-"""The Neumann series for affine maps: the plainest linear solver for the adjoint equation."""
+"""The Neumann series for affine maps: the simplest linear solver for the adjoint equation."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,9 +14,8 @@ class Neumann(FixedPointSolver):
 
         y_k = b + K b + ... + K^k b,    y <- f(y)
 
-    For linear maps it is Picard's iteration under its other name. Converges if and only if
-    the spectral radius of K is below 1, at that rate; needs no memory. Cost per step: one
-    call of `f`.
+    This is Picard's iteration for linear maps. Converges if and only if the spectral radius
+    of K is below 1, at that rate; needs no memory. Cost per step: one call of `f`.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -36,8 +35,8 @@ class Neumann(FixedPointSolver):
     linear: ClassVar[bool] = True
 
     def init(self, y: Flat) -> None:
-        """The partial sum is all there is."""
+        """Return None: the iterate is the partial sum, and there is no other memory."""
 
     def step(self, y: Flat, fy: Flat, carry: None) -> tuple[Flat, None]:
-        """Add one term."""
+        """Add one term of the series."""
         return fy, None

@@ -74,7 +74,7 @@ def test_real_eigenvalues_of_either_sign(values: list[float], method: str) -> No
     assert torch.allclose(found.radius, slope.abs().max().expand(2))
 
 
-def test_residual_tells_how_much_is_open() -> None:
+def test_the_residual_shows_how_uncertain_the_radius_is() -> None:
     """Three eigenvalues of one modulus are too many for power iteration, and it says so."""
     matrix = 0.9 * torch.eye(3, dtype=torch.float64).roll(1, 0)
 

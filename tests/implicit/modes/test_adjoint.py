@@ -1,4 +1,4 @@
-"""The adjoint equation: its tolerance, its budget, what is said of it, and what is kept."""
+"""The adjoint equation: its tolerance and budget, warnings, and the solutions kept."""
 
 import functools
 import warnings
@@ -24,8 +24,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 @ADJOINT
-def test_a_singular_equation_is_not_claimed(name: str) -> None:
-    """A stationary distribution: the columns of I - J^T sum to zero, and u has no end."""
+def test_a_singular_equation_is_not_called_converged(name: str) -> None:
+    """A stationary distribution: the columns of I - J^T sum to zero, so that no u exists."""
     theta = draw(5, 5).requires_grad_()
     cost = torch.linspace(0, 1, 5, dtype=torch.float64)
     start = torch.full((1, 5), 0.2, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_a_zero_cotangent_converges_at_once(name: str, warm: bool) -> None:
 def test_a_sample_that_the_loss_leaves_out_is_solved_for_with_the_others(
     name: str, tokens: bool
 ) -> None:
-    """Nodes of a graph without args, and tokens: theirs is zero, but not their u."""
+    """Nodes of a graph without args, or tokens: their cotangent is zero, but their u is not."""
     mix = torch.rand(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64).tril()
     mix = (0.8 * mix / mix.sum(1, keepdim=True)).requires_grad_()
     x = draw(6, 3, seed=3).requires_grad_()
@@ -199,7 +199,7 @@ def failing_transformed(layer: Callable[..., Any], x: Tensor) -> None:
 
 @pytest.mark.parametrize("step", [failing, failing_transformed])
 def test_a_failing_adjoint_warns_once_per_layer(step: Callable[..., None]) -> None:
-    """With what failed, not at every step; the residuals of each step are in `adjoints`."""
+    """The warning says what failed; the residuals of every step are in `adjoints`."""
     x = draw(3, 8)
     first, second = (
         FixedPointLayer(Normed(), solver=TIGHT, backward=Exact(max_steps=1)) for _ in range(2)

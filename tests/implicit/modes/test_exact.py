@@ -320,7 +320,7 @@ def test_a_fixed_point_inside_a_fixed_point() -> None:
 
 
 def test_second_derivatives_through_layers_in_series() -> None:
-    """One map applied twice, and once more on what came out."""
+    """One map is solved twice, and once more at the result."""
     x, weight, b = make()
     assert torch.autograd.gradgradcheck(
         lambda x, weight: value(value(x, weight, b), weight, b), (x, weight)
@@ -329,7 +329,7 @@ def test_second_derivatives_through_layers_in_series() -> None:
 
 @pytest.mark.parametrize("scale", [1e-10, 1e-6])
 def test_gradient_is_linear_in_the_loss(scale: float) -> None:
-    """A mean over a large batch has small cotangents, and they deserve the same accuracy."""
+    """A mean over a large batch has small cotangents, which need the same accuracy."""
     x, weight, _ = make()
     s = fixed_point(lambda y, x: torch.tanh(y @ weight.T) + x, torch.zeros_like(x), x)
     (plain,) = torch.autograd.grad(s.value.sum(), x, retain_graph=True)

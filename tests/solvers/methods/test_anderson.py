@@ -83,7 +83,7 @@ def test_a_heavier_ridge_still_converges(ridge: float) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_window_larger_than_the_state_does_not_break_float32(size: int) -> None:
-    """A ridge below the dtype's rounding left dependent differences to chance."""
+    """With a ridge below the dtype's rounding, weights of dependent differences are arbitrary."""
     s = solvers.solve(
         lambda y, x: 0.9 * y.sin() + x, torch.zeros(1, size), torch.ones(1, size), throw=False
     )
@@ -92,7 +92,7 @@ def test_a_window_larger_than_the_state_does_not_break_float32(size: int) -> Non
 
 @pytest.mark.parametrize("stiffness", [[1e4], [1.0, 2.0, 3.0, 4.0, 1e4], [1e7], [1.0, 1e3, 1e7]])
 def test_stiff_linear_maps_converge_in_few_steps(stiffness: list[float]) -> None:
-    """A ridge of 1e-6 held float64 off where |J| is above its inverse."""
+    """With a ridge of 1e-6, float64 would not converge where |J| is above 1e6."""
     k = torch.tensor(stiffness, dtype=torch.float64)
     b = torch.ones(1, len(k), dtype=torch.float64)
     s = solvers.solve(lambda y: b - k * y, b, max_steps=15, throw=False)

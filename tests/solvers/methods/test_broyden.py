@@ -108,7 +108,7 @@ def test_limited_memory_survives_a_stiff_problem(history: int, normal: bool) -> 
 
 
 @pytest.mark.parametrize("history", [1, 2, 3])
-def test_a_window_too_short_fails_honestly(history: int) -> None:
+def test_a_window_too_short_fails_without_a_false_claim(history: int) -> None:
     p = linear(0.99, normal=True)
     solver = Broyden(history=history, rtol=1e-8)
     s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=200, throw=False)

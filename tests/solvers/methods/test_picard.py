@@ -29,7 +29,7 @@ def test_picard_is_the_plain_iteration() -> None:
     assert torch.allclose(s.value, y)
 
 
-def test_undamped_rotation_beyond_one_fails_honestly() -> None:
+def test_undamped_rotation_beyond_one_fails_without_a_false_claim() -> None:
     p = rotation(1.2)
     s = solvers.solve(p.f, p.y0, *p.args, solver="picard", max_steps=50, throw=False)
     assert not s.converged.any()

@@ -75,7 +75,7 @@ def test_units_change_neither_cost_nor_answer(name: str, scale: float, dtype: to
 @WINDOWED
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_states_are_mixed_in_float32(name: str, dtype: torch.dtype) -> None:
-    """torchdeq: "lu_cpu" not implemented for these."""
+    """torchdeq fails: its `lu_cpu` is not implemented for these dtypes."""
     p = linear(0.9, normal=True).to(dtype, 5)
     solver = solvers.get_solver(name, rtol=2e-2)
     s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=60, throw=False)
@@ -95,7 +95,7 @@ def leaves_finite(value: Tensor) -> bool:
 
 @WINDOWED
 def test_a_sample_that_stands_still_does_not_disturb_the_step(name: str) -> None:
-    """Zero differences in one row of the window, regular ones in the others."""
+    """One row of the window holds zero differences, the others regular ones."""
     solver = solvers.get_solver(name)
     y = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     still = torch.tensor([[True], [False]])

@@ -1,4 +1,4 @@
-"""Choosing a solver by measurement: who wins, why, with what evidence; bad input."""
+"""Choosing a solver by measurement: the winner, the reason, the evidence; bad input."""
 
 import dataclasses
 import random
@@ -42,7 +42,7 @@ class Ticking:
 
 
 class Script:
-    """A clock that the candidates move, and a record of who solved when."""
+    """A clock that the candidates advance, and the order in which they solved."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -58,7 +58,7 @@ class Script:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Actor(solvers.FixedPointSolver):
-    """Damped Picard whose solves take the seconds of the script, the last of them for ever."""
+    """Damped Picard whose n-th solve takes `seconds[n]`, or the last entry from then on."""
 
     script: Script
     name: str
@@ -77,7 +77,7 @@ class Actor(solvers.FixedPointSolver):
 
 
 def played(roles: dict[str, dict[str, Any]], **options: Any) -> tuple[Tuning, Script]:
-    """Autotune among actors; the options of each by its name."""
+    """Autotune among actors, given the options of each by name."""
     script = Script()
     cast = [Actor(script=script, name=name, **role) for name, role in roles.items()]
     arguments = {"candidates": cast, "clock": script.clock, "rtol": 1e-6} | options
@@ -94,7 +94,7 @@ def winner_of(tuning: Tuning) -> str:
 
 
 def tuned(f: Callable[..., Tensor], **options: Any) -> solvers.Tuning:
-    """Autotune where time is evaluations: the same on every machine."""
+    """Autotune with a clock that counts evaluations, the same on every machine."""
     ticking = Ticking(f)
     return autotune(ticking, torch.zeros_like(X), X, clock=ticking.clock, **options)
 
@@ -148,8 +148,8 @@ def test_then_memory_decides_and_then_the_order() -> None:
     assert "as little memory" in played(roles)[0].verdict
 
 
-def test_race_counts_medians_and_drops_who_falls_behind() -> None:
-    """The first solve of each is its screening; one slow round does not cost the race."""
+def test_race_compares_medians_and_drops_slow_candidates() -> None:
+    """The first solve does not count, and one slow round does not lose the race."""
     tuning, script = played(
         {
             "even": {"seconds": (1.2,)},
@@ -171,15 +171,15 @@ def test_order_of_the_race_changes() -> None:
 
 
 def test_slow_first_candidate_takes_no_part_in_the_race() -> None:
-    """Nobody was there to break it off."""
+    """It was not broken off, since there was no best time yet."""
     tuning, script = played({"slow": {"seconds": (100.0, 1.0)}, "fast": {"seconds": (2.0,)}})
     assert winner_of(tuning) == "fast"
     assert script.solves["slow"] == 1
     assert reason_of("slow", tuning) == "50.00 times the winner's time"
 
 
-def test_second_chance_for_what_was_loading() -> None:
-    """Out of time before its first evaluations, and fast ever after."""
+def test_loading_at_first_use_does_not_rule_a_candidate_out() -> None:
+    """It is out of time before its first evaluations, and fast in later solves."""
     tuning, _ = played({"warm": {"seconds": (1.0,)}, "cold": {"seconds": (100.0, 0.5)}})
     assert winner_of(tuning) == "cold"
     tuning, script = played({"warm": {"seconds": (1.0,)}, "cold": {"seconds": (100.0,)}})
@@ -220,7 +220,7 @@ def test_hopeless_candidates_are_broken_off() -> None:
 
 
 def test_candidate_that_cannot_run_is_reported() -> None:
-    """A map without a derivative: newton_krylov is out, and nothing else is."""
+    """On a map without a derivative only newton_krylov is left out."""
 
     def f(y: Tensor, x: Tensor) -> Tensor:
         return torch.from_numpy(0.3 * y.numpy()) + x
@@ -240,7 +240,7 @@ def test_error_of_the_map_is_the_callers() -> None:
 
 
 def test_error_met_on_the_way_names_the_candidate() -> None:
-    """Not a derivative's: it is not the candidate that is out."""
+    """An error that no derivative raised is raised, and does not rule the candidate out."""
 
     def f(y: Tensor, x: Tensor) -> Tensor:
         if y.abs().max() > 1e3:
@@ -270,7 +270,7 @@ def test_nearest_wins_if_nothing_converges() -> None:
 
 
 def test_reason_is_the_most_frequent_failure() -> None:
-    """Two samples run out of steps and one explodes, or the other way round."""
+    """Two samples run out of steps and one diverges, or the other way round."""
     mapped = lambda y, x, rate: rate * y + x  # noqa: E731
     for slow, most in ((2, "max_steps"), (1, "diverged")):
         rates = [0.5] * 3 + [0.99] * slow + [-1e3] * (3 - slow)
@@ -323,7 +323,7 @@ def test_residual_of_a_solution_at_zero_and_of_none() -> None:
     assert none.table[0].worst_residual == float("inf")
 
 
-def test_adapters_are_no_default() -> None:
+def test_adapters_are_not_tried_by_default() -> None:
     raced = {trial.solver.split("(")[0] for trial in tuned(easy).table}
     assert raced == {name for name in solvers.names() if "." not in name}
 
@@ -358,7 +358,7 @@ def test_table_has_a_row_per_candidate() -> None:
     assert all(end[0].isdigit() and end[1] == " " for end in ends)
 
 
-def test_all_converged_is_said_of_all_only() -> None:
+def test_100_percent_means_that_all_converged() -> None:
     trial = tuned(easy, candidates=["picard"]).table[0]
     assert trial.cells()[1] == "100 %"
     assert dataclasses.replace(trial, converged=1999 / 2000).cells()[1] == "99.9 %"

@@ -82,7 +82,7 @@ def test_an_answer_that_is_right_at_once_needs_no_step() -> None:
     assert (advice.chosen.rtol, advice.max_steps, advice.chosen.rows_evaluated) == (1e-1, 0, 3)
 
 
-def test_quality_that_is_good_by_chance_is_no_advice() -> None:
+def test_a_quality_that_is_good_by_chance_is_not_advised() -> None:
     """Right at the loosest tolerance, wrong at the next, right again."""
     rtols = (1e-1, 1e-2, 1e-3)
     ends = [
@@ -125,7 +125,7 @@ def test_states_of_all_kinds() -> None:
 
 
 def test_every_token_has_its_own_verdict() -> None:
-    """Of 2 x 2 tokens one is slow: what a batch of two samples would count differs."""
+    """Of 2 x 2 tokens one is slow, so that shares differ from those of a batch of two samples."""
     rate = torch.tensor([[0.1, 0.1], [0.1, 0.9]], dtype=torch.float64)[..., None]
     f = lambda y, rate: rate * y + 1 - rate  # noqa: E731
     y0 = torch.zeros(2, 2, 1, dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_table_prints() -> None:
     assert lines[-1].startswith("rtol=0.001 with max_steps=8 loses 0.0039 of quality")
 
 
-def test_all_converged_is_said_of_all_only() -> None:
+def test_100_percent_means_that_all_converged() -> None:
     setting = by_picard().chosen
     almost = dataclasses.replace(setting, converged=1999 / 2000)
     assert almost.cells()[3] == "99.9 %"
@@ -258,7 +258,7 @@ def test_bad_input(options: dict[str, Any], message: str) -> None:
         ({"quality": lambda y: y[:, 0] * 1j}, "a real number or a tensor, got tensor"),
     ],
 )
-def test_no_numbers(options: dict[str, Any], message: str) -> None:
+def test_values_that_are_not_numbers_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         by_picard(**options)
 

@@ -1,4 +1,4 @@
-"""Traces: they show the ordinary solve, and rates that are those of the maps."""
+"""Traces: they record the ordinary solve, and their rates are those of the maps."""
 
 import dataclasses
 import importlib
@@ -79,7 +79,7 @@ def test_states_are_copies_of_what_was_evaluated() -> None:
 
 
 def test_seconds_are_those_of_the_solve_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that only `f` moves: noting must not count, whatever it takes."""
+    """The clock advances in `f` and in recording, and recording must not count."""
     now = [0.0]
     module = importlib.import_module("solvers.tools.trace")
 
@@ -224,7 +224,7 @@ def test_autocast_and_low_precision_have_residuals_in_float32() -> None:
         assert torch.allclose(seen.residual[:, 0], 0.5 * geometric(0.5, 6).float())
 
 
-def test_calls_for_a_derivative_are_no_rows() -> None:
+def test_calls_for_a_derivative_add_no_rows() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Differentiating(solvers.FixedPointSolver):
         def init(self, y: Tensor) -> None: ...
