@@ -36,7 +36,7 @@ class GridExperiment(Experiment):
         "residual": lambda row: _cell(row, "median_residual", ".1e"),
     }
 
-    def __init__(self, puzzles: GridTask[Any, Any]) -> None:
+    def __init__(self, puzzles: GridTask[Any]) -> None:
         self.puzzles = puzzles
         self.task = puzzles.name
 
