@@ -14,6 +14,11 @@ from tasks.checkpoints.manager import FOLDER, NAME, PREVIOUS
 RUNS = Path("runs")
 
 
+def program(task: Any) -> str:
+    """The command that users type, without its arguments: the package of the task's class."""
+    return f"python -m {type(task).__module__.rpartition('.')[0]}"
+
+
 def new_folder(wanted: Path | None, task: str, name: str) -> Path:
     """Create the folder of a run; never one that holds a checkpoint already.
 
@@ -64,8 +69,8 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
         if fits(config):
             return path
     raise CheckpointError(
-        f"No checkpoint {what} under {folder}. Train one with `python -m tasks.{task.name}`, or "
-        "name one with `--checkpoint`."
+        f"No checkpoint {what} under {folder}. Train one with `{program(task)}`, or name "
+        "one with `--checkpoint`."
     )
 
 

@@ -23,6 +23,7 @@ import tyro
 
 import tasks.experiments.compare
 import tasks.lm.compare
+import tasks.planning.report
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
 from tasks.training.options import flag
@@ -113,8 +114,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
     monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
-    for name in ("load_newest", "choose_device", "report"):
+    for name in ("load_newest", "choose_device"):
         monkeypatch.setattr(command_line, name, stop)
+    monkeypatch.setattr(tasks.planning.report, "report", stop)
     monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)
 
