@@ -179,6 +179,11 @@ class Reasoner(nn.Module):
         """The logits of a state."""
         return self.head(state[0])
 
+    @property
+    def trains_in_part(self) -> bool:
+        """Whether a pass may leave a parameter without a gradient: the start of the solve."""
+        return self.start is not None
+
     def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
         """The state where a solve starts."""
         return self._start_of(self.encoder(x_BT))

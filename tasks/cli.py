@@ -24,9 +24,8 @@ from tasks.experiments.jobs import SearchOptions
 from tasks.experiments.run import Experiment, run
 from tasks.flags import described, parse, parse_config, refuse_renamed, take
 from tasks.folders import FolderLock
-from tasks.planning.report import PlanOptions, report, show
-from tasks.runs import lock_resumed, new_folder, read_config
-from tasks.training.trainer import Interrupted
+from tasks.runs import lock_resumed, new_folder, program, read_config
+from tasks.training.stop_signal import Interrupted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +66,7 @@ class CommandLine(ABC):
     @property
     def program(self) -> str:
         """The command that users type, without its arguments."""
-        return f"python -m tasks.{self.task.name}"
+        return program(self.task)
 
     @property
     @abstractmethod
@@ -205,6 +204,9 @@ class CommandLine(ABC):
 
     def plan(self, arguments: list[str]) -> int:
         """Print the memory, time and cost that a run will need, without building the model."""
+        # Here, as few commands need it.
+        from tasks.planning.report import PlanOptions, report, show
+
         arguments, name = take(arguments, "--preset")
         name = name or self.task.default_preset
         default, program = self.preset(name), f"{self.program} plan"

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models import Reasoner, modules_used_once
+from models import modules_used_once
 from models.blocks import Block, PreNormBlock
 
 Kind = Literal["ddp", "fsdp"]
@@ -153,8 +153,7 @@ def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -
         _shard(model, group, keep=True)
         _shard(average, group, keep=False)
         return model
-    # The start of an implicit solve has no gradient.
-    partly = isinstance(model, Reasoner)
+    partly = getattr(model, "trains_in_part", False)
     return DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=partly)
 
 

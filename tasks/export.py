@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from implicit import FixedPointLayer
 from solvers import Result, Solution
 from solvers.methods.picard import Picard
+from solvers.norms import rms
 from solvers.torch_internals import pytree, while_loop
 from solvers.types import State
 
@@ -80,16 +81,10 @@ class WrittenOut(nn.Module):
 
     def _judged(self, y: State, fy: State) -> tuple[Tensor, Tensor]:
         """rms(f(y) - y), infinite where it is NaN, and which samples are within tolerance."""
-        residual = self._rms(pytree.tree_map(torch.sub, fy, y)).nan_to_num(math.inf, math.inf)
-        limit = self.solver.atol + self.solver.rtol * self._rms(fy)
+        moved = rms(pytree.tree_map(torch.sub, fy, y), self.batch_dims)
+        residual = moved.nan_to_num(math.inf, math.inf)
+        limit = self.solver.atol + self.solver.rtol * rms(fy, self.batch_dims)
         return residual, (residual <= limit) & residual.isfinite()
-
-    def _rms(self, state: State) -> Tensor:
-        leaves = [
-            leaf.to(torch.promote_types(leaf.dtype, torch.float32)).flatten(self.batch_dims)
-            for leaf in pytree.tree_leaves(state)
-        ]
-        return torch.cat(leaves, -1).square().mean(-1).sqrt()
 
     def _next(self, y: State, fy: State) -> State:
         if not self.solver.damping:

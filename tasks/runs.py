@@ -19,6 +19,11 @@ from tasks.folders import FolderInUse, FolderLock
 RUNS = Path("runs")
 
 
+def program(task: Any) -> str:
+    """The command that users type, without its arguments: the package of the task's class."""
+    return f"python -m {type(task).__module__.rpartition('.')[0]}"
+
+
 def lock_folder(folder: Path) -> FolderLock:
     """Keep a folder for a run of this process, and tidy up after one that was killed in it.
 
@@ -125,8 +130,8 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
         if fits(config):
             return path
     raise CheckpointError(
-        f"No checkpoint {what} under {folder}. Train one with `python -m tasks.{task.name}`, or "
-        "name one with `--checkpoint`."
+        f"No checkpoint {what} under {folder}. Train one with `{program(task)}`, or name "
+        "one with `--checkpoint`."
     )
 
 

@@ -23,6 +23,7 @@ import tyro
 
 import tasks.experiments.compare
 import tasks.lm.compare
+import tasks.planning.report
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
 from tasks.training.options import flag
@@ -33,7 +34,10 @@ PAGES = [
     *sorted((ROOT / "tasks").rglob("*.md")), ROOT / "results/README.md",
 ]  # fmt: skip
 TASKS = ("sudoku", "maze", "lm")
-COMMANDS = {name: importlib.import_module(f"tasks.{name}.__main__").main for name in TASKS}
+COMMANDS = {
+    name.rpartition(".")[2]: importlib.import_module(f"{name}.__main__").main
+    for name in (*(f"tasks.{task}" for task in TASKS), "examples.queens")
+}
 NAMES = "train|eval|solve|serve|export|plan|compare|generate|internalise|harness"
 PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", ".venv/bin/pip", "pip", "curl",
             "tensorboard", "apt-get")  # fmt: skip
@@ -113,8 +117,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
     monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
-    for name in ("load_newest", "choose_device", "report"):
+    for name in ("load_newest", "choose_device"):
         monkeypatch.setattr(command_line, name, stop)
+    monkeypatch.setattr(tasks.planning.report, "report", stop)
     monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)
 
@@ -169,8 +174,8 @@ def check(words: list[str], page: str) -> bool:
         return len(words) == 1  # a program that is named
     module = words[words.index("-m") + 1]
     rest = words[words.index("-m") + 2 :]
-    if module.startswith("tasks."):
-        return takes(module.removeprefix("tasks."), rest)
+    if (name := module.rpartition(".")[2]) in COMMANDS:
+        return takes(name, rest)
     if module == "pytest":
         return all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
     return module in ("venv", "pip") or (ROOT / f"{module.replace('.', '/')}.py").exists()
@@ -213,5 +218,6 @@ def test_commands_are_found_and_wrong_ones_refused() -> None:
         "make tset",
         "pip install -e .[exmaples]",
         "python -m examples.nothing",
+        "python -m examples.queens train --queens 3",
     ):
         assert not check(wrong.split(), "README.md"), wrong

@@ -16,6 +16,7 @@ from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
 from solvers.methods.linear.gmres import Gmres
 from solvers.methods.newton_krylov import NewtonKrylov
+from solvers.norms import scaled_norms
 from solvers.packing import StatePacking
 from solvers.registry import LINEAR, SOLVERS
 from solvers.torch_internals import pytree
@@ -120,7 +121,8 @@ def _withdrawn(
     """Go back to the start, the best point known, where no residual can be measured at u."""
     packing = StatePacking(u, lost.ndim)
     moved = [a - b for a, b in zip(affine(start), start, strict=True)]
-    residual = _rms(moved, packing).view(lost.shape)
+    flat = packing.pack(moved)
+    residual = (scaled_norms(flat) / math.sqrt(flat.shape[1])).view(lost.shape)
     u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(u, start, strict=True)]
     return u, dataclasses.replace(
         solution,
@@ -144,16 +146,6 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
         result=spread(solution.result),
         num_steps=spread(solution.num_steps),
     )
-
-
-def _rms(leaves: Any, packing: StatePacking) -> Tensor:
-    """Root mean square of each sample, scaled so that no square leaves the dtype's range."""
-    flat = packing.pack(leaves)
-    if not flat.shape[1]:
-        return flat.sum(1)
-    largest = torch.linalg.vector_norm(flat, torch.inf, dim=1)
-    unit = flat / torch.where(largest > 0, largest, 1.0)[:, None]
-    return largest * torch.linalg.vector_norm(unit, dim=1) / math.sqrt(flat.shape[1])
 
 
 def record_evidence(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import tyro
 
-from tasks.training.trainer import Interrupted
+from tasks.training.stop_signal import Interrupted
 
 
 class Job(ABC):

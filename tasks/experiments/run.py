@@ -1,12 +1,14 @@
 """One experiment: load the data, train, evaluate, draw, and store the result."""
 
+from __future__ import annotations
+
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,8 +18,11 @@ from tasks.device import choose_device, compile_blocks
 from tasks.reports.curves import Subplot, plot_learning
 from tasks.runs import export
 from tasks.training.options import Config
+from tasks.training.stop_signal import Interrupted
 from tasks.training.task import Task
-from tasks.training.trainer import Interrupted, Trainer
+
+if TYPE_CHECKING:
+    from tasks.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,9 @@ def train(
     Returns:
         The trainer, the held-out data, and what the result says of the training.
     """
+    # Here, since commands that do not train need nothing of what it imports.
+    from tasks.training.trainer import Trainer
+
     options = config.train
     torch.manual_seed(options.seed)
     if options.threads is not None:

@@ -1,41 +1,12 @@
-"""Mazes as tensors, and random rotations and reflections of whole batches of them."""
+"""Random rotations and reflections of whole batches of mazes."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tasks.maze.maze import SYMBOLS, Maze, MazeError, label
-
-_TO_CODES = bytes.maketrans(SYMBOLS.encode("ascii"), bytes(range(len(SYMBOLS))))
-
-
-def to_tensors(mazes: Sequence[Maze], side: int) -> tuple[Tensor, Tensor]:
-    """Questions and answers as codes.
-
-    Returns:
-        Two long tensors of shape (mazes, side * side).
-
-    Raises:
-        MazeError: A maze is not of this size.
-    """
-    for number, maze in enumerate(mazes):
-        if not len(maze.question) == len(maze.answer) == side * side:
-            raise MazeError(
-                f"Maze {number} has a question of {len(maze.question)} cells and an answer of "
-                f"{len(maze.answer)}; a {side}x{side} maze has {side * side}."
-            )
-    questions = _codes([maze.question for maze in mazes], side)
-    return questions, _codes([maze.answer for maze in mazes], side)
-
-
-def _codes(lines: list[str], side: int) -> Tensor:
-    if not lines:
-        return torch.empty(0, side * side, dtype=torch.long)
-    codes = bytearray("".join(lines).encode("ascii").translate(_TO_CODES))
-    return torch.frombuffer(codes, dtype=torch.uint8).long().view(len(lines), -1)
+from tasks.maze.maze import label
+from tasks.puzzles.tensors import square_symmetries
 
 
 class Symmetries:
@@ -55,7 +26,7 @@ class Symmetries:
     def __init__(self, questions: Tensor):
         num_mazes, num_cells = questions.shape
         self.questions = questions
-        self._sources = _sources(num_cells)
+        self._sources = square_symmetries(num_cells)
         self._labels = torch.zeros(num_mazes, len(self._sources), num_cells, dtype=torch.uint8)
         self._known = torch.zeros(num_mazes, len(self._sources), dtype=torch.bool)
 
@@ -76,11 +47,3 @@ class Symmetries:
             self._labels[rows[i], copies[i]] = found
         self._known[rows, copies] = True
         return questions, self._labels[rows, copies].long()
-
-
-def _sources(num_cells: int) -> Tensor:
-    """For each cell of each of the eight copies the cell it is taken from, (8, cells)."""
-    side = round(num_cells**0.5)
-    cells = torch.arange(num_cells).view(side, side)
-    turned = [cells.rot90(turns) for turns in range(4)]
-    return torch.stack([copy.flatten() for grid in turned for copy in (grid, grid.T)])

@@ -1,4 +1,4 @@
-"""Read and write maze files.
+"""Read files of mazes.
 
 Two formats, told apart by the first line:
 
@@ -13,14 +13,13 @@ No field is ever stripped: a space is a free cell, at the ends of a line too.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.maze.augment import to_tensors
 from tasks.maze.maze import (
     FREE,
     PATH,
-    Maze,
+    SYMBOLS,
     MazeError,
     format_line,
     is_shortest,
@@ -28,10 +27,16 @@ from tasks.maze.maze import (
     parse,
     parse_answer,
 )
-from tasks.puzzles.files import PuzzleFormat, write_rows
+from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.tensors import to_tensors
+
+_DIGITS = set("0123456789.")
+_OTHER_TASK = "Digits and dots are no maze: this looks like another task's file."
 
 
-def read_mazes(path: str | Path, side: int | None = None, *, skip_bad: bool = False) -> list[Maze]:
+def read_mazes(
+    path: str | Path, side: int | None = None, *, skip_bad: bool = False
+) -> list[Puzzle]:
     """Read a CSV or plain text file of mazes, checking every line.
 
     Any shortest path is accepted as an answer. Those that are not the one of `label` are counted
@@ -61,22 +66,25 @@ def read_mazes(path: str | Path, side: int | None = None, *, skip_bad: bool = Fa
     return mazes
 
 
-class _MazeFormat(PuzzleFormat[Maze]):
+class _MazeFormat(PuzzleFormat):
     error = MazeError
 
     def __init__(self, side: int | None):
         self.side = side
-        self.others: set[Maze] = set()  # mazes with another answer than `label`
+        self.others: set[Puzzle] = set()  # mazes with another answer than `label`
 
     def text_question(self, line: str) -> str:
         return line
 
-    def read_row(self, fields: Sequence[str], first: Maze | None) -> Maze:
+    def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
         source, question, answer, rating = fields
         side = first.side if self.side is None and first else self.side
-        codes = _parse_field("question", question, parse, side)
+        hint = _OTHER_TASK if question and set(question) <= _DIGITS else ""
+        codes = self.parse_field("question", question, lambda text: parse(text, side), hint)
         best = label(codes)
-        found = _parse_field("answer", answer, parse_answer, side) if answer else best
+        found = best
+        if answer:
+            found = self.parse_field("answer", answer, lambda text: parse_answer(text, side))
         if len(found) != len(codes):
             raise MazeError(f"The question has {len(codes)} cells, the answer {len(found)}.")
         steps = best.count(PATH) + 1
@@ -85,38 +93,22 @@ class _MazeFormat(PuzzleFormat[Maze]):
                 f"`rating` must count the steps of a shortest path from S to G, which takes "
                 f"{steps}: got {rating}. Correct it, or leave it empty to have it computed."
             )
-        maze = Maze(source, format_line(codes), format_line(found), steps)
+        maze = Puzzle(source, format_line(codes), format_line(found), steps)
         if found != best:
             self.others.add(maze)
         return maze
 
-    def faults(self, puzzles: Sequence[Maze]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
         """See `PuzzleFormat`; an answer that equals the canonical one needs no further check."""
         suspects = [maze for maze in puzzles if maze in self.others]
         if not suspects:
             return [None] * len(puzzles)
-        right = is_shortest(*to_tensors(suspects, suspects[0].side)).tolist()
+        right = is_shortest(*to_tensors(suspects, suspects[0].side, SYMBOLS)).tolist()
         wrong = {maze for maze, is_right in zip(suspects, right, strict=True) if not is_right}
         return [_explain(maze) if maze in wrong else None for maze in puzzles]
 
 
-def _parse_field(
-    field: str,
-    text: str,
-    read: Callable[[str, int | None], list[int]],
-    side: int | None,
-) -> list[int]:
-    try:
-        return read(text, side)
-    except MazeError as error:
-        if text and set(text) <= set("0123456789."):
-            reason = "Digits and dots are no maze: this looks like another task's file."
-        else:
-            reason = str(error)
-        raise MazeError(f"Bad {field} {text[:100]!r}. {reason}") from None
-
-
-def _explain(maze: Maze) -> MazeError:
+def _explain(maze: Puzzle) -> MazeError:
     """Why an answer is no shortest path of its question."""
     question, answer = parse(maze.question), parse_answer(maze.answer)
     for cell, (asked, got) in enumerate(zip(question, answer, strict=True)):
@@ -133,18 +125,3 @@ def _explain(maze: Maze) -> MazeError:
             f"has {maze.rating - 1}."
         )
     return MazeError("The answer is no path: its cells do not join S to G.")
-
-
-def write_mazes(path: str | Path, mazes: Iterable[Maze]) -> None:
-    """Write mazes as CSV, all or nothing: an interrupted write leaves the old file in place.
-
-    `read_mazes` gives the same mazes back.
-
-    Args:
-        path: The file; its folder is created if need be.
-        mazes: The rows.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    write_rows(path, mazes)

@@ -23,18 +23,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
-from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, Maze, format_line, label
-from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
+from tasks.maze.maze import FREE, GOAL, START, WALL, complete
+from tasks.puzzles.files import Puzzle, smallest_copy
+from tasks.puzzles.workers import Recipe, answer_draws, draw_all
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other mazes: caches depend on it."""
 
 KINDS = ("hard", "unique")
 _MAX_DRAWS = 1_000_000  # for one maze, before its settings are called hopeless
-_FEWEST_PER_WORKER = 20  # mazes; for fewer a process does not pay
 _WALL_SHARE = (0.3, 0.5)
 _LARGE_SHARE = 1.5  # over the side
 _SHARE_BITS = 8
@@ -51,7 +52,7 @@ def generate(
     seed: int = 0,
     start_index: int = 0,
     workers: int | None = None,
-) -> list[Maze]:
+) -> list[Puzzle]:
     """Make mazes.
 
     Args:
@@ -71,26 +72,36 @@ def generate(
     """
     _check(count, side, kind, min_path, max_path)
     recipe = _Recipe(side, kind, min_path, max_path or side * side, seed)
-    workers = min(workers or num_cores(), count // _FEWEST_PER_WORKER)
-    indices = range(start_index, start_index + count)
-    if workers <= 1:
-        return [_maze(recipe, index) for index in indices]
-    jobs = [
-        {"recipe": asdict(recipe), "start": part.start, "stop": part.stop}
-        for part in chunks(indices, workers)
-    ]
-    return [Maze(*row) for row in in_processes("tasks.maze.generate", jobs, workers)]
+    return draw_all(recipe, range(start_index, start_index + count), workers)
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """What determines maze number i; travels to worker processes as JSON."""
+class _Recipe(Recipe):
+    fewest_per_worker: ClassVar[int] = 20
 
     side: int
     kind: str
     low: int
     high: int
     seed: int
+
+    def draw(self, index: int) -> Puzzle:
+        """See `Recipe`."""
+        side, kind, low, high = self.side, self.kind, self.low, self.high
+        random = Random(f"maze/{kind}/{self.seed}/{index}")
+        draw: Callable[[], tuple[int, int, int] | None]
+        if kind == "hard":
+            draw = functools.partial(_draw_hard, side, low, high, random)
+        else:
+            draw = functools.partial(_draw_unique, side, random.randint(low, high), random)
+        for _ in range(_MAX_DRAWS):
+            found = draw()
+            if found is not None:
+                return _finish(side, *found)
+        raise ValueError(
+            f"No {kind} maze of {side}x{side} cells with a path of {low} to {high} cells in "
+            f"{_MAX_DRAWS:,} draws. Ask for shorter paths, or a larger side."
+        )
 
 
 def train_and_test(
@@ -103,7 +114,7 @@ def train_and_test(
     max_path: int | None = None,
     seed: int = 0,
     workers: int | None = None,
-) -> tuple[list[Maze], list[Maze]]:
+) -> tuple[list[Puzzle], list[Puzzle]]:
     """Make two sets that share no maze, not even a rotated or reflected one.
 
     Args and errors are those of `generate`; the training set is what it returns.
@@ -118,25 +129,15 @@ def train_and_test(
         workers=workers,
     )
     train = make(train_count)
-    taken = {identity(maze.question) for maze in train}
-    test: list[Maze] = []
+    taken = {smallest_copy(maze.question) for maze in train}
+    test: list[Puzzle] = []
     index = train_count
     while len(test) < test_count:
         missing = test_count - len(test)
-        test += [m for m in make(missing, start_index=index) if identity(m.question) not in taken]
+        more = make(missing, start_index=index)
+        test += [maze for maze in more if smallest_copy(maze.question) not in taken]
         index += missing
     return train, test
-
-
-def identity(question: str) -> str:
-    """A value that two mazes share exactly if one is a rotation or reflection of the other."""
-    side = round(len(question) ** 0.5)
-    rows = [question[i : i + side] for i in range(0, side * side, side)]
-    copies = []
-    for _ in range(4):
-        rows = ["".join(column) for column in zip(*rows[::-1], strict=True)]
-        copies += ["".join(rows), "".join(row[::-1] for row in rows)]
-    return min(copies)
 
 
 def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None) -> None:
@@ -153,36 +154,10 @@ def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None
         )
 
 
-def _work(job: Job) -> list[Maze]:
-    """Make the mazes of one job; runs in a worker process."""
-    recipe = _Recipe(**job["recipe"])
-    return [_maze(recipe, index) for index in range(job["start"], job["stop"])]
-
-
-def _maze(recipe: _Recipe, index: int) -> Maze:
-    """Maze number `index` of a recipe."""
-    side, kind, low, high = recipe.side, recipe.kind, recipe.low, recipe.high
-    random = Random(f"maze/{kind}/{recipe.seed}/{index}")
-    draw: Callable[[], tuple[int, int, int] | None]
-    if kind == "hard":
-        draw = functools.partial(_draw_hard, side, low, high, random)
-    else:
-        draw = functools.partial(_draw_unique, side, random.randint(low, high), random)
-    for _ in range(_MAX_DRAWS):
-        found = draw()
-        if found is not None:
-            return _finish(side, *found)
-    raise ValueError(
-        f"No {kind} maze of {side}x{side} cells with a path of {low} to {high} cells in "
-        f"{_MAX_DRAWS:,} draws. Ask for shorter paths, or a larger side."
-    )
-
-
-def _finish(side: int, free: int, start: int, goal: int) -> Maze:
+def _finish(side: int, free: int, start: int, goal: int) -> Puzzle:
     codes = [FREE if free >> _bit(cell, side) & 1 else WALL for cell in range(side * side)]
     codes[_cell(start, side)], codes[_cell(goal, side)] = START, GOAL
-    answer = label(codes)
-    return Maze("generated", format_line(codes), format_line(answer), answer.count(PATH) + 1)
+    return complete("generated", codes)
 
 
 # Sets of cells are integers with one bit a cell, rows `side` + 1 bits apart, so that a step to
@@ -312,4 +287,4 @@ def _spanning_tree(side: int, random: Random) -> int:
 
 
 if __name__ == "__main__":
-    answer(_work)
+    answer_draws(_Recipe)

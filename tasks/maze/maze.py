@@ -2,14 +2,16 @@
 
 A maze is a flat sequence of codes, row by row: 0 a wall `#`, 1 a free cell (a space), 2 the
 start `S`, 3 the goal `G`; in an answer also 4, an inner cell of the path, `o`.
+The rating of a maze is the number of steps of a shortest path, as in the published files.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from tasks.puzzles.files import Puzzle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,28 +24,6 @@ _NAMES = {"#": "wall", " ": "free", "S": "start", "G": "goal", "o": "path"}
 
 class MazeError(ValueError):
     """A text that is not a maze, or an answer that is not a path through it."""
-
-
-@dataclass(frozen=True)
-class Maze:
-    """One row of a maze file.
-
-    Args:
-        source: Where the maze comes from.
-        question: The maze, one character a cell; a space is a free cell.
-        answer: The same with `o` on the inner cells of a shortest path.
-        rating: Steps of a shortest path, one fewer than its cells, as in the published files.
-    """
-
-    source: str
-    question: str
-    answer: str
-    rating: int
-
-    @property
-    def side(self) -> int:
-        """Cells of a row."""
-        return math.isqrt(len(self.question))
 
 
 def parse(text: str, side: int | None = None) -> list[int]:
@@ -161,6 +141,16 @@ def label(codes: Sequence[int]) -> list[int]:
     for cell in shortest_path(codes)[1:-1]:
         answer[cell] = PATH
     return answer
+
+
+def complete(source: str, codes: Sequence[int]) -> Puzzle:
+    """Make a `Puzzle` of a question: add its answer and its rating.
+
+    Raises:
+        MazeError: The goal cannot be reached.
+    """
+    answer = label(codes)
+    return Puzzle(source, format_line(codes), format_line(answer), answer.count(PATH) + 1)
 
 
 def is_shortest(questions: Tensor, answers: Tensor) -> Tensor:

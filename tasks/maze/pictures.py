@@ -1,6 +1,7 @@
 """Pictures of mazes: one answer, and the convergence of a solve."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
-from tasks.puzzles.pictures import RED, Frame, animate, caption, check, draw_sheet
+from tasks.puzzles.pictures import RED, Frame, GridPicture, caption
 from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, save
 
 # Two more of Okabe and Ito's colours.
@@ -72,81 +73,24 @@ def draw_maze(
     return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
-def draw_convergence(
-    side: int,
-    question: Sequence[int],
-    frames: Sequence[Frame],
-    answer: Sequence[int],
-    path: Path,
-    title: str = "",
-) -> Path:
-    """Draw up to eight moments of a solve into one PNG.
+@dataclass(frozen=True)
+class MazePicture(GridPicture):
+    """A moment of a solve, as a maze with the predicted path in it."""
 
-    They run evenly from the first frame to the one where the symbols settle; the last frame
-    ends the sheet.
+    legend = (*LEGEND, "pale: unsure")
 
-    Args:
-        side: Rows, and columns, of the maze.
-        question: Codes.
-        frames: (step, relative residual, probabilities) in order; at least one. A residual
-            that is not finite counts as not measured; probabilities are (cells, 5).
-        answer: Codes of the right answer.
-        path: The PNG, in a folder that exists.
-        title: Above the sheet.
-
-    Returns:
-        `path`.
-
-    Raises:
-        ValueError: No frames, or a grid or a tensor that does not fit the maze.
-        OSError: The file cannot be written.
-    """
-    _check(side, question, frames, answer)
-
-    def draw(axes: Axes, frame: Frame) -> None:
-        _draw(axes, question, frame, answer)
-
-    return draw_sheet(frames, draw, path, (*LEGEND, "pale: unsure"), title)
-
-
-def animate_convergence(
-    side: int,
-    question: Sequence[int],
-    frames: Sequence[Frame],
-    answer: Sequence[int],
-    path: Path,
-) -> Path:
-    """Draw every moment of a solve into an endless GIF that pauses on its last frame.
-
-    Args and errors are those of `draw_convergence`.
-    """
-    _check(side, question, frames, answer)
-
-    def draw(axes: Axes, frame: Frame) -> None:
-        _draw(axes, question, frame, answer)
-
-    return animate(frames, draw, path)
-
-
-def _check(
-    side: int, question: Sequence[int], frames: Sequence[Frame], answer: Sequence[int]
-) -> None:
-    shape, place = (side * side, len(SYMBOLS)), f"in a {side}x{side} maze"
-    check(frames, shape, place, question=question, answer=answer)
-
-
-def _draw(axes: Axes, question: Sequence[int], frame: Frame, answer: Sequence[int]) -> None:
-    """Draw one maze with its caption."""
-    side = round(len(question) ** 0.5)
-    confidences, classes = (column.tolist() for column in frame[2].detach().max(-1))
-    _draw_cells(axes, question, classes, confidences, answer, letter_size=135 / side)
-    path = [cell for cell, code in enumerate(answer) if code == PATH]
-    num_right = sum(classes[cell] == PATH for cell in path)
-    num_extra = classes.count(PATH) - num_right
-    axes.set_title(
-        f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
-        fontsize=9,
-    )
+    def draw(self, axes: Axes, frame: Frame) -> None:
+        """See `GridPicture`."""
+        confidences, classes = (column.tolist() for column in frame[2].detach().max(-1))
+        size = 135 / self.side
+        _draw_cells(axes, self.question, classes, confidences, self.answer, letter_size=size)
+        path = [cell for cell, code in enumerate(self.answer) if code == PATH]
+        num_right = sum(classes[cell] == PATH for cell in path)
+        num_extra = classes.count(PATH) - num_right
+        axes.set_title(
+            f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
+            fontsize=9,
+        )
 
 
 def _draw_cells(

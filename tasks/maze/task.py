@@ -1,22 +1,27 @@
 """The maze task, as the shared commands see it."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tasks.maze.augment import Symmetries, to_tensors
+from tasks.maze.augment import Symmetries
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
-from tasks.maze.files import read_mazes, write_mazes
-from tasks.maze.generate import GENERATOR_VERSION, generate, identity, train_and_test
-from tasks.maze.maze import PATH, Maze, format_grid, format_line, is_shortest, label, parse
-from tasks.maze.pictures import animate_convergence, draw_convergence, draw_maze
-from tasks.puzzles.cache import SetCache, default_directory
+from tasks.maze.files import read_mazes
+from tasks.maze.generate import GENERATOR_VERSION, generate, train_and_test
+from tasks.maze.maze import SYMBOLS, complete, format_grid, is_shortest, parse
+from tasks.puzzles.files import Puzzle, smallest_copy
 from tasks.puzzles.task import Frames, GridTask, Sampler
 
+if TYPE_CHECKING:
+    from tasks.puzzles.pictures import GridPicture
 
-class MazeTask(GridTask[Maze, MazeConfig]):
+
+class MazeTask(GridTask[MazeConfig]):
     """Symbols and classes are the codes of `maze.SYMBOLS`."""
 
     name = "maze"
@@ -26,65 +31,51 @@ class MazeTask(GridTask[Maze, MazeConfig]):
     noun = "maze"
     bands = (20, 30, 40, 60, 80, 100, 120, 140)
     verdict = "a shortest path"
+    symbols = SYMBOLS
+    version = GENERATOR_VERSION
 
-    def make(self, config: MazeConfig) -> tuple[list[Maze], list[Maze]]:
-        """See `GridTask`: made by our generator, or read if the same ones were made before."""
+    def generate(self, config: MazeConfig) -> tuple[list[Puzzle], list[Puzzle]]:
+        """See `generate.train_and_test`."""
         data = config.data
-        counts = (data.train_puzzles, data.test_puzzles)
-        cache = SetCache(
-            default_directory("maze"), lambda path: read_mazes(path, data.side), write_mazes
-        )
-        wanted: dict[str, Any] = {
-            n: getattr(data, n) for n in ("side", "kind", "min_path", "max_path")
-        }
-        wanted["seed"] = config.train.seed
-        return cache.get(
-            f"{data.side}x{data.side}-{data.kind}",
-            {"version": GENERATOR_VERSION, "counts": counts, **wanted},
-            counts,
-            lambda: train_and_test(*counts, **wanted),
+        return train_and_test(
+            data.train_puzzles,
+            data.test_puzzles,
+            data.side,
+            kind=data.kind,
+            min_path=data.min_path,
+            max_path=data.max_path,
+            seed=config.train.seed,
         )
 
-    def read(self, path: Path, config: MazeConfig, skip_bad: bool = False) -> list[Maze]:
+    def read(self, path: Path, config: MazeConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_mazes`."""
         return read_mazes(path, config.data.side, skip_bad=skip_bad)
 
-    def identity(self, puzzle: Maze, config: MazeConfig) -> Any:
+    def identity(self, puzzle: Puzzle, config: MazeConfig) -> Any:
         """See `GridTask`: here, equal for rotations and reflections."""
-        return identity(puzzle.question)
+        return smallest_copy(puzzle.question)
 
-    def encode(self, puzzles: Sequence[Maze], config: MazeConfig) -> tuple[Tensor, Tensor]:
-        """See `GridTask`: here, the codes of questions and answers."""
-        return to_tensors(puzzles, config.data.side)
-
-    def sampler(self, puzzles: Sequence[Maze], config: MazeConfig) -> Sampler:
+    def sampler(self, puzzles: Sequence[Puzzle], config: MazeConfig) -> Sampler:
         """See `GridTask`: here, rotations and reflections with their own canonical answers."""
-        questions, _ = to_tensors(puzzles, config.data.side)
-        symmetries = Symmetries(questions)
+        symmetries = Symmetries(self.encode(puzzles, config)[0])
         return lambda rows, generator, progress: symmetries.batch(rows, generator)
 
     def is_valid(self, x: Tensor, classes: Tensor, config: MazeConfig) -> Tensor:
         """See `GridTask`: here, whether an answer is any shortest path."""
         return is_shortest(x, classes)
 
-    def parse(self, text: str) -> Maze:
-        """See `GridTask`: one maze, row after row, whose goal can be reached."""
-        codes = parse(text)
-        answer = label(codes)
-        return Maze("typed", format_line(codes), format_line(answer), answer.count(PATH) + 1)
+    def complete(self, source: str, question: Sequence[int]) -> Puzzle:
+        """See `maze.complete`: the goal can be reached."""
+        return complete(source, question)
 
-    def question(self, text: str, config: MazeConfig) -> list[int]:
+    def question(self, text: str, config: MazeConfig | None = None) -> list[int]:
         """See `GridTask`: one maze, row after row, whose goal may be out of reach."""
-        return parse(text, config.data.side)
+        return parse(text, config and config.data.side)
 
     def example(self, config: MazeConfig) -> str:
         """See `GridTask`: a maze whose path is at least as long as a side."""
         kind, side = config.data.kind, config.data.side
         return generate(1, side, kind=kind, min_path=side, seed=config.train.seed)[0].question
-
-    def line(self, symbols: Sequence[int]) -> str:
-        """See `GridTask`: here, the characters of the codes."""
-        return format_line(symbols)
 
     def split(self, text: str) -> list[str]:
         """One maze drawn in as many lines as it has rows, or one maze a line."""
@@ -96,16 +87,17 @@ class MazeTask(GridTask[Maze, MazeConfig]):
         """See `GridTask`: here, the maze with the path in it."""
         return format_grid(list(classes))
 
-    def draw(self, puzzle: Maze, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
-        """See `GridTask`: here, the answer, a sheet and an animation."""
-        (question,), (answer,) = (t.tolist() for t in to_tensors([puzzle], config.data.side))
+    def picture(self, x: Sequence[int], answer: Sequence[int]) -> GridPicture:
+        """See `GridTask`: here, the maze and the path in it."""
+        from tasks.maze.pictures import MazePicture
+
+        return MazePicture(math.isqrt(len(x)), x, answer, self.symbols)
+
+    def draw(self, puzzle: Puzzle, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
+        """See `GridTask`: here, also the answer alone."""
+        from tasks.maze.pictures import draw_maze
+
+        (question,), (answer,) = (t.tolist() for t in self.encode([puzzle], config))
         found = frames[-1][2].argmax(-1).tolist()
-        return [
-            draw_maze(question, found, folder / "maze.png", truth=answer),
-            draw_convergence(
-                config.data.side, question, frames, answer, folder / "convergence.png"
-            ),
-            animate_convergence(
-                config.data.side, question, frames, answer, folder / "convergence.gif"
-            ),
-        ]
+        drawn = draw_maze(question, found, folder / "maze.png", truth=answer)
+        return [drawn, *super().draw(puzzle, frames, config, folder)]

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-P = TypeVar("P")
+from tasks.puzzles.files import Puzzle, write_puzzles
 
 
 def default_directory(task: str) -> Path:
@@ -23,7 +23,7 @@ def default_directory(task: str) -> Path:
 
 
 @dataclass(frozen=True)
-class SetCache(Generic[P]):
+class SetCache:
     """A training and a test set as two CSV files, named by a hash of how they were made.
 
     A damaged file is made anew, and where the folder cannot be written the sets are made every
@@ -31,31 +31,33 @@ class SetCache(Generic[P]):
 
     Args:
         folder: Where the files are.
+        size: Of the puzzles; begins the files' names.
         read: Reads a file, with a ValueError if it is damaged.
-        write: Writes one.
     """
 
     folder: Path
-    read: Callable[[Path], list[P]]
-    write: Callable[[Path, Sequence[P]], None]
+    size: str
+    read: Callable[[Path], list[Puzzle]]
 
     def get(
         self,
         label: str,
         wanted: Mapping[str, Any],
         counts: Sequence[int],
-        make: Callable[[], tuple[list[P], list[P]]],
-    ) -> tuple[list[P], list[P]]:
+        make: Callable[[], tuple[list[Puzzle], list[Puzzle]]],
+    ) -> tuple[list[Puzzle], list[Puzzle]]:
         """Read the sets from disk if the same ones were made before, or make and store them.
 
         Args:
-            label: Begins the files' names.
+            label: Follows in the files' names.
             wanted: Everything that decides the content, as JSON values.
             counts: How many puzzles each set has.
             make: Makes them.
         """
         key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-        paths = [self.folder / f"{label}-{key}-{part}.csv" for part in ("train", "test")]
+        paths = [
+            self.folder / f"{self.size}-{label}-{key}-{part}.csv" for part in ("train", "test")
+        ]
         stored = self._load(paths, counts)
         if stored is not None:
             return stored[0], stored[1]
@@ -63,7 +65,7 @@ class SetCache(Generic[P]):
         self._store(paths, sets)
         return sets
 
-    def _load(self, paths: list[Path], counts: Sequence[int]) -> list[list[P]] | None:
+    def _load(self, paths: list[Path], counts: Sequence[int]) -> list[list[Puzzle]] | None:
         """The stored sets, or None where they are missing or damaged."""
         sets = []
         for path, count in zip(paths, counts, strict=True):
@@ -79,10 +81,10 @@ class SetCache(Generic[P]):
             sets.append(puzzles)
         return sets
 
-    def _store(self, paths: list[Path], sets: tuple[list[P], list[P]]) -> None:
+    def _store(self, paths: list[Path], sets: tuple[list[Puzzle], list[Puzzle]]) -> None:
         try:
             for path, puzzles in zip(paths, sets, strict=True):
-                self.write(path, puzzles)
+                write_puzzles(path, puzzles)
         except OSError as error:
             warnings.warn(
                 f"The puzzles will be made anew next time: {self.folder} cannot be written "

@@ -133,11 +133,9 @@ class Commands(CommandLine):
     """
 
     compare_options = CompareOptions
-    task: GridTask[Any, Any]
+    task: GridTask[Any]
 
-    def __init__(
-        self, task: GridTask[Any, Any], serve: Callable[["Commands", list[str]], int]
-    ) -> None:
+    def __init__(self, task: GridTask[Any], serve: Callable[["Commands", list[str]], int]) -> None:
         super().__init__(task)
         self.serve = serve
 

@@ -51,7 +51,7 @@ def sized(config: GridConfig, model: ModelName) -> GridConfig:
 
 
 def compare_puzzles(
-    task: GridTask[Any, Any], preset: str, base: GridConfig, options: CompareOptions
+    task: GridTask[Any], preset: str, base: GridConfig, options: CompareOptions
 ) -> dict[str, Any]:
     """Compare models; see `compare`.
 

@@ -326,6 +326,8 @@ class GridData(Section):
     paths: ClassVar[tuple[str, ...]] = ("train_data", "test_data")
     # The options of puzzles that are made.
     making: ClassVar[tuple[str, ...]] = ("test_puzzles",)
+    # Those that only training reads, so that puzzles which were made before need not be made anew.
+    training: ClassVar[tuple[str, ...]] = ()
 
     train_puzzles: int = 1000
     test_puzzles: int = 1000

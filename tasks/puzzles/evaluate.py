@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models import GridAttractor, GridModel, Reasoner
 from solvers import Solution
+from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
 
@@ -63,12 +64,6 @@ class Predictions:
         """The predictions of these rows."""
         names = [field.name for field in dataclasses.fields(self)]
         return Predictions(**{name: getattr(self, name)[rows] for name in names})
-
-
-def rms(state: State) -> Tensor:
-    """Root mean square of each sample's entries, over all leaves; shape (samples,)."""
-    leaves = [leaf.flatten(1).float() for leaf in pytree.tree_leaves(state)]
-    return torch.cat(leaves, 1).square().mean(1).sqrt()
 
 
 def perturbed(state: State, strength: float, generator: torch.Generator) -> State:

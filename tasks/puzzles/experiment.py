@@ -11,7 +11,6 @@ from torch import nn
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments.compare import COLUMNS
 from tasks.experiments.run import Data, Experiment
-from tasks.planning.plan import plan
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
@@ -36,7 +35,7 @@ class GridExperiment(Experiment):
         "residual": lambda row: _cell(row, "median_residual", ".1e"),
     }
 
-    def __init__(self, puzzles: GridTask[Any, Any]) -> None:
+    def __init__(self, puzzles: GridTask[Any]) -> None:
         self.puzzles = puzzles
         self.task = puzzles.name
 
@@ -58,6 +57,8 @@ class GridExperiment(Experiment):
 
     def describe(self, config: Any) -> str:
         """See `Experiment`: here, what the run costs."""
+        from tasks.planning.plan import plan
+
         return plan(config).describe()
 
     def evaluate(self, model: Any, held_out: Any, config: Any, folder: Path) -> dict[str, Any]:

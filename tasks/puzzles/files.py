@@ -7,13 +7,15 @@ and plain text with one puzzle a line. What a field means is for the task to say
 from __future__ import annotations
 
 import csv
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar
 
 HEADER = ["source", "question", "answer", "rating"]
 _ALLOWED = f"a CSV with the header `{','.join(HEADER)}`, or plain text with one puzzle a line"
@@ -25,34 +27,45 @@ _Bad = tuple[int, ValueError]
 """Line number and what is wrong there."""
 
 
-class GridPuzzle(Protocol):
-    """One row of a puzzle file."""
+@dataclass(frozen=True)
+class Puzzle:
+    """One row of a puzzle file.
+
+    Args:
+        source: Where the puzzle comes from.
+        question: The given cells, one character a cell.
+        answer: The solution, one character a cell.
+        rating: How hard it is, on the scale of `source`: published lists have scales of their
+            own. Compare ratings within one source only.
+    """
+
+    source: str
+    question: str
+    answer: str
+    rating: int
 
     @property
-    def source(self) -> str:
-        """Where the puzzle comes from."""
-        ...
-
-    @property
-    def question(self) -> str:
-        """The given cells, one character a cell."""
-        ...
-
-    @property
-    def answer(self) -> str:
-        """The solution, one character a cell."""
-        ...
-
-    @property
-    def rating(self) -> int:
-        """How hard it is, on the scale of `source`."""
-        ...
+    def side(self) -> int:
+        """Cells of a row."""
+        return math.isqrt(len(self.question))
 
 
-P = TypeVar("P", bound=GridPuzzle)
+def smallest_copy(grid: str) -> str:
+    """A value that two grids share exactly if one is a rotation or reflection of the other.
+
+    Args:
+        grid: One character a cell, row by row, of a square.
+    """
+    side = math.isqrt(len(grid))
+    rows = [grid[i : i + side] for i in range(0, side * side, side)]
+    copies = []
+    for _ in range(4):
+        rows = ["".join(column) for column in zip(*rows[::-1], strict=True)]
+        copies += ["".join(rows), "".join(row[::-1] for row in rows)]
+    return min(copies)
 
 
-class PuzzleFormat(ABC, Generic[P]):
+class PuzzleFormat(ABC):
     """How one kind of puzzle is read; each object reads one file.
 
     Attributes:
@@ -66,7 +79,7 @@ class PuzzleFormat(ABC, Generic[P]):
         """The question in a line of plain text without its line end; empty skips the line."""
 
     @abstractmethod
-    def read_row(self, fields: Sequence[str], first: P | None) -> P:
+    def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
         """Read the puzzle of a row; if the row has an answer, `faults` checks it later.
 
         Args:
@@ -78,10 +91,26 @@ class PuzzleFormat(ABC, Generic[P]):
         """
 
     @abstractmethod
-    def faults(self, puzzles: Sequence[P]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
         """What is wrong with the answer of each puzzle, or None; faster for many at once."""
 
-    def read(self, path: Path, *, skip_bad: bool) -> list[P]:
+    def parse_field(
+        self, name: str, text: str, parse: Callable[[str], list[int]], hint: str = ""
+    ) -> list[int]:
+        """Parse a field, with an error that quotes it.
+
+        Args:
+            name: Of the column.
+            text: The field.
+            parse: Returns the symbols of a text, or raises `error`.
+            hint: Said instead of what `parse` found wrong.
+        """
+        try:
+            return parse(text)
+        except self.error as error:
+            raise self.error(f"Bad {name} {text[:100]!r}. {hint or error}") from None
+
+    def read(self, path: Path, *, skip_bad: bool) -> list[Puzzle]:
         """Read a file, checking every line.
 
         Args:
@@ -94,7 +123,7 @@ class PuzzleFormat(ABC, Generic[P]):
                 `error`.
             OSError: The file cannot be read.
         """
-        puzzles: list[P] = []
+        puzzles: list[Puzzle] = []
         bad: list[_Bad] = []
         rows = self._rows(path)
         while chunk := list(islice(rows, _CHUNK)):
@@ -137,9 +166,11 @@ class PuzzleFormat(ABC, Generic[P]):
             if question := self.text_question(line.rstrip("\r\n")):
                 yield number, [source, question, "", ""]
 
-    def _read_chunk(self, rows: Sequence[_Row], first: P | None) -> tuple[list[P], list[_Bad]]:
+    def _read_chunk(
+        self, rows: Sequence[_Row], first: Puzzle | None
+    ) -> tuple[list[Puzzle], list[_Bad]]:
         """The good puzzles of these rows, and the bad lines in order."""
-        read: list[tuple[int, P]] = []
+        read: list[tuple[int, Puzzle]] = []
         bad: list[_Bad] = []
         for line, fields in rows:
             try:
@@ -180,7 +211,7 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
         next_line = reader.line_num + 2
 
 
-def write_rows(path: str | Path, puzzles: Iterable[GridPuzzle]) -> None:
+def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:
     """Write puzzles as CSV, all or nothing: an interrupted write leaves the old file in place.
 
     Args:

@@ -11,7 +11,7 @@ from tasks.puzzles.task import GridTask
 from tasks.runs import load_average, newest_checkpoint, read_config
 
 
-def newest_grid_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
+def newest_grid_checkpoint(task: GridTask[Any], side: int) -> Path:
     """The last checkpoint in `runs/` that was trained on grids of this size.
 
     Checkpoints of other versions, and of transformers, which have no solve, must be named.
@@ -27,7 +27,7 @@ def newest_grid_checkpoint(task: GridTask[Any, Any], side: int) -> Path:
 
 
 def load_model(
-    task: GridTask[Any, Any], path: Path, *, device: str = "auto", solver: str | None = None
+    task: GridTask[Any], path: Path, *, device: str = "auto", solver: str | None = None
 ) -> tuple[GridModel, GridConfig]:
     """The averaged model of a checkpoint, ready for evaluation.
 

@@ -43,7 +43,7 @@ SUBPLOTS = (
 
 
 def measure(
-    task: GridTask[Any, Any],
+    task: GridTask[Any],
     model: GridModel,
     puzzles: Sequence[Any],
     config: GridConfig,
@@ -104,7 +104,7 @@ def _by_rating(
 
 
 def scale(
-    task: GridTask[Any, Any],
+    task: GridTask[Any],
     model: GridModel,
     puzzles: Sequence[Any],
     config: GridConfig,
@@ -144,7 +144,7 @@ def scale(
 
 
 def search_curve(
-    task: GridTask[Any, Any],
+    task: GridTask[Any],
     model: GridModel,
     puzzles: Sequence[Any],
     config: GridConfig,
@@ -205,7 +205,7 @@ def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
 
 
 def draw_run(
-    task: GridTask[Any, Any],
+    task: GridTask[Any],
     model: GridAttractor | Reasoner,
     puzzle: Any,
     figures: dict[str, Any],
@@ -226,7 +226,7 @@ def draw_run(
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 
-def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any]) -> None:
+def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> None:
     """Print the table of an evaluation."""
     rows = {
         f"{task.noun}s": f"{figures['puzzles']}",
@@ -263,5 +263,5 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any, Any])
     print_table(title, rows)
 
 
-def _share(row: dict[str, Any], task: GridTask[Any, Any]) -> str:
+def _share(row: dict[str, Any], task: GridTask[Any]) -> str:
     return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}s"

@@ -1,19 +1,27 @@
 """The interface between one kind of grid puzzle and the commands that all kinds share."""
 
+from __future__ import annotations
+
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from models import GridModel
-from tasks.puzzles.config import GridConfig
+from tasks.puzzles.cache import SetCache, default_directory
+from tasks.puzzles.config import GridConfig, GridData
 from tasks.puzzles.evaluate import predict, scores
-from tasks.puzzles.files import GridPuzzle
+from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.tensors import to_tensors
 from tasks.training.task import Task
+
+if TYPE_CHECKING:
+    from tasks.puzzles.pictures import GridPicture
 
 # Held-out puzzles of a validation during training.
 VALIDATION_PUZZLES = 100
@@ -24,23 +32,27 @@ random symmetric copies."""
 Frames = Sequence[tuple[int, float, Tensor]]
 """(step, relative residual, probabilities of shape (cells, symbols)) of a solve, in order."""
 
-
-P = TypeVar("P", bound=GridPuzzle)
 C = TypeVar("C", bound=GridConfig)
 
 
-class GridTask(ABC, Generic[P, C]):
+class GridTask(ABC, Generic[C]):
     """One kind of grid puzzle: its data, rules and pictures.
 
+    The methods that have a body here suit a puzzle whose questions and answers are written with
+    one character a cell, white space aside.
+
     Attributes:
-        name: As in `python -m tasks.<name>`.
+        name: Of the run folders and the cache, and in checkpoints.
         config_type: The task's configuration.
         presets: Configurations by name.
         default_preset: The one that a command takes if none is named.
         noun: What one puzzle is called in messages.
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
-        first_symbol: The symbol that class 0 stands for; the others follow.
+        symbols: The character of each symbol in order.
+        first_symbol: The symbol that class 0 stands for; the others follow. If it is 1, symbol 0
+            is a blank that any class may fill.
+        version: JSON value, other with any change by which `generate` returns other puzzles.
     """
 
     name: ClassVar[str]
@@ -50,31 +62,57 @@ class GridTask(ABC, Generic[P, C]):
     noun: ClassVar[str] = "puzzle"
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
+    symbols: ClassVar[str]
     first_symbol: ClassVar[int] = 0
+    version: ClassVar[Any] = 1
 
     @abstractmethod
-    def make(self, config: C) -> tuple[list[P], list[P]]:
-        """Generate training and test puzzles, or read them from the cache."""
+    def generate(self, config: C) -> tuple[list[Puzzle], list[Puzzle]]:
+        """Make training and test puzzles; see `tasks.puzzles.workers.train_and_test`."""
 
     @abstractmethod
-    def read(self, path: Path, config: C, skip_bad: bool = False) -> list[P]:
-        """Read a file of puzzles of the size that `config` names."""
+    def complete(self, source: str, question: Sequence[int]) -> Puzzle:
+        """Find the answer to a question and its rating.
+
+        Raises:
+            ValueError: There is none, or more than one where there must be one.
+        """
 
     @abstractmethod
-    def identity(self, puzzle: P, config: C) -> Any:
+    def identity(self, puzzle: Puzzle, config: C) -> Any:
         """A value that is equal for two puzzles if one is a symmetric copy of the other."""
 
-    def enlarged(self, puzzles: list[P], config: C) -> list[P]:
+    @abstractmethod
+    def sampler(self, puzzles: Sequence[Puzzle], config: C) -> Sampler:
+        """The source of training batches of these puzzles."""
+
+    def make(self, config: C) -> tuple[list[Puzzle], list[Puzzle]]:
+        """What `generate` makes, or made before."""
+        data = config.data
+        counts = (data.train_puzzles, data.test_puzzles)
+        own = [n for n in data.names() if n not in (*GridData.names(), *data.training)]
+        wanted = {"version": self.version, "counts": counts, "seed": config.train.seed}
+        wanted |= {name: getattr(data, name) for name in own}
+        return self.cache(config).get("made", wanted, counts, lambda: self.generate(config))
+
+    def cache(self, config: C) -> SetCache:
+        """The sets that were made before."""
+        side = config.spec().side
+        folder = default_directory(self.name)
+        return SetCache(folder, f"{side}x{side}", lambda path: self.read(path, config))
+
+    def read(self, path: Path, config: C, skip_bad: bool = False) -> list[Puzzle]:
+        """Read a file of puzzles of the size that `config` names."""
+        return _Format(self, config).read(path, skip_bad=skip_bad)
+
+    def enlarged(self, puzzles: list[Puzzle], config: C) -> list[Puzzle]:
         """The training puzzles, together with others that are derived from them."""
         return puzzles
 
-    @abstractmethod
-    def encode(self, puzzles: Sequence[P], config: C) -> tuple[Tensor, Tensor]:
+    def encode(self, puzzles: Sequence[Puzzle], config: C) -> tuple[Tensor, Tensor]:
         """Symbols of the questions and classes of the answers, shape (puzzles, cells)."""
-
-    @abstractmethod
-    def sampler(self, puzzles: Sequence[P], config: C) -> Sampler:
-        """The source of training batches of these puzzles."""
+        questions, answers = to_tensors(puzzles, config.spec().side, self.symbols)
+        return questions, answers - self.first_symbol
 
     @abstractmethod
     def is_valid(self, x: Tensor, classes: Tensor, config: C) -> Tensor:
@@ -82,50 +120,77 @@ class GridTask(ABC, Generic[P, C]):
 
     def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
         """The questions with one more cell filled in, each; see `tasks.puzzles.guessing`."""
-        raise ValueError(
-            f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of its "
-            "answer. Use `--breadth`."
-        )
+        if self.first_symbol != 1:
+            raise ValueError(
+                f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of "
+                "its answer. Use `--breadth`."
+            )
+        return x.scatter(1, cells[:, None], classes[:, None] + 1)
 
-    @abstractmethod
-    def parse(self, text: str) -> P:
+    def parse(self, text: str) -> Puzzle:
         """Parse a question that a user typed, and find its exact answer.
 
         Raises:
             ValueError: The text is no question, or it has no answer.
         """
+        return self.complete("typed", self.question(text))
 
-    @abstractmethod
-    def question(self, text: str, config: C) -> list[int]:
-        """The symbols of a question of the size that `config` names.
+    def question(self, text: str, config: C | None = None) -> list[int]:
+        """The symbols of a question of the size that `config` names; by default of any size.
 
         Unlike `parse` it searches for no answer, so that the cost is small for any text.
 
         Raises:
             ValueError: The text is no question of this size.
         """
+        cells = "".join(text.split())
+        if strange := sorted(set(cells) - set(self.symbols)):
+            raise ValueError(
+                f"A {self.noun} may hold the characters {' '.join(self.symbols)}, one a cell: got "
+                f"{strange[0]!r}."
+            )
+        side = math.isqrt(len(cells)) if config is None else config.spec().side
+        if not cells or len(cells) != side**2:
+            size = "the cells of a square" if config is None else f"{side**2} cells"
+            raise ValueError(f"A {self.noun} must have {size}, got {len(cells)}.")
+        return [self.symbols.index(cell) for cell in cells]
 
     @abstractmethod
     def example(self, config: C) -> str:
         """An easy question of the size that `config` names, always the same, in one line."""
 
-    @abstractmethod
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""
+        return "".join(self.symbols[symbol] for symbol in symbols)
 
     def split(self, text: str) -> list[str]:
         """Split the text of a file into questions: here, one a line."""
         return [line for line in text.splitlines() if line.strip()]
 
-    @abstractmethod
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
-        """A question and its answer as text for the terminal."""
+        """A question and its answer as text for the terminal: here, the answer's rows."""
+        cells, side = self.line([c + self.first_symbol for c in classes]), math.isqrt(len(classes))
+        return "\n".join(" ".join(cells[i : i + side]) for i in range(0, len(cells), side))
 
-    @abstractmethod
-    def draw(self, puzzle: P, frames: Frames, config: C, folder: Path) -> list[Path]:
-        """Draw the solve of one puzzle; return the paths of the pictures."""
+    def picture(self, x: Sequence[int], answer: Sequence[int]) -> GridPicture:
+        """How a question is drawn at a moment of its solve; both are symbols."""
+        # Here, since it loads matplotlib.
+        from tasks.puzzles.pictures import GridPicture
 
-    def load(self, config: C) -> tuple[list[P], list[P]]:
+        return GridPicture(math.isqrt(len(x)), x, answer, self.symbols, self.first_symbol)
+
+    def draw(self, puzzle: Puzzle, frames: Frames, config: C, folder: Path) -> list[Path]:
+        """Draw the solve of one puzzle: a sheet and an animation; return the paths."""
+        from tasks.puzzles.pictures import animate, draw_sheet
+
+        x, classes = (rows[0].tolist() for rows in self.encode([puzzle], config))
+        picture = self.picture(x, [c + self.first_symbol for c in classes])
+        return [
+            draw_sheet(frames, picture, folder / "convergence.png"),
+            animate(frames, picture, folder / "convergence.gif"),
+        ]
+
+    def load(self, config: C) -> tuple[list[Puzzle], list[Puzzle]]:
         """The training and test puzzles of a configuration, read from its files or generated.
 
         Raises:
@@ -144,10 +209,39 @@ class GridTask(ABC, Generic[P, C]):
             )
         return train, test
 
-    def overlap(self, train: Sequence[P], test: Sequence[P], config: C) -> int:
+    def overlap(self, train: Sequence[Puzzle], test: Sequence[Puzzle], config: C) -> int:
         """How many test puzzles are symmetric copies of a training puzzle."""
         known = {self.identity(puzzle, config) for puzzle in train}
         return sum(self.identity(puzzle, config) in known for puzzle in test)
+
+
+class _Format(PuzzleFormat):
+    """Files of a task's puzzles whose rules are those of `is_valid`."""
+
+    error = ValueError
+
+    def __init__(self, task: GridTask[Any], config: Any):
+        self.task, self.config = task, config
+
+    def text_question(self, line: str) -> str:
+        return line.strip()
+
+    def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
+        source, question, answer, rating = fields
+        symbols = self.parse_field("question", question, self._parse)
+        if not answer or not rating:
+            solved = self.task.complete(source, symbols)
+            answer, rating = answer or solved.answer, rating or str(solved.rating)
+        answer = self.task.line(self.parse_field("answer", answer, self._parse))
+        return Puzzle(source, self.task.line(symbols), answer, int(rating))
+
+    def _parse(self, text: str) -> list[int]:
+        return self.task.question(text, self.config)
+
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+        valid = self.task.is_valid(*self.task.encode(puzzles, self.config), self.config)
+        wrong = ValueError(f"The answer is not {self.task.verdict} of the question.")
+        return [None if is_valid else wrong for is_valid in valid.tolist()]
 
 
 class Batches(Task):

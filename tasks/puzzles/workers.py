@@ -13,11 +13,14 @@ import json
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from tasks.puzzles.files import Puzzle
 
 Job = dict[str, Any]
 """JSON values."""
@@ -38,8 +41,116 @@ def chunks(indices: range, workers: int) -> list[range]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[Any]]:
-    """Do jobs in worker processes; the puzzles of all jobs in order, as lists of their fields.
+class Recipe(ABC):
+    """What determines puzzle number i: a dataclass of JSON values, which travel to the workers.
+
+    Its module calls `answer_draws` when it is run.
+
+    Attributes:
+        fewest_per_worker: For fewer puzzles a process of its own does not pay.
+    """
+
+    fewest_per_worker: ClassVar[int] = 250
+
+    @abstractmethod
+    def draw(self, index: int) -> Puzzle:
+        """Make puzzle number `index`, always the same.
+
+        Raises:
+            ValueError: There are no such puzzles, or too few to be found.
+        """
+
+
+def draw_all(recipe: Recipe, indices: range, workers: int | None) -> list[Puzzle]:
+    """Make the puzzles of these numbers.
+
+    Args:
+        recipe: Makes one.
+        indices: Numbers of puzzles.
+        workers: Processes, by default one per CPU core. Their number changes no puzzle.
+    """
+    workers = min(workers or num_cores(), len(indices) // recipe.fewest_per_worker)
+    if workers <= 1:
+        return [recipe.draw(index) for index in indices]
+    jobs = [
+        {"recipe": vars(recipe), "start": part.start, "stop": part.stop}
+        for part in chunks(indices, workers)
+    ]
+    return in_processes(type(recipe).__module__, jobs, workers)
+
+
+def answer_draws(recipe: Callable[..., Recipe]) -> None:
+    """Make the puzzles of the job on standard input; the other side of `draw_all`.
+
+    Args:
+        recipe: The class of the recipe.
+    """
+
+    def work(job: Job) -> list[Puzzle]:
+        made = recipe(**job["recipe"])
+        return [made.draw(index) for index in range(job["start"], job["stop"])]
+
+    answer(work)
+
+
+def different(
+    count: int,
+    recipe: Recipe,
+    workers: int | None,
+    taken: Callable[[Puzzle], bool] = lambda puzzle: False,
+) -> list[Puzzle]:
+    """The first puzzles of a recipe with different questions.
+
+    Args:
+        count: How many.
+        recipe: Makes them.
+        workers: See `draw_all`.
+        taken: Puzzles to leave out.
+
+    Raises:
+        ValueError: There are fewer, or nearly so.
+    """
+    found: dict[str, Puzzle] = {}
+    next_index, most_draws = 0, 20 * count + 1000
+    while len(found) < count:
+        if next_index > most_draws:
+            raise ValueError(
+                f"Found only {len(found)} of {count} different puzzles in {next_index} draws: "
+                "there are too few of this kind. Ask for fewer, or for a wider range of them."
+            )
+        indices = range(next_index, next_index + count - len(found))
+        next_index = indices.stop
+        for puzzle in draw_all(recipe, indices, workers):
+            if not taken(puzzle):
+                found.setdefault(puzzle.question, puzzle)
+    return list(found.values())
+
+
+def train_and_test(
+    counts: tuple[int, int],
+    recipes: tuple[Recipe, Recipe],
+    identity: Callable[[Puzzle], Any],
+    workers: int | None = None,
+) -> tuple[list[Puzzle], list[Puzzle]]:
+    """Make a training and a test set that share no puzzle.
+
+    Args:
+        counts: Puzzles of each set.
+        recipes: What each is made by.
+        identity: No value that this returns of a training puzzle is one of a test puzzle.
+        workers: See `draw_all`.
+
+    Raises:
+        ValueError: There are too few puzzles.
+    """
+    train = different(counts[0], recipes[0], workers)
+    known = {identity(puzzle) for puzzle in train}
+    test = different(counts[1], recipes[1], workers, lambda puzzle: identity(puzzle) in known)
+    return train, test
+
+
+def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[Puzzle]:
+    """Do jobs in worker processes; the puzzles of all jobs in order.
 
     Args:
         module: Calls `answer` when it is run.
@@ -52,11 +163,12 @@ def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[list[An
     """
     with ThreadPoolExecutor(workers) as pool:
         parts = pool.map(lambda job: _in_process(module, job), jobs)
-        return list(itertools.chain.from_iterable(parts))
+        return [Puzzle(*row) for row in itertools.chain.from_iterable(parts)]
 
 
 def _in_process(module: str, job: Job) -> list[list[Any]]:
-    path = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    # A worker finds the modules that this process finds, also in its working directory.
+    path = os.pathsep.join([str(_PACKAGE_ROOT), *map(os.path.abspath, sys.path)])
     finished = subprocess.run(
         [sys.executable, "-m", module],
         input=json.dumps(job),
@@ -77,11 +189,11 @@ def _in_process(module: str, job: Job) -> list[list[Any]]:
     return reply["puzzles"]
 
 
-def answer(work: Callable[[Job], Iterable[Any]]) -> None:
+def answer(work: Callable[[Job], Iterable[Puzzle]]) -> None:
     """Do the job on standard input, and write its puzzles; the other side of `in_processes`.
 
     Args:
-        work: Makes the puzzles of a job, as dataclasses.
+        work: Makes the puzzles of a job.
     """
     job = json.load(sys.stdin)
     reply: dict[str, Any] = {"puzzles": [], "error": None}

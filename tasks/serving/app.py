@@ -98,7 +98,7 @@ class Service:
 
     def __init__(
         self,
-        task: GridTask[Any, Any],
+        task: GridTask[Any],
         config: GridConfig,
         engine: Engine,
         timeout: float = 30.0,

@@ -24,9 +24,10 @@ from torch import Tensor
 from models import GridModel
 from solvers import Result, Run
 from solvers.checks import check_integer
+from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
-from tasks.puzzles.evaluate import Predictions, rms
+from tasks.puzzles.evaluate import Predictions
 
 Watch = Callable[[float, Tensor], None]
 """Called with the relative residual and the logits, shape (cells, symbols), at each point at which

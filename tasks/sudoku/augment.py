@@ -1,43 +1,17 @@
-"""Puzzles as tensors, and random symmetric copies of whole batches of them."""
+"""Random symmetric copies of whole batches of puzzles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from tasks.sudoku.board import Board, Puzzle, PuzzleError
+from tasks.sudoku.board import Board
 
 Uniform = Callable[[tuple[int, ...]], Tensor]
 """Numbers in [0, 1) of a shape that leads with the batch."""
-
-
-def to_tensors(puzzles: Sequence[Puzzle], board: Board) -> tuple[Tensor, Tensor]:
-    """Questions and answers as digits.
-
-    Returns:
-        Two long tensors of shape (puzzles, cells), 0 for a blank.
-
-    Raises:
-        PuzzleError: A puzzle is not of this board's size.
-    """
-    for number, puzzle in enumerate(puzzles):
-        if not len(puzzle.question) == len(puzzle.answer) == board.num_cells:
-            raise PuzzleError(
-                f"Puzzle {number} has a question of {len(puzzle.question)} cells and an answer of "
-                f"{len(puzzle.answer)}; a {board.name} board has {board.num_cells}."
-            )
-    questions = _digits([puzzle.question for puzzle in puzzles], board)
-    return questions, _digits([puzzle.answer for puzzle in puzzles], board)
-
-
-def _digits(lines: list[str], board: Board) -> Tensor:
-    if not lines:
-        return torch.empty(0, board.num_cells, dtype=torch.long)
-    characters = bytearray("".join(lines).replace(".", "0"), "ascii")
-    return (torch.frombuffer(characters, dtype=torch.uint8).long() - ord("0")).view(len(lines), -1)
 
 
 def augment(

@@ -17,30 +17,13 @@ if TYPE_CHECKING:
 _BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 _FRAME = "|+-"  # drawn by `format_grid`, ignored by `parse`, so that a drawing can be pasted
 _CELLS = "0123456789."
-_TO_CHARACTERS = bytes.maketrans(bytes(range(10)), b".123456789")
+SYMBOLS = ".123456789"
+_TO_CHARACTERS = bytes.maketrans(bytes(range(10)), SYMBOLS.encode())
 _TO_VALUES = bytes.maketrans(b"0123456789.", bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
 
 
 class PuzzleError(ValueError):
     """A text, a clue or an answer that is not a proper Sudoku."""
-
-
-@dataclass(frozen=True)
-class Puzzle:
-    """One row of a puzzle file.
-
-    Args:
-        source: Where the puzzle comes from.
-        question: The clues, one character a cell, `.` for a blank.
-        answer: The solution, one digit a cell.
-        rating: How hard it is, on the scale of `source`: ours is that of `solver.complete`, and
-            published lists have others. Compare ratings within one source only.
-    """
-
-    source: str
-    question: str
-    answer: str
-    rating: int
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class SudokuData(GridData):
     making: ClassVar[tuple[str, ...]] = (
         "test_puzzles", "min_clues", "max_clues", "minimal", "min_guesses"
     )  # fmt: skip
+    training: ClassVar[tuple[str, ...]] = ("copies", "extra_clues", "relatives")
 
     side: int = 9
     min_clues: int = 30

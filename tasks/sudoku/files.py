@@ -1,4 +1,4 @@
-"""Read and write puzzle files.
+"""Read files of Sudoku puzzles.
 
 Two formats, told apart by the first line:
 
@@ -10,14 +10,14 @@ Two formats, told apart by the first line:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.puzzles.files import PuzzleFormat, write_rows
-from tasks.sudoku.augment import to_tensors
+from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.tensors import to_tensors
 from tasks.sudoku.board import (
+    SYMBOLS,
     Board,
-    Puzzle,
     PuzzleError,
     check_answer,
     format_line,
@@ -49,7 +49,7 @@ def read_puzzles(
     return _SudokuFormat(board).read(Path(path), skip_bad=skip_bad)
 
 
-class _SudokuFormat(PuzzleFormat[Puzzle]):
+class _SudokuFormat(PuzzleFormat):
     error = PuzzleError
 
     def __init__(self, board: Board | None):
@@ -64,28 +64,25 @@ class _SudokuFormat(PuzzleFormat[Puzzle]):
         if board is None and first is not None:
             board = Board.for_length(len(first.question))
         # A valid answer proves that the clues agree with each other, so they need no check here.
-        clues = _parse_field("question", question, board, check_clues=not answer)
+        clues = self.parse_field(
+            "question", question, lambda text: parse(text, board, check_clues=not answer)
+        )
         board = Board.for_length(len(clues))
         if not answer or not rating:
             solved = complete(source, clues, board)
             answer, rating = answer or solved.answer, rating or str(solved.rating)
-        digits = _parse_field("answer", answer, board, check_clues=False)
+        digits = self.parse_field(
+            "answer", answer, lambda text: parse(text, board, check_clues=False)
+        )
         return Puzzle(source, format_line(clues), format_line(digits), int(rating))
 
     def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
         board = Board.for_length(len(puzzles[0].question))
-        valid = is_valid_solution(*to_tensors(puzzles, board)).tolist()
+        valid = is_valid_solution(*to_tensors(puzzles, board.side, SYMBOLS)).tolist()
         return [
             None if is_valid else _explain(puzzle, board)
             for puzzle, is_valid in zip(puzzles, valid, strict=True)
         ]
-
-
-def _parse_field(field: str, text: str, board: Board | None, check_clues: bool) -> list[int]:
-    try:
-        return parse(text, board, check_clues=check_clues)
-    except PuzzleError as error:
-        raise PuzzleError(f"Bad {field} {text[:100]!r}. {error}") from None
 
 
 def _explain(puzzle: Puzzle, board: Board) -> PuzzleError:
@@ -96,18 +93,3 @@ def _explain(puzzle: Puzzle, board: Board) -> PuzzleError:
     except PuzzleError as error:
         return error
     raise AssertionError("`is_valid_solution` and `check_answer` disagree")
-
-
-def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:
-    """Write puzzles as CSV, all or nothing: an interrupted write leaves the old file in place.
-
-    `read_puzzles` gives the same puzzles back.
-
-    Args:
-        path: The file; its folder is created if need be.
-        puzzles: The rows.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    write_rows(path, puzzles)

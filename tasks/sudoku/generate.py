@@ -11,12 +11,13 @@ Puzzle number i depends on the seed and on i alone, never on how many processes 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 
-from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
-from tasks.sudoku.board import Board, Puzzle, parse
+from tasks.puzzles import workers as shared
+from tasks.puzzles.files import Puzzle
+from tasks.puzzles.workers import Recipe, answer_draws, different
+from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 
 GENERATOR_VERSION = 1
@@ -27,13 +28,10 @@ SOURCE = "generated"
 
 _FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # no puzzle with fewer has a unique solution
 _MAX_GRIDS = 5000  # full grids tried for one puzzle before its clue range is called hopeless
-_MIN_DRAWS_PER_WORKER = 250  # below about half a second of work a process does not pay
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """What determines puzzle number i; travels to worker processes as JSON."""
-
+class _Recipe(Recipe):
     side: int
     clues: tuple[int, int] | None
     minimal: bool
@@ -50,6 +48,24 @@ class _Recipe:
                 f"{self.side}x{self.side} board, got {self.clues!r}. Use None for as few as "
                 "uniqueness allows."
             )
+
+    def draw(self, index: int) -> Puzzle:
+        """See `Recipe`."""
+        rng = Random(f"{self.stream}/{index}")
+        board = Board.of(self.side)
+        engine = engine_for(board)
+        low, high = self.clues or (0, board.num_cells)
+        if not self.minimal:
+            low = high = rng.randint(low, high)
+        for _ in range(_MAX_GRIDS):
+            clues = _dig(_full_grid(engine, rng), engine, rng, 0 if self.minimal else low, high)
+            if clues is not None and low <= len(clues) <= high:
+                return complete(SOURCE, engine.digits(sum(clues)), board)
+        kind = "minimal puzzle" if self.minimal else "puzzle"
+        raise ValueError(
+            f"None of {_MAX_GRIDS} random grids led to a {kind} with {low} to {high} clues on a "
+            f"{board.name} board. Such puzzles are too rare to draw: change `clues`."
+        )
 
 
 def generate(
@@ -82,8 +98,7 @@ def generate(
     Raises:
         ValueError: The range is impossible, nearly so, or holds fewer than `count` puzzles.
     """
-    recipe = _Recipe(board.side, clues, minimal or clues is None, f"{seed}/train")
-    return _collect(count, recipe, workers, is_taken=lambda puzzle: False)
+    return different(count, _recipe(board, clues, minimal, f"{seed}/train"), workers)
 
 
 def train_and_test(
@@ -122,75 +137,15 @@ def train_and_test(
     Raises:
         ValueError: See `generate`.
     """
-    train = generate(train_count, board, clues, minimal=minimal, seed=seed, workers=workers)
-    key = _identity if board.side == 4 else symmetry_invariant
-    taken = {key(puzzle.question) for puzzle in train}
-    recipe = _Recipe(board.side, clues, minimal or clues is None, f"{seed}/test")
-    test = _collect(
-        test_count, recipe, workers, is_taken=lambda puzzle: key(puzzle.question) in taken
+    train, test = (_recipe(board, clues, minimal, f"{seed}/{part}") for part in ("train", "test"))
+    key = str if board.side == 4 else symmetry_invariant
+    return shared.train_and_test(
+        (train_count, test_count), (train, test), lambda puzzle: key(puzzle.question), workers
     )
-    return train, test
 
 
-def _identity(question: str) -> str:
-    return question
-
-
-def _collect(
-    count: int, recipe: _Recipe, workers: int | None, is_taken: Callable[[Puzzle], bool]
-) -> list[Puzzle]:
-    """The first `count` different puzzles of a recipe that are not taken."""
-    found: dict[str, Puzzle] = {}
-    next_index, most_draws = 0, 20 * count + 1000
-    while len(found) < count:
-        if next_index > most_draws:
-            raise ValueError(
-                f"Found only {len(found)} of {count} different puzzles in {next_index} draws: "
-                "there are too few of this kind. Ask for fewer, or widen `clues`."
-            )
-        indices = range(next_index, next_index + count - len(found))
-        next_index = indices.stop
-        for puzzle in _draw_all(recipe, indices, workers):
-            if not is_taken(puzzle):
-                found.setdefault(puzzle.question, puzzle)
-    return list(found.values())
-
-
-def _draw_all(recipe: _Recipe, indices: range, workers: int | None) -> Iterable[Puzzle]:
-    workers = min(workers or num_cores(), len(indices) // _MIN_DRAWS_PER_WORKER)
-    if workers <= 1:
-        return [_draw(recipe, index) for index in indices]
-    jobs = [
-        {"recipe": asdict(recipe), "start": part.start, "stop": part.stop}
-        for part in chunks(indices, workers)
-    ]
-    return [Puzzle(*row) for row in in_processes("tasks.sudoku.generate", jobs, workers)]
-
-
-def _work(job: Job) -> list[Puzzle]:
-    """Make the puzzles of one job; runs in a worker process."""
-    fields = job["recipe"]
-    recipe = _Recipe(**{**fields, "clues": fields["clues"] and tuple(fields["clues"])})
-    return [_draw(recipe, index) for index in range(job["start"], job["stop"])]
-
-
-def _draw(recipe: _Recipe, index: int) -> Puzzle:
-    """Puzzle number `index` of a recipe."""
-    rng = Random(f"{recipe.stream}/{index}")
-    board = Board.of(recipe.side)
-    engine = engine_for(board)
-    low, high = recipe.clues or (0, board.num_cells)
-    if not recipe.minimal:
-        low = high = rng.randint(low, high)
-    for _ in range(_MAX_GRIDS):
-        clues = _dig(_full_grid(engine, rng), engine, rng, 0 if recipe.minimal else low, high)
-        if clues is not None and low <= len(clues) <= high:
-            return complete(SOURCE, engine.digits(sum(clues)), board)
-    kind = "minimal puzzle" if recipe.minimal else "puzzle"
-    raise ValueError(
-        f"None of {_MAX_GRIDS} random grids led to a {kind} with {low} to {high} clues on a "
-        f"{board.name} board. Such puzzles are too rare to draw: change `clues`."
-    )
+def _recipe(board: Board, clues: tuple[int, int] | None, minimal: bool, stream: str) -> _Recipe:
+    return _Recipe(board.side, clues, minimal or clues is None, stream)
 
 
 def _full_grid(engine: Engine, rng: Random) -> int:
@@ -292,4 +247,4 @@ def _structure(board: Board) -> tuple[list[int], list[list[int]]]:
 
 
 if __name__ == "__main__":
-    answer(_work)
+    answer_draws(_Recipe)

@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from random import Random
 
+from tasks.puzzles.files import Puzzle
 from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
-from tasks.sudoku.board import Board, Puzzle, parse
+from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 
 RELATIVES_VERSION = 1
@@ -83,7 +84,7 @@ def _shared(puzzles: Sequence[Puzzle], what: Job, workers: int | None) -> list[P
     workers = workers or num_cores()
     parts = chunks(range(len(puzzles)), workers)
     jobs = [{"puzzles": [astuple(puzzles[i]) for i in part], **what} for part in parts]
-    return [Puzzle(*row) for row in in_processes("tasks.sudoku.relatives", jobs, workers)]
+    return in_processes("tasks.sudoku.relatives", jobs, workers)
 
 
 def _work(job: Job) -> list[Puzzle]:

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line
+from tasks.puzzles.files import Puzzle
+from tasks.sudoku.board import Board, PuzzleError, format_line
 
 
 @dataclass(frozen=True)

@@ -1,60 +1,77 @@
 """The Sudoku task, as the shared commands see it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tasks.puzzles.task import Frames, GridTask, Sampler
-from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
-from tasks.sudoku.board import Board, Puzzle, format_grid, format_line, is_valid_solution, parse
-from tasks.sudoku.cache import cached, cached_relatives
+from tasks.puzzles.files import Puzzle
+from tasks.puzzles.task import GridTask, Sampler
+from tasks.sudoku.augment import augment, numbered_copies, reveal
+from tasks.sudoku.board import SYMBOLS, Board, format_grid, is_valid_solution, parse
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
 from tasks.sudoku.files import read_puzzles
-from tasks.sudoku.generate import generate, symmetry_invariant
-from tasks.sudoku.pictures import animate_convergence, draw_convergence
+from tasks.sudoku.generate import (
+    GENERATOR_VERSION,
+    generate,
+    symmetry_invariant,
+    train_and_test,
+)
+from tasks.sudoku.relatives import RELATIVES_VERSION, harder, relatives
 from tasks.sudoku.solver import complete
+
+if TYPE_CHECKING:
+    from tasks.puzzles.pictures import GridPicture
 
 # The share of the budget after which training puzzles are no longer made easier.
 CURRICULUM = 0.5
 
 
-class SudokuTask(GridTask[Puzzle, SudokuConfig]):
-    """Symbols are digits, 0 a blank; class c stands for the digit c + 1."""
+class SudokuTask(GridTask[SudokuConfig]):
+    """Symbols are digits, 0 a blank."""
 
     name = "sudoku"
     config_type = SudokuConfig
     presets = PRESETS
     default_preset = DEFAULT_PRESET
     bands = (0, 3, 10, 30, 100)
+    symbols = SYMBOLS
     first_symbol = 1
+    version = (GENERATOR_VERSION, RELATIVES_VERSION)
 
-    def make(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
-        """See `GridTask`: made by our generator, see `generate.train_and_test`."""
-        return cached(
-            config.data.train_puzzles,
-            config.data.test_puzzles,
-            config.data.board,
-            (config.data.min_clues, config.data.max_clues),
-            minimal=config.data.minimal,
-            guesses=config.data.min_guesses,
-            seed=config.train.seed,
-        )
+    def generate(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
+        """See `generate.train_and_test` and `relatives.harder`."""
+        data, seed = config.data, config.train.seed
+        counts, clues = (data.train_puzzles, data.test_puzzles), (data.min_clues, data.max_clues)
+        train, test = train_and_test(*counts, data.board, clues, minimal=data.minimal, seed=seed)
+        if data.min_guesses:
+            train, test = (harder(part, data.min_guesses, seed=seed) for part in (train, test))
+        return train, test
 
     def enlarged(self, puzzles: list[Puzzle], config: SudokuConfig) -> list[Puzzle]:
         """See `GridTask`: here, the puzzles, followed by their relatives."""
-        if not config.data.relatives:
+        count, seed = config.data.relatives, config.train.seed
+        if not count:
             return puzzles
-        print(
-            f"Getting {config.data.relatives} relatives of each, made once and then kept ...",
-            flush=True,
+        print(f"Getting {count} relatives of each, made once and then kept ...", flush=True)
+        wanted = {
+            "version": RELATIVES_VERSION,
+            "puzzles": [puzzle.question for puzzle in puzzles],
+            "count": count,
+            "seed": seed,
+        }
+        made, _ = self.cache(config).get(
+            "relatives",
+            wanted,
+            (count * len(puzzles), 0),
+            lambda: (relatives(puzzles, count, seed=seed), []),
         )
-        board = config.data.board
-        return puzzles + cached_relatives(
-            puzzles, config.data.relatives, board, seed=config.train.seed
-        )
+        return puzzles + made
 
     def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_puzzles`."""
@@ -64,14 +81,10 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
         return symmetry_invariant(puzzle.question)
 
-    def encode(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> tuple[Tensor, Tensor]:
-        """See `GridTask`: digits of the questions, and digits - 1 of the answers."""
-        questions, answers = to_tensors(puzzles, config.data.board)
-        return questions, answers - 1
-
     def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
         """See `GridTask`: random symmetric copies, or a fixed number of copies of each puzzle."""
-        questions, answers = to_tensors(puzzles, config.data.board)
+        questions, classes = self.encode(puzzles, config)
+        answers = classes + 1
 
         def sample(
             rows: Tensor, generator: torch.Generator, progress: float
@@ -94,41 +107,29 @@ class SudokuTask(GridTask[Puzzle, SudokuConfig]):
         """See `GridTask`: every unit holds every digit once, and the clues are kept."""
         return is_valid_solution(x, classes + 1)
 
-    def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
-        """See `GridTask`: fills the digit of the class into the cell."""
-        return x.scatter(1, cells[:, None], classes[:, None] + 1)
+    def complete(self, source: str, question: Sequence[int]) -> Puzzle:
+        """See `solver.complete`: exactly one solution."""
+        return complete(source, question, Board.for_length(len(question)))
 
-    def parse(self, text: str) -> Puzzle:
-        """See `GridTask`: digits with `.` or 0 for blanks, and exactly one solution."""
-        digits = parse(text)
-        return complete("typed", digits, Board.for_length(len(digits)))
-
-    def question(self, text: str, config: SudokuConfig) -> list[int]:
+    def question(self, text: str, config: SudokuConfig | None = None) -> list[int]:
         """See `GridTask`: digits with `.` or 0 for blanks, without contradicting clues."""
-        return parse(text, config.data.board)
+        return parse(text, config and config.data.board)
 
     def example(self, config: SudokuConfig) -> str:
         """See `GridTask`: a puzzle in which two fifths of the cells are given."""
-        clues = round(0.4 * config.data.board.num_cells)
-        return generate(1, config.data.board, (clues, clues + 1), seed=config.train.seed)[
-            0
-        ].question
-
-    def line(self, symbols: Sequence[int]) -> str:
-        """See `GridTask`: digits, and `.` for blanks."""
-        return format_line(symbols)
+        board, seed = config.data.board, config.train.seed
+        clues = round(0.4 * board.num_cells)
+        return generate(1, board, (clues, clues + 1), seed=seed)[0].question
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """See `GridTask`: here, the filled board."""
         return format_grid([c + 1 for c in classes], given=list(x))
 
-    def draw(
-        self, puzzle: Puzzle, frames: Frames, config: SudokuConfig, folder: Path
-    ) -> list[Path]:
-        """See `GridTask`: here, a sheet and an animation."""
-        board = config.data.board
-        asked, answer = parse(puzzle.question, board), parse(puzzle.answer, board)
-        return [
-            draw_convergence(board, asked, frames, answer, folder / "convergence.png"),
-            animate_convergence(board, asked, frames, answer, folder / "convergence.gif"),
-        ]
+    def picture(self, x: Sequence[int], answer: Sequence[int]) -> GridPicture:
+        """See `GridTask`: here, with lines around boxes."""
+        board = Board.for_length(len(x))
+        return replace(
+            super().picture(x, answer),
+            characters=SYMBOLS[: board.side + 1],
+            box=(board.box_rows, board.box_cols),
+        )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import FixedPointLayer, Solution, SpectralRadius, spectral_radius
-from solvers.packing import StatePacking
+from solvers.norms import rms
 from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
 
@@ -68,7 +68,7 @@ def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
             return
         if not found:
             found.append(_radius_at(layer, solution.value, given[1:]))
-        relative = solution.residual / _rms(solution.value, layer.batch_dims)
+        relative = solution.residual / rms(solution.value, layer.batch_dims)
         kept = (solution.converged, relative, solution.num_steps)
         solved.append(tuple(part.flatten() for part in kept))  # type: ignore[arg-type]
 
@@ -105,11 +105,6 @@ def _radius_summary(found: SpectralRadius) -> dict[str, float]:
         "radius_real": found.eigenvalue.real.median().item(),
         "expanding": (radius - found.residual > 1).float().mean().item(),
     }
-
-
-def _rms(state: State, batch_dims: int) -> Tensor:
-    layout = StatePacking(state, batch_dims)
-    return layout.pack(state).square().mean(1).sqrt().view(layout.batch_shape)
 
 
 def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> SpectralRadius:

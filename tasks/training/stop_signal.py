@@ -2,6 +2,15 @@
 
 import signal
 import threading
+from pathlib import Path
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal; `path` is the checkpoint to continue from."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.path = path
 
 # A terminal that is closed sends SIGHUP, sometimes more than once. Windows has none.
 SIGNALS = [

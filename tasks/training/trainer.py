@@ -46,21 +46,13 @@ from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, build_optimizers
 from tasks.training.options import Config
 from tasks.training.samples import ActiveSamples
-from tasks.training.stop_signal import StopSignal
+from tasks.training.stop_signal import Interrupted, StopSignal
 from tasks.training.task import Task
 
 # Validations in a run, and optimiser steps between rows of the log.
 VALIDATIONS, LOG_EVERY = 10, 10
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
-
-
-class Interrupted(Exception):
-    """Training was stopped by a signal; `path` is the checkpoint to continue from."""
-
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.path = path
 
 
 class SourceLost(ValueError):

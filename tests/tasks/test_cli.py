@@ -14,7 +14,7 @@ from solvers.registry import SOLVERS
 from tasks.cli import import_modules
 from tasks.puzzles.commands import Commands
 from tasks.sudoku.__main__ import main
-from tasks.training.trainer import Interrupted
+from tasks.training.stop_signal import Interrupted
 
 ROOT = Path(__file__).parents[2]
 MODULE = """

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tasks.maze import augment as augment_module
-from tasks.maze.augment import Symmetries, to_tensors
+from tasks.maze.augment import Symmetries
 from tasks.maze.maze import (
     FREE,
     GOAL,
     PATH,
     START,
+    SYMBOLS,
     WALL,
-    Maze,
     MazeError,
     format_line,
     is_shortest,
@@ -24,12 +24,14 @@ from tasks.maze.maze import (
     parse,
     parse_answer,
 )
+from tasks.puzzles.files import Puzzle
+from tasks.puzzles.tensors import to_tensors
 
 
-def random_mazes(count: int, side: int, seed: int = 0) -> list[Maze]:
+def random_mazes(count: int, side: int, seed: int = 0) -> list[Puzzle]:
     """S in a corner and G somewhere else, whatever wall falls between, if it can be reached."""
     draw = torch.Generator().manual_seed(seed)
-    mazes: list[Maze] = []
+    mazes: list[Puzzle] = []
     while len(mazes) < count:
         codes = torch.full((side * side,), FREE)
         codes[torch.rand(side * side, generator=draw) < 0.3] = WALL
@@ -40,12 +42,12 @@ def random_mazes(count: int, side: int, seed: int = 0) -> list[Maze]:
             answer = label(question)
         except MazeError:
             continue
-        mazes.append(Maze("test", format_line(question), format_line(answer), 0))
+        mazes.append(Puzzle("test", format_line(question), format_line(answer), 0))
     return mazes
 
 
 def questions_of(count: int, side: int, seed: int = 0) -> Tensor:
-    return to_tensors(random_mazes(count, side, seed), side)[0]
+    return to_tensors(random_mazes(count, side, seed), side, SYMBOLS)[0]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -150,11 +152,11 @@ def test_a_batch_is_not_a_window_on_the_memory() -> None:
 
 def test_tensors_hold_the_codes() -> None:
     mazes = random_mazes(8, 6)
-    questions, answers = to_tensors(mazes, 6)
+    questions, answers = to_tensors(mazes, 6, SYMBOLS)
     assert questions.tolist() == [parse(maze.question) for maze in mazes]
     assert answers.tolist() == [parse_answer(maze.answer) for maze in mazes]
     assert (answers == PATH).any()
-    assert [part.shape for part in to_tensors([], 30)] == [(0, 900), (0, 900)]
+    assert [part.shape for part in to_tensors([], 30, SYMBOLS)] == [(0, 900), (0, 900)]
 
 
 def test_an_empty_batch_stays_empty() -> None:
@@ -164,5 +166,5 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 def test_mazes_of_another_size_are_refused() -> None:
-    with pytest.raises(MazeError, match=r"Maze 0 has a question of 16 cells .* maze has 900"):
-        to_tensors(random_mazes(2, 4), 30)
+    with pytest.raises(ValueError, match=r"Puzzle 0 has a question of 16 cells .* 30x30 has 900"):
+        to_tensors(random_mazes(2, 4), 30, SYMBOLS)

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tasks.maze.files import read_mazes, write_mazes
-from tasks.maze.maze import Maze, MazeError
+from tasks.maze.files import read_mazes
+from tasks.maze.maze import MazeError
 from tasks.puzzles import files as puzzle_files
+from tasks.puzzles.files import Puzzle, write_puzzles
 
 HEADER = "source,question,answer,rating\n"
 # Round a block: down first is the label, right first as short.
 QUESTION = "S   " + " ## " + " ## " + "   G"
 ANSWER = "S   " + "o## " + "o## " + "oooG"
 OTHER = "Sooo" + " ##o" + " ##o" + "   G"
-MAZE = Maze("mine", QUESTION, ANSWER, 6)
+MAZE = Puzzle("mine", QUESTION, ANSWER, 6)
 # Free cells at both ends of the line.
-SPACED = Maze("mine", "  S " + "### " + "    " + "G#  ", "  So" + "###o" + "oooo" + "G#  ", 7)
+SPACED = Puzzle("mine", "  S " + "### " + "    " + "G#  ", "  So" + "###o" + "oooo" + "G#  ", 7)
 
 
 def write(folder: Path, text: str, name: str = "mazes.csv") -> Path:
@@ -26,13 +27,13 @@ def write(folder: Path, text: str, name: str = "mazes.csv") -> Path:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    mazes = [MAZE, SPACED, Maze('so "called", \n', SPACED.question, SPACED.answer, 7)]
+    mazes = [MAZE, SPACED, Puzzle('so "called", \n', SPACED.question, SPACED.answer, 7)]
     path = tmp_path / "deep" / "down" / "set.csv"
-    write_mazes(path, mazes)
+    write_puzzles(path, mazes)
     text = path.read_text()
     assert text.startswith(f"{HEADER}mine,{QUESTION},{ANSWER},6\nmine,  S ### ")
     assert read_mazes(path) == mazes
-    write_mazes(path, read_mazes(path))
+    write_puzzles(path, read_mazes(path))
     assert path.read_text() == text
     assert [file.name for file in path.parent.iterdir()] == ["set.csv"]
 
@@ -54,14 +55,14 @@ def test_plain_text_is_solved_and_never_stripped(line_end: str, tmp_path: Path) 
     path = tmp_path / "list.txt"
     path.write_bytes(line_end.join([SPACED.question, "", QUESTION, ""]).encode())
     assert read_mazes(path) == [
-        Maze("list.txt", maze.question, maze.answer, maze.rating) for maze in (SPACED, MAZE)
+        Puzzle("list.txt", maze.question, maze.answer, maze.rating) for maze in (SPACED, MAZE)
     ]
 
 
 def test_a_line_that_starts_with_a_wall_is_no_comment(tmp_path: Path) -> None:
     neighbours = "##S  G###"
     path = write(tmp_path, f"{neighbours}\n", "list.txt")
-    assert read_mazes(path) == [Maze("list.txt", neighbours, neighbours, 1)]
+    assert read_mazes(path) == [Puzzle("list.txt", neighbours, neighbours, 1)]
     path = write(tmp_path, f"{neighbours}\n# comment\n", "list.txt")
     with pytest.raises(MazeError, match="line 2: Bad question '# comment'"):
         read_mazes(path)
@@ -178,14 +179,14 @@ def test_binary_files_are_refused(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "set.csv"
-    write_mazes(path, [MAZE])
+    write_puzzles(path, [MAZE])
 
     def interrupted():
         yield MAZE
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_mazes(path, interrupted())
+        write_puzzles(path, interrupted())
     assert read_mazes(path) == [MAZE]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -195,7 +196,7 @@ def test_real_file(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "maze_30x30_hard_train.csv"
     mazes = read_mazes(path, 30)
     assert len(mazes) == 1000
-    write_mazes(tmp_path / "copy.csv", mazes)
+    write_puzzles(tmp_path / "copy.csv", mazes)
     published = path.read_bytes().replace(b"\r\n", b"\n")
     assert (tmp_path / "copy.csv").read_bytes() == published
 

@@ -6,8 +6,9 @@ import sys
 import pytest
 from mazes import count_paths
 
-from tasks.maze.generate import generate, identity, train_and_test
+from tasks.maze.generate import generate, train_and_test
 from tasks.maze.maze import WALL, format_line, label, parse
+from tasks.puzzles.files import smallest_copy
 
 
 @pytest.mark.parametrize(("side", "low", "high"), [(9, 14, None), (9, 12, 13), (12, 20, 26)])
@@ -75,16 +76,18 @@ def test_distribution_is_that_of_plain_rejection() -> None:
 def test_sets_share_no_maze_in_disguise() -> None:
     train, test = train_and_test(150, 150, 4, min_path=6, seed=0)
     assert (len(train), len(test)) == (150, 150)
-    assert not {identity(m.question) for m in train} & {identity(m.question) for m in test}
+    assert not {smallest_copy(m.question) for m in train} & {
+        smallest_copy(m.question) for m in test
+    }
 
 
-def test_identity_knows_all_eight_copies() -> None:
+def test_smallest_copy_knows_all_eight_copies() -> None:
     question = "S#  G    "
     rows = [question[i : i + 3] for i in (0, 3, 6)]
     turned = "".join("".join(column) for column in zip(*rows[::-1], strict=True))
     mirrored = "".join(row[::-1] for row in rows)
-    assert identity(question) == identity(turned) == identity(mirrored)
-    assert identity(question) != identity("S # G    ")
+    assert smallest_copy(question) == smallest_copy(turned) == smallest_copy(mirrored)
+    assert smallest_copy(question) != smallest_copy("S # G    ")
 
 
 @pytest.mark.parametrize(

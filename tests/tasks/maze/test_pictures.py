@@ -1,6 +1,7 @@
 """Pictures of mazes: each cell's colour, whole files, refused nonsense."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,25 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from tasks.maze.maze import FREE, GOAL, PATH, START, WALL, label, shortest_path
+from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL, label, shortest_path
 from tasks.maze.pictures import (
     GROUND,
     PURPLE,
     YELLOW,
-    _draw,
+    MazePicture,
     _draw_cells,
-    animate_convergence,
-    draw_convergence,
     draw_maze,
 )
-from tasks.puzzles.pictures import HOLD_MS, RED, Frame
+from tasks.puzzles.pictures import HOLD_MS, RED, Frame, animate, draw_sheet
 from tasks.reports.style import BLUE, GREEN
 
-SIDE = 4
 QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]
 ANSWER = label(QUESTION)
+PICTURE = MazePicture(4, QUESTION, ANSWER, SYMBOLS)
 
 
-def solve(num_frames: int) -> tuple[int, list[int], list[Frame], list[int]]:
-    """Side, question, frames whose path grows from S to G, and answer."""
+def solve(num_frames: int) -> list[Frame]:
+    """Frames whose path grows from S to G."""
     order = {cell: i for i, cell in enumerate(shortest_path(QUESTION))}
     frames = []
     for step in range(num_frames):
@@ -41,7 +40,7 @@ def solve(num_frames: int) -> tuple[int, list[int], list[Frame], list[int]]:
         ]
         probabilities = (6 * F.one_hot(torch.tensor(codes), 5).double()).softmax(-1)
         frames.append((step, 0.5**step if step else float("nan"), probabilities))
-    return SIDE, QUESTION, frames, ANSWER
+    return frames
 
 
 def colors_of(found: list[int], confidence: float = 1.0) -> list[str]:
@@ -52,8 +51,8 @@ def colors_of(found: list[int], confidence: float = 1.0) -> list[str]:
     return [to_hex(pixel) for pixel in pixels]
 
 
-Draw = Callable[[int, list[int], list[Frame], list[int], Path], Path]
-both = pytest.mark.parametrize("draw", [draw_convergence, animate_convergence])
+Draw = Callable[[list[Frame], MazePicture, Path], Path]
+both = pytest.mark.parametrize("draw", [draw_sheet, animate])
 
 
 def test_each_cell_tells_what_it_is() -> None:
@@ -87,13 +86,12 @@ def test_an_unsure_path_is_pale() -> None:
 
 
 def test_captions_count_the_path() -> None:
-    _, _, frames, _ = solve(4)
-    found = frames[3][2].clone()
+    found = solve(4)[3][2].clone()
     found[2] = F.one_hot(torch.tensor(PATH), 5).double()
     axes = Figure().subplots()
-    _draw(axes, QUESTION, (3, 0.125, found), ANSWER)
+    PICTURE.draw(axes, (3, 0.125, found))
     assert axes.get_title() == "step 3, residual 1.2e-01\n1 of 5 path cells, 1 elsewhere"
-    _draw(axes, QUESTION, (0, float("nan"), found), ANSWER)
+    PICTURE.draw(axes, (0, float("nan"), found))
     assert axes.get_title().startswith("step 0, residual not measured\n")
 
 
@@ -118,7 +116,7 @@ def test_maze(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_frames", [1, 3, 15])
 def test_sheet(num_frames: int, tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    assert draw_convergence(*solve(num_frames), path, title="A title") == path
+    assert draw_sheet(solve(num_frames), PICTURE, path, title="A title") == path
     assert is_png(path)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -126,7 +124,7 @@ def test_sheet(num_frames: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_frames", [1, 15])
 def test_animation_has_every_frame_and_holds_the_last(num_frames: int, tmp_path: Path) -> None:
     path = tmp_path / "solve.gif"
-    assert animate_convergence(*solve(num_frames), path) == path
+    assert animate(solve(num_frames), PICTURE, path) == path
     with Image.open(path) as image:
         assert image.format == "GIF"
         # Frames 12 on show the whole path, but with another caption each.
@@ -138,17 +136,17 @@ def test_animation_has_every_frame_and_holds_the_last(num_frames: int, tmp_path:
 
 @both
 def test_what_does_not_fit_is_refused(draw: Draw, tmp_path: Path) -> None:
-    side, question, frames, answer = solve(2)
+    frames = solve(2)
     path = tmp_path / "a.out"
     with pytest.raises(ValueError, match="at least one frame"):
-        draw(side, question, [], answer, path)
-    with pytest.raises(ValueError, match="`question` must have 16 cells in a 4x4 maze, got 15"):
-        draw(side, question[1:], frames, answer, path)
+        draw([], PICTURE, path)
+    with pytest.raises(ValueError, match="`question` must have 16 cells on a 4x4 board, got 15"):
+        draw(frames, replace(PICTURE, question=QUESTION[1:]), path)
     with pytest.raises(ValueError, match="`answer` must have 16 cells"):
-        draw(side, question, frames, answer[1:], path)
+        draw(frames, replace(PICTURE, answer=ANSWER[1:]), path)
     wrong = [(0, 0.1, torch.ones(16, 4))]
     with pytest.raises(ValueError, match=r"step 0 must have shape \(16, 5\).*got \(16, 4\)"):
-        draw(side, question, wrong, answer, path)
+        draw(wrong, PICTURE, path)
     assert list(tmp_path.iterdir()) == []
 
 

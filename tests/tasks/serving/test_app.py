@@ -39,7 +39,7 @@ JSON = {"content-type": "application/json"}
 class Served:
     """A service and a client of it."""
 
-    def __init__(self, task: GridTask[Any, Any], config: GridConfig, **limits: Any):
+    def __init__(self, task: GridTask[Any], config: GridConfig, **limits: Any):
         torch.manual_seed(0)
         self.model = config.build().eval()
         self.model.solving.solver = config.solve.evaluation_solver()  # type: ignore[union-attr]

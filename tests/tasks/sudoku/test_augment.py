@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tasks.sudoku.augment import augment, numbered_copies, reveal, to_tensors
-from tasks.sudoku.board import Board, Puzzle, PuzzleError, format_line, is_valid_solution, parse
+from tasks.puzzles.files import Puzzle
+from tasks.puzzles.tensors import to_tensors
+from tasks.sudoku.augment import augment, numbered_copies, reveal
+from tasks.sudoku.board import SYMBOLS, Board, format_line, is_valid_solution, parse
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.generate import generate, symmetry_invariant
 from tasks.sudoku.solver import search
@@ -19,6 +22,10 @@ def puzzles_of(side: int) -> list[Puzzle]:
     return generate(8, Board.of(side), seed=5, workers=1)
 
 
+def digits_of(puzzles: list[Puzzle], board: Board) -> tuple[Tensor, Tensor]:
+    return to_tensors(puzzles, board.side, SYMBOLS)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -27,7 +34,7 @@ def generator(seed: int) -> torch.Generator:
 @given(side=st.sampled_from([4, 6, 9]), seed=st.integers(0, 2**32))
 def test_copies_are_valid_and_have_the_same_pattern(side: int, seed: int) -> None:
     board = Board.of(side)
-    questions, answers = to_tensors(puzzles_of(side), board)
+    questions, answers = digits_of(puzzles_of(side), board)
     new_questions, new_answers = augment(questions, answers, board, generator(seed))
     assert is_valid_solution(new_questions, new_answers).all()
     assert torch.equal((new_questions > 0).sum(1), (questions > 0).sum(1))
@@ -37,7 +44,7 @@ def test_copies_are_valid_and_have_the_same_pattern(side: int, seed: int) -> Non
 @pytest.mark.parametrize("side", [4, 6, 9])
 def test_answers_map_with_their_questions(side: int) -> None:
     board = Board.of(side)
-    questions, answers = to_tensors(puzzles_of(side), board)
+    questions, answers = digits_of(puzzles_of(side), board)
     new_questions, new_answers = augment(questions, answers, board, generator(0))
     for question, answer in zip(new_questions.tolist(), new_answers.tolist(), strict=True):
         assert search(question, board).solutions == [tuple(answer)]
@@ -46,7 +53,7 @@ def test_answers_map_with_their_questions(side: int) -> None:
 @pytest.mark.parametrize("side", [4, 6, 9])
 def test_symmetry_invariant_does_not_see_the_difference(side: int) -> None:
     board = Board.of(side)
-    questions, answers = to_tensors(puzzles_of(side), board)
+    questions, answers = digits_of(puzzles_of(side), board)
     originals = [symmetry_invariant(format_line(line)) for line in questions.tolist()]
     for seed in range(10):
         copies, _ = augment(questions, answers, board, generator(seed))
@@ -55,7 +62,7 @@ def test_symmetry_invariant_does_not_see_the_difference(side: int) -> None:
 
 def test_every_puzzle_draws_its_own_symmetry() -> None:
     board = Board.of(9)
-    questions, answers = (lines[:1].expand(64, -1) for lines in to_tensors(puzzles_of(9), board))
+    questions, answers = (lines[:1].expand(64, -1) for lines in digits_of(puzzles_of(9), board))
     copies, _ = augment(questions, answers, board, generator(1))
     assert len({tuple(line) for line in copies.tolist()}) == 64
 
@@ -91,7 +98,7 @@ def test_square_boxes_transpose_half_the_time() -> None:
 
 def test_the_generator_alone_decides() -> None:
     board = Board.of(6)
-    questions, answers = to_tensors(puzzles_of(6), board)
+    questions, answers = digits_of(puzzles_of(6), board)
     first = augment(questions, answers, board, generator(7))
     torch.rand(3)
     second = augment(questions, answers, board, generator(7))
@@ -103,10 +110,10 @@ def test_the_generator_alone_decides() -> None:
 
 def test_tensors_hold_the_digits() -> None:
     puzzles = puzzles_of(4)
-    questions, answers = to_tensors(puzzles, Board.of(4))
+    questions, answers = digits_of(puzzles, Board.of(4))
     assert questions.tolist() == [parse(puzzle.question) for puzzle in puzzles]
     assert answers.tolist() == [parse(puzzle.answer) for puzzle in puzzles]
-    assert [part.shape for part in to_tensors([], Board.of(9))] == [(0, 81), (0, 81)]
+    assert [part.shape for part in digits_of([], Board.of(9))] == [(0, 81), (0, 81)]
 
 
 def test_an_empty_batch_stays_empty() -> None:
@@ -115,14 +122,14 @@ def test_an_empty_batch_stays_empty() -> None:
 
 
 def test_puzzles_of_another_size_are_refused() -> None:
-    with pytest.raises(PuzzleError, match=r"Puzzle 0 has a question of 16 cells .* board has 81"):
-        to_tensors(puzzles_of(4), Board.of(9))
+    with pytest.raises(ValueError, match=r"Puzzle 0 has a question of 16 cells .* 9x9 has 81"):
+        digits_of(puzzles_of(4), Board.of(9))
 
 
 def test_numbered_copies_are_always_the_same_and_the_first_is_the_puzzle() -> None:
     board = Board.of(9)
     puzzles = generate(3, board, clues=(30, 34), seed=1)
-    x, y = to_tensors(puzzles, board)
+    x, y = digits_of(puzzles, board)
     numbers = torch.tensor([0, 1, 2])
     keys = torch.arange(3) * 1000 + numbers
     first = numbered_copies(x, y, numbers, keys, board, seed=5)
@@ -139,7 +146,7 @@ def test_numbered_copies_are_always_the_same_and_the_first_is_the_puzzle() -> No
 
 def test_numbered_copies_are_as_varied_as_random_ones() -> None:
     board = Board.of(9)
-    x, y = to_tensors(generate(1, board, clues=(30, 34), seed=1), board)
+    x, y = digits_of(generate(1, board, clues=(30, 34), seed=1), board)
     count = 2000
     numbers = torch.arange(1, count + 1)
     copies, _ = numbered_copies(
@@ -154,7 +161,7 @@ def test_numbered_copies_are_as_varied_as_random_ones() -> None:
 
 def test_reveal_fills_in_at_most_so_many_blanks_and_nothing_else() -> None:
     board = Board.of(9)
-    x, y = to_tensors(generate(4, board, clues=(30, 34), seed=1), board)
+    x, y = digits_of(generate(4, board, clues=(30, 34), seed=1), board)
     x, y = x.repeat(200, 1), y.repeat(200, 1)
     easier = reveal(x, y, 12, generator(3))
     filled = (easier != x).sum(1)

@@ -2,16 +2,19 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.sudoku import cache as cache_module
-from tasks.sudoku.board import Board, Puzzle, PuzzleError
-from tasks.sudoku.cache import cached, default_directory
-from tasks.sudoku.files import read_puzzles, write_puzzles
+from tasks.puzzles.cache import default_directory
+from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.sudoku.board import Board, PuzzleError
+from tasks.sudoku.config import SudokuConfig
+from tasks.sudoku.files import read_puzzles
 from tasks.sudoku.generate import generate, train_and_test
+from tasks.sudoku.task import SudokuTask
 
 HEADER = "source,question,answer,rating\n"
 QUESTION = "1.....3..4.....2"
@@ -163,55 +166,75 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_cache_is_used_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board.of(4)
-    first = cached(6, 3, board, seed=1, directory=tmp_path)
-    assert first == train_and_test(6, 3, board, seed=1)
+Sets = tuple[list[Puzzle], list[Puzzle]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the cache, which is not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "attractor-models" / "sudoku"
+
+
+def cached(train: int, test: int, **options: Any) -> Sets:
+    """Puzzles of 4x4, made or read."""
+    wanted = {"side": 4, "min_clues": 4, "max_clues": 6, "minimal": True, **options}
+    return SudokuTask().make(SudokuConfig.of(train_puzzles=train, test_puzzles=test, **wanted))
+
+
+def made_anew(train: int, test: int, seed: int = 0) -> Sets:
+    return train_and_test(train, test, Board.of(4), (4, 6), minimal=True, seed=seed)
+
+
+def test_cache_is_used_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cached(6, 3, seed=1)
+    assert first == made_anew(6, 3, seed=1)
+    assert len(list(folder.iterdir())) == 2
 
     def fail(*args: object, **options: object) -> None:
         raise AssertionError("made anew")
 
-    monkeypatch.setattr(cache_module, "train_and_test", fail)
-    assert cached(6, 3, board, seed=1, directory=tmp_path, workers=2) == first
-    for other in ({"seed": 2}, {"clues": (5, 6)}, {"clues": (5, 6), "minimal": True}):
+    monkeypatch.setattr(SudokuTask, "generate", fail)
+    assert cached(6, 3, seed=1, copies=3, extra_clues=2, relatives=1) == first
+    for other in ({"seed": 2}, {"seed": 1, "max_clues": 5}, {"seed": 1, "minimal": False}):
         with pytest.raises(AssertionError, match="made anew"):
-            cached(6, 3, board, directory=tmp_path, **other)  # type: ignore[arg-type]
-    monkeypatch.setattr(cache_module, "GENERATOR_VERSION", -1)
+            cached(6, 3, **other)
+    monkeypatch.setattr(SudokuTask, "version", -1)
     with pytest.raises(AssertionError, match="made anew"):
-        cached(6, 3, board, seed=1, directory=tmp_path)
+        cached(6, 3, seed=1)
 
 
-def test_cache_of_an_empty_set(tmp_path: Path) -> None:
-    first = cached(2, 0, Board.of(4), directory=tmp_path)
-    assert cached(2, 0, Board.of(4), directory=tmp_path) == first
+@pytest.mark.usefixtures("folder")
+def test_cache_of_an_empty_set() -> None:
+    assert cached(2, 0) == cached(2, 0)
 
 
 @pytest.mark.parametrize("damage", ["", "source,question\n", None])
-def test_damaged_cache_is_made_anew(damage: str | None, tmp_path: Path) -> None:
-    sets = cached(4, 2, Board.of(4), directory=tmp_path)
-    path = next(tmp_path.glob("*-test.csv"))
+def test_damaged_cache_is_made_anew(damage: str | None, folder: Path) -> None:
+    sets = cached(4, 2)
+    path = next(folder.glob("*-test.csv"))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) if damage is None else damage)
     with pytest.warns(UserWarning, match="is damaged: making its puzzles anew"):
-        assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
+        assert cached(4, 2) == sets
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
+        assert cached(4, 2) == sets
 
 
-def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way")
+def test_cache_that_cannot_be_written_is_done_without(folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.write_text("in the way")
     with pytest.warns(UserWarning, match="cannot be written"):
-        sets = cached(4, 2, Board.of(4), directory=blocked / "cache")
-    assert sets == train_and_test(4, 2, Board.of(4))
+        sets = cached(4, 2)
+    assert sets == made_anew(4, 2)
 
 
 def test_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "attractor-models" / "sudoku"
+    assert default_directory("sudoku") == tmp_path / "attractor-models" / "sudoku"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_directory() == Path.home() / ".cache" / "attractor-models" / "sudoku"
+    assert default_directory("sudoku") == Path.home() / ".cache" / "attractor-models" / "sudoku"
 
 
 @pytest.mark.parametrize("name", ["sudoku_extreme_like_train_1k", "sudoku_extreme_like_dev_1k"])

@@ -7,8 +7,9 @@ from itertools import permutations
 import pytest
 
 from tasks.puzzles import workers as workers_module
+from tasks.puzzles.files import Puzzle
 from tasks.sudoku import generate as generate_module
-from tasks.sudoku.board import Board, Puzzle, check_answer, parse
+from tasks.sudoku.board import Board, check_answer, parse
 from tasks.sudoku.generate import generate, symmetry_invariant, train_and_test
 from tasks.sudoku.solver import search
 
@@ -93,14 +94,14 @@ def test_seed_decides_and_a_longer_run_continues_a_shorter_one() -> None:
 
 
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_module, "_MIN_DRAWS_PER_WORKER", 2)
+    monkeypatch.setattr(generate_module._Recipe, "fewest_per_worker", 2)
     board = Board.of(4)
     alone = generate(12, board, (5, 7), seed=9, workers=1)
     assert generate(12, board, (5, 7), seed=9, workers=2) == alone
 
 
 def test_a_failing_worker_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_module, "_MIN_DRAWS_PER_WORKER", 1)
+    monkeypatch.setattr(generate_module._Recipe, "fewest_per_worker", 1)
     monkeypatch.setattr(workers_module.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"exit status 1\. Use `workers=1`"):
         generate(4, Board.of(4), workers=2)

@@ -1,6 +1,7 @@
 """Pictures of a solve: the right moments, whole files, refused nonsense."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from tasks.puzzles.pictures import HOLD_MS, RED, Frame, moments
+from tasks.puzzles.pictures import HOLD_MS, RED, Frame, GridPicture, animate, draw_sheet, moments
 from tasks.reports.style import BLUE
 from tasks.sudoku.board import Board, parse
-from tasks.sudoku.pictures import _draw, animate_convergence, draw_convergence
 from tasks.sudoku.solver import search
+from tasks.sudoku.task import SudokuTask
 
 QUESTIONS = {
     4: "1... ..3. .4.. ...2",
@@ -22,8 +23,8 @@ QUESTIONS = {
 }
 
 
-def solve(side: int, num_frames: int) -> tuple[Board, list[int], list[Frame], list[int]]:
-    """Board, question, frames whose cells become right one after the other, and answer."""
+def solve(side: int, num_frames: int) -> tuple[list[Frame], GridPicture]:
+    """Frames whose cells become right one after the other, and how they are drawn."""
     board = Board.of(side)
     question = parse(QUESTIONS[side])
     [answer] = map(list, search(question, board).solutions)
@@ -34,17 +35,17 @@ def solve(side: int, num_frames: int) -> tuple[Board, list[int], list[Frame], li
         logits = torch.where(reached[:, None], 4 * right, -2 * right)
         residual = 0.5**step if step else float("nan")
         frames.append((step, residual, logits.softmax(-1)))
-    return board, question, frames, answer
+    return frames, SudokuTask().picture(question, answer)
 
 
-Draw = Callable[[Board, list[int], list[Frame], list[int], Path], Path]
-both = pytest.mark.parametrize("draw", [draw_convergence, animate_convergence])
+Draw = Callable[[list[Frame], GridPicture, Path], Path]
+both = pytest.mark.parametrize("draw", [draw_sheet, animate])
 
 
 @pytest.mark.parametrize(("side", "num_frames"), [(4, 1), (4, 3), (9, 33)])
 def test_sheet(side: int, num_frames: int, tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    assert draw_convergence(*solve(side, num_frames), path, title="A title") == path
+    assert draw_sheet(*solve(side, num_frames), path, title="A title") == path
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     with Image.open(path) as image:
         image.load()
@@ -56,7 +57,7 @@ def test_animation_has_every_frame_and_holds_the_last(
     side: int, num_frames: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "solve.gif"
-    assert animate_convergence(*solve(side, num_frames), path) == path
+    assert animate(*solve(side, num_frames), path) == path
     assert path.read_bytes().startswith(b"GIF89a")
     assert path.stat().st_size < 1_000_000
     with Image.open(path) as image:
@@ -67,7 +68,7 @@ def test_animation_has_every_frame_and_holds_the_last(
 
 
 def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
-    _, _, frames, _ = solve(9, 33)
+    frames, _ = solve(9, 33)
     steps = [step for step, _, _ in moments(frames)]
     # The digits settle at step 20.
     assert len(steps) == 8
@@ -77,17 +78,18 @@ def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
 
 
 def test_sheet_of_a_solve_that_never_moves() -> None:
-    _, _, frames, _ = solve(4, 1)
+    frames, _ = solve(4, 1)
     still = [(step, 0.1, frames[0][2]) for step in range(20)]
     assert [step for step, _, _ in moments(still)] == [0, 19]
 
 
 def test_each_digit_tells_what_it_is() -> None:
-    board, question, frames, answer = solve(4, 11)
+    frames, picture = solve(4, 11)
+    question, answer = picture.question, picture.answer
     step, residual, probabilities = frames[10]
     axes = Figure().subplots()
-    _draw(axes, board, question, (step, residual, probabilities), answer)
-    assert len(axes.texts) == board.num_cells
+    picture.draw(axes, (step, residual, probabilities))
+    assert len(axes.texts) == 16
     digits = (probabilities.argmax(-1) + 1).tolist()
     for cell, text in enumerate(axes.texts):
         if question[cell]:
@@ -109,11 +111,11 @@ def test_each_digit_tells_what_it_is() -> None:
 
 
 def test_unsure_digits_are_small_and_pale() -> None:
-    board, _, _, answer = solve(4, 1)
-    sure = F.one_hot(torch.tensor(answer) - 1, 4).double()
+    _, picture = solve(4, 1)
+    sure = F.one_hot(torch.tensor(picture.answer) - 1, 4).double()
     sure[1] = 0.6 * sure[1] + 0.1
     axes = Figure().subplots()
-    _draw(axes, board, [0] * 16, (0, float("nan"), sure), answer)
+    replace(picture, question=[0] * 16).draw(axes, (0, float("nan"), sure))
     certain, unsure = axes.texts[:2]
     assert unsure.get_alpha() < certain.get_alpha() == 1
     assert unsure.get_fontsize() < certain.get_fontsize()
@@ -129,15 +131,15 @@ def test_unwritable_folder(draw: Draw, tmp_path: Path) -> None:
 
 @both
 def test_what_does_not_fit_is_refused(draw: Draw, tmp_path: Path) -> None:
-    board, question, frames, answer = solve(4, 2)
+    frames, picture = solve(4, 2)
     path = tmp_path / "a.out"
     with pytest.raises(ValueError, match="at least one frame"):
-        draw(board, question, [], answer, path)
+        draw([], picture, path)
     with pytest.raises(ValueError, match=r"`question` must have 16 cells on a 4x4 board, got 15"):
-        draw(board, question[1:], frames, answer, path)
+        draw(frames, replace(picture, question=picture.question[1:]), path)
     with pytest.raises(ValueError, match=r"`answer` must have 16 cells"):
-        draw(board, question, frames, answer[1:], path)
+        draw(frames, replace(picture, answer=picture.answer[1:]), path)
     wrong = [(0, 0.1, torch.ones(16, 5))]
     with pytest.raises(ValueError, match=r"step 0 must have shape \(16, 4\).*got \(16, 5\)"):
-        draw(board, question, wrong, answer, path)
+        draw(wrong, picture, path)
     assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,13 @@
 """Relatives of puzzles: proper, minimal, with the same solution, still hard."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tasks.sudoku.board import Board, Puzzle, parse
-from tasks.sudoku.cache import cached, cached_relatives
-from tasks.sudoku.config import PRESETS
+from tasks.puzzles.files import Puzzle
+from tasks.sudoku.board import Board, parse
+from tasks.sudoku.config import PRESETS, SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.relatives import SOURCE, harder, relatives
 from tasks.sudoku.solver import complete, search
@@ -61,13 +60,16 @@ def test_what_cannot_be_harder_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         harder(puzzle, 100, workers=1)
 
 
-def test_harder_sets_are_kept_apart_from_others(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"minimal": True, "workers": 1, "directory": tmp_path}
-    plain = cached(2, 1, BOARD, **options)
-    hard = cached(2, 1, BOARD, guesses=6, **options)
+def test_harder_sets_are_kept_apart_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    task, options = SudokuTask(), {"min_clues": 20, "max_clues": 28, "minimal": True}
+    easy = SudokuConfig.of(train_puzzles=2, test_puzzles=1, **options)
+    plain, hard = task.make(easy), task.make(easy.changed(min_guesses=6))
     assert min(puzzle.rating for part in hard for puzzle in part) >= 6
-    assert cached(2, 1, BOARD, guesses=6, **options) == hard
-    assert cached(2, 1, BOARD, **options) == plain
+    assert task.make(easy.changed(min_guesses=6)) == hard
+    assert task.make(easy) == plain
 
 
 def test_seed_and_puzzle_decide(hard: Puzzle) -> None:
@@ -91,9 +93,11 @@ def test_a_puzzle_without_enough_relatives_fills_up_with_itself() -> None:
 
 
 def test_they_are_kept(tmp_path: Path, hard: Puzzle, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = cached_relatives([hard], 2, BOARD, workers=1, directory=tmp_path)
-    monkeypatch.setattr("tasks.sudoku.cache.relatives", lambda *_, **__: pytest.fail("made again"))
-    assert cached_relatives([hard], 2, BOARD, workers=1, directory=tmp_path) == made
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = SudokuConfig.of(relatives=2)
+    made = SudokuTask().enlarged([hard], config)
+    monkeypatch.setattr("tasks.sudoku.task.relatives", lambda *_, **__: pytest.fail("made again"))
+    assert SudokuTask().enlarged([hard], config) == made
 
 
 def test_training_sees_them_and_testing_does_not(

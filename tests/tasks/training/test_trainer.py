@@ -18,7 +18,8 @@ from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
-from tasks.training.trainer import MAX_SKIPPED, Diverged, Interrupted, SourceLost, Trainer
+from tasks.training.stop_signal import Interrupted
+from tasks.training.trainer import MAX_SKIPPED, Diverged, SourceLost, Trainer
 
 BOARD = Board.of(4)
 PUZZLES = generate(16, BOARD, clues=(6, 8), seed=3)

@@ -1,0 +1,1 @@
+"""N-queens completion, a grid task of its own; see docs/extending.md."""
