@@ -103,7 +103,7 @@ class CheckpointManager:
             return
         left = "There is no checkpoint to go on from."
         if self.newest.exists():
-            step = Checkpoint.load(self.newest).meta["step"]
+            step = Checkpoint.load(self.newest).value("step")
             left = f"{self.newest} is intact, of step {step}: go on from it with `--resume`."
         raise NotSaved(f"The last state of this run is lost: {self.failure}. {left}")
 
@@ -267,9 +267,9 @@ def load_newest(path: Path) -> Checkpoint:
                 shutil.rmtree(refused, ignore_errors=True)
             os.replace(path, refused)
             moved = f" What was refused is now {refused}."
+        step = checkpoint.value("step")
         warnings.warn(
-            f"Refused: {error} Going on from {previous}, of step {checkpoint.meta['step']}.{moved}",
-            stacklevel=2,
+            f"Refused: {error} Going on from {previous}, of step {step}.{moved}", stacklevel=2
         )
         return checkpoint
 

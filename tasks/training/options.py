@@ -8,10 +8,9 @@ kind. Options have one flat namespace all the same: `--width` on the command lin
 import dataclasses
 import functools
 import reprlib
-import textwrap
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
@@ -131,6 +130,16 @@ class Config(ABC):
     @abstractmethod
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
+
+    @property
+    @abstractmethod
+    def num_inputs(self) -> int:
+        """Number of values that an input may have, from 0 on."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes, from 0 on."""
 
     @property
     @abstractmethod
@@ -263,11 +272,11 @@ class Config(ABC):
         """
         flat = dict(values)
         if isinstance(values.get("model"), Mapping):
-            if odd := [part for part in values if part not in PARTS] + [
-                part for part in PARTS if not isinstance(values.get(part, {}), Mapping)
-            ]:
-                raise ValueError(f"{_listed(odd)} is not a section with options")
-            flat = {name: value for part in PARTS for name, value in values.get(part, {}).items()}
+            sections = {part: flat.pop(part, {}) for part in PARTS}
+            for part, section in sections.items():
+                if not isinstance(section, Mapping):
+                    raise ValueError(f"`{part}` must be a section with options")
+                flat |= section
             flat["model"] = flat.pop("name", None)
         flat = {"model": cls.defaults["model"]} | {RENAMED.get(n, n): v for n, v in flat.items()}
         known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
@@ -320,9 +329,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return len(text) <= MAX_TEXT and "\0" not in text
 
 
-def _listed(names: Iterable[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Names in one short line, however many and however long they are."""
-    return textwrap.shorten(", ".join(names), 300)
+    first = [str(name)[:60] for name in names[:5]]
+    return ", ".join(first) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def literal(hint: Any) -> tuple[Any, ...]:
