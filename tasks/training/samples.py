@@ -71,8 +71,10 @@ def check_samples(tensors: dict[str, Tensor], config: Config) -> None:
         if not bool(((values >= 0) & (values < limits[name])).all()):
             raise ValueError(f"`{name}` has a number outside [0, {limits[name]})")
     for name in set(tensors) - set(shapes):
-        shape = tuple(tensors[name].shape)
-        if shape[:2] != (rows, length) or shape[-1] != width or not name.startswith("state"):
+        shape, is_float = tuple(tensors[name].shape), tensors[name].is_floating_point()
+        fits = shape[:2] == (rows, length) and shape[-1] == width and is_float
+        if not fits or not name.startswith("state"):
             raise ValueError(
-                f"`{name[:100]}` has the shape {shape}, expected ({rows}, {length}, ..., {width})"
+                f"`{name[:100]}` is {shape} of {tensors[name].dtype}, expected ({rows}, {length}, "
+                f"..., {width}) of a floating-point type"
             )

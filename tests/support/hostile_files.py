@@ -1,15 +1,16 @@
 """Files whose content was chosen to hurt whoever reads it, made from good ones.
 
-    PYTHONPATH=. python -m tests.support.hostile_files
+    PYTHONPATH=. python -m tests.support.hostile_files FOLDER
 
-tries all of them and prints, as JSON, those that were answered in another way than by a model or
-by a `CheckpointError`, and by how many MB the process grew.
+reads all that `write` left in a folder and prints, as JSON, which of them were answered in another
+way than by a model or by a `CheckpointError`, and by how many MB the process grew.
 """
 
 import copy
+import itertools
 import json
 import resource
-import tempfile
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def good(name: str) -> Checkpoint:
     return Checkpoint({"average": weights}, meta)
 
 
-def configurations(every: int = 1) -> Iterator[tuple[str, Checkpoint, Load]]:
+def configurations(every: int = 1) -> Iterator[tuple[str, str, Checkpoint]]:
     """Checkpoints with one value of the configuration changed, or with none of its sections.
 
     Args:
@@ -85,46 +86,38 @@ def configurations(every: int = 1) -> Iterator[tuple[str, Checkpoint, Load]]:
                 else:
                     config[part][key] = value
                 changed = Checkpoint(checkpoint.tensors, {**checkpoint.meta, "config": config})
-                yield f"{name}: {part}.{key} = {value!r:.40}", changed, loader(name)
+                yield name, f"{name}: {part}.{key} = {value!r:.40}", changed
 
 
-def contents() -> Iterator[tuple[str, Checkpoint, Load]]:
+def contents() -> Iterator[tuple[str, str, Checkpoint]]:
     """Checkpoints with other tensors, or with meta data of other types or sizes."""
     for name in ("sudoku", "lm"):
         checkpoint = good(name)
-        for key in checkpoint.meta:
-            rest = {k: v for k, v in checkpoint.meta.items() if k != key}
-            yield f"{name}: no {key}", Checkpoint(checkpoint.tensors, rest), loader(name)
-            for value in (*VALUES, [[]] * 300_000, {str(i): {} for i in range(60_000)}):
-                meta = {**checkpoint.meta, key: value}
-                yield (
-                    f"{name}: {key} = {value!r:.40}",
-                    Checkpoint(checkpoint.tensors, meta),
-                    loader(name),
-                )
-        for key, tensor in checkpoint.tensors["average"].items():
-            rest = {k: v for k, v in checkpoint.tensors["average"].items() if k != key}
+        weights, meta = checkpoint.tensors["average"], checkpoint.meta
+        for key in meta:
+            rest = {k: v for k, v in meta.items() if k != key}
+            yield name, f"{name}: no {key}", Checkpoint(checkpoint.tensors, rest)
+            for value in (*VALUES, [[]] * 200_000, {str(i): {} for i in range(60_000)}):
+                changed = Checkpoint(checkpoint.tensors, {**meta, key: value})
+                yield name, f"{name}: {key} = {value!r:.40}", changed
+        for key, tensor in weights.items():
+            rest = {k: v for k, v in weights.items() if k != key}
             others = {
                 "another shape": {key: torch.zeros(3, 1)}, "half": {key: tensor.half()},
                 "foreign": {"module.evil": tensor}, "missing": {},
             }  # fmt: skip
             for kind, other in others.items():
-                tensors = {"average": rest | other}
-                yield f"{name}: {kind} {key}", Checkpoint(tensors, checkpoint.meta), loader(name)
+                changed = Checkpoint({"average": rest | other}, meta)
+                yield name, f"{name}: {kind} {key}", changed
+        # Just as many weights, or tensors of them, as a large model would have.
         many = {f"module.{i}": torch.zeros(0) for i in range(10_000)}
-        config = {**checkpoint.meta["config"]}
-        config["model"] = {**config["model"], "refiner_blocks": 10**6, "backbone_blocks": 10**6}
-        yield (
-            f"{name}: many empty tensors",
-            Checkpoint({"average": many}, checkpoint.meta),
-            loader(name),
-        )
         wide = {"module.a": torch.zeros(200_000)}
-        for width in (50, 1000, 20_000):
-            config["model"] = {**config["model"], "width": width, "num_heads": width}
-            meta = {**checkpoint.meta, "config": config}
-            for tensors in (many, wide):
-                yield f"{name}: wide {width}", Checkpoint({"average": tensors}, meta), loader(name)
+        for tensors, option in itertools.product((many, wide), (30, 1000, 20_000, 10**6)):
+            config = copy.deepcopy(meta["config"])
+            sizes = ("width", "num_heads") if tensors is wide else ("refiner_blocks",)
+            config["model"] |= dict.fromkeys(sizes, option)
+            changed = Checkpoint({"average": tensors}, {**meta, "config": config})
+            yield name, f"{name}: {len(tensors)} tensors for {sizes} = {option}", changed
 
 
 def folders(path: Path) -> Iterator[tuple[str, Load]]:
@@ -176,30 +169,37 @@ def wrong_answer(load: Load, path: Path) -> str | None:
     return None
 
 
-def main() -> None:
-    """Try all files."""
-    wrong = {}
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "checkpoint.safetensors"
-        for kind in CONFIGS:
-            good(kind).save(path)
-            loader(kind)(path)
-        before, peak, count = _peak_mb(), "", 0
-        most = before
-        for label, checkpoint, load in (*configurations(), *contents()):
-            checkpoint.save(path)
-            count += 1
-            if (answer := wrong_answer(load, path)) is not None:
-                wrong[label] = answer
-            if _peak_mb() > most:
-                most, peak = _peak_mb(), label
-        for label, load in folders(Path(name) / "folder"):
-            count += 1
-            if (answer := wrong_answer(load, Path(name) / "folder")) is not None:
-                wrong[label] = answer
-            if _peak_mb() > most:
-                most, peak = _peak_mb(), label
-    print(json.dumps({"files": count, "wrong": wrong, "grown_mb": most - before, "by": peak}))
+def write(folder: Path) -> None:
+    """Write all checkpoints, with a list of what they are."""
+    kinds = []
+    files = [(name, name, good(name)) for name in CONFIGS]
+    for name, label, checkpoint in itertools.chain(files, configurations(), contents()):
+        checkpoint.save(folder / f"{len(kinds)}.safetensors")
+        kinds.append((name, label))
+    (folder / "kinds.json").write_text(json.dumps(kinds))
+
+
+def main(folder: Path) -> None:
+    """Read all that `write` wrote, and folders of the Hub."""
+    kinds = json.loads((folder / "kinds.json").read_text())
+    hub = folder / "hub"
+    wrong, most, by, before = {}, 0, "", 0
+    for count, (name, label) in enumerate(kinds):
+        path = folder / f"{count}.safetensors"
+        if count < len(CONFIGS):  # the good ones
+            loader(name)(path)
+            before = most = _peak_mb()
+        if (answer := wrong_answer(loader(name), path)) is not None:
+            wrong[label] = answer
+        if _peak_mb() > most:
+            most, by = _peak_mb(), label
+    for label, load in folders(hub):
+        if (answer := wrong_answer(load, hub)) is not None:
+            wrong[label] = answer
+        if _peak_mb() > most:
+            most, by = _peak_mb(), label
+    found = {"files": len(kinds), "wrong": wrong, "grown_mb": most - before, "by": by}
+    print(json.dumps(found))
 
 
 def _peak_mb() -> int:
@@ -207,4 +207,4 @@ def _peak_mb() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
