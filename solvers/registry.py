@@ -163,9 +163,9 @@ def _full_name(cls: type) -> str:
 
 def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
     """Build the message for an unknown name, with the known ones and the closest of them."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(str(name)[:100], known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Unknown {kind} {name!r}. {listing}: {', '.join(known)}.{hint}"
+    return f"Unknown {kind} {repr(name)[:100]}. {listing}: {', '.join(known)}.{hint}"
 
 
 LINEAR: Registry[FixedPointSolver] = Registry("linear solver", FixedPointSolver, "linear_solvers")

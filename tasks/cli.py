@@ -159,7 +159,7 @@ class CommandLine(ABC):
             group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
             config = read_config(self.task, checkpoint, path).changed(**changed)
-            return Start(checkpoint.meta["preset"], config, path.parent, checkpoint, lock)
+            return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         name = name or self.task.default_preset
         default = self.preset(name)
         top = {

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from solvers.registry import UnknownName
+from tasks.checkpoints.bounds import bounded_by
 from tasks.checkpoints.checkpoint import Checkpoint, load_weights
 from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import BEST, FOLDER, NAME, PREVIOUS, sweep
@@ -142,32 +143,45 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
         CheckpointError: It belongs to another task, or to another version, or names a solver or
             mode that no module has registered.
     """
-    if checkpoint.meta.get("task") != task.name:
+    trained = checkpoint.meta.get("task")
+    if trained != task.name:
         raise CheckpointError(
-            f"{path} was trained on {checkpoint.meta.get('task')!r}, not on {task.name!r}. Name a "
-            "checkpoint of this task with `--checkpoint`."
+            f"{path} was trained on {trained!r:.100}, not on {task.name!r}. Name a checkpoint of "
+            "this task with `--checkpoint`."
         )
+    values = checkpoint.value("config")
     try:
-        return task.config_type.from_json(checkpoint.meta["config"])
+        return task.config_type.from_json(values)
     except UnknownName as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} comes from another version: {error}. Train again."
+            f"{path} comes from another version, or is damaged: {error} Train again."
         ) from error
 
 
-def load_average(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Give a model the averaged weights of a checkpoint."""
-    average = checkpoint.tensors.get("average", {})
-    prefix = "module."
-    weights = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+def averaged_model(config: Any, checkpoint: Checkpoint, path: Path) -> Any:
+    """The model of a configuration with the averaged weights of a checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint has none, or they are not of such a model.
+    """
+    weights = averaged_weights(checkpoint)
+    with bounded_by(weights, config, path):
+        model = config.build()
     load_weights(model, weights, path)
+    return model
+
+
+def averaged_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint, by their names in the model."""
+    average, prefix = checkpoint.group("average"), "module."
+    return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
 
 
 def export(checkpoint: Path, path: Path) -> Path:
     """Write the averaged weights alone: a tenth of the size, and enough for `eval` and `solve`."""
     whole = Checkpoint.load(checkpoint)
-    average = {k: v for k, v in whole.tensors["average"].items() if k.startswith("module.")}
+    average = {k: v for k, v in whole.group("average").items() if k.startswith("module.")}
     Checkpoint({"average": average}, whole.meta | {"history": []}).save(path)
     return path

@@ -1,6 +1,9 @@
 """What a checkpoint holds, and its way into models and optimisers and out of them."""
 
-from collections.abc import Sequence
+import copy
+import reprlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,29 @@ import torch
 from torch import Tensor
 
 from tasks.checkpoints import file, sharded
-from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.file import CheckpointError, refusing
+
+# The meta data that every version knows, and their JSON types.
+META: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "preset": (str,),
+    "tokenizer": (str,),
+    "config": (dict,),
+    "data": (dict,),
+    "step": (int,),
+    "seconds": (int, float),
+    "history": (list,),
+    "unlogged": (list,),
+}
+JSON_TYPES = {
+    str: "text",
+    dict: "an object",
+    int: "a whole number",
+    float: "a number",
+    list: "rows",
+}
+# Names in a message, of many that do not fit.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -19,10 +44,12 @@ class Checkpoint:
     Attributes:
         tensors: Named groups of tensors, as `model`, `average`, `optimizer`, `random`.
         meta: JSON values: task, config, step, seconds, history.
+        path: Where it was read from; None for one that was not.
     """
 
     tensors: dict[str, dict[str, Tensor]]
     meta: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
     def save(self, path: Path, older: Sequence[Path] = (), best: Path | None = None) -> None:
         """Write the checkpoint as one file; see `file.write`."""
@@ -35,19 +62,87 @@ class Checkpoint:
         Raises:
             CheckpointError: It is missing, truncated, damaged, or something else.
         """
-        return cls(*(sharded.read(path) if path.is_dir() else file.read(path)))
+        tensors, meta = sharded.read(path) if path.is_dir() else file.read(path)
+        for name, kinds in META.items():
+            if name in meta and not _is_valid(meta[name], kinds):
+                raise CheckpointError(
+                    f"{path} is damaged: its `{name}` must be {JSON_TYPES[kinds[-1]]}, got "
+                    f"{reprlib.repr(meta[name])}. Use an earlier one, or train again."
+                )
+        return cls(tensors, meta, path)
+
+    def value(self, name: str) -> Any:
+        """One of the JSON values, which must be there.
+
+        Raises:
+            CheckpointError: It is missing.
+        """
+        if name not in self.meta:
+            raise self._lacks(f"`{name}`")
+        return self.meta[name]
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """One of the groups of tensors, which must be there.
+
+        Raises:
+            CheckpointError: It is missing.
+        """
+        if name not in self.tensors:
+            raise self._lacks(f"tensors of the group {name!r}")
+        return self.tensors[name]
+
+    def _lacks(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} has no {what}. Name a checkpoint of a training run.")
 
 
-def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+def _is_valid(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a JSON value has one of these types, no number is negative, and rows hold numbers."""
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    if isinstance(value, list):
+        return all(
+            isinstance(row, dict) and all(isinstance(v, int | float | None) for v in row.values())
+            for row in value
+        )
+    return not isinstance(value, int | float) or 0 <= value < 2**63
+
+
+def load_weights(
+    module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path | None
+) -> None:
     """Load a state dict, with an error that names the file.
 
     Raises:
-        CheckpointError: Names or shapes do not fit the module.
+        CheckpointError: Names, shapes or types do not fit the module.
     """
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"The weights in {source} do not fit this model: {error}") from error
+    ours = module.state_dict()
+    odd = {
+        "missing": [name for name in ours if name not in weights],
+        "not of this model": [name for name in weights if name not in ours],
+        "of another shape or type": [
+            f"{name} ({_described(weights[name])} in the file, {_described(tensor)} in the model)"
+            for name, tensor in ours.items()
+            if name in weights and _described(weights[name]) != _described(tensor)
+        ],
+    }
+    found = "; ".join(f"{problem}: {_first(names)}" for problem, names in odd.items() if names)
+    if found:
+        raise CheckpointError(
+            f"The weights in {source} do not fit this model. {found}. Use the file that belongs to "
+            "this configuration, or train again."
+        )
+    with refusing(source, "has weights that cannot be loaded"):
+        module.load_state_dict(dict(weights))
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first names of a list, each in a bearable length, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(name[:200] for name in names[:SHOWN]) + more
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -56,10 +151,64 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`.
+
+    Raises:
+        ValueError: The tensors are not the state of such an optimiser.
+    """
+    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    keys = _state_of_one(optimizer)
+    expected = {
+        f"{index}.{key}": torch.Size() if scalar else shape
+        for index, shape in enumerate(shapes)
+        for key, scalar in keys.items()
+    }
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape != expected.get(name) or not tensor.is_floating_point()
+    ]
+    complete = {f"{name.partition('.')[0]}.{key}" for name in tensors for key in keys}
+    if odd := odd or sorted(complete - set(tensors)):
+        raise ValueError(
+            f"of the state of the optimiser {type(optimizer).__name__}, {_first(odd)} is missing, "
+            "unknown, or of another shape or type"
+        )
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _state_of_one(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
+    """The names of what an optimiser keeps of each parameter, and which of it are single numbers.
+
+    Found by a step of a copy with a parameter of one number.
+    """
+    probe = torch.nn.Parameter(torch.zeros(1, 1))
+    probe.grad = torch.zeros_like(probe)
+    twin = copy.copy(optimizer)
+    twin.param_groups = [{**optimizer.param_groups[0], "params": [probe]}]
+    twin.state = defaultdict(dict)
+    twin.step()
+    return {key: value.ndim == 0 for key, value in twin.state[probe].items()}
+
+
+def random_tensors(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """The state of a generator, and of those that torch has for the CPU and a GPU."""
+    found = {"data": generator.get_state(), "torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def restore_random(
+    generator: torch.Generator, device: torch.device, tensors: Mapping[str, Tensor]
+) -> None:
+    """Undo `random_tensors`."""
+    generator.set_state(tensors["data"])
+    torch.set_rng_state(tensors["torch"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)

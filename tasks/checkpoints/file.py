@@ -4,12 +4,13 @@ The file holds a checksum of all that is in it, so that damage is found when it 
 form, a folder that many processes write at once, is in `sharded`.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from tasks.folders import draft
 
 # Files of the first format have no checksum.
 FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
+# How code answers values that it was not written for.
+FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+          ValueError, SafetensorError)  # fmt: skip
 
 # The end of the name of a folder that is being deleted.
 OLD = "-old.tmp"
@@ -29,6 +33,33 @@ OLD = "-old.tmp"
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint that this version can use."""
+
+
+@contextlib.contextmanager
+def refusing(source: Any, problem: str) -> Iterator[None]:
+    """Refuse a file whose content makes the code in the context fail, however it fails.
+
+    Args:
+        source: The file.
+        problem: What is wrong with it, to go on after its name.
+
+    Raises:
+        CheckpointError: The code failed.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except FAULTS as error:
+        raise CheckpointError(
+            f"{source} {problem} ({brief(error)}). Use another one, or train again."
+        ) from error
+
+
+def brief(error: BaseException | str) -> str:
+    """What an error says, in one line that is not too long, whatever it quotes."""
+    text = " ".join(str(error)[:1000].split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def write(
@@ -74,36 +105,61 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     Raises:
         CheckpointError: It is missing, truncated, damaged, or something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint ({error}). It may be truncated: use an "
-            "earlier one, or train again."
-        ) from error
+    flat, header = read_tensors(path)
     if header.get("format") not in (FORMAT, FIRST_FORMAT):
         raise CheckpointError(
             f"{path} is a safetensors file, but not a checkpoint of this project: its format "
-            f"is {header.get('format')!r}, expected {FORMAT!r}. A folder that `lm export` "
+            f"is {header.get('format')!r:.100}, expected {FORMAT!r}. A folder that `lm export` "
             "wrote for the Hugging Face Hub is for `tasks.lm.hub.PretrainedLM.from_pretrained`."
         )
     meta = header.get("meta", "")
-    if header["format"] == FORMAT and header.get("sha256") != _checksum(flat, meta):
+    with refusing(path, "has tensors of a type that no checkpoint has"):
+        checksum = _checksum(flat, meta)
+    if header["format"] == FORMAT and header.get("sha256") != checksum:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the checksum that it was written "
             "with. Use an earlier one, or train again."
         )
+    return grouped(flat), parse_object(meta, path, "meta data")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors of a safetensors file, and the texts in its header.
+
+    Raises:
+        CheckpointError: It is missing, truncated, or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
     try:
-        content = json.loads(meta)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: its meta data are not JSON.") from error
+        with safe_open(path, framework="pt") as file:
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return flat, file.metadata() or {}
+    except (*FAULTS, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({brief(error)}). It may "
+            "be truncated: use an earlier one, or train again."
+        ) from error
+
+
+def parse_object(text: Any, path: Path, what: str) -> dict[str, Any]:
+    """Parse a JSON object in a file.
+
+    Args:
+        text: The JSON.
+        path: The file, for messages.
+        what: What the object is there, for messages.
+
+    Raises:
+        CheckpointError: It is something else, or nested too deeply.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its {what} are not JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: its meta data are not a JSON object.")
-    return grouped(flat), content
+        raise CheckpointError(f"{path} is damaged: its {what} are not a JSON object.")
+    return content
 
 
 def flattened(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -285,9 +285,9 @@ def load_newest(path: Path) -> Checkpoint:
                 shutil.rmtree(refused, ignore_errors=True)
             os.replace(path, refused)
             moved = f" What was refused is now {refused}."
+        step = checkpoint.value("step")
         warnings.warn(
-            f"Refused: {error} Going on from {previous}, of step {checkpoint.meta['step']}.{moved}",
-            stacklevel=2,
+            f"Refused: {error} Going on from {previous}, of step {step}.{moved}", stacklevel=2
         )
         return checkpoint
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,7 +28,15 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from tasks.checkpoints.file import CheckpointError, flattened, grouped, to_disk
+from tasks.checkpoints.file import (
+    FAULTS,
+    CheckpointError,
+    brief,
+    flattened,
+    grouped,
+    parse_object,
+    to_disk,
+)
 
 MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
 
@@ -43,7 +50,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     meta, sums = _manifest(folder)
     found = {path.name for path in folder.glob("*.safetensors")}
     if found != set(sums):
-        odd = ", ".join(sorted(found ^ set(sums)))
+        odd = brief(", ".join(sorted(found ^ set(sums))[:5]))
         raise CheckpointError(
             f"{folder} is damaged. These files are missing, or are not part of it: {odd}. Use an "
             "earlier checkpoint, or train again."
@@ -61,16 +68,35 @@ def _assembled(folder: Path) -> dict[str, Tensor]:
     ignore_warning_of_one_process()
     reader = HuggingFaceStorageReader(str(folder))
     try:
+        entries = cast(Any, reader.read_metadata().state_dict_metadata)
+        for name, entry in entries.items():
+            _require_all_rows(name, entry)
         flat = {
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in cast(Any, reader.read_metadata().state_dict_metadata).items()
+            for name, entry in entries.items()
         }
         load(flat, storage_reader=reader, no_dist=True)
-    except (SafetensorError, CheckpointException) as error:
+    except (*FAULTS, AssertionError, CheckpointException) as error:
+        reason = brief(error)
         raise CheckpointError(
-            f"{folder} is not a readable checkpoint ({error}). Use an earlier one, or train again."
+            f"{folder} is not a readable checkpoint ({reason}). Use an earlier one, or train again."
         ) from error
     return flat
+
+
+def _require_all_rows(name: str, entry: Any) -> None:
+    """Check that the shards of a tensor are its rows, all of them and each of them once.
+
+    So a tensor is no larger than the files that hold it, and no number of it stays unset.
+    """
+    count = 0
+    for chunk in sorted(entry.chunks, key=lambda chunk: (*chunk.offsets, *chunk.sizes)):
+        first, rest = chunk.offsets[:1], chunk.offsets[1:]
+        if any(rest) or chunk.sizes[1:] != entry.size[1:] or first not in ((count,), ()):
+            raise ValueError(f"the shards of {name[:200]} do not make up one tensor")
+        count += chunk.sizes[0] if first else 1
+    if count != (entry.size[0] if entry.size else 1):
+        raise ValueError(f"the shards of {name[:200]} do not make up one tensor")
 
 
 def start_writing(
@@ -166,20 +192,20 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         content = json.loads(path.read_text())
         expected = content.pop("sha256")
-        form = content["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        form, meta, sums = content["format"], content["meta"], dict(content["files"])
+    except (*FAULTS, OSError) as error:
         raise CheckpointError(
             f"{folder} is not a readable checkpoint: its {MANIFEST} is missing or damaged "
-            f"({error}). Use an earlier one, or train again."
+            f"({brief(error)}). Use an earlier one, or train again."
         ) from error
     if form != FORMAT:
-        raise CheckpointError(f"{path} has the format {form!r}, expected {FORMAT!r}.")
+        raise CheckpointError(f"{path} has the format {form!r:.100}, expected {FORMAT!r}.")
     if _checksum_of(content) != expected:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the checksum that it was written with. "
             "Use an earlier checkpoint, or train again."
         )
-    return json.loads(content["meta"]), content["files"]
+    return parse_object(meta, path, "meta data"), sums
 
 
 def _checksum_of(content: dict[str, Any]) -> str:

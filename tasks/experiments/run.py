@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from tasks.checkpoints.bounds import bounded_by
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device, compile_blocks
 from tasks.reports.curves import Subplot, plot_learning
@@ -176,7 +177,7 @@ def train(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     data = experiment.load(config, checkpoint, validate)
-    model = config.build().to(choose_device(options.device))
+    model = _build(config, checkpoint).to(choose_device(options.device))
     if options.compile:
         compile_blocks(model)
     meta = {"task": experiment.task, "preset": preset, "config": config.to_json(), **data.meta}
@@ -205,3 +206,11 @@ def train(
     if config.unit == "token":
         figures["train_tokens"] = trainer.step * options.batch_size * config.units_per_sample
     return trainer, data.held_out, figures
+
+
+def _build(config: Config, checkpoint: Checkpoint | None) -> nn.Module:
+    """The model of a run; one that goes on from a checkpoint has the size of its weights."""
+    if checkpoint is None:
+        return config.build()
+    with bounded_by(checkpoint.group("model"), config, checkpoint.path):
+        return config.build()

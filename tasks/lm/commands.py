@@ -21,7 +21,7 @@ from tasks.lm.command_options import (
     InternaliseOptions,
 )
 from tasks.lm.compare import CompareOptions, compare_language
-from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig
+from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.data import measure
 from tasks.lm.experiment import TextExperiment, print_figures
 from tasks.lm.generate import generate
@@ -29,21 +29,12 @@ from tasks.lm.internalise import solve_trace, study
 from tasks.lm.lambada import last_words, read_passages
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
-from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer
+from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
 from tasks.reports.curves import plot_learning
 from tasks.reports.logger import print_table
-from tasks.runs import export, load_average, newest_checkpoint, read_config
+from tasks.runs import averaged_model, export, newest_checkpoint, read_config
 
 UNSOLVED = "on a model that is solved; this one is not"
-
-
-class LanguageTask:
-    """The language task, as the shared command line sees it."""
-
-    name = "lm"
-    config_type = LanguageConfig
-    presets = PRESETS
-    default_preset = DEFAULT_PRESET
 
 
 class LanguageCommands(CommandLine):
@@ -140,7 +131,7 @@ class LanguageCommands(CommandLine):
         if options.draw is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
-            history = Checkpoint.load(path).meta["history"]
+            history = Checkpoint.load(path).value("history")
             plot_learning(history, options.draw / "training.png", SUBPLOTS)
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
@@ -179,7 +170,6 @@ class LanguageCommands(CommandLine):
             )
         from tasks.lm.hub import PretrainedLM
 
-        read_config(self.task, Checkpoint.load(path), path)
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
         print(f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it.")
         return 0
@@ -241,11 +231,10 @@ class LanguageCommands(CommandLine):
         path = path or self._newest()
         checkpoint = Checkpoint.load(path)
         config = read_config(self.task, checkpoint, path)
-        model = config.build()
-        load_average(model, checkpoint, path)
+        tokenizer = read_tokenizer(checkpoint, config)
+        model = averaged_model(config, checkpoint, path)
         if model.solving is not None:
             model.solving.solver = config.solve.build_solver(solver)
-        tokenizer = load_tokenizer(checkpoint.meta["tokenizer"])
         return path, model.to(choose_device(device)).eval(), config, tokenizer
 
     def _load_all(self, options: HeldOutOptions) -> tuple[Path, Any, LanguageConfig, Any]:

@@ -90,6 +90,7 @@ class Parcae(Transformer):
     def __post_init__(self) -> None:
         self.require(0, "coda_blocks")
         self.require(1, "loops")
+        self.limit(1000, "loops")
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
@@ -169,6 +170,7 @@ class Solve(Section):
     def __post_init__(self) -> None:
         self.require(0, "eval_max_steps")
         self.require(1, "recorded_steps")
+        self.limit(1000, "history")
         self.build_solver()
         self.build_backward()
 
@@ -289,6 +291,16 @@ class LanguageConfig(Config):
         return self.data.context
 
     @property
+    def num_inputs(self) -> int:
+        """Number of tokens of the vocabulary."""
+        return self.data.vocabulary
+
+    @property
+    def num_classes(self) -> int:
+        """Number of tokens of the vocabulary."""
+        return self.data.vocabulary
+
+    @property
     def units_per_sample(self) -> int:
         """Number of tokens in a row of the batch."""
         return self.data.context
@@ -365,3 +377,12 @@ PRESETS: dict[str, LanguageConfig] = {
     "1.3b": _published(2560, 20, 15, 104.0),
 }  # fmt: skip
 DEFAULT_PRESET = "small"
+
+
+class LanguageTask:
+    """The language task, as the shared command line sees it."""
+
+    name = "lm"
+    config_type = LanguageConfig
+    presets = PRESETS
+    default_preset = DEFAULT_PRESET

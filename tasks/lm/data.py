@@ -46,10 +46,9 @@ def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
     Raises:
         ValueError: The text is missing, not UTF-8 or too short, or `tokenizers` is.
     """
+    known = None if state is None else load_tokenizer(state, config.data.vocabulary)
     train, held_out = split(read_texts(config.data.text, config.data.max_bytes))
-    tokenizer = (
-        train_tokenizer(train, config.data.vocabulary) if state is None else load_tokenizer(state)
-    )
+    tokenizer = known or train_tokenizer(train, config.data.vocabulary)
     sets = [encode(tokenizer, texts) for texts in (train, held_out)]
     for name, tokens in zip(("training", "held-out"), sets, strict=True):
         if len(tokens) <= config.data.context:

@@ -19,9 +19,9 @@ from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
-from tasks.lm.tokenizer import END
+from tasks.lm.tokenizer import END, read_tokenizer
 from tasks.reports.logger import print_table
-from tasks.runs import load_average
+from tasks.runs import averaged_model
 
 SAMPLE_TOKENS = 120
 
@@ -51,7 +51,8 @@ class TextExperiment(Experiment):
     def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
         """See `Experiment`."""
         print("Reading text ...", flush=True)
-        batches = load_batches(config, checkpoint and checkpoint.meta["tokenizer"])
+        state = None if checkpoint is None else read_tokenizer(checkpoint, config).to_json()
+        batches = load_batches(config, state)
         return Data(
             batches,
             held_out=batches.corpus,
@@ -66,9 +67,8 @@ class TextExperiment(Experiment):
 
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
         """See `Experiment`."""
-        model = config.build().to(choose_device(config.train.device))
-        load_average(model, Checkpoint.load(checkpoint), checkpoint)
-        return model.eval()
+        model = averaged_model(config, Checkpoint.load(checkpoint), checkpoint)
+        return model.to(choose_device(config.train.device)).eval()
 
     def evaluate(self, model: Any, held_out: Corpus, config: Any, folder: Path) -> dict[str, Any]:
         """See `Experiment`: metrics, loss by solver budget with a plot, and a text sample."""

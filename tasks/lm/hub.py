@@ -10,19 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from models import LanguageOutput
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.lm.config import LanguageConfig
+from tasks.checkpoints.bounds import bounded_by
+from tasks.checkpoints.checkpoint import Checkpoint, load_weights
+from tasks.checkpoints.file import CheckpointError, parse_object, read_tensors, refusing
+from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.generate import Sampling, generate
-from tasks.lm.tokenizer import END, load_tokenizer
-from tasks.runs import load_average
+from tasks.lm.tokenizer import END, load_tokenizer, read_tokenizer
+from tasks.runs import averaged_weights, read_config
 
 try:
-    from huggingface_hub import PyTorchModelHubMixin
+    from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 except ImportError as error:
     raise ValueError(
         "Folders in the Hub's form need the package `huggingface_hub`: install the extra with "
         "`pip install 'attractor-models[lm]'`."
     ) from error
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# With a tokenizer of a hundred thousand tokens, a configuration has some 10 MB.
+MAX_CONFIG = 2**26
 
 
 class PretrainedLM(
@@ -46,10 +52,10 @@ class PretrainedLM(
     def __init__(self, settings: dict[str, Any], tokenizer: str):
         super().__init__()
         self.settings = LanguageConfig.from_json(settings)
+        self.tokenizer = load_tokenizer(tokenizer, self.settings.data.vocabulary)
         self.model: Any = self.settings.build()
         if self.model.solving is not None:
             self.model.solving.solver = self.settings.solve.build_solver()
-        self.tokenizer = load_tokenizer(tokenizer)
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "PretrainedLM":
@@ -59,9 +65,42 @@ class PretrainedLM(
             CheckpointError: The file is none, or of another version.
         """
         checkpoint = Checkpoint.load(path)
-        found = cls(checkpoint.meta["config"], checkpoint.meta["tokenizer"])
-        load_average(found.model, checkpoint, path)
+        config = read_config(LanguageTask, checkpoint, path)
+        read_tokenizer(checkpoint, config)
+        weights = averaged_weights(checkpoint)
+        with bounded_by(weights, config, path):
+            found = cls(checkpoint.value("config"), checkpoint.value("tokenizer"))
+        load_weights(found.model, weights, path)
         return found.eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str = "cpu",
+        **download: Any,
+    ) -> "PretrainedLM":
+        """The model in a folder, or of the Hub, with exactly the weights of its file.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a name on the Hub.
+            map_location: The device for the model.
+            **download: Options of `huggingface_hub.snapshot_download`, such as `revision`.
+
+        Raises:
+            CheckpointError: A file is missing or broken, or the two do not belong together.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            name = str(pretrained_model_name_or_path)
+            folder = Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **download))
+        values, config = _read_config(folder / CONFIG)
+        weights, _ = read_tensors(folder / WEIGHTS)
+        with bounded_by(weights, config, folder):
+            found = cls(values["settings"], values["tokenizer"])
+        load_weights(found, weights, folder / WEIGHTS)
+        return found.to(map_location).eval()
 
     def forward(self, ids: Tensor, max_steps: int | None = None) -> LanguageOutput:
         """Logits of every token; see the model's own `forward`."""
@@ -82,3 +121,28 @@ class PretrainedLM(
             max_steps=max_steps,
         )
         return prompt + self.tokenizer.decode([int(token) for token in drawn])
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], LanguageConfig]:
+    """The arguments of `PretrainedLM` in a file, and the first of them as a configuration.
+
+    Raises:
+        CheckpointError: It is missing, broken, or that of another kind of model.
+    """
+    try:
+        size = path.stat().st_size
+        text = path.read_text() if size <= MAX_CONFIG else ""
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Name another folder.") from error
+    if size > MAX_CONFIG:
+        raise CheckpointError(f"{path} has {size:,} bytes, more than any configuration of ours.")
+    values = parse_object(text, path, "options")
+    if not isinstance(values.get("settings"), dict) or "tokenizer" not in values:
+        raise CheckpointError(
+            f"{path} is not the configuration of a language model of this project: it has no "
+            "`settings` and `tokenizer`. `python -m tasks.lm export FOLDER` writes them."
+        )
+    with refusing(path, "is damaged, or comes from another version"):
+        config = LanguageConfig.from_json(values["settings"])
+        load_tokenizer(values["tokenizer"], config.data.vocabulary)
+    return values, config

@@ -5,6 +5,7 @@ so that every token is predicted once before any is predicted again. Where a run
 document and an offset in it, whatever the size of its batches.
 """
 
+import reprlib
 import textwrap
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.checkpoints.file import refusing
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
 from tasks.lm.data import Batches, Corpus, load_corpus
@@ -96,7 +98,8 @@ class Documents:
 
     def _try_row(self) -> dict[str, Any] | None:
         if self._rows is None:
-            self.reader.load_state_dict(self.position["reader"])
+            with refusing(self.name, "has no such place as the run goes on from"):
+                self.reader.load_state_dict(self.position["reader"])
             self._rows = iter(self.reader)
         row = next(self._rows, None)
         if row is not None:
@@ -159,6 +162,11 @@ class StreamedBatches(Batches):
         """See `Task`."""
         place = dict(state)
         self._offset, self._passes = place.pop("offset"), place.pop("passes")
+        counts = self._offset, self._passes, place["documents"]
+        if any(type(n) is not int or n < 0 for n in counts) or set(place) != {
+            "documents", "reader"
+        }:  # fmt: skip
+            raise ValueError(f"the position {reprlib.repr(state)} in the data is none")
         self._pending.clear()
         self.documents.seek(place)
 
@@ -181,6 +189,11 @@ class StreamedBatches(Batches):
                 self.documents.rewind()
             elif text and not is_held_out(text):
                 tokens = [*self.corpus.tokenizer.encode(text), END]
+                if not self._pending and self._offset >= len(tokens):
+                    raise ValueError(
+                        f"The run stopped at token {self._offset:,} of a document that has "
+                        f"{len(tokens):,}: the data are not those that it was trained on."
+                    )
                 self._pending.append((before, tokens))
                 available += len(tokens)
 
@@ -200,18 +213,19 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
     """
     if config.data.dataset is None:
         return Batches(load_corpus(config, state), config)
+    known = None if state is None else load_tokenizer(state, config.data.vocabulary)
     documents = Documents(config)
-    tokenizer, held_out = _beginning(documents, config, state)
+    tokenizer, held_out = _beginning(documents, config, known)
     documents.rewind()
     corpus = Corpus(tokenizer, torch.empty(0, dtype=torch.long), torch.tensor(held_out))
     return StreamedBatches(corpus, documents, config)
 
 
 def _beginning(
-    documents: Documents, config: LanguageConfig, state: str | None
+    documents: Documents, config: LanguageConfig, known: Tokenizer | None
 ) -> tuple[Tokenizer, list[int]]:
-    """Train or load the tokenizer, and read the held-out tokens."""
-    learns = state is None and config.data.vocabulary > ByteTokenizer.size
+    """Train the tokenizer unless it is known, and read the held-out tokens."""
+    learns = known is None and config.data.vocabulary > ByteTokenizer.size
     left = config.data.max_bytes if learns else 1
     texts: list[str] = []
     held_out: list[str] = []
@@ -226,9 +240,7 @@ def _beginning(
             f"The data set {config.data.dataset} has no text to train on in its column "
             f"{config.data.column!r}, in {documents.position['documents']:,} documents."
         )
-    tokenizer = (
-        train_tokenizer(texts, config.data.vocabulary) if state is None else load_tokenizer(state)
-    )
+    tokenizer = known or train_tokenizer(texts, config.data.vocabulary)
     tokens: list[int] = []
     for text in held_out:
         tokens += [*tokenizer.encode(text), END]

@@ -1,7 +1,12 @@
 """Tokenizers: bytes, or byte pairs learned from the text."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
+from tasks.lm.config import LanguageConfig
 
 BYTES = 256
 END = 256
@@ -54,20 +59,20 @@ class BytePairs:
         state: What `to_json` returned.
 
     Raises:
-        ValueError: The package is not installed.
+        ValueError: The package is not installed, or the state is none of ours.
     """
 
     def __init__(self, state: str):
-        self.inner = _package().Tokenizer.from_str(state)
+        package = _package()
+        vocabulary, merges = _vocabulary_and_merges(state)
+        self.inner = _over_bytes(package.models.BPE(vocabulary, merges))
         self.size = self.inner.get_vocab_size() + 1
 
     @classmethod
     def train(cls, texts: Sequence[str], size: int) -> "BytePairs":
         """Learn a vocabulary of `size` tokens, the end of text included."""
         package = _package()
-        inner = package.Tokenizer(package.models.BPE())
-        inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = package.decoders.ByteLevel()
+        inner = _over_bytes(package.models.BPE())
         trainer = package.trainers.BpeTrainer(
             vocab_size=size - 1, show_progress=False,
             initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
@@ -93,9 +98,100 @@ def train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
     return ByteTokenizer() if size == ByteTokenizer.size else BytePairs.train(texts, size)
 
 
-def load_tokenizer(state: str) -> Tokenizer:
-    """Make the tokenizer that `Tokenizer.to_json` describes."""
-    return BytePairs(state) if state else ByteTokenizer()
+def load_tokenizer(state: str, vocabulary: int | None = None) -> Tokenizer:
+    """Make the tokenizer that `Tokenizer.to_json` describes.
+
+    Args:
+        state: The description.
+        vocabulary: How many tokens the model knows that the tokenizer is for.
+
+    Raises:
+        ValueError: The description is broken, or is that of a tokenizer for another model.
+    """
+    if not isinstance(state, str):
+        raise ValueError(f"The state of a tokenizer must be text, got {type(state).__name__}.")
+    tokenizer = BytePairs(state) if state else ByteTokenizer()
+    if vocabulary is not None and (
+        tokenizer.size > vocabulary or (not state and tokenizer.size < vocabulary)
+    ):
+        raise ValueError(
+            f"The tokenizer has {tokenizer.size:,} tokens{'' if state else ' (bytes)'}, and is of "
+            f"another model than this one, whose vocabulary has {vocabulary:,}. Use the file that "
+            "the model was saved in, or train again."
+        )
+    return tokenizer
+
+
+def read_tokenizer(checkpoint: Checkpoint, config: LanguageConfig) -> Tokenizer:
+    """The tokenizer in a checkpoint of a model.
+
+    Raises:
+        CheckpointError: It is missing, broken, or that of another model.
+    """
+    state = checkpoint.value("tokenizer")
+    try:
+        return load_tokenizer(state, config.data.vocabulary)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
+def _over_bytes(model: Any) -> Any:
+    """A tokenizer of the package, of this model over bytes."""
+    package = _package()
+    inner = package.Tokenizer(model)
+    inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = package.decoders.ByteLevel()
+    return inner
+
+
+def _vocabulary_and_merges(state: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read a description of byte pairs, which may be of a stranger, and trust nothing in it.
+
+    Raises:
+        ValueError: It is broken, or has settings that our tokenizers do not have.
+    """
+    package = _package()
+    try:
+        found = json.loads(state)
+    except (ValueError, RecursionError) as error:
+        raise _broken(f"it is not JSON ({error})") from error
+    ours = json.loads(_over_bytes(package.models.BPE()).to_str())
+    found = _settings(found, ours, ("version", "model"))
+    model = _settings(found["model"], ours["model"], ("vocab", "merges"))
+    vocabulary, merges = model["vocab"], model["merges"]
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise _broken("it has no `vocab` and `merges`")
+    numbers = list(vocabulary.values())
+    if any(type(n) is not int for n in numbers) or sorted(numbers) != list(range(len(numbers))):
+        raise _broken("its tokens are not numbered from 0 on without a gap")
+    alphabet = set(package.pre_tokenizers.ByteLevel.alphabet())
+    if not alphabet <= set(vocabulary) or not alphabet.issuperset("".join(vocabulary)):
+        raise _broken("it lacks some of the 256 bytes, or has tokens that do not consist of them")
+    known, pairs = set(vocabulary), []
+    for merge in merges:
+        # Earlier versions of the package wrote the two tokens as one text.
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise _broken("a merge is not of tokens")
+        if len(parts) != 2 or not {*parts, "".join(parts)} <= known:
+            raise _broken("a merge is not of two tokens to a third one")
+        pairs.append((parts[0], parts[1]))
+    return vocabulary, pairs
+
+
+def _settings(found: Any, ours: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """Check that a JSON object equals ours but for the keys that are `free`, which it must have."""
+    if not isinstance(found, dict) or not set(free) <= set(found):
+        raise _broken(f"it has no {' and '.join(f'`{name}`' for name in free)}")
+    for name in sorted({*found, *ours} - set(free)):
+        # Versions of the package leave out what is off, or do not know it.
+        if (found.get(name) or None) != (ours.get(name) or None):
+            raise _broken(f"it has another `{name[:100]}` than our tokenizers")
+    return found
+
+
+def _broken(problem: str) -> ValueError:
+    return ValueError(f"The tokenizer is broken: {problem}. Use another file, or train again.")
 
 
 def _package():

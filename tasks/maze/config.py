@@ -29,6 +29,7 @@ class MazeData(GridData):
         super().__post_init__()
         if self.side < 3:
             raise ValueError(f"`side` must be at least 3, got {self.side}.")
+        self.limit(1000, "side")
         made = "min_path" not in self.unused()
         if made and not 2 <= self.min_path <= (self.max_path or self.min_path) <= self.side**2:
             raise ValueError(

@@ -39,7 +39,8 @@ class Network(Section):
     expansion: float | None = None
 
     def __post_init__(self) -> None:
-        self.require(1, "width", "refiner_blocks")
+        self.require(1, "width", "refiner_blocks", "num_heads")
+        self.require(0, "expansion")
 
     def unused(self) -> dict[str, str]:
         """See `Section`."""
@@ -62,6 +63,10 @@ class Transformer(Network):
 
     backbone_blocks: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0, "backbone_blocks")
+
     def build(self, spec: GridSpec, solve: Any) -> GridModel:
         """See `Network`."""
         return GridTransformer(spec)
@@ -83,7 +88,7 @@ class Attractor(Network):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(0, "start_noise")
+        self.require(0, "start_noise", "backbone_blocks")
 
     def build(self, spec: GridSpec, solve: Any) -> GridModel:
         """See `Network`."""
@@ -376,6 +381,16 @@ class GridConfig(Config):
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
         return self.spec().num_cells
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of symbols that a question may have."""
+        return self.spec().num_inputs or self.num_classes + 1
+
+    @property
+    def num_classes(self) -> int:
+        """Number of symbols that an answer may have."""
+        return self.spec().num_symbols
 
     @property
     def units_per_sample(self) -> int:

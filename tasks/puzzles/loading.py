@@ -8,7 +8,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.task import GridTask
-from tasks.runs import load_average, newest_checkpoint, read_config
+from tasks.runs import averaged_model, newest_checkpoint, read_config
 
 
 def newest_grid_checkpoint(task: GridTask[Any], side: int) -> Path:
@@ -37,8 +37,7 @@ def load_model(
     """
     checkpoint = Checkpoint.load(path)
     config = read_config(task, checkpoint, path)
-    model = config.build()
-    load_average(model, checkpoint, path)
+    model = averaged_model(config, checkpoint, path)
     if model.solving is not None:
         model.solving.solver = config.solve.evaluation_solver(solver)
     return model.to(choose_device(device)).eval(), config

@@ -73,12 +73,7 @@ class TrainOptions(Section):
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         self.require(1, "steps", "accumulate", "threads")
         self.require(2, "keep_last")
-        if self.parallel not in ("ddp", "fsdp"):
-            raise ValueError(f"`parallel` must be 'ddp' or 'fsdp', got {self.parallel!r}.")
-        if self.checkpoints not in ("file", "sharded"):
-            raise ValueError(
-                f"`checkpoints` must be 'file' or 'sharded', got {self.checkpoints!r}."
-            )
+        self.limit(1000, "keep_last", "threads")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
 

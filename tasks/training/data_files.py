@@ -1,9 +1,11 @@
 """Checks that the data files of a run have not changed since it began."""
 
 import hashlib
+import reprlib
 from pathlib import Path
 from typing import Any
 
+from tasks.checkpoints.file import CheckpointError
 from tasks.training.options import Config
 
 
@@ -17,10 +19,16 @@ def refuse_changed(before: dict[str, Any], config: Config) -> None:
     """Compare the data files with the fingerprints in a checkpoint.
 
     Raises:
+        CheckpointError: Those in the checkpoint are no fingerprints.
         ValueError: A file changed since the run began.
     """
     now = fingerprints(config)
     for name, old in before.items():
+        if name not in config.data.paths or not _is_fingerprint(old):
+            raise CheckpointError(
+                f"The checkpoint has no fingerprint of a data file, but {name[:100]!r}: "
+                f"{reprlib.repr(old)}. Use an earlier one, or begin a new run."
+            )
         new = now.get(name)
         if new != old:
             raise ValueError(
@@ -30,6 +38,12 @@ def refuse_changed(before: dict[str, Any], config: Config) -> None:
                 f"{new['sha256'][:12] if new else 'nothing'}.... Put the old content back, or "
                 "begin a new run."
             )
+
+
+def _is_fingerprint(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"bytes", "sha256"}:
+        return False
+    return isinstance(value["bytes"], int) and isinstance(value["sha256"], str)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -6,12 +6,14 @@ kind. Options have one flat namespace all the same: `--width` on the command lin
 """
 
 import dataclasses
+import functools
+import reprlib
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from solvers.registry import unknown
 
@@ -23,6 +25,9 @@ RENAMED = {
     "eval_steps": "eval_max_steps",
     "depth": "max_steps",
 }
+# The longest text and the largest whole number of an option.
+MAX_TEXT, MAX_NUMBER = 4096, 2**63 - 1
+WORDS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def flag(name: str) -> str:
@@ -42,6 +47,24 @@ class Section:
     def names(cls) -> list[str]:
         """The names of all options."""
         return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    @functools.cache
+    def hints(cls) -> dict[str, Any]:
+        """The types of all options, by name."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: hints[name] for name in cls.names()}
+
+    def limit(self, most: float, *names: str) -> None:
+        """Check that options are at most so large, or None.
+
+        Raises:
+            ValueError: One is larger.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ValueError(f"`{name}` must be at most {most:,}, got {value!r}.")
 
     def require(self, least: float, *names: str) -> None:
         """Check that options are at least so large, or None.
@@ -110,6 +133,16 @@ class Config(ABC):
 
     @property
     @abstractmethod
+    def num_inputs(self) -> int:
+        """Number of values that an input may have, from 0 on."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes, from 0 on."""
+
+    @property
+    @abstractmethod
     def units_per_sample(self) -> int:
         """Number of units, see `unit`, in a row of the batch."""
 
@@ -125,7 +158,7 @@ class Config(ABC):
     @classmethod
     def sections(cls, kind: str) -> dict[str, type[Section]]:
         """The section classes of a kind of model."""
-        if kind not in cls.kinds:
+        if not isinstance(kind, str) or kind not in cls.kinds:
             raise ValueError(unknown("model", kind, list(cls.kinds), "Models"))
         found = cls.kinds[kind]
         classes = (found.model, found.solve, found.train, cls.data_type)
@@ -157,7 +190,13 @@ class Config(ABC):
         values = {**cls.defaults, **values, **options}
         config = cls(
             **{
-                part: section(**{n: values[n] for n in section.names() if n in values})
+                part: section(
+                    **{
+                        name: checked(name, values[name], hint)
+                        for name, hint in section.hints().items()
+                        if name in values
+                    }
+                )
                 for part, section in cls.sections(values["model"]).items()
             }
         )
@@ -206,12 +245,7 @@ class Config(ABC):
     @classmethod
     def hints(cls, kind: str) -> dict[str, Any]:
         """The types of all options of a kind of model, by name."""
-        return {
-            name: hint
-            for section in cls.sections(kind).values()
-            for name, hint in get_type_hints(section, include_extras=True).items()
-            if name in section.names()
-        }
+        return {n: h for section in cls.sections(kind).values() for n, h in section.hints().items()}
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values by section, without those that nothing reads."""
@@ -236,19 +270,69 @@ class Config(ABC):
         Raises:
             ValueError: An option that this version does not have.
         """
-        flat = {"model": cls.defaults["model"], **values}
-        if isinstance(flat["model"], Mapping):
-            flat = {name: value for part in PARTS for name, value in values.get(part, {}).items()}
-            flat["model"] = flat.pop("name")
-        flat = {RENAMED.get(name, name): value for name, value in flat.items()}
+        flat = dict(values)
+        if isinstance(values.get("model"), Mapping):
+            sections = {part: flat.pop(part, {}) for part in PARTS}
+            for part, section in sections.items():
+                if not isinstance(section, Mapping):
+                    raise ValueError(f"`{part}` must be a section with options")
+                flat |= section
+            flat["model"] = flat.pop("name", None)
+        flat = {"model": cls.defaults["model"]} | {RENAMED.get(n, n): v for n, v in flat.items()}
         known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
         if strangers := set(flat) - known - cls.dropped:
-            raise ValueError(f"it has the options {', '.join(sorted(strangers))}")
-        hints = cls.hints(flat["model"]) if flat["model"] in cls.kinds else {}
-        for name, hint in hints.items():
-            if flat.get(name) and Path in get_args(hint):
-                flat[name] = Path(flat[name])
+            raise ValueError(f"it has the options {_listed(sorted(strangers))}")
         return cls._from(flat, {})
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value of an option, which must be of the option's type; files have paths as text.
+
+    Raises:
+        ValueError: It is of another type, no number, or larger than any sensible value.
+    """
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in allowed:
+        if kind is Path and isinstance(value, str) and value:
+            value = Path(value)
+        if _fits(value, kind):
+            return value
+    choices = [repr(choice) for kind in allowed for choice in literal(kind)]
+    words = [WORDS[kind] for kind in allowed if kind in WORDS]
+    if bool in allowed:
+        words.append("true or false")
+    if choices:
+        words.append(" or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}")
+    if types.NoneType in allowed:
+        words.append("none")
+    got = repr(value[:80]) if isinstance(value, str) else reprlib.repr(value)
+    if isinstance(value, (str, Path)) and len(str(value)) > MAX_TEXT:
+        got += f", of {len(str(value)):,} characters"
+    raise ValueError(f"`{name}` must be {' or '.join(words)}, got {got}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type that is no union."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is types.NoneType:
+        return value is None
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if isinstance(value, int) and kind in (int, float):
+        return abs(value) <= MAX_NUMBER
+    if isinstance(value, float):
+        return kind is float and value == value
+    if not isinstance(value, kind):
+        return False
+    text = str(value)
+    return len(text) <= MAX_TEXT and "\0" not in text
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in one short line, however many and however long they are."""
+    first = [str(name)[:60] for name in names[:5]]
+    return ", ".join(first) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def literal(hint: Any) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from solvers.torch_internals import pytree
+from tasks.training.options import Config
 
 
 @dataclasses.dataclass
@@ -52,3 +53,28 @@ class ActiveSamples:
         parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]
         state = moved.get("state", tuple(parts) or None)
         return cls(moved["x"], moved["target"], moved["age"], state)
+
+
+def check_samples(tensors: dict[str, Tensor], config: Config) -> None:
+    """Check that tensors from a file can be the samples of a run.
+
+    Raises:
+        ValueError: One has another shape or type, or holds numbers that no sample has.
+    """
+    rows, length, width = config.train.batch_size, config.length, config.model.width
+    shapes = {"x": (rows, length), "target": (rows, length), "age": (rows,)}
+    limits = {"x": config.num_inputs, "target": config.num_classes, "age": 2**31}
+    for name, shape in shapes.items():
+        values = tensors[name]
+        if values.shape != shape or values.dtype != torch.int64:
+            raise ValueError(f"`{name}` has the shape {tuple(values.shape)}, expected {shape}")
+        if not bool(((values >= 0) & (values < limits[name])).all()):
+            raise ValueError(f"`{name}` has a number outside [0, {limits[name]})")
+    for name in set(tensors) - set(shapes):
+        shape, is_float = tuple(tensors[name].shape), tensors[name].is_floating_point()
+        fits = shape[:2] == (rows, length) and shape[-1] == width and is_float
+        if not fits or not name.startswith("state"):
+            raise ValueError(
+                f"`{name[:100]}` is {shape} of {tensors[name].dtype}, expected ({rows}, {length}, "
+                f"..., {width}) of a floating-point type"
+            )

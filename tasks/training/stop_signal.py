@@ -12,6 +12,7 @@ class Interrupted(Exception):
         super().__init__(path)
         self.path = path
 
+
 # A terminal that is closed sends SIGHUP, sometimes more than once. Windows has none.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

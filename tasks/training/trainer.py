@@ -26,8 +26,11 @@ from tasks.checkpoints.checkpoint import (
     Checkpoint,
     load_weights,
     optimizer_tensors,
+    random_tensors,
     restore_optimizer,
+    restore_random,
 )
+from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import MANAGERS
 from tasks.device import has_fast_bfloat16
 from tasks.distributed import (
@@ -45,7 +48,7 @@ from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, build_optimizers
 from tasks.training.options import Config
-from tasks.training.samples import ActiveSamples
+from tasks.training.samples import ActiveSamples, check_samples
 from tasks.training.stop_signal import Interrupted, StopSignal
 from tasks.training.task import Task
 
@@ -126,27 +129,32 @@ class Trainer:
         """Continue exactly where a checkpoint was saved.
 
         Raises:
-            CheckpointError: Its weights do not fit this model.
+            CheckpointError: Its weights or its other state do not fit this model.
             ValueError: A data file is no longer what it was.
         """
         refuse_changed(checkpoint.meta.get("data", {}), self.config)
+        with refusing(checkpoint.path, "has no state that training can go on from"):
+            self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         for module, name in ((self.model, "model"), (self.average, "average")):
-            weights = sharded(checkpoint.tensors[name], module.state_dict())
-            load_weights(module, weights, self.path)
+            weights = sharded(checkpoint.group(name), module.state_dict())
+            load_weights(module, weights, checkpoint.path)
         for name, optimizer in self._named_optimizers():
             state = checkpoint.tensors.get(name, {})
             restore_optimizer(optimizer, sharded(state, parameters_of(optimizer, state)))
-        self.generator.set_state(checkpoint.tensors["random"]["data"])
-        torch.set_rng_state(checkpoint.tensors["random"]["torch"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.tensors["random"]:
-            torch.cuda.set_rng_state(checkpoint.tensors["random"]["cuda"], self.device)
-        self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
-        self.history = checkpoint.meta["history"]
+        restore_random(self.generator, self.device, checkpoint.group("random"))
+        self.step, self.seconds = checkpoint.value("step"), checkpoint.value("seconds")
+        self.history = checkpoint.value("history")
         self.unlogged = checkpoint.meta.get("unlogged", [])
+        if tested := [row for row in self.history if _test_metrics(row)]:
+            self._is_best(tested[-1])  # reads all of them
         for row in self.history:
+            int(row["step"])
             self.monitor.read(row)  # what it warned of before is not said again
         self.task.load_state_dict(checkpoint.meta.get("position"))
         if samples := checkpoint.tensors.get("slots"):
+            check_samples(samples, self.config)
             mine = {name: rows[self.group.rows(len(rows))] for name, rows in samples.items()}
             self.samples = ActiveSamples.from_tensors(mine, self.device)
 
@@ -157,13 +165,10 @@ class Trainer:
     def _checkpoint(self) -> Checkpoint:
         """All state, of which each process may have a share; see `CheckpointManager.collect`."""
         collect = self.manager.collect
-        random = {"data": self.generator.get_state(), "torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
             "model": collect(self.model.state_dict()),
             "average": collect(self.average.state_dict()),
-            "random": random,
+            "random": random_tensors(self.generator, self.device),
             "slots": {},
         }
         if self.samples is not None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from parameters import slow
 
 from models import GridModel
 from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.file import CheckpointError
 from tasks.puzzles.task import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
@@ -104,6 +106,33 @@ def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> Non
     assert any("test_exact" in row for row in seeing.history)
     for one, other in zip(seeing.model.parameters(), blind.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_state_that_does_not_fit_is_refused_with_one_kind_of_error(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Recorder(), steps=2, model="reasoner")
+    trainer.run()
+    good = Checkpoint.load(trainer.path)
+    changes: list[tuple[str, Any]] = []
+    for group, tensors in good.tensors.items():
+        name, tensor = list(tensors.items())[-1]
+        for other in (tensor.flatten()[None, :3], tensor.to(torch.int8)):
+            changes.append((group, {**tensors, name: other}))
+        if group != "random":
+            changes.append((group, {**tensors, "evil": tensor}))
+        if group != "slots":
+            changes.append((group, {key: tensors[key] for key in tensors if key != name}))
+    slots = good.tensors["slots"]
+    changes += [("slots", {**slots, "x": slots["x"] + 9}), ("slots", {"x": slots["x"]})]
+    changes += [
+        ("history", [{}]), ("history", [{"step": None}]), ("history", [{"step": 1, "test_a": 1}]),
+        ("data", {"evil": {}}), ("data", {"train_data": 1}),
+    ]  # fmt: skip
+    for name, value in changes:
+        parts = ({name: value}, {}) if name in good.tensors else ({}, {name: value})
+        bad = Checkpoint(good.tensors | parts[0], good.meta | parts[1], good.path)
+        with pytest.raises(CheckpointError, match=r"has no|do not fit"):
+            trainer.restore(bad)
+    trainer.restore(good)
 
 
 def test_every_optimiser_is_saved_and_restored(tmp_path: Path) -> None:
