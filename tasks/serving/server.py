@@ -1,5 +1,6 @@
 """The HTTP server, and the socket it listens on."""
 
+import ipaddress
 import signal
 import socket
 from types import FrameType
@@ -63,3 +64,25 @@ def listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host!r}, port {port} ({error}). Name an address of this machine "
             "with `--host` and a free port with `--port`; 0 takes any."
         ) from error
+
+
+def allowed_hosts(name: str, address: str) -> frozenset[str] | None:
+    """The hosts that requests may be for, or None where they may be for any.
+
+    A page of another site can point its own name at this machine and have the browser ask us under
+    that name. So only our own names are taken, unless the service listens on every address of the
+    machine, under names that it cannot know.
+
+    Args:
+        name: What the service was told to listen on.
+        address: What it listens on.
+    """
+    if ipaddress.ip_address(address).is_unspecified:
+        return None
+    own = ("localhost", "127.0.0.1", "::1", address, name.lower())
+    return frozenset(map(bracketed, own))
+
+
+def bracketed(host: str) -> str:
+    """A host as addresses of the web write it."""
+    return f"[{host}]" if ":" in host else host
