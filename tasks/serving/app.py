@@ -55,6 +55,12 @@ class Answer(BaseModel):
     steps: int
 
 
+class Refusal(BaseModel):
+    """The reply to a request that is not answered, in one sentence."""
+
+    error: str
+
+
 class Frame(BaseModel):
     """One evaluation of a solve.
 
@@ -90,6 +96,7 @@ class Service:
         engine: Solves them.
         timeout: Seconds in which a request must be answered.
         rate: Requests a second from one address; twice as many at once.
+        hosts: The hosts that requests may be for; by default any.
 
     Attributes:
         draining: Whether new requests are refused because the end has come.
@@ -103,12 +110,13 @@ class Service:
         engine: Engine,
         timeout: float = 30.0,
         rate: float = 20.0,
+        hosts: frozenset[str] | None = None,
     ):
         for name, value in (("timeout", timeout), ("rate", rate)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be finite and above 0, got {value!r}.")
         self.task, self.config, self.engine, self.timeout = task, config, engine, timeout
-        self.rates, self.metrics = Rates(rate), Metrics(engine)
+        self.rates, self.hosts, self.metrics = Rates(rate), hosts, Metrics(engine)
         self.draining, self.in_flight = False, 0
 
     def count(self, path: str, status: int, seconds: float) -> None:
@@ -126,20 +134,28 @@ class Service:
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 
-    async def answer(self, x: Tensor, watch: Watch | None = None) -> Answer:
+    async def answer(self, request: Request, x: Tensor, watch: Watch | None = None) -> Answer:
         """Solve a question, and check the answer.
 
         Raises:
-            HTTPException: Too many puzzles are waiting, or the time is over.
+            HTTPException: Too many puzzles are waiting, the time is over, or the client has left.
         """
         try:
-            future = self.engine.submit(x, self.timeout, watch)
-            found = await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
+            future = asyncio.wrap_future(self.engine.submit(x, self.timeout, watch))
         except Refused as refusal:
             raise HTTPException(503, str(refusal), {"retry-after": "1"}) from None
+        left = asyncio.ensure_future(_disconnected(request))
+        try:
+            async with asyncio.timeout(self.timeout):
+                await asyncio.wait({future, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                raise HTTPException(499, "The client has left.")  # nginx's number, for the metrics
+            return self._judged(x, future.result())
         except TimeoutError:
             raise HTTPException(504, f"No answer within {self.timeout:g} seconds.") from None
-        return self._judged(x, found)
+        finally:  # which ends the solve of whoever got no answer
+            future.cancel()
+            left.cancel()
 
     def _judged(self, x: Tensor, found: Predictions) -> Answer:
         self.metrics.steps += int(found.num_steps[0])
@@ -154,7 +170,7 @@ class Service:
     def _line(self, classes: Tensor) -> str:
         return self.task.line((classes + self.task.first_symbol).tolist())
 
-    async def trajectory(self, x: Tensor) -> Trajectory:
+    async def trajectory(self, request: Request, x: Tensor) -> Trajectory:
         """Solve as `answer` does, and record every evaluation."""
         frames: list[Frame] = []
 
@@ -165,28 +181,34 @@ class Service:
             cells = self._line(classes.cpu())
             frames.append(Frame(residual=finite(residual), cells=cells, confidence=confidence))
 
-        answer = await self.answer(x, watch)
+        answer = await self.answer(request, x, watch)
         question = self.task.line(x.tolist())
         return Trajectory(question=question, frames=frames, **answer.model_dump())
 
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application: routes, limits and error replies of a service."""
-    app = FastAPI(openapi_url=None)
+    # The interactive pages load scripts of other sites, which our headers forbid.
+    app = FastAPI(title=f"Answers to {service.task.name}", docs_url=None, redoc_url=None)
     app.add_middleware(LimitsMiddleware, service=service)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misshapen)
     config, engine = service.config, service.engine
     example = service.task.example(config)
 
-    @app.post("/solve")
-    async def solve(question: Question) -> Answer:
-        return await service.answer(service.parse(question.puzzle))
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": Refusal} for status in (400, 408, 413, 421, 422, 429, 503, 504)
+    }
 
-    @app.post("/trajectory")
-    async def trajectory(question: Question) -> Trajectory:
-        return await service.trajectory(service.parse(question.puzzle))
+    @app.post("/solve", responses=refusals)
+    async def solve(request: Request, question: Question) -> Answer:
+        return await service.answer(request, service.parse(question.puzzle))
 
+    @app.post("/trajectory", responses=refusals)
+    async def trajectory(request: Request, question: Question) -> Trajectory:
+        return await service.trajectory(request, service.parse(question.puzzle))
+
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         spec = config.spec()
@@ -200,12 +222,19 @@ def create_app(service: Service) -> FastAPI:
         }
         return JSONResponse(about, 503 if service.draining else 200)
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client of a request, whose body was read, hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:

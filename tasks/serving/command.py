@@ -17,7 +17,9 @@ class ServeOptions:
         max_steps: Budget of solver updates; by default the run's.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        host: Address to listen on. The default can be reached from this machine alone.
+        host: Address to listen on. The default can be reached from this machine alone. A request
+            must be for this host or for localhost; 0.0.0.0 listens on every address of the machine
+            and takes requests for any host.
         port: 0 takes a free one.
         max_batch: Puzzles that are solved at a time.
         max_waiting: Puzzles that may wait for their turn; further ones are refused (503).
@@ -51,7 +53,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
     """
     # Here, since they need packages that only an extra installs, and no other command needs them.
     from tasks.serving.engine import Engine
-    from tasks.serving.server import Server, Service, listen
+    from tasks.serving.server import Server, Service, allowed_hosts, bracketed, listen
 
     task = commands.task
     options = parse(ServeOptions, arguments, f"{commands.program} serve")
@@ -61,11 +63,11 @@ def serve(commands: Commands, arguments: list[str]) -> int:
     steps = config.solve.eval_max_steps if options.max_steps is None else options.max_steps
     engine = Engine(model, steps, options.max_batch, options.max_waiting)
     try:
-        service = Service(task, config, engine, options.timeout, options.rate)
         with listen(options.host, options.port) as listener:
             host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            print(f"Serving {path} on http://{shown}:{port}", flush=True)
+            hosts = allowed_hosts(options.host, host)
+            service = Service(task, config, engine, options.timeout, options.rate, hosts)
+            print(f"Serving {path} on http://{bracketed(host)}:{port}", flush=True)
             Server(service).run([listener])
     finally:
         engine.close()

@@ -49,13 +49,15 @@ class Request:
         x: Symbols, shape (cells,).
         deadline: When it is given up, in the time of `time.monotonic`.
         watch: See `Watch`.
-        future: The answer to come.
+        future: The answer to come. Cancel it to give the puzzle up, waiting or running.
+        left: Whether it has left the engine, with an answer or without.
     """
 
     x: Tensor
     deadline: float
     watch: Watch | None
     future: Future[Predictions] = dataclasses.field(default_factory=Future)
+    left: bool = False
 
 
 class Engine:
@@ -121,7 +123,8 @@ class Engine:
             watch: See `Watch`; runs in the engine's thread.
 
         Returns:
-            The prediction for a set of one; `TimeoutError` if it took too long.
+            The prediction for a set of one; `TimeoutError` if it took too long. Whoever cancels it
+            frees the puzzle's place in line at once, or its slot before the next step.
 
         Raises:
             Refused: Too many wait already, or the engine is closed.
@@ -135,6 +138,7 @@ class Engine:
             request = Request(x, time.monotonic() + timeout, watch)
             self._waiting.append(request)
             self._changed.notify_all()
+        request.future.add_done_callback(self._withdraw)
         return request.future
 
     def close(self) -> None:
@@ -143,6 +147,14 @@ class Engine:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _withdraw(self, future: "Future[Predictions]") -> None:
+        """Free the place of a puzzle in line that nobody waits for any more."""
+        if future.cancelled():
+            with self._changed:
+                kept = [request for request in self._waiting if request.future is not future]
+                self.pending -= len(self._waiting) - len(kept)
+                self._waiting = deque(kept)
 
     @torch.no_grad()
     def _work(self) -> None:
@@ -178,17 +190,13 @@ class Engine:
             return requests
 
     def _take(self, most: int) -> list[Request]:
-        """Take puzzles that start together, but those that nobody waits for any more."""
+        """Take puzzles that start together."""
         requests: list[Request] = []
         while self._waiting and len(requests) < most:
             # Whoever watches sees each point, so has a solve of its own.
             if requests and not (requests[-1].watch is self._waiting[0].watch is None):
                 break
-            request = self._waiting.popleft()
-            if request.future.set_running_or_notify_cancel():
-                requests.append(request)
-            else:
-                self.pending -= 1
+            requests.append(self._waiting.popleft())
         return requests
 
     def _begin(self, requests: list[Request]) -> None:
@@ -231,11 +239,11 @@ class Engine:
         return self.module(y, *args)
 
     def _look(self, requests: list[Request], run: Run) -> None:
-        """Answer the puzzles of a solve that have stopped, or are late."""
+        """Answer the puzzles of a solve that have stopped, are late, or were given up."""
         now = time.monotonic()
-        late = [now > request.deadline for request in requests]
-        if any(late):
-            run.stop(torch.tensor(late, device=run.device), Result.max_steps)
+        ended = [now > each.deadline or each.future.cancelled() for each in requests]
+        if any(ended):
+            run.stop(torch.tensor(ended, device=run.device), Result.max_steps)
         rows, solution = run.newly_stopped()
         if len(rows):
             logits = self.model.read(solution.value)  # type: ignore[union-attr]
@@ -244,12 +252,15 @@ class Engine:
                 self._answer(requests[row], found.at(torch.tensor([place])))
 
     def _answer(self, request: Request, found: Predictions | Exception) -> None:
-        """Give a puzzle its prediction, or what went wrong, unless it has one."""
-        if request.future.done():
+        """Give a puzzle its prediction, or what went wrong, unless it has one or was given up."""
+        if request.left:
             return
+        request.left = True
         with self._changed:
             self.pending -= 1
             self.running -= 1
+        if not request.future.set_running_or_notify_cancel():
+            return
         if time.monotonic() > request.deadline:
             found = TimeoutError("The puzzle took too long.")
         if isinstance(found, Exception):

@@ -1,8 +1,9 @@
-"""ASGI middleware: limits on the size, time and rate of requests, and safe headers."""
+"""ASGI middleware: limits on the host, size, time and rate of requests, and safe headers."""
 
 import asyncio
 import collections
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse
 
 MAX_BODY = 16_384  # bytes; a maze of 30 x 30 cells takes one thousand
 BODY_SECONDS = 5.0  # in which a body must have arrived
+RATED = "/openapi.json"  # may be read at the rate of the puzzles only
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -30,11 +32,13 @@ class LimitedService(Protocol):
 
     Attributes:
         rates: Limits each address.
+        hosts: The hosts that requests may be for, or None for any.
         draining: Whether new requests are refused because the end has come.
         in_flight: Requests that are being worked on; the middleware counts them.
     """
 
     rates: "Rates"
+    hosts: frozenset[str] | None
     draining: bool
     in_flight: int
 
@@ -88,7 +92,13 @@ class LimitsMiddleware:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         """The refusal of a request that its head calls for, if any."""
-        if scope["method"] != "POST":
+        headers, hosts = dict(scope["headers"]), self.service.hosts
+        host = headers.get(b"host", b"localhost").decode("latin-1")
+        if hosts is not None and re.sub(r":\d*$", "", host).lower() not in hosts:
+            names = ", ".join(sorted(hosts))
+            sentence = f"The host {host[:80]!a} is not served here: ask for {names}. "
+            return _error(421, sentence + "With `--host 0.0.0.0` the service takes any host.")
+        if scope["method"] in ("GET", "HEAD") and scope["path"] != RATED:
             return None
         if self.service.draining:
             return _error(503, "The service is about to end. Ask another one.", retry=1)
@@ -97,7 +107,7 @@ class LimitsMiddleware:
         if wait:
             sentence = f"Too many requests from your address: wait {wait:.1f} seconds."
             return _error(429, sentence, retry=math.ceil(wait))
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        length = headers.get(b"content-length", b"0")
         return _too_large() if length.isdigit() and int(length[:20]) > MAX_BODY else None
 
 
@@ -108,6 +118,8 @@ async def _body(receive: Receive) -> bytes | JSONResponse:
         async with asyncio.timeout(BODY_SECONDS):
             while more:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    return _error(499, "The client has left.")  # nginx's number, for the metrics
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > MAX_BODY:

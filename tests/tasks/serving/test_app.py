@@ -27,6 +27,7 @@ from tasks.puzzles.task import GridTask
 from tasks.serving.app import PAGE, Service, create_app
 from tasks.serving.engine import Engine
 from tasks.serving.middleware import BODY_SECONDS, MAX_BODY, Rates, _body
+from tasks.serving.server import allowed_hosts
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 
@@ -271,6 +272,52 @@ def test_too_many_requests_are_refused(serve: Callable[..., Served]) -> None:
     assert reply.status_code == 429
     assert reply.headers["retry-after"] == "2"
     assert served.client.get("/health").status_code == 200
+
+
+def test_the_description_of_the_routes_has_the_same_limits(serve: Callable[..., Served]) -> None:
+    served = serve(rate=0.5, hosts=frozenset({"testserver"}))
+    reply = served.client.get("/openapi.json")
+    assert set(reply.json()["paths"]) == {"/solve", "/trajectory", "/health", "/metrics"}
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert served.client.get("/openapi.json").status_code == 429
+    assert served.client.get("/openapi.json", headers={"host": "a.example"}).status_code == 421
+    assert served.client.get("/docs").status_code == served.client.get("/redoc").status_code == 404
+
+
+def test_what_can_be_got_has_a_head(serve: Callable[..., Served]) -> None:
+    client = serve().client
+    for path in ("/", "/page.js", "/health", "/metrics", "/openapi.json"):
+        head, got = client.head(path), client.get(path)
+        assert head.status_code == got.status_code == 200
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert client.head("/solve").status_code == client.get("/solve").status_code
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "ours", "foreign"),
+    [
+        ("127.0.0.1", "127.0.0.1", "localhost", "evil.example"),
+        ("127.0.0.1", "127.0.0.1", "LocalHost:8000", "localhost.evil.example"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1:9", "127.0.0.1.evil.example:8000"),
+        ("127.0.0.1", "127.0.0.1", "[::1]:8000", "0.0.0.0"),
+        ("Mine.example", "192.0.2.7", "mine.example", "192.0.2.8"),
+        ("Mine.example", "192.0.2.7", "192.0.2.7:80", ""),
+        ("fe80::7", "fe80::7", "[fe80::7]:80", "fe80::7"),
+    ],
+)
+def test_requests_for_other_hosts_are_refused(
+    serve: Callable[..., Served], name: str, address: str, ours: str, foreign: str
+) -> None:
+    served = serve(hosts=allowed_hosts(name, address))
+    for method, path in (("GET", "/"), ("GET", "/health"), ("HEAD", "/x"), ("POST", "/solve")):
+        reply = served.client.request(method, path, headers={"host": foreign})
+        assert reply.status_code == 421
+        assert method == "HEAD" or f"The host '{foreign}' is not served" in reply.json()["error"]
+    assert served.client.get("/health", headers={"host": ours}).status_code == 200
+
+
+def test_a_service_for_all_addresses_takes_any_host() -> None:
+    assert allowed_hosts("0.0.0.0", "0.0.0.0") is allowed_hosts("::", "::") is None
 
 
 def test_a_full_queue_and_a_slow_answer(serve: Callable[..., Served]) -> None:

@@ -2,60 +2,29 @@
 
 import http.client
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
-from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.sudoku.__main__ import main
-from tasks.sudoku.config import PRESETS
 
-ROOT = Path(__file__).parents[3]
 EASY = "1234341221.343.1"
-CONFIG = PRESETS["tiny"].changed(width=16, eval_max_steps=24)
 JSON = {"content-type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights as a file."""
-    torch.manual_seed(0)
-    weights = {f"module.{name}": tensor for name, tensor in CONFIG.build().state_dict().items()}
-    meta = {"task": "sudoku", "preset": "tiny", "config": CONFIG.to_json()}
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    Checkpoint({"average": weights}, meta).save(path)
-    return path
-
-
 @pytest.fixture
-def process(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def process(start: Any) -> tuple[subprocess.Popen[str], int]:
     """The command in a process of its own, and its port."""
-    command = [sys.executable, "-m", "tasks.sudoku", "serve", "--checkpoint", str(checkpoint)]
-    options = ["--port", "0", "--rate", "1000", "--max-batch", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(
-        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert started.stdout is not None
-    match = re.search(r"on http://127\.0\.0\.1:(\d+)$", started.stdout.readline().strip())
-    assert match
-    yield started, int(match[1])
-    started.kill()
-    started.wait()
-    started.stdout.close()
+    return start("--rate", "1000", "--max-batch", "1")
 
 
 def ask(port: int, path: str, puzzle: str | None = None) -> tuple[int, str]:

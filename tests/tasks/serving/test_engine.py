@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import GridModel
+from solvers import Run
 from tasks.puzzles.config import ModelName
 from tasks.puzzles.evaluate import Predictions, predict
 from tasks.serving.engine import Engine, Refused
@@ -168,6 +170,47 @@ def test_what_takes_too_long_leaves_its_slot(gated: tuple[Engine, Gate]) -> None
     engine.submit(questions(1)[0], timeout=60).result()
 
 
+def test_a_puzzle_that_was_given_up_leaves_its_place_and_its_slot(
+    gated: tuple[Engine, Gate],
+) -> None:
+    engine, gate = gated
+    running = engine.submit(questions(1)[0], timeout=60)
+    gate.called.wait()
+    waiting = engine.submit(questions(1)[0], timeout=60)
+    assert waiting.cancel()
+    assert engine.pending == 1  # at once, though the network has not replied
+    last = engine.submit(questions(2)[1], timeout=60)
+    assert running.cancel()
+    gate.open.set()
+    steps = int(last.result().num_steps[0])
+    assert engine.rows == 1 + steps + 1  # the solve that was given up saw one point
+    engine.close()
+    assert engine.running == engine.pending == 0
+
+
+def test_one_thread_makes_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a solver need not be safe in threads to be served."""
+    engine = Engine(model(), BUDGET, max_batch=4, max_waiting=30)
+    threads: set[int] = set()
+    inner, tell = engine.module, Run.tell
+
+    def noted(run: Run, fy: Any) -> None:
+        threads.add(threading.get_ident())
+        tell(run, fy)
+
+    class Notes(nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            threads.add(threading.get_ident())
+            return inner(*args)
+
+    monkeypatch.setattr(Run, "tell", noted)
+    engine.module = Notes()
+    with ThreadPoolExecutor(10) as clients:
+        list(clients.map(lambda row: engine.submit(row, timeout=60).result(), questions(30)))
+    engine.close()
+    assert len(threads) == 1
+
+
 def test_a_failing_network_fails_its_requests_alone(gated: tuple[Engine, Gate]) -> None:
     engine, gate = gated
     gate.broken = True
@@ -194,5 +237,7 @@ def test_closing_finishes_what_was_taken_and_gives_the_model_back() -> None:
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValueError, match="no solve to serve"):
         Engine(PRESETS["tiny"].changed(model="transformer").build(), 8, 1, 1)
+    with pytest.raises(ValueError, match=r"Robust cannot be stepped.* another `--solver`"):
+        Engine(model(solver="robust"), 8, 1, 1)
     with pytest.raises(ValueError, match="`max_batch` must be an integer of at least 1, got 0"):
         Engine(model(), 8, 0, 1)
