@@ -72,7 +72,7 @@ class _SudokuFormat(PuzzleFormat[Puzzle]):
         digits = _parse_field("answer", answer, board, check_clues=False)
         return Puzzle(source, format_line(clues), format_line(digits), int(rating))
 
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
         board = Board.for_length(len(puzzles[0].question))
         valid = is_valid_solution(*to_tensors(puzzles, board)).tolist()
         return [
@@ -88,13 +88,13 @@ def _parse_field(field: str, text: str, board: Board | None, check_clues: bool) 
         raise PuzzleError(f"Bad {field} {text[:100]!r}. {error}") from None
 
 
-def _explain(puzzle: Puzzle, board: Board) -> PuzzleError:
+def _explain(puzzle: Puzzle, board: Board) -> str:
     """Why the answer of a puzzle is no valid solution."""
     question = parse(puzzle.question, board, check_clues=False)
     try:
         check_answer(question, parse(puzzle.answer, board, check_clues=False), board)
     except PuzzleError as error:
-        return error
+        return str(error)
     raise AssertionError("`is_valid_solution` and `check_answer` disagree")
 
 
