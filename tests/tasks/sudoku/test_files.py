@@ -199,6 +199,29 @@ def test_damaged_cache_is_made_anew(damage: str | None, tmp_path: Path) -> None:
         assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
 
 
+def test_a_cache_that_looks_whole_but_is_not_is_made_anew(tmp_path: Path) -> None:
+    """Another rating reads as well as the right one; only the checksum tells them apart."""
+    sets = cached(4, 2, Board.of(4), directory=tmp_path)
+    path = next(tmp_path.glob("*-train.csv"))
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (lines[:1] + lines[1:][::-1], [line.replace(",0\n", ",1\n") for line in lines]):
+        assert damaged != lines
+        path.write_text("".join(damaged))
+        with pytest.warns(UserWarning, match=r"-train\.csv is damaged: making its puzzles anew"):
+            assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
+        assert path.read_text() == "".join(lines)
+    next(tmp_path.glob("*.sha256")).write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match="is damaged: making its puzzles anew"):
+        assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
+
+
+def test_cache_that_was_not_finished_is_made_anew(tmp_path: Path) -> None:
+    sets = cached(4, 2, Board.of(4), directory=tmp_path)
+    next(tmp_path.glob("*.sha256")).unlink()
+    assert cached(4, 2, Board.of(4), directory=tmp_path) == sets
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".csv", ".sha256"]
+
+
 def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
