@@ -1,7 +1,7 @@
 """What all fuzzers share: their start, their seeds, and a way to change JSON values.
 
     .venv/bin/pip install -c constraints.txt atheris
-    PYTHONPATH=. .venv/bin/python fuzz/fuzz_csv.py
+    PYTHONPATH=.:tests/support .venv/bin/python fuzz/fuzz_csv.py
 
 runs for five minutes. Seeds, what is found to reach new code, and inputs that fail are kept in
 `/tmp/fuzz-<name>`, so that a next call goes on from there; a file of it as an argument runs it

@@ -8,7 +8,6 @@ with a message that a person would read. It must come in time and without much m
 import contextlib
 import io
 import linecache
-import os
 import resource
 import signal
 import traceback
@@ -19,12 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(str(ROOT / name) for name in ("solvers", "implicit", "models", "tasks"))
-SECONDS = 90
+SECONDS = 30
 EXTRA_MEMORY = 300  # MB above what the process had
 LONGEST_MESSAGE = 1500
 
+REFUSED = "refused"
 Fault = tuple[str, Callable[[Path], object]]
-"""A name, and a function that gets an empty folder."""
+"""A name, and a function that gets an empty folder; it may also return `REFUSED`."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def inject(fault: Fault, folder: Path) -> Outcome:
     try:
         with _limits(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            act(folder)
+            result = act(folder)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # what a fault raises is what is judged here
         complaint = _unclear(error)
-        kind, detail = ("refused", str(error)) if complaint is None else ("wrong", complaint)
+        kind, detail = (REFUSED, str(error)) if complaint is None else ("wrong", complaint)
     else:
-        kind, detail = "survived", ""
+        kind, detail = REFUSED if result == REFUSED else "survived", ""
     extra = _memory("VmHWM") - before
     if extra > EXTRA_MEMORY:
         kind, detail = "wrong", f"took {extra:.0f} MB more. {detail}"
@@ -120,7 +120,7 @@ def _unclear(error: BaseException) -> str | None:
 
 def report(outcomes: list[Outcome]) -> str:
     """The counts, and what went wrong."""
-    counts = {kind: sum(o.kind == kind for o in outcomes) for kind in ("survived", "refused")}
+    counts = {kind: sum(o.kind == kind for o in outcomes) for kind in ("survived", REFUSED)}
     wrong = [outcome for outcome in outcomes if outcome.kind == "wrong"]
     lines = [f"  {outcome.name}: {outcome.detail}" for outcome in wrong]
     return "\n".join(
@@ -130,8 +130,3 @@ def report(outcomes: list[Outcome]) -> str:
             *lines,
         ]
     )
-
-
-def is_root() -> bool:
-    """Whether permissions of files do not count for this process."""
-    return os.geteuid() == 0

@@ -43,14 +43,14 @@ BAD_ROWS: dict[str, Callable[[str], str]] = {
     "a null character": lambda good: good.replace("mine,", "mine,\0"),
     "a question cut short": lambda good: "mine," + good.split(",")[1][:-1] + ",,\n",
     "an answer cut short": lambda good: ",".join([*good.split(",")[:2], "12", "0\n"]),
-    "an answer that is another's": lambda good: good.replace("24423", "24432").replace("oooG", "   G"),
+    "a wrong answer": lambda good: good.replace("24423", "24432").replace("oooG", "   G"),
     "a question of 5 MB": lambda good: "mine," + "1" * 5_000_000 + ",,\n",
     "bytes that are no text": lambda good: good.replace("mine", "caf\udce9"),
 }  # fmt: skip
 SUDOKU_ROWS = {
     "many solutions": "a,1.....3.........,,\n", "no solution": "a,12....3....4....,,\n",
-    "a digit twice in a row": "a,11..............,,\n", "a digit beyond the board": "a,9...............,,\n",
-    "another size": "a," + "." * 36 + ",,\n",
+    "a digit twice in a row": "a,11..............,,\n", "another size": "a," + "." * 36 + ",,\n",
+    "a digit beyond the board": "a,9...............,,\n",
 }  # fmt: skip
 MAZE_ROWS = {
     "no start": "a," + " " * 15 + "G,,\n", "two goals": "a,S" + " " * 13 + "GG,,\n",
@@ -72,13 +72,19 @@ UNUSUAL: dict[str, Callable[[str], bytes]] = {
     ).encode(),
 }
 USELESS: dict[str, bytes] = {
-    "nothing": b"", "only a header": HEADER.encode(), "another header": b"question,answer\n1,2\n",
-    "UTF-16": (HEADER + SUDOKU).encode("utf-16"), "a picture": b"\x89PNG\r\n\x1a\n" + bytes(500),
-    "a compressed file": gzip.compress((HEADER + SUDOKU).encode()), "a megabyte of zeros": bytes(10**6),
-    "a megabyte of quotes": b'"' * 10**6, "a megabyte of open quotes": HEADER.encode() + b'"a\n' * 330_000,
-    "a megabyte of commas": HEADER.encode() + b"," * 10**6, "JSON": b'{"question": "1"}',
+    "nothing": b"",
+    "only a header": HEADER.encode(),
+    "another header": b"question,answer\n1,2\n",
     "a header with an open quote": b'"source,question,answer,rating\n',
-}  # fmt: skip
+    "UTF-16": (HEADER + SUDOKU).encode("utf-16"),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(500),
+    "a compressed file": gzip.compress((HEADER + SUDOKU).encode()),
+    "a megabyte of zeros": bytes(10**6),
+    "a megabyte of quotes": b'"' * 10**6,
+    "a megabyte of open quotes": HEADER.encode() + b'"a\n' * 330_000,
+    "a megabyte of commas": HEADER.encode() + b"," * 10**6,
+    "JSON": b'{"question": "1"}',
+}
 
 
 def bad_row(kind: str, row: str, folder: Path) -> None:
@@ -208,7 +214,6 @@ def faults() -> list[Fault]:
             found += [
                 (f"{kind} .{ending}: {name}", partial(useless, kind, content, f"puzzles.{ending}"))
                 for name, content in USELESS.items()
-                if not (ending == "txt" and kind == "sudoku" and name == "JSON")
             ]
         found.append((f"{kind}: 300,000 bad lines", partial(many_bad_lines, kind, "a,b,,\n")))
     for source in ("\r", "\r\n", '"', ",", "\x85\u2028", "", "\0", "'=1+1"):
@@ -220,12 +225,19 @@ def faults() -> list[Fault]:
             found.append((f"cache: {part} {name}", partial(damaged_cache, part, damage)))
     found.append(("cache: its folder is a file", cache_in_the_way))
     for task in (SudokuTask(), MazeTask()):
-        for text in ("", "\0", "9" * 81, "S" * 16, "\ud800", "#" * 10**6, "\u0661" * 16, "1" * 5000):
+        for text in (
+            "",
+            "\0",
+            "9" * 81,
+            "S" * 16,
+            "\ud800",
+            "#" * 10**6,
+            "\u0661" * 16,
+            "1" * 5000,
+        ):
             found.append((f"{task.name} typed: {text[:8]!r}", partial(question, task, text)))
     found += [(f"LAMBADA: {name}", partial(passages, *case)) for name, case in PASSAGES.items()]
     for name, content in {"missing": None, "short": b"a", "no text": b"\xff" * 20_000,
                           "empty": b""}.items():  # fmt: skip
         found.append((f"text to train on: {name}", partial(text_to_train_on, content)))
     return found
-
-

@@ -11,7 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import damaged_checkpoints
 import damaged_files
+import hostile_clients
 import torch
 from cases import inject, report
 
@@ -20,7 +22,7 @@ def main(wanted: list[str]) -> int:
     """Inject all faults, or those whose name has one of these parts."""
     torch.set_num_threads(1)
     began, outcomes = time.monotonic(), []
-    for module in (damaged_files,):
+    for module in (damaged_files, damaged_checkpoints, hostile_clients):
         for name, act in module.faults():
             if wanted and not any(part in name for part in wanted):
                 continue
