@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(str(ROOT / name) for name in ("solvers", "implicit", "models", "tasks"))
-SECONDS = 30
+SECONDS = 120
 EXTRA_MEMORY = 300  # MB above what the process had
 LONGEST_MESSAGE = 1500
 

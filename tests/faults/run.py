@@ -13,6 +13,7 @@ from pathlib import Path
 
 import damaged_checkpoints
 import damaged_files
+import disturbed_runs
 import hostile_clients
 import torch
 from cases import inject, report
@@ -22,7 +23,7 @@ def main(wanted: list[str]) -> int:
     """Inject all faults, or those whose name has one of these parts."""
     torch.set_num_threads(1)
     began, outcomes = time.monotonic(), []
-    for module in (damaged_files, damaged_checkpoints, hostile_clients):
+    for module in (damaged_files, damaged_checkpoints, disturbed_runs, hostile_clients):
         for name, act in module.faults():
             if wanted and not any(part in name for part in wanted):
                 continue
