@@ -80,7 +80,7 @@ def _library() -> list[Path]:
 
 def _read(path: Path, strict: bool) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")  # a byte order mark
     except UnicodeDecodeError as error:
         if not strict:
             return ""

@@ -7,6 +7,7 @@ JSON object a line, whose "text" is the passage with its last word.
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,27 @@ def read_passages(path: Path) -> list[str]:
     """The passages of a file.
 
     Raises:
-        ValueError: A line is no JSON object with a "text" of two words.
+        ValueError: A line is not UTF-8, or no JSON object with a "text" of two words.
         OSError: The file cannot be read.
     """
     passages = []
-    # Not `splitlines`, which also splits at characters that a JSON string may hold, as U+2028.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    # Bytes are split, since `splitlines` of a text also splits at characters that a JSON string
+    # may hold, as U+2028.
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = json.loads(line.decode())["text"].strip()
+            text.encode()  # JSON can name half of a pair of surrogates, which no tokenizer takes
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f'{path}, line {number}: expected a JSON object with a "text", got {line[:60]!r}.'
+                f'{path}, line {number}: expected a JSON object with a "text", got '
+                f"{line[:200].decode(errors='replace')[:60]!r} ({type(error).__name__}: {error})."
             ) from error
         if len(text.split()) < 2:
-            raise ValueError(f"{path}, line {number}: a passage needs two words, got {text!r}.")
+            raise ValueError(
+                f"{path}, line {number}: a passage needs two words, got {text[:60]!r}."
+            )
         passages.append(text)
     if not passages:
         raise ValueError(f"{path} has no passages.")

@@ -98,30 +98,31 @@ class _MazeFormat(PuzzleFormat):
             self.others.add(maze)
         return maze
 
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
         """See `PuzzleFormat`; an answer that equals the canonical one needs no further check."""
         suspects = [maze for maze in puzzles if maze in self.others]
         if not suspects:
             return [None] * len(puzzles)
         right = is_shortest(*to_tensors(suspects, suspects[0].side, SYMBOLS)).tolist()
         wrong = {maze for maze, is_right in zip(suspects, right, strict=True) if not is_right}
+        self.others -= wrong
         return [_explain(maze) if maze in wrong else None for maze in puzzles]
 
 
-def _explain(maze: Puzzle) -> MazeError:
+def _explain(maze: Puzzle) -> str:
     """Why an answer is no shortest path of its question."""
     question, answer = parse(maze.question), parse_answer(maze.answer)
     for cell, (asked, got) in enumerate(zip(question, answer, strict=True)):
         if got != asked and (asked, got) != (FREE, PATH):
             row, column = divmod(cell, maze.side)
-            return MazeError(
+            return (
                 f"The answer has {maze.answer[cell]!r} at (row {row + 1}, column {column + 1}), "
                 f"where the question has {maze.question[cell]!r}."
             )
     num_cells = answer.count(PATH)
     if num_cells != maze.rating - 1:
-        return MazeError(
+        return (
             f"The answer is no shortest path: it has {num_cells} path cells, a shortest one "
             f"has {maze.rating - 1}."
         )
-    return MazeError("The answer is no path: its cells do not join S to G.")
+    return "The answer is no path: its cells do not join S to G."

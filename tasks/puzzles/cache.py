@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.puzzles.rows import replacing
 
 
 def default_directory(task: str) -> Path:
@@ -26,8 +27,9 @@ def default_directory(task: str) -> Path:
 class SetCache:
     """A training and a test set as two CSV files, named by a hash of how they were made.
 
-    A damaged file is made anew, and where the folder cannot be written the sets are made every
-    time; both with a warning.
+    A third file has the checksums of both, in the form of `sha256sum`; it is written last, so
+    that sets without it were not finished. A damaged file is made anew, and where the folder
+    cannot be written the sets are made every time; both with a warning.
 
     Args:
         folder: Where the files are.
@@ -55,39 +57,59 @@ class SetCache:
             make: Makes them.
         """
         key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-        paths = [
-            self.folder / f"{self.size}-{label}-{key}-{part}.csv" for part in ("train", "test")
-        ]
-        stored = self._load(paths, counts)
+        name = f"{self.size}-{label}-{key}"
+        paths = [self.folder / f"{name}-{part}.csv" for part in ("train", "test")]
+        sums = self.folder / f"{name}.sha256"
+        stored = self._load(paths, sums, counts)
         if stored is not None:
             return stored[0], stored[1]
         sets = make()
-        self._store(paths, sets)
+        self._store(paths, sums, sets)
         return sets
 
-    def _load(self, paths: list[Path], counts: Sequence[int]) -> list[list[Puzzle]] | None:
+    def _load(
+        self, paths: Sequence[Path], sums: Path, counts: Sequence[int]
+    ) -> list[list[Puzzle]] | None:
         """The stored sets, or None where they are missing or damaged."""
         sets = []
-        for path, count in zip(paths, counts, strict=True):
-            try:
-                puzzles = self.read(path) if count else []
-            except OSError:  # missing, or unreadable: if that matters, `_store` will say so
-                return None
-            except ValueError:
-                puzzles = None
-            if puzzles is None or len(puzzles) != count:
-                warnings.warn(f"{path} is damaged: making its puzzles anew.", stacklevel=4)
-                return None
-            sets.append(puzzles)
+        try:
+            known = sums.read_bytes().splitlines()
+            for path, count in zip(paths, counts, strict=True):
+                puzzles = self._read(path, known) if count else []
+                if puzzles is None or len(puzzles) != count:
+                    warnings.warn(f"{path} is damaged: making its puzzles anew.", stacklevel=4)
+                    return None
+                sets.append(puzzles)
+        except OSError:  # missing, or unreadable: if that matters, `_store` will say so
+            return None
         return sets
 
-    def _store(self, paths: list[Path], sets: tuple[list[Puzzle], list[Puzzle]]) -> None:
+    def _read(self, path: Path, known: Sequence[bytes]) -> list[Puzzle] | None:
+        """The puzzles of a file, or None where it is damaged."""
+        if _sum(path).encode() not in known:
+            return None
+        try:
+            return self.read(path)
+        except ValueError:
+            return None
+
+    def _store(
+        self, paths: Sequence[Path], sums: Path, sets: tuple[list[Puzzle], list[Puzzle]]
+    ) -> None:
         try:
             for path, puzzles in zip(paths, sets, strict=True):
                 write_puzzles(path, puzzles)
+            with replacing(sums) as file:
+                file.writelines(_sum(path) + "\n" for path in paths)
         except OSError as error:
             warnings.warn(
                 f"The puzzles will be made anew next time: {self.folder} cannot be written "
                 f"({error}). Set XDG_CACHE_HOME to a folder that can.",
                 stacklevel=4,
             )
+
+
+def _sum(path: Path) -> str:
+    """The checksum and the name of a file, as `sha256sum` writes them."""
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}"

@@ -277,6 +277,12 @@ class Commands(CommandLine):
     def _texts(self, text: str) -> list[str]:
         """The puzzles in an argument or, if it is the name of a file, in that file."""
         path = Path(text)
-        if "\n" not in text and len(text) < 200 and path.is_file():
-            return self.task.split(path.read_text())
-        return [text]
+        if "\n" in text or len(text) >= 200 or not path.is_file():
+            return [text]
+        try:
+            return self.task.split(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
+                f"{self.task.noun} a line."
+            ) from error

@@ -6,7 +6,6 @@ and plain text with one puzzle a line. What a field means is for the task to say
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import warnings
@@ -17,13 +16,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar
 
+from tasks.puzzles.rows import LONGEST, Line, Row, csv_rows, numbered_lines, write_csv
+
 HEADER = ["source", "question", "answer", "rating"]
 _ALLOWED = f"a CSV with the header `{','.join(HEADER)}`, or plain text with one puzzle a line"
 _CHUNK = 8192  # rows whose answers are checked at once
+_SHOWN = 3  # bad lines whose complaint is shown; the others are counted
+_RATING_DIGITS = 18  # so that a rating fits into 64 bits
 
-_Row = tuple[int, list[str]]
-"""Line number and fields, those of `HEADER` in a good row."""
-_Bad = tuple[int, ValueError]
+_Bad = tuple[int, str]
 """Line number and what is wrong there."""
 
 
@@ -91,7 +92,7 @@ class PuzzleFormat(ABC):
         """
 
     @abstractmethod
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
         """What is wrong with the answer of each puzzle, or None; faster for many at once."""
 
     def parse_field(
@@ -115,8 +116,8 @@ class PuzzleFormat(ABC):
 
         Args:
             path: The file.
-            skip_bad: Skip bad lines, with one warning that counts them, instead of refusing
-                the file.
+            skip_bad: Skip bad lines, with one warning that counts them and shows the first
+                ones, instead of refusing the file.
 
         Raises:
             ValueError: A line is bad and `skip_bad` is off, or no line is good; of the class
@@ -124,60 +125,68 @@ class PuzzleFormat(ABC):
             OSError: The file cannot be read.
         """
         puzzles: list[Puzzle] = []
-        bad: list[_Bad] = []
+        shown: list[_Bad] = []
+        num_bad = 0
         rows = self._rows(path)
         while chunk := list(islice(rows, _CHUNK)):
-            good, new_bad = self._read_chunk(chunk, puzzles[0] if puzzles else None)
-            if new_bad and not skip_bad:
-                line, error = new_bad[0]
+            good, bad = self._read_chunk(chunk, puzzles[0] if puzzles else None)
+            if bad and not skip_bad:
+                line, error = bad[0]
                 raise self.error(f"{path}, line {line}: {error} `--skip-bad` skips such lines.")
             puzzles += good
-            bad += new_bad
-        if bad:
-            line, error = bad[0]
+            num_bad += len(bad)
+            shown += bad[: _SHOWN - len(shown)]
+        if num_bad:
+            first = " ".join(f"line {line}: {error}" for line, error in shown)
             warnings.warn(
-                f"{path}: skipped {len(bad)} bad lines and kept {len(puzzles)}. The first bad "
-                f"one is line {line}: {error}",
+                f"{path}: skipped {num_bad} bad lines and kept {len(puzzles)}. "
+                f"{'The first ones' if num_bad > _SHOWN else 'What is wrong'}: {first}",
                 stacklevel=3,  # the caller of the task's function
             )
         if not puzzles:
             raise self.error(f"{path} holds no puzzle. Allowed: {_ALLOWED}.")
         return puzzles
 
-    def _rows(self, path: Path) -> Iterator[_Row]:
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                first = file.readline()
-                if next(csv.reader([first.strip()]), None) == HEADER:
-                    yield from _csv_rows(file)
-                elif path.suffix.lower() == ".csv":
-                    raise self.error(
-                        f"{path}, line 1: expected the header `{','.join(HEADER)}`, got "
-                        f"{first.strip()[:80]!r}. Add it, or rename the file: one that does not "
-                        "end in .csv may hold one puzzle a line."
-                    )
-                else:
-                    yield from self._text_rows(chain([first], file), source=path.name)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise self.error(f"{path} cannot be read ({error}). Allowed: {_ALLOWED}.") from error
+    def _rows(self, path: Path) -> Iterator[Row]:
+        # Bytes that are not UTF-8 become surrogates, which `_check_fields` refuses in their line.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = numbered_lines(file)
+            first = next(lines, (1, ""))
+            head = first[1].strip()
+            if next(csv_rows(iter([(1, head)])), None) == (1, HEADER):
+                yield from csv_rows(lines)
+            elif path.suffix.lower() != ".csv":
+                yield from self._text_rows(chain([first], lines), path)
+            elif undecodable := _undecodable(head):
+                raise self.error(f"{path} cannot be read ({undecodable}). Allowed: {_ALLOWED}.")
+            else:
+                raise self.error(
+                    f"{path}, line 1: expected the header `{','.join(HEADER)}`, got "
+                    f"{head[:80]!r}. Add it, or rename the file: one that does not end in .csv "
+                    "may hold one puzzle a line."
+                )
 
-    def _text_rows(self, lines: Iterable[str], source: str) -> Iterator[_Row]:
-        for number, line in enumerate(lines, start=1):
+    def _text_rows(self, lines: Iterable[Line], path: Path) -> Iterator[Row]:
+        source = os.fsencode(path.name).decode(errors="replace")
+        for number, line in lines:
             if question := self.text_question(line.rstrip("\r\n")):
                 yield number, [source, question, "", ""]
 
     def _read_chunk(
-        self, rows: Sequence[_Row], first: Puzzle | None
+        self, rows: Sequence[Row], first: Puzzle | None
     ) -> tuple[list[Puzzle], list[_Bad]]:
         """The good puzzles of these rows, and the bad lines in order."""
         read: list[tuple[int, Puzzle]] = []
+        # Complaints as text: an exception keeps its traceback alive, which is much larger.
         bad: list[_Bad] = []
         for line, fields in rows:
             try:
+                if isinstance(fields, str):
+                    raise self.error(fields)
                 self._check_fields(fields)
                 puzzle = self.read_row(fields, first)
             except self.error as error:
-                bad.append((line, error))
+                bad.append((line, str(error)))
                 continue
             first = first or puzzle
             read.append((line, puzzle))
@@ -191,24 +200,36 @@ class PuzzleFormat(ABC):
         return good, sorted(bad, key=lambda entry: entry[0])
 
     def _check_fields(self, fields: Sequence[str]) -> None:
+        if sum(map(len, fields)) >= LONGEST:
+            raise self.error(
+                f"A row must be shorter than {LONGEST:,} characters, which is the question of a "
+                "grid of 2048x2048 cells."
+            )
+        if undecodable := _undecodable("".join(fields)):
+            raise self.error(f"The line is not UTF-8 text ({undecodable}).")
         if len(fields) != len(HEADER):
             raise self.error(
                 f"A row must have the {len(HEADER)} fields {','.join(HEADER)}, got {len(fields)}."
             )
         rating = fields[-1]
-        if rating and not (rating.isascii() and rating.isdigit()):
+        if not rating:
+            return
+        if not (rating.isascii() and rating.isdigit() and len(rating) <= _RATING_DIGITS):
             raise self.error(
-                f"`rating` must be a whole number, 0 or more, or empty: got {rating!r}."
+                f"`rating` must be a whole number, 0 or more, of at most {_RATING_DIGITS} digits, "
+                f"or empty: got {rating[:40]!r}"
+                f"{f' and {len(rating) - 40:,} more characters' if len(rating) > 40 else ''}."
             )
 
 
-def _csv_rows(lines: Iterable[str]) -> Iterator[_Row]:
-    reader = csv.reader(lines)
-    next_line = 2
-    for fields in reader:
-        if fields:
-            yield next_line, fields
-        next_line = reader.line_num + 2
+def _undecodable(text: str) -> UnicodeDecodeError | None:
+    """Why a text is not UTF-8, if it was read with `errors="surrogateescape"`."""
+    if not text.isascii():
+        try:
+            text.encode(errors="surrogateescape").decode()
+        except UnicodeDecodeError as error:
+            return error
+    return None
 
 
 def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:
@@ -221,14 +242,5 @@ def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            writer.writerows((p.source, p.question, p.answer, p.rating) for p in puzzles)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    rows = ((p.source, p.question, p.answer, str(p.rating)) for p in puzzles)
+    write_csv(Path(path), chain([HEADER], rows))

@@ -238,9 +238,9 @@ class _Format(PuzzleFormat):
     def _parse(self, text: str) -> list[int]:
         return self.task.question(text, self.config)
 
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
         valid = self.task.is_valid(*self.task.encode(puzzles, self.config), self.config)
-        wrong = ValueError(f"The answer is not {self.task.verdict} of the question.")
+        wrong = f"The answer is not {self.task.verdict} of the question."
         return [None if is_valid else wrong for is_valid in valid.tolist()]
 
 

@@ -76,7 +76,7 @@ class _SudokuFormat(PuzzleFormat):
         )
         return Puzzle(source, format_line(clues), format_line(digits), int(rating))
 
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[ValueError | None]:
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
         board = Board.for_length(len(puzzles[0].question))
         valid = is_valid_solution(*to_tensors(puzzles, board.side, SYMBOLS)).tolist()
         return [
@@ -85,11 +85,11 @@ class _SudokuFormat(PuzzleFormat):
         ]
 
 
-def _explain(puzzle: Puzzle, board: Board) -> PuzzleError:
+def _explain(puzzle: Puzzle, board: Board) -> str:
     """Why the answer of a puzzle is no valid solution."""
     question = parse(puzzle.question, board, check_clues=False)
     try:
         check_answer(question, parse(puzzle.answer, board, check_clues=False), board)
     except PuzzleError as error:
-        return error
+        return str(error)
     raise AssertionError("`is_valid_solution` and `check_answer` disagree")

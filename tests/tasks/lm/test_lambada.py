@@ -81,6 +81,24 @@ def test_reading(tmp_path: Path) -> None:
     assert read_passages(path) == ["one two", "a b"]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "lambada.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "a b"}\n')
+    assert read_passages(path) == ["a b"]
+
+
+@pytest.mark.parametrize("line", [
+    b'{"text": "caf\xe9 b"}', b'{"text": "half \\ud800"}', b"[" * 100_000, b'\xff\xfe{',
+    b'{"text": "a b", "n": ' + b"9" * 5000 + b"}", b'{"text": ["a b"]}', b"null",
+])  # fmt: skip
+def test_a_bad_line_is_named(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lambada.jsonl"
+    path.write_bytes(b'{"text": "a b"}\n' + line)
+    with pytest.raises(ValueError, match="line 2: expected a JSON object") as caught:
+        read_passages(path)
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("not json", "line 1: expected a JSON object"),
     ('{"words": 1}', "line 1: expected a JSON object"),

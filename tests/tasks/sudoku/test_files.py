@@ -222,6 +222,29 @@ def test_damaged_cache_is_made_anew(damage: str | None, folder: Path) -> None:
         assert cached(4, 2) == sets
 
 
+def test_a_cache_that_looks_whole_but_is_not_is_made_anew(folder: Path) -> None:
+    """Another rating reads as well as the right one; only the checksum tells them apart."""
+    sets = cached(4, 2)
+    path = next(folder.glob("*-train.csv"))
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (lines[:1] + lines[1:][::-1], [line.replace(",0\n", ",1\n") for line in lines]):
+        assert damaged != lines
+        path.write_text("".join(damaged))
+        with pytest.warns(UserWarning, match=r"-train\.csv is damaged: making its puzzles anew"):
+            assert cached(4, 2) == sets
+        assert path.read_text() == "".join(lines)
+    next(folder.glob("*.sha256")).write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match="is damaged: making its puzzles anew"):
+        assert cached(4, 2) == sets
+
+
+def test_cache_that_was_not_finished_is_made_anew(folder: Path) -> None:
+    sets = cached(4, 2)
+    next(folder.glob("*.sha256")).unlink()
+    assert cached(4, 2) == sets
+    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".csv", ".sha256"]
+
+
 def test_cache_that_cannot_be_written_is_done_without(folder: Path) -> None:
     folder.parent.mkdir()
     folder.write_text("in the way")
