@@ -189,7 +189,7 @@ def made_anew(train: int, test: int, seed: int = 0) -> Sets:
 def test_cache_is_used_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cached(6, 3, seed=1)
     assert first == made_anew(6, 3, seed=1)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 3
 
     def fail(*args: object, **options: object) -> None:
         raise AssertionError("made anew")
