@@ -123,6 +123,7 @@ def run(
         The result, as JSON values.
 
     Raises:
+        OSError: The run is trained, but its results cannot be written.
         Interrupted: By Ctrl-C, SIGTERM or SIGHUP in training, or by Ctrl-C after it; a checkpoint
             is left.
     """
@@ -135,15 +136,20 @@ def run(
         model = experiment.model(config, trainer.path)
         plot_learning(trainer.history, folder / "learning.png", experiment.subplots)
         figures = experiment.evaluate(model, held_out, config, folder)
+        result |= {
+            "eval": figures,
+            "wall_seconds": round(time.monotonic() - began, 1),
+            "config": config.to_json(),
+        }
+        export(trainer.path, folder / "model.safetensors")
+        (folder / "result.json").write_text(json.dumps(result) + "\n")
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None
-    result |= {
-        "eval": figures,
-        "wall_seconds": round(time.monotonic() - began, 1),
-        "config": config.to_json(),
-    }
-    export(trainer.path, folder / "model.safetensors")
-    (folder / "result.json").write_text(json.dumps(result) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"{error} The run is trained, and {trainer.path} is complete: evaluate it by `eval "
+            "--checkpoint`, or let `--resume` write what is missing."
+        ) from error
     experiment.show(preset, config, held_out, figures)
     return result
 

@@ -5,6 +5,8 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,10 @@ import torch
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import BEST, FOLDER, NAME, PREVIOUS
+from tasks.distributed import Group
+from tasks.experiments import run as experiment
+from tasks.experiments.compare import Run, compare
+from tasks.experiments.jobs import SearchOptions
 from tasks.folders import FolderInUse, FolderLock
 from tasks.puzzles.commands import Commands
 from tasks.runs import RUNS, checkpoint_in, export, lock_folder, new_folder
@@ -116,3 +122,28 @@ def test_where_files_cannot_be_locked_a_run_says_so(
         with pytest.warns(UserWarning, match="would go unnoticed: make sure"):
             lock_folder(tmp_path)
     assert living.is_dir()
+
+
+def test_results_that_cannot_be_written_do_not_hide_that_the_run_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = SimpleNamespace(group=Group(), path=tmp_path / NAME, history=[])
+    monkeypatch.setattr(experiment, "train", lambda *_: (trainer, None, {}))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(experiment, "plot_learning", refuse)
+    task: Any = SimpleNamespace(model=lambda *_: None, subplots=())
+    with pytest.raises(OSError, match=f"Read-only.*trained, and {trainer.path} is complete: eval"):
+        experiment.run(task, "tiny", CONFIG, tmp_path)
+
+
+def test_a_comparison_and_each_of_its_runs_have_their_folders_alone(tmp_path: Path) -> None:
+    nothing: Any = SimpleNamespace()
+    run = Run(nothing, "tiny", CONFIG, tmp_path, "attractor")
+    with FolderLock(tmp_path), pytest.raises(FolderInUse):
+        compare("", {}, [run], SearchOptions(rates=(1e-3,)))
+    run.place.mkdir()
+    with FolderLock(run.place), pytest.raises(FolderInUse, match=run.place.name):
+        run.finish()

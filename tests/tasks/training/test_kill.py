@@ -124,7 +124,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "death",
     [
         "safetensors is writing",
-        "half of the file is written",
+        pytest.param("half of the file is written", marks=pytest.mark.slow),
         "the old file is not kept yet",
         "the new file has no name yet",
     ],
