@@ -31,8 +31,7 @@ from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
-from tasks.training.stop_signal import Interrupted
-from tasks.training.trainer import Trainer
+from tasks.training.trainer import Interrupted, Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "tasks.training.trainer", "tasks.sudoku.task"])
