@@ -155,8 +155,9 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
     except UnknownName as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ImportError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise CheckpointError(
-            f"{path} comes from another version, or is damaged: {error} Train again."
+            f"{path} comes from another version, or is damaged: {reason}. Train again."
         ) from error
 
 

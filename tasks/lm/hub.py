@@ -131,7 +131,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], LanguageConfig]:
     """
     try:
         size = path.stat().st_size
-        text = path.read_text() if size <= MAX_CONFIG else ""
+        text = path.read_text("utf-8") if size <= MAX_CONFIG else ""
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Name another folder.") from error
     if size > MAX_CONFIG:

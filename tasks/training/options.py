@@ -307,7 +307,9 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         words.append("none")
     got = repr(value[:80]) if isinstance(value, str) else reprlib.repr(value)
     if isinstance(value, (str, Path)) and len(str(value)) > MAX_TEXT:
-        got += f", of {len(str(value)):,} characters"
+        got += f", of {len(str(value)):,} characters (most: {MAX_TEXT:,})"
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        got += f" (most: {MAX_NUMBER:,})"
     raise ValueError(f"`{name}` must be {' or '.join(words)}, got {got}.")
 
 

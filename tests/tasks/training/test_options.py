@@ -1,6 +1,7 @@
 """Configurations: sections, changes by name, and those of earlier versions."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,29 @@ def test_changes_go_to_their_sections_and_must_have_an_effect() -> None:
         config.changed(widht=3)
     with pytest.raises(ValueError, match="`--free-steps` is called `--train-max-steps` now"):
         config.changed(free_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"name": "evil"}}, "Unknown model 'evil'"),
+        ({"model": {"width": 8}}, "Unknown model None"),
+        ({"model": ["trm"]}, "Unknown model"),
+        ({"model": {"name": "trm"}, "train": [1]}, "`train` must be a section with options"),
+        ({"width": "8"}, r"`width` must be a whole number, got '8'"),
+        ({"width": True}, r"`width` must be a whole number, got True"),
+        ({"width": 10**30}, r"got 10{30} \(most: 9,223"),
+        ({"rtol": math.nan}, "`rtol` must be a number, got nan"),
+        ({"halting": 1, "model": "trm"}, "`halting` must be true or false, got 1"),
+        ({"loss": "hinge"}, "`loss` must be 'softmax' or 'stablemax', got 'hinge'"),
+        ({"layout": []}, "`layout` must be one of 'candidates', 'cells', .*, got"),
+        ({"train_data": 7}, "`train_data` must be a path or none, got 7"),
+        ({"device": "x" * 5000}, r"`device` must be text, got 'x{80}', of 5,000 characters"),
+        ({"expansion": [[[]]]}, "`expansion` must be a number or none"),
+        ({str(i): i for i in range(9000)}, r"it has the options 0, 1, .* and 8,995 more"),
+    ],
+)
+def test_values_of_another_type_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        SudokuConfig.from_json(values)
+    assert len(str(caught.value)) < 300
