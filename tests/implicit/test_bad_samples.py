@@ -158,6 +158,7 @@ def test_finite_samples_are_called_for_as_often_as_ever() -> None:
     spoiled[0] = torch.nan
     s = solved(f, torch.zeros_like(X), spoiled, mode="unrolled")
     assert len(calls) - s.num_evals < s.num_evals
+    assert s.num_evals < s.rows_evaluated <= len(X) * s.num_evals
 
 
 @pytest.mark.filterwarnings("ignore:The gradient is approximate:UserWarning")
