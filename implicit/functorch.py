@@ -35,6 +35,7 @@ from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
+from solvers.packing import StatePacking
 from solvers.solve import raise_if_failed
 from solvers.torch_internals import (
     load_forward_mode,
@@ -62,7 +63,9 @@ def solve_transformed(
         )
     load_forward_mode()
     leaves, spec = pytree.tree_flatten(y0)
-    context = dataclasses.replace(context, structure=spec)
+    StatePacking(y0, context.batch_dims, context.scale)  # refuses a scale of another structure
+    scale = None if context.scale is None else pytree.tree_leaves(context.scale)
+    context = dataclasses.replace(context, structure=spec, scale=scale)
     start = [leaf.detach() for leaf in leaves]
     converted = closure_convert(f, pytree.tree_unflatten(start, spec), args)
     problem = _problem(converted, len(leaves), mode, context, throw)

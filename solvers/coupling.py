@@ -29,7 +29,7 @@ class Coupling:
             return norm
         rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.per_row)
         if not self.independent:
-            rows = rows.amax(0, keepdim=True).expand(len(rows), -1)
+            rows = rows.amax(0).expand(len(rows), -1)
         return rows.cummax(1).values.flatten()
 
     def at_rest(self, quiet: Mask) -> Mask:
@@ -42,7 +42,7 @@ class Coupling:
             return quiet
         rows = quiet.view(-1, self.per_row)
         if not self.independent:
-            rows = rows.all(0, keepdim=True).expand(len(rows), -1)
+            rows = rows.all(0).expand(len(rows), -1)
         return rows.cummin(1).values.flatten()
 
     def settled(self, result: torch.Tensor) -> Mask:

@@ -23,6 +23,8 @@ from solvers.types import Flat, State
 # Parts of torch's errors for an operation without a second derivative, such as a fused kernel or
 # a compiled map.
 NO_SECOND = ("is not implemented", "double backward")
+# And of one without forward mode: its own, and functions of the caller.
+NO_FORWARD = ("forward AD", "forward mode AD")
 _FORWARD_LEVEL = threading.RLock()
 _SWITCH, _SWITCH_USERS, _SWITCH_STACK = threading.Lock(), [], ExitStack()
 
@@ -145,7 +147,7 @@ def jvp(f: Callable[[State], State], y: State, tangent: State) -> State:
         with _FORWARD_LEVEL, nested_dual_level(), _PlainAttention():
             return torch.func.jvp(f, (y,), (tangent,))[1]
     except (NotImplementedError, RuntimeError) as error:
-        if "forward AD" in str(error):
+        if any(words in str(error) for words in NO_FORWARD):
             raise NotImplementedError(
                 "`f` has an operation without a forward-mode derivative, which forward-mode "
                 "gradients need, and newton_krylov where a second derivative is missing: "

@@ -52,7 +52,7 @@ class StatePacking:
             dtype.to_real() == self.dtype for dtype in self.dtypes
         )
         # The common case, one tensor in the solvers' own dtype, is only ever viewed.
-        self.plain = self.exact and real and len(leaves) == 1 and isinstance(y0, Tensor)
+        self.plain = self.exact and real and isinstance(y0, Tensor)
         self.is_matrix = self.plain and batch_dims == 1 and leaves[0].ndim == 2
         self.is_view = self.plain and leaves[0].numel() > 0
 

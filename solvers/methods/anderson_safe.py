@@ -145,7 +145,7 @@ class AndersonSafe(FixedPointSolver):
         root = gram.diagonal(dim1=1, dim2=2).abs().sqrt()
         scaled = gram / (root[:, :, None] * root[:, None, :])
         both = mask[:, :, None] & mask[:, None, :]
-        scaled = torch.where(both, scaled, torch.eye(count, device=gram.device, dtype=gram.dtype))
+        scaled = torch.where(both, scaled, torch.eye(count, device=gram.device))
         # Pivot i is the squared sine between a difference and the span of those before it.
         factor, info = torch.linalg.cholesky_ex(scaled.detach())
         pivots = factor.diagonal(dim1=1, dim2=2).square()

@@ -158,6 +158,7 @@ def test_a_batch_of_finite_samples_costs_no_more_calls() -> None:
     spoiled[0] = torch.nan
     s = solved(f, torch.zeros_like(X), spoiled, mode="unrolled")
     assert len(calls) - s.num_evals < s.num_evals
+    assert s.num_evals < s.rows_evaluated <= len(X) * s.num_evals
 
 
 @pytest.mark.filterwarnings("ignore:The gradient is approximate:UserWarning")

@@ -144,6 +144,14 @@ def test_phantom_meets_its_formula(solver: str, damping: float) -> None:
     assert relative_error(found, list(true)) < 1e-9
 
 
+@pytest.mark.parametrize("mode", [Phantom(steps=3, damping=0.4), Neumann(terms=8)], ids=ids)
+def test_the_bias_of_a_mode_is_that_of_its_series(mode: implicit.BackwardMode) -> None:
+    """For J = 0.6, where (I - J)^-1 is 2.5."""
+    found = mode.in_place_of_inverse(torch.full((1, 1), 0.6, dtype=torch.float64))
+    assert found is not None
+    assert 1 - found.item() / 2.5 == pytest.approx(mode.bias)
+
+
 @SOLVERS
 @pytest.mark.parametrize("batch_dims", [0, 1, 2])
 def test_exact_gradient_for_every_number_of_batch_dims(solver: str, batch_dims: int) -> None:

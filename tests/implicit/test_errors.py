@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import implicit
 import solvers
-from implicit import Exact, FixedPointLayer, Phantom, SolveError, fixed_point
+from implicit import Exact, FixedPointLayer, Neumann, Phantom, SolveError, fixed_point
 
 MODES = pytest.mark.parametrize("mode", implicit.backward_modes())
 
@@ -70,6 +70,12 @@ def test_phantom_steps_out_of_range(steps: Any) -> None:
 def test_phantom_damping_out_of_range(damping: float) -> None:
     with pytest.raises(ValueError, match=r"`damping` must lie in \[0, 1\), got .* weighs the old"):
         Phantom(damping=damping)
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("nan"), "2"])
+def test_neumann_clip_out_of_range(clip: Any) -> None:
+    with pytest.raises(ValueError, match=r"`clip` must be above 0, or None for no bound: got"):
+        Neumann(clip=clip)
 
 
 @pytest.mark.parametrize("given", ["ignore", "", None, 1])

@@ -73,6 +73,18 @@ def test_a_scale_keeps_a_small_leaf_from_being_lost() -> None:
         rms = torch.cat(parts, 1).square().mean(1).sqrt()
         assert torch.allclose(s.residual, rms, rtol=1e-6)
 
+    def small(shift: Tensor) -> Tensor:
+        s = fixed_point(
+            lambda y: {"big": f(y)["big"], "small": 0.9 * y["small"] + shift}, y0, solver="picard",
+            max_steps=400, scale=scale,
+        )  # fmt: skip
+        return s.value["small"]
+
+    shift = torch.tensor(0.01, dtype=D)
+    value, moved = torch.func.jvp(small, (shift,), (shift,))
+    assert torch.allclose(value, true, rtol=1e-3)
+    assert torch.allclose(moved, true, rtol=1e-3)
+
 
 @pytest.mark.parametrize(
     ("scale", "error", "message"),

@@ -210,6 +210,7 @@ def test_each_verdict_can_be_reached(f: Callable[[Tensor], Tensor], result: Resu
     y0 = torch.ones(2, 3, dtype=torch.float64)
     s = solvers.solve(f, y0, solver="picard", throw=False)
     assert s.result.tolist() == [result, result]
+    assert ("worst residual inf" in s.describe()) == (result == Result.nonfinite)
     assert s.converged.tolist() == [result == Result.converged] * 2
 
 

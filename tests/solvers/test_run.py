@@ -138,6 +138,9 @@ def test_nothing_is_recorded() -> None:
     s = told(run, f)
     assert not s.value.requires_grad
     assert not s.residual.requires_grad
+    seen = []
+    solvers.solve(lambda y, x: seen.append(x.requires_grad) or 0.5 * y + x, 0 * X, x)
+    assert not any(seen)
 
 
 def test_a_nan_value_ends_only_its_own_sample() -> None:
@@ -171,7 +174,7 @@ def test_misuse_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["robust", *(name for name in solvers.names() if "." in name)])
 def test_whole_solves_cannot_be_stepped(name: str) -> None:
-    with pytest.raises(ValueError, match="makes whole solves, not steps of one"):
+    with pytest.raises(ValueError, match=r"makes whole solves, not steps of one.* Call `solve`"):
         started(solver=name)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import solvers
-from solvers.derivatives import Linearisation
+from solvers.derivatives import Affine, Linearisation
 
 NATIVE = [name for name in solvers.names() if "." not in name]
 THREADS, TASKS = 8, 24
@@ -78,10 +78,17 @@ class Square(torch.autograd.Function):
         return t * ctx.saved_tensors[0] / 2  # type: ignore[attr-defined]
 
 
+def causal(y: Tensor) -> Tensor:
+    tokens, mask = y.view(len(y), 4, 4), torch.ones(4, 4, dtype=torch.bool).tril()
+    attend = nn.functional.scaled_dot_product_attention
+    return attend(tokens, tokens, tokens, attn_mask=mask).flatten(1)
+
+
 MAPS = {
     "grouped": (Grouped().double(), 8),
     "attention": (Attending(module=False).double(), 16),
     "attention module": (Attending(module=True).double(), 16),
+    "attention with a mask": (causal, 16),
     "once": (Square.apply, 4),
     "constant": (torch.ones_like, 4),
     "itself": (lambda y: y, 4),
@@ -115,6 +122,16 @@ def test_transposed_products_are_adjoint(kind: str) -> None:
     vjp = jacobian.vjp(u)
     assert vjp is not None
     assert torch.allclose((vjp * v).sum(), (u * jacobian.jvp(v)).sum())
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
+def test_products_of_an_affine_map_are_its_differences(size: float) -> None:
+    """At any scale of the constant and of the direction, for zeros of either as well."""
+    matrix, v, b = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(3)).double()
+    v, b = v / size, b * size
+    v[0], b[1] = 0, 0
+    found = Affine(lambda y: b + y @ matrix, b).push(v)
+    assert torch.allclose(size * found, size * v @ matrix)
 
 
 def test_inference_mode_has_products_too() -> None:

@@ -1,6 +1,7 @@
 """The rule by which samples stop: what `converged` promises, and what is not divergence."""
 
 import dataclasses
+import functools
 from typing import Any, final
 
 import pytest
@@ -10,6 +11,9 @@ from zoo import specimens
 
 import solvers
 from solvers import FixedPointSolver, Result, Solution
+from solvers.coupling import Coupling
+from solvers.packing import StatePacking
+from solvers.status import RUNNING, _sizes
 from solvers.testing.problems import residual
 
 D = torch.float64
@@ -199,6 +203,54 @@ def test_advice_names_the_cure_for_coupled_samples() -> None:
     with pytest.raises(solvers.SolveError) as failed:
         solvers.solve(lambda y: vector.view(8, 4) - y.roll(1, 0), torch.zeros(8, 4), max_steps=3)
     assert "batch_dims=0" in "".join(failed.value.__notes__)
+
+
+def test_who_may_influence_whom() -> None:
+    """Samples on their own; a coupled batch; and tokens, which see those before them."""
+    y, tokens = torch.zeros(3, 2), torch.zeros(2, 3, 2)
+    alone = Coupling(StatePacking(y, 1), independent=True)
+    batch = Coupling(StatePacking(y, 1), independent=False)
+    causal = Coupling(StatePacking(tokens, 2), independent=True)
+    mixed = Coupling(StatePacking(tokens, 2), independent=False)
+    result = torch.tensor([Result.converged, RUNNING, Result.nonfinite], dtype=torch.int8)
+    six = torch.tensor([0, 0, 0, 0, RUNNING, Result.stalled], dtype=torch.int8)
+    assert alone.settled(result).tolist() == [True, False, True]
+    assert batch.settled(result).tolist() == [False, False, True]
+    assert causal.settled(six).tolist() == [True, True, True, False, False, True]
+    assert mixed.settled(six).tolist() == [False, False, False, False, False, True]
+    assert alone.patience(result, 2).tolist() == [4, 4, 4]
+    assert batch.patience(result, 2).tolist() == [12, 12, 12]
+    assert causal.patience(six, 2).tolist() == [4, 8, 12] * 2
+    assert mixed.patience(six, 2).tolist() == [8, 16, 24] * 2
+    norm = torch.tensor([1.0, 3.0, torch.nan, 2.0, 0.0, torch.inf])
+    assert alone.largest(norm[:2]).tolist() == [1, 3]
+    assert batch.largest(norm[1:4]).tolist() == [3, 3, 3]
+    assert causal.largest(norm).tolist() == [1, 3, 3, 2, 2, 2]
+    assert mixed.largest(norm).tolist() == [2, 3, 3] * 2
+    quiet = torch.tensor([True, True, False, True, False, True])
+    assert batch.at_rest(quiet[:3]).tolist() == [False] * 3
+    assert causal.at_rest(quiet).tolist() == [True, True, False, True, False, False]
+    assert mixed.at_rest(quiet).tolist() == [True, False, False] * 2
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+def test_a_right_hand_side_out_of_range_is_left_out_of_the_size_of_the_others(lost: float) -> None:
+    rhs = torch.tensor([[3.0, 4.0], [0.0, 0.0], [lost, 0.0]])
+    assert _sizes(rhs, independent=True)[:2].tolist() == [5, 0]
+    found = _sizes(rhs, independent=False)
+    assert torch.allclose(found[:2], torch.tensor([5.0, 5 / 3**0.5]))
+
+
+def test_a_large_sample_that_has_stopped_stays_where_it_is() -> None:
+    """Beyond some size they are kept by another way than small ones."""
+    rate = torch.tensor([[0.1], [0.9]])
+    y0 = torch.zeros(2, 2**14 + 1)
+    solve = functools.partial(
+        solvers.solve, lambda y, rate: rate * y + 1, solver="picard", max_steps=200
+    )
+    both, first = solve(y0, rate, compact=False), solve(y0[:1], rate[:1])
+    assert torch.equal(both.value[:1], first.value)
+    assert both.num_steps[0] == first.num_steps[0] < both.num_steps[1]
 
 
 def same(a: Solution, b: Solution) -> None:

@@ -63,6 +63,7 @@ def test_legend_names_each_solver_once_and_says_what_failed() -> None:
         "anderson", "newton_krylov", "picard (17 of 17 unconverged)", "worst sample",
         "median sample",
     ]  # fmt: skip
+    assert [line.get_linestyle() for line in legend.get_lines()] == ["-", "-", "-", "-", "--"]
 
 
 def test_many_solvers_are_told_apart() -> None:

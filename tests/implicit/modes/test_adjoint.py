@@ -11,9 +11,18 @@ from parameters import PEERS_WHEN_SLOW
 from torch import Tensor, nn
 
 import solvers
-from implicit import Exact, FixedPointLayer, SolveContext, SolveError, WarmStart, fixed_point
+from implicit import (
+    Exact,
+    FixedPointLayer,
+    Neumann,
+    SolveContext,
+    SolveError,
+    WarmStart,
+    fixed_point,
+)
 from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers.registry import LINEAR
+from solvers.torch_internals import pytree
 
 ADJOINT = pytest.mark.parametrize("name", [*PEERS_WHEN_SLOW, *solvers.linear_names()])
 TIGHT = solvers.Anderson(rtol=1e-12, atol=0.0)
@@ -148,6 +157,26 @@ def test_newton_krylov_needs_no_forward_mode_for_the_adjoint() -> None:
     assert relative_error([found], [gradient("gmres")[0]]) < 1e-10
 
 
+def test_the_adjoint_of_any_product_can_be_asked_for() -> None:
+    """`adjoint` alone solves u = v + J^T u, J given by its products."""
+    weight, v = 0.2 * draw(4, 4), draw(3, 4, seed=1)
+    context = SolveContext(solver=TIGHT)
+    (u,) = Exact(solver="gmres").adjoint(lambda u: [u[0] @ weight], [v], context)
+    assert torch.allclose(u - u @ weight, v)
+    assert context.adjoints[0].converged.all()
+
+
+def test_a_clipped_series_is_bounded_for_each_sample() -> None:
+    """u is sum_k rate^k v, shortened where it is longer than `clip` * |v|."""
+    rate = torch.tensor([[0.9], [0.1], [0.9]], dtype=torch.float64)
+    v = draw(3, 4)
+    v[2] = 0
+    series = (1 - rate**9) / (1 - rate) * v
+    (u,) = Neumann(terms=8, clip=2.0).adjoint(lambda u: [rate * u[0]], [v], SolveContext())
+    assert torch.allclose(u[0], 2 * v[0])
+    assert torch.allclose(u[1:], series[1:])
+
+
 def badly_scaled(mode: Exact, double: bool = False) -> tuple[list[Tensor], solvers.Solution]:
     """Stiffness that differs by entry, from 1 to 1e4."""
     stiff = torch.logspace(0, 4, 30, dtype=torch.float64)
@@ -180,6 +209,8 @@ def test_a_preconditioner_saves_steps_and_changes_no_gradient(double: bool) -> N
     assert without.converged.all()
     assert int(adjoint.num_steps.max()) < int(without.num_steps.max()) / 2
     assert relative_error(found, plain) < 1e-7
+    (u,), (same,) = pytree.tree_leaves(adjoint.value), pytree.tree_leaves(without.value)
+    assert torch.allclose(u, same, rtol=1e-6)
 
 
 def test_a_preconditioner_is_checked() -> None:

@@ -183,6 +183,18 @@ def test_failed_adjoint_warns_or_raises_as_the_caller_says() -> None:
         run("raise")
 
 
+def test_a_sample_whose_adjoint_failed_may_get_the_jacobian_free_gradient() -> None:
+    """The others keep theirs, 1 / (1 - rate)."""
+    rate, x = torch.tensor([[1e-4], [0.9]]).double(), torch.ones(2, 1).double().requires_grad_()
+    mode = Exact(solver="picard", max_steps=2, on_failure="jacobian_free")
+    s = fixed_point(lambda y, rate, x: rate * y + x, torch.zeros(2, 1).double(), rate, x,
+                    backward=mode)  # fmt: skip
+    with pytest.warns(UserWarning, match="The gradient is approximate"):
+        s.value.sum().backward()
+    assert x.grad[0].item() == pytest.approx(1 / (1 - 1e-4), rel=1e-7)
+    assert x.grad[1].item() == 1
+
+
 def test_map_that_ignores_its_state_or_part_of_it() -> None:
     """torchdeq raises a RuntimeError in backward."""
     b = torch.ones(2, 2, requires_grad=True)

@@ -97,3 +97,18 @@ def test_stiff_linear_maps_converge_in_few_steps(stiffness: list[float]) -> None
     b = torch.ones(1, len(k), dtype=torch.float64)
     s = solvers.solve(lambda y: b - k * y, b, max_steps=15, throw=False)
     assert s.converged.all(), s.describe()
+
+
+@pytest.mark.parametrize("solver", [Anderson(ridge=0.0), solvers.AndersonType1()])
+def test_the_estimate_of_the_inverse_is_exact_once_the_window_spans_the_space(
+    solver: Anderson | solvers.AndersonType1,
+) -> None:
+    """`transposed_inverse` applies (I - J^T)^-1 for an affine map."""
+    matrix, v, y = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    jacobian = 0.2 * matrix
+    carry = solver.init(y[:1])
+    assert torch.equal(carry.transposed_inverse(v[:1]), v[:1])  # nothing is known yet
+    for point in torch.cat((y, v)):
+        _, carry = solver.step(point[None], point[None] @ jacobian.T + 1, carry)
+    true = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - jacobian.T, v[0])
+    assert torch.allclose(carry.transposed_inverse(v[:1])[0], true)

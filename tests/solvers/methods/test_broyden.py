@@ -114,3 +114,15 @@ def test_a_window_too_short_fails_without_a_false_claim(history: int) -> None:
     s = solvers.solve(p.f, p.y0, *p.args, solver=solver, max_steps=200, throw=False)
     assert torch.allclose(s.residual, residual(p.f, s.value, *p.args))
     assert (s.residual <= residual(p.f, p.y0, *p.args)).all()
+
+
+@pytest.mark.parametrize("far", [float("nan"), float("inf"), -float("inf")])
+def test_a_system_whose_numbers_leave_their_range_gets_no_weight(far: float) -> None:
+    solver, y = Broyden(), torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    carry = solver.init(y)
+    for _ in range(2):
+        y, carry = solver.step(y, 0.5 * y.cos(), carry)
+    rhs = torch.tensor([[far], [1.0]], dtype=torch.float64)
+    weights = carry.coefficients(rhs)
+    assert weights[0].item() == 0
+    assert weights[1].item() != 0

@@ -104,3 +104,20 @@ def test_a_sample_that_stands_still_does_not_disturb_the_step(name: str) -> None
         y, carry = solver.step(y, torch.where(still, y, 0.5 * y.cos()), carry)
         assert y.isfinite().all()
     assert torch.equal(y[0], torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["anderson", "anderson_safe", "anderson_type1"])
+def test_damping_weighs_the_extrapolated_old_iterate(name: str) -> None:
+    """The next iterate is (1 - damping) * (extrapolated f) + damping * (extrapolated y)."""
+
+    def third(damping: float) -> Tensor:
+        solver = solvers.get_solver(name, damping=damping)
+        points = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0)).double()
+        carry = solver.init(points[0])
+        for y in points:
+            y_next, carry = solver.step(y, 0.5 * y.cos(), carry)
+        return y_next
+
+    plain, quarter, half = third(0.0), third(0.25), third(0.5)
+    assert not torch.allclose(plain, half)
+    assert torch.allclose(half - plain, 2 * (quarter - plain))
