@@ -115,7 +115,7 @@ class GridTask(ABC, Generic[P, C]):
 
     def split(self, text: str) -> list[str]:
         """Split the text of a file into questions: here, one a line."""
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in text.split("\n") if line.strip()]
 
     @abstractmethod
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:

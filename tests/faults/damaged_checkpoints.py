@@ -1,5 +1,6 @@
 """Checkpoints, Hub folders and tokenizers that are damaged, or claim what their tensors are not."""
 
+import atexit
 import copy
 import functools
 import json
@@ -54,6 +55,7 @@ def text() -> Checkpoint:
 def hub() -> Path:
     """A folder in the Hub's form."""
     folder = Path(tempfile.mkdtemp(prefix="fault-hub-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     PretrainedLM(TEXT.to_json(), "").save_pretrained(folder)
     return folder
 
