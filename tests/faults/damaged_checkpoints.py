@@ -1,6 +1,5 @@
 """Checkpoints, Hub folders and tokenizers that are damaged, or claim what their tensors are not."""
 
-import atexit
 import copy
 import functools
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Fault, must_refuse
+from cases import CLEANUP, Fault, must_refuse
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -55,7 +54,7 @@ def text() -> Checkpoint:
 def hub() -> Path:
     """A folder in the Hub's form."""
     folder = Path(tempfile.mkdtemp(prefix="fault-hub-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    CLEANUP.callback(shutil.rmtree, folder, ignore_errors=True)
     PretrainedLM(TEXT.to_json(), "").save_pretrained(folder)
     return folder
 
