@@ -79,7 +79,7 @@ class MazeTask(GridTask[MazeConfig]):
 
     def split(self, text: str) -> list[str]:
         """One maze drawn in as many lines as it has rows, or one maze a line."""
-        lines = text.splitlines()
+        lines = text.removesuffix("\n").split("\n")
         drawn = len(lines) > 1 and all(len(line) == len(lines) for line in lines)
         return [text] if drawn else super().split(text)
 

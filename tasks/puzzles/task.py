@@ -165,7 +165,7 @@ class GridTask(ABC, Generic[C]):
 
     def split(self, text: str) -> list[str]:
         """Split the text of a file into questions: here, one a line."""
-        return [line for line in text.splitlines() if line.strip()]
+        return [line for line in text.split("\n") if line.strip()]
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """A question and its answer as text for the terminal: here, the answer's rows."""

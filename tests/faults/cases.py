@@ -21,6 +21,8 @@ PACKAGES = tuple(str(ROOT / name) for name in ("solvers", "implicit", "models", 
 SECONDS = 120
 EXTRA_MEMORY = 300  # MB above what the process had
 LONGEST_MESSAGE = 1500
+# Ends what faults share: servers and folders.
+CLEANUP = contextlib.ExitStack()
 
 REFUSED = "refused"
 Fault = tuple[str, Callable[[Path], object]]

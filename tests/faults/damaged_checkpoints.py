@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Fault, must_refuse
+from cases import CLEANUP, Fault, must_refuse
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,6 +54,7 @@ def text() -> Checkpoint:
 def hub() -> Path:
     """A folder in the Hub's form."""
     folder = Path(tempfile.mkdtemp(prefix="fault-hub-"))
+    CLEANUP.callback(shutil.rmtree, folder, ignore_errors=True)
     PretrainedLM(TEXT.to_json(), "").save_pretrained(folder)
     return folder
 

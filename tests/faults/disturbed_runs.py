@@ -3,7 +3,6 @@
 Whatever happens, a run that goes on ends with the numbers of one that nothing disturbed.
 """
 
-import atexit
 import functools
 import os
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cases import REFUSED, Fault
+from cases import CLEANUP, REFUSED, Fault
 from tiny_runs import Disturbance, assert_same_end, new, resumed, run, start
 
 from tasks.runs import export
@@ -29,7 +28,7 @@ STEPS = 8
 def whole(form: str = "file") -> Path:
     """A run that nothing disturbs."""
     folder = Path(tempfile.mkdtemp(prefix="fault-run-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    CLEANUP.callback(shutil.rmtree, folder, ignore_errors=True)
     os.environ["XDG_CACHE_HOME"] = str(folder)
     code, text = run(folder, new(folder, STEPS, "--checkpoints", form))
     assert code == 0, text[-500:]

@@ -1,6 +1,5 @@
 """Clients of the service that are slow, many, rude or gone, and requests that are no requests."""
 
-import atexit
 import contextlib
 import functools
 import itertools
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from cases import REFUSED, Fault
+from cases import CLEANUP, REFUSED, Fault
 from live_service import (
     BODY,
     CLOSING,
@@ -43,11 +42,8 @@ def here() -> tuple[int, Errors]:
 def elsewhere(files: int | None = None) -> tuple[int, Path]:
     """A server in a process of its own, which ends with this one."""
     folder = Path(tempfile.mkdtemp(prefix="fault-serve-"))
-    server = contextlib.ExitStack()
-    found = server.enter_context(process(folder, files))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(server.close)
-    return found
+    CLEANUP.callback(shutil.rmtree, folder, ignore_errors=True)
+    return CLEANUP.enter_context(process(folder, files))
 
 
 def raw(data: bytes, folder: Path) -> str | None:

@@ -9,9 +9,12 @@ import pytest
 
 from tasks.maze.files import read_mazes
 from tasks.maze.maze import MazeError
+from tasks.maze.task import MazeTask
 from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.sudoku.__main__ import main
 from tasks.sudoku.board import PuzzleError
 from tasks.sudoku.files import read_puzzles
+from tasks.sudoku.task import SudokuTask
 
 HEADER = "source,question,answer,rating\n"
 QUESTION, ANSWER = "1.....3..4.....2", "1324423124133142"
@@ -72,6 +75,20 @@ def test_of_many_bad_lines_the_first_are_shown(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="skipped 9003 bad lines and kept 1") as caught:
         read_puzzles(path, skip_bad=True)
     assert re.findall(r"line \d+", str(caught[0].message)) == ["line 3", "line 4", "line 5"]
+
+
+def test_questions_are_split_at_line_ends_only() -> None:
+    assert SudokuTask().split("1\u20282\n\n3\x854\n") == ["1\u20282", "3\x854"]
+    assert MazeTask().split("SG\n  \n") == ["SG\n  \n"]
+    assert MazeTask().split("SG  \nS  G\n") == ["SG  ", "S  G"]
+
+
+def test_a_file_of_questions_that_is_no_text_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, b"\xff1.....3..4.....2", "questions.txt")
+    assert main(["solve", str(path)]) == 2
+    assert f"{path} is not UTF-8 text" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # a minute: allocations are traced
