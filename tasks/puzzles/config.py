@@ -118,15 +118,10 @@ class TwoLatents(Network):
 
     def build(self, spec: GridSpec, solve: Any) -> GridModel:
         """See `Network`."""
-        return Reasoner(
-            spec,
-            UPDATES[self.name](spec),
-            solve.train_solver(),
-            solve.backward_mode(),
-            solve.eval_max_steps,
-            self.start,
-            self.halting,
-        )
+        update, solver = UPDATES[self.name](spec), solve.train_solver()
+        backward = solve.backward_mode()
+        max_steps = solve.eval_max_steps
+        return Reasoner(spec, update, solver, backward, max_steps, self.start, self.halting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from transformations import (
 
 import solvers
 from implicit import SolveError, fixed_point
-from implicit.closure import closure_convert
 from solvers import Result
 
 # torch's own forward-mode formulas warn when they are first loaded.
@@ -201,22 +200,6 @@ def test_states_starts_and_maps_of_all_kinds(build: Any, transform: str) -> None
 def test_what_a_map_may_read(build: Any, transform: str) -> None:
     apply = EVERYTHING[transform]
     agree(apply(build(run_tight)), apply(build(iterate)), 1e-8)
-
-
-def test_only_tensors_from_outside_become_constants() -> None:
-    """Neither what operations return nor the state, whatever reads them."""
-    weight, shift = torch.randn(2, 3, 3, dtype=torch.float64)
-    y = torch.zeros(3, 3, dtype=torch.float64)
-
-    def f(y: Tensor, args: tuple[Tensor]) -> Tensor:
-        once = y @ weight
-        return (once + once.sin()) @ weight + args[0]
-
-    converted = closure_convert(f, y, (shift,))
-    assert [id(const) for const in converted.consts] == [id(shift), id(weight)]
-    found = converted(y + 1, [shift, 2 * weight])
-    once = 2 * (y + 1) @ weight
-    assert torch.allclose(found, 2 * (once + once.sin()) @ weight + shift)
 
 
 def test_a_long_list_in_the_closure_is_not_searched() -> None:

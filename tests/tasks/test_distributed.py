@@ -369,13 +369,9 @@ def test_a_write_that_fails_in_one_process_fails_in_both_and_ends_no_run(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_two_processes_goes_on_in_one(
-    kind: str,
-    form: str,
-    folder: Path,
-    alone: dict[str, Any],
-    tmp_path: Path,
+    kind: str, form: str, folder: Path, alone: dict[str, Any], tmp_path: Path,
     found: list[dict[Any, Any]],
-) -> None:
+) -> None:  # fmt: skip
     trainer = make("sudoku", "ddp", tmp_path)
     trainer.restore(Checkpoint.load(folder / f"over-{kind}-{form}" / "half"))
     losses = log_every_step(trainer)
