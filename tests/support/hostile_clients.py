@@ -11,8 +11,9 @@ from contextlib import suppress
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: "
 
 
-async def client(port: int, trickles: bool, connected: asyncio.Semaphore) -> None:
+async def client(port: int, delay: float, trickles: bool, connected: asyncio.Semaphore) -> None:
     """Connect over and over; each time that it works, the semaphore is released."""
+    await asyncio.sleep(delay)
     while True:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -32,10 +33,10 @@ async def client(port: int, trickles: bool, connected: asyncio.Semaphore) -> Non
 async def attack(port: int, silent: int, trickling: int) -> None:
     """Let all clients connect, a little apart, and keep them at it."""
     connected = asyncio.Semaphore(0)
-    clients = []
-    for number in range(silent + trickling):
-        clients.append(asyncio.create_task(client(port, number >= silent, connected)))
-        await asyncio.sleep(0.001)
+    clients = [
+        asyncio.create_task(client(port, number / 1000, number >= silent, connected))
+        for number in range(silent + trickling)
+    ]
     for _ in clients:
         await connected.acquire()
     print("all have connected", flush=True)

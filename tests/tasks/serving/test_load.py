@@ -88,14 +88,14 @@ def test_few_files_are_enough_for_one_that_behaves(start: Any, tmp_path: Path) -
         path = tmp_path / f"{files}.log"
         with path.open("w") as log:
             process, port = start(*QUICK, files=files, log=log)
-            began = time.monotonic()
             with hostile_clients(port, 1000, 200):
+                began = time.monotonic()
                 while time.monotonic() - began < 30:
                     times(port, 10)
             process.terminate()
             process.wait()
         lines = path.read_text().splitlines()
-        assert 1 <= len(lines) <= 3, lines
+        assert 1 <= len(lines) <= 4, lines
         assert "the idlest are closed" in lines[0]
 
 
