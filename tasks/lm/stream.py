@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.checkpoints.file import refusing
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
 from tasks.lm.data import Batches, Corpus, load_corpus
@@ -27,6 +26,8 @@ from tasks.training.trainer import SourceLost
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 # What may pass: files and connections, streams cut off, and the Hub's native client.
 PASSING = (OSError, EOFError, RuntimeError)
+# Damaged data, or a place in a checkpoint that the data do not have.
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
 
 
 class Documents:
@@ -91,15 +92,14 @@ class Documents:
                     raise self._lost(error) from error
                 print(f"{self._describe(error)} Trying again in {pause:g} s ...", flush=True)
                 time.sleep(pause)
-            except ValueError as error:  # damaged data, which another try would not repair
+            except DAMAGED as error:  # another try would not repair it
                 self._rows = None
                 raise self._lost(error) from error
         raise AssertionError("the last pause is None")
 
     def _try_row(self) -> dict[str, Any] | None:
         if self._rows is None:
-            with refusing(self.name, "has no such place as the run goes on from"):
-                self.reader.load_state_dict(self.position["reader"])
+            self.reader.load_state_dict(self.position["reader"])
             self._rows = iter(self.reader)
         row = next(self._rows, None)
         if row is not None:
@@ -163,9 +163,8 @@ class StreamedBatches(Batches):
         place = dict(state)
         self._offset, self._passes = place.pop("offset"), place.pop("passes")
         counts = self._offset, self._passes, place["documents"]
-        if any(type(n) is not int or n < 0 for n in counts) or set(place) != {
-            "documents", "reader"
-        }:  # fmt: skip
+        is_place = set(place) == {"documents", "reader"} and isinstance(place["reader"], dict)
+        if not (is_place and place["reader"]) or any(type(n) is not int or n < 0 for n in counts):
             raise ValueError(f"the position {reprlib.repr(state)} in the data is none")
         self._pending.clear()
         self.documents.seek(place)

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.experiments.run import train
 from tasks.lm import stream
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
-from tasks.lm.experiment import train
+from tasks.lm.experiment import TextExperiment
 from tasks.lm.stream import Documents, StreamedBatches, load_batches
 from tasks.lm.tokenizer import END, train_tokenizer
 from tasks.training import trainer as loop
@@ -179,6 +180,29 @@ def test_tokens_are_learned_from_the_beginning(config: LanguageConfig) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": 10**12}, {"offset": -1}, {"passes": "evil"}, {"documents": None}, {"evil": 1},
+        {"reader": "evil"}, {"reader": {}}, {"reader": {"examples_iterable": [[]]}},
+    ],
+)  # fmt: skip
+def test_a_position_of_other_data_is_refused(
+    config: LanguageConfig, change: dict[str, Any]
+) -> None:
+    batches = load_batches(config)
+    batches.batch(2, GENERATOR, 0.0)
+    position = {**batches.state_dict(), **change}
+
+    def go_on() -> None:
+        batches.load_state_dict(position)
+        batches.batch(2, GENERATOR, 0.0)
+
+    with pytest.raises(ValueError, match=r"position|stopped at token|cannot be read on"):
+        go_on()
+
+
+@pytest.mark.usefixtures("impatient")
 def test_an_interruption_that_passes_changes_nothing(
     config: LanguageConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +246,7 @@ def test_a_run_whose_data_were_lost_resumes_to_the_same_losses(
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    whole, _, _ = train("tiny", config, tmp_path / "whole")
+    whole, _, _ = train(TextExperiment(), "tiny", config, tmp_path / "whole")
 
     load = load_batches
 
@@ -235,12 +259,12 @@ def test_a_run_whose_data_were_lost_resumes_to_the_same_losses(
     monkeypatch.setattr("tasks.lm.experiment.load_batches", breaking)
     path = tmp_path / "parts" / "checkpoint.safetensors"
     with pytest.raises(SourceLost, match=f"go on with `train --resume {path}`"):
-        train("tiny", config, tmp_path / "parts")
+        train(TextExperiment(), "tiny", config, tmp_path / "parts")
     monkeypatch.undo()
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     kept = Checkpoint.load(path)
     assert 0 < kept.meta["step"] < 20
-    parts, _, _ = train("tiny", config, tmp_path / "parts", kept)
+    parts, _, _ = train(TextExperiment(), "tiny", config, tmp_path / "parts", kept)
     losses = [row["loss"] for row in whole.history]
     assert len(losses) == 20
     assert [row["loss"] for row in parts.history] == losses
