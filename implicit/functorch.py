@@ -35,7 +35,7 @@ from implicit.modes.exact import Exact
 from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
-from solvers.solve import raise_if_failed
+from solvers.solution import raise_if_failed
 from solvers.torch_internals import (
     load_forward_mode,
     pytree,

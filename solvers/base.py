@@ -8,7 +8,6 @@ from solvers.checks import check_at_least_0
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
 from solvers.promises import Promises
-from solvers.run import Run
 from solvers.solution import Solution
 from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State
@@ -111,4 +110,6 @@ class FixedPointSolver(ABC):
             args: Per-sample arguments of `f`.
             **options: As of `Run`.
         """
+        from solvers.run import Run  # it needs the names of solvers, which need this module
+
         return Run(f, y0, *args, solver=self, **options).finish()
