@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from solvers import compaction
 from solvers.base import FixedPointSolver
 from solvers.checks import check_counts, check_unchanged
 from solvers.counted_map import CountedMap
@@ -19,10 +20,6 @@ from solvers.torch_internals import version_of
 from solvers.transforms import check_readable
 from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State, Watch
-
-# Samples are dropped from the batch once this share of it has stopped: copying what is left
-# costs about as much as one update, so small gains are not worth it.
-COMPACT_SHARE = 0.25
 
 
 class Run:
@@ -239,7 +236,7 @@ class Run:
         if self.memory is not None:
             self._remember(status.result >= 0)
         elif self.compact and not (status.mixes_steps and evaluate.checked.f is None):
-            kept = status.remove(COMPACT_SHARE, evaluate)
+            kept = compaction.remove(status, evaluate)
             if kept is not None:
                 # One by one, and the arguments last, so that memory does not peak here.
                 rows, samples = kept

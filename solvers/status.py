@@ -2,18 +2,17 @@
 
 import contextlib
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from solvers.checks import check_unchanged
+from solvers.compaction import Columns, in_order
 from solvers.coupling import Coupling
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.torch_internals import version_of
-from solvers.trees import take_rows
 from solvers.types import Flat, Index, Mask, PerSample
 from solvers.verdicts import DIVERGED_GROWTH, STALL_STEPS, Past, StopRule, stalled
 from solvers.verdicts_fast import Thresholds, usual_step
@@ -22,14 +21,8 @@ if TYPE_CHECKING:
     from solvers.base import FixedPointSolver
 
 RUNNING = -1
-# A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
-# slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
-FEW_ROWS, ENTRIES = 4, range(64, 1025)
 # Up to so many numbers, a copy costs no memory worth saving.
 MANY_NUMBERS = 2**14
-# What is reported of each sample, and what else is held of those in the batch.
-REPORTED = ("index", "value", "norm", "result", "num_steps")
-COLUMNS = (*REPORTED, "best", "mark", "past", "rested", "latest")
 
 
 class SampleStatus:
@@ -88,7 +81,8 @@ class SampleStatus:
         # Whether the next point is a function of the last one alone, but not f of it: a sample
         # that such a step does not move has come to its end.
         self.may_stand = False
-        self.removed: list[list[torch.Tensor]] = []
+        # What `finish` reports of those who have left the batch.
+        self.removed: list[Columns] = []
 
     def update(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count who still runs."""
@@ -151,35 +145,6 @@ class SampleStatus:
         self.routine = self.stopped is None or (alone and not self.coupling.joint)
         self.may_compact = len(rows) > 0
 
-    def remove(self, share: float, evaluate: Callable[[Flat], Flat]) -> tuple[Index, Index] | None:
-        """Retire finished rows if they make up `share` of the batch.
-
-        Returns:
-            The rows of the first batch dim, and of the matrix, that stay; None if all do.
-        """
-        few = self.num_running > (1 - share) * len(self.result) and not self.coupling.joint
-        if few or not self.may_compact:
-            return None
-        self.may_compact = False
-        alive = (self.result == RUNNING).view(-1, self.packing.samples_per_row).any(1)
-        rows = alive.nonzero().flatten()
-        fewest = FEW_ROWS if self.value.numel() // len(alive) in ENTRIES else 0
-        if len(rows) < fewest:
-            padding = (~alive).nonzero().flatten()[: fewest - len(rows)]
-            rows = alive.index_fill_(0, padding, True).nonzero().flatten()
-        if len(rows) > (1 - share) * len(alive):
-            return None
-        gone = self.packing.sample_index((~alive).nonzero().flatten())
-        kept = self.packing.sample_index(rows)
-        if self.mixes_steps:  # those who stay are judged at the next step, whoever leaves
-            self.measure(evaluate(self.value), gone)
-        self.removed.append([getattr(self, name).index_select(0, gone) for name in REPORTED])
-        for name in COLUMNS:
-            setattr(self, name, take_rows(getattr(self, name), kept))
-        self.borrowed = False
-        self.set_stopped(self.result != RUNNING)
-        return rows, kept
-
     def stopped_samples(self) -> Mask:
         """Who of all samples has a verdict; those who have left the batch do."""
         gone = self.result.new_ones(self.packing.num_samples, dtype=torch.bool)
@@ -196,10 +161,8 @@ class SampleStatus:
         value, norm, num_steps = self.value, self.norm, self.num_steps
         result = self._verdicts()
         if self.removed:
-            columns = [*self.removed, [self.index, value, norm, result, num_steps]]
-            index, *columns = map(torch.cat, zip(*columns, strict=True))
-            order = index.argsort()
-            value, norm, result, num_steps = (part.index_select(0, order) for part in columns)
+            columns = self.index, value, norm, result, num_steps
+            value, norm, result, num_steps = in_order([*self.removed, columns])
         elif not torch.is_grad_enabled() and (self.borrowed or not ended):
             value, num_steps = value.clone(), num_steps.clone()
         shape = self.packing.batch_shape
