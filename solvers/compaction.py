@@ -7,6 +7,7 @@ from torch import Tensor
 
 from solvers.trees import take_rows
 from solvers.types import Index
+from solvers.verdicts import Past
 
 if TYPE_CHECKING:
     from solvers.counted_map import CountedMap
@@ -20,7 +21,7 @@ COMPACT_SHARE = 0.25
 FEW_ROWS, ENTRIES = 4, range(64, 1025)
 # What is reported of each sample, and what else is held of those in the batch.
 REPORTED = ("index", "value", "norm", "result", "num_steps")
-COLUMNS = (*REPORTED, "best", "mark", "past", "rested", "latest")
+COLUMNS = (*REPORTED, "best", "mark", "rested")
 
 # Those of `REPORTED`.
 Columns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -36,8 +37,9 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
     if not status.may_compact or (status.num_running > most and not status.coupling.joint):
         return None
     status.may_compact = False
-    packing = status.packing
-    alive = (status.result >= 0).logical_not_().view(-1, packing.samples_per_row).any(1)
+    packing, alive = status.packing, status.result < 0
+    if status.coupling.joint:
+        alive = alive.view(-1, packing.samples_per_row).any(1)
     rows = alive.nonzero().flatten()
     fewest = FEW_ROWS if status.value.numel() // len(alive) in ENTRIES else 0
     if len(rows) < fewest:
@@ -49,10 +51,13 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
     kept = packing.sample_index(rows)
     if status.mixes_steps:  # those who stay are judged at the next step, whoever leaves
         status.measure(evaluate(status.value), gone)
+    status.count_steps()
     left = tuple(getattr(status, name).index_select(0, gone) for name in REPORTED)
     status.removed.append(left)  # type: ignore[arg-type]
     for name in COLUMNS:
-        setattr(status, name, take_rows(getattr(status, name), kept))
+        setattr(status, name, getattr(status, name).index_select(0, kept))
+    status.past = Past(*(part.index_select(0, kept) for part in status.past))
+    status.latest = take_rows(status.latest, kept)
     status.borrowed = False
     status.set_stopped(status.result >= 0)
     return rows, kept
@@ -61,4 +66,5 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
 def in_order(parts: list[Columns]) -> tuple[Tensor, ...]:
     """The columns of all samples but their index, in the order of that."""
     index, *columns = map(torch.cat, zip(*parts, strict=True))
-    return tuple(column.index_select(0, index.argsort()) for column in columns)
+    order = index.argsort()
+    return tuple(column.index_select(0, order) for column in columns)

@@ -64,7 +64,8 @@ class SampleStatus:
         start = self.norm if rhs is None else self.coupling.sizes(rhs)
         self.past = Past(self.norm, start, self.norm, self.norm)
         self.result = torch.full_like(self.norm, RUNNING, dtype=torch.int8)
-        self.num_steps = torch.zeros_like(self.index)
+        # Updates, and those that all who run have made since samples stopped or resumed last.
+        self.num_steps, self.uncounted = torch.zeros_like(self.index), 0
         # Who had stopped when a solver gave up last.
         self.rested = torch.zeros_like(self.result, dtype=torch.bool)
         # Norms of f(y) - y and of f(y) at the last point, and whose was a trial.
@@ -103,7 +104,7 @@ class SampleStatus:
 
     def advance(self, y: Flat, y_next: Flat) -> Flat:
         """Count one update for those who run; keep the others where they are."""
-        self.num_steps += 1 if self.stopped is None else ~self.stopped
+        self.uncounted += 1
         if self.may_stand and not self.coupling.coupled:
             self.stop((y_next == y).all(1), Result.stalled)
         return self.hold(y_next)
@@ -137,6 +138,7 @@ class SampleStatus:
 
     def set_stopped(self, stopped: Mask) -> None:
         """Take over who has stopped."""
+        self.count_steps()
         rows = stopped.nonzero().flatten()
         self.num_running = len(stopped) - len(rows)
         self.stopped, self.stopped_rows = (stopped, rows) if len(rows) else (None, None)
@@ -144,6 +146,13 @@ class SampleStatus:
         alone = self.coupling.independent or not bool((self.result > 0).any())
         self.routine = self.stopped is None or (alone and not self.coupling.joint)
         self.may_compact = len(rows) > 0
+
+    def count_steps(self) -> None:
+        """Write to each sample what was counted for all who run."""
+        if self.uncounted:
+            running = 1 if self.stopped is None else ~self.stopped
+            self.num_steps += running * self.uncounted
+            self.uncounted = 0
 
     def stopped_samples(self) -> Mask:
         """Who of all samples has a verdict; those who have left the batch do."""
@@ -158,6 +167,7 @@ class SampleStatus:
             rows_evaluated: Rows in them.
             ended: Whether no update follows; else nothing that may change is handed out.
         """
+        self.count_steps()
         value, norm, num_steps = self.value, self.norm, self.num_steps
         result = self._verdicts()
         if self.removed:
