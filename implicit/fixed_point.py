@@ -15,11 +15,13 @@ from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.compiler import opaque
 from solvers.counted_map import CheckedMap
+from solvers.has_aux import first_of_pair, with_aux
 from solvers.options import options_of
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
-from solvers.solve import first_of_pair, no_loop_under_vmap, raise_if_failed, with_aux
+from solvers.solution import raise_if_failed
 from solvers.torch_internals import dual_level_in_force, pytree, transforms_in_force
+from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
 

@@ -36,7 +36,7 @@ from solvers import Solution
 from solvers.compiler import uncompiled
 from solvers.derivatives import jvp
 from solvers.packing import StatePacking
-from solvers.solve import raise_if_failed
+from solvers.solution import raise_if_failed
 from solvers.torch_internals import (
     load_forward_mode,
     pytree,

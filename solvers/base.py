@@ -2,13 +2,12 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from solvers.checks import check_at_least_0
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
 from solvers.promises import Promises
-from solvers.run import Run
 from solvers.solution import Solution
 from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State
@@ -110,19 +109,6 @@ class FixedPointSolver(ABC):
             args: Per-sample arguments of `f`.
             **options: As of `Run`.
         """
+        from solvers.run import Run  # it needs the names of solvers, which need this module
+
         return Run(f, y0, *args, solver=self, **options).finish()
-
-
-class WholeSolver(FixedPointSolver):
-    """Base of solvers that override `iterate`: they make whole solves, and no `Run` steps them."""
-
-    recordable: ClassVar[bool] = False
-    whole: ClassVar[bool] = True
-
-    def init(self, y: Flat) -> NoReturn:
-        """Refused: it keeps no memory between steps."""
-        raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")
-
-    def step(self, y: Flat, fy: Flat, carry: Any) -> NoReturn:
-        """Refused: it makes no steps."""
-        raise NotImplementedError(f"{type(self).__name__} runs as a whole: call `iterate`.")

@@ -1,7 +1,10 @@
-"""Checks of options. Each raises a ValueError that names the option and its allowed values."""
+"""Checks. Each raises a ValueError that names what came and what is allowed."""
 
 import math
 from typing import Any
+
+from solvers.torch_internals import version_of
+from solvers.types import Flat
 
 
 def check_at_least_0(name: str, value: Any) -> None:
@@ -34,4 +37,13 @@ def check_damping(damping: float) -> None:
         raise ValueError(
             f"`damping` must lie in [0, 1), got {damping!r}. It weighs the old iterate: use 0 "
             "for the undamped map."
+        )
+
+
+def check_unchanged(y: Flat, version: int) -> None:
+    """Raise a ValueError if a point was written into since it had this version."""
+    if version_of(y) != version:
+        raise ValueError(
+            "`f` wrote into its input, or into a tensor that it returned before. Return a new "
+            "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
         )

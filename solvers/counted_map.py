@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.checks import check_unchanged
 from solvers.derivatives import Affine, Linearisation
 from solvers.packing import StatePacking
-from solvers.status import check_unchanged
 from solvers.torch_internals import pytree, version_of
 from solvers.trees import map_tensors, take_rows, tensors_of
 from solvers.types import Flat, Index, Map, State

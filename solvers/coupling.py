@@ -1,9 +1,12 @@
 """Which samples may influence each other, and what that means for their verdicts."""
 
+import math
+
 import torch
 
+from solvers.norms import row_norms
 from solvers.packing import StatePacking
-from solvers.types import Index, Mask, PerSample
+from solvers.types import Flat, Index, Mask, PerSample
 
 
 class Coupling:
@@ -58,3 +61,11 @@ class Coupling:
         each = 2 * entries * (1 if self.independent else self.num_rows)
         seen = torch.arange(1, self.per_row + 1, device=result.device)
         return (each * seen).repeat(len(result) // self.per_row)
+
+    def sizes(self, rhs: Flat) -> PerSample:
+        """Norms of a right-hand side b. If samples are coupled, at least their root mean square."""
+        norm = row_norms(rhs)
+        if self.independent:
+            return norm
+        known = norm.nan_to_num(0.0, 0.0, 0.0)
+        return torch.maximum(norm, row_norms(known[None]) / math.sqrt(max(len(known), 1)))

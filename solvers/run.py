@@ -4,26 +4,22 @@ A solver says how to `init` its memory and how to make one `step`. Asking for va
 judging each sample, holding the stopped ones still and dropping them from the batch happen here.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from solvers.checks import check_counts
+from solvers import compaction
+from solvers.base import FixedPointSolver
+from solvers.checks import check_counts, check_unchanged
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
+from solvers.registry import SOLVERS
 from solvers.solution import Result, Solution
-from solvers.status import SampleStatus, check_unchanged
-from solvers.torch_internals import is_legacy_batchedtensor, records_without_values, version_of
+from solvers.status import SampleStatus
+from solvers.torch_internals import version_of
+from solvers.transforms import check_readable
 from solvers.trees import take_rows
 from solvers.types import Flat, Index, Map, Mask, State, Watch
-
-if TYPE_CHECKING:
-    from solvers.base import FixedPointSolver
-
-# Samples are dropped from the batch once this share of it has stopped: copying what is left
-# costs about as much as one update, so small gains are not worth it.
-COMPACT_SHARE = 0.25
 
 
 class Run:
@@ -88,7 +84,7 @@ class Run:
         f: Map | None,
         y0: State,
         *args: Any,
-        solver: "str | FixedPointSolver" = "anderson",
+        solver: str | FixedPointSolver = "anderson",
         max_steps: int = 50,
         batch_dims: int = 1,
         compact: bool = True,
@@ -99,7 +95,8 @@ class Run:
         watch: Watch | None = None,
     ):
         check_counts(max_steps, batch_dims)
-        self.solver = _resolved(solver, f)
+        self.solver = SOLVERS.resolve(solver)
+        _check_steps(self.solver, f)
         packing = StatePacking(y0, batch_dims, scale)
         self.solver.check_tokens(packing)
         constant = None if rhs is None else packing.pack(rhs)
@@ -163,7 +160,15 @@ class Run:
             )
         if result == Result.converged:
             raise ValueError("A sample converges by its residual: give another `result`.")
-        self._stop(samples, result)
+        if self._y is None or self._measuring:
+            return
+        status, y = self.status, self._y
+        status.stop(samples.flatten()[status.index], result)
+        self.point = self._y = None
+        if status.num_running == 0:
+            self._end()
+        else:
+            self._ask(status.hold(y))
 
     @torch.no_grad()
     def solution(self) -> Solution:
@@ -179,16 +184,12 @@ class Run:
 
         Rows that may be coupled are returned at the end only, as their verdicts may change before.
         """
-        status, packing = self.status, self.map.packing
-        ended = self.point is None
-        if ended:
-            stopped = torch.ones_like(self._reported)
-        elif status.coupled:
-            stopped = self._reported
-        else:
-            stopped = status.stopped_samples()
-        new = stopped & ~self._reported
-        self._reported = stopped
+        packing, stopped = self.map.packing, self._reported
+        if self.point is None:
+            stopped = torch.ones_like(stopped)
+        elif not self.status.coupling.coupled:
+            stopped = self.status.stopped_samples()
+        new, self._reported = stopped & ~self._reported, stopped
         rows = new.view(-1, packing.samples_per_row).any(1).nonzero().flatten()
         solution = self._solution()
         if packing.batch_dims and len(rows) < packing.num_rows:
@@ -235,7 +236,7 @@ class Run:
         if self.memory is not None:
             self._remember(status.result >= 0)
         elif self.compact and not (status.mixes_steps and evaluate.checked.f is None):
-            kept = status.remove(COMPACT_SHARE, evaluate)
+            kept = compaction.remove(status, evaluate)
             if kept is not None:
                 # One by one, and the arguments last, so that memory does not peak here.
                 rows, samples = kept
@@ -265,18 +266,6 @@ class Run:
             self._measuring = True
             self._ask(self.status.value)
 
-    def _stop(self, samples: Mask, result: Result) -> None:
-        if self._y is None or self._measuring:
-            return
-        status, y = self.status, self._y
-        samples = samples.flatten()
-        status.stop(samples if status.index is None else samples[status.index], result)
-        self.point = self._y = None
-        if status.num_running == 0:
-            self._end()
-        else:
-            self._ask(status.hold(y))
-
     def _solution(self) -> Solution:
         evaluate = self.map
         return self.status.finish(
@@ -293,33 +282,15 @@ class Run:
             self.memory.append((samples, take_rows(self.carry, samples)))
 
 
-def _resolved(solver: "str | FixedPointSolver", f: Map | None) -> "FixedPointSolver":
-    """The solver, if it can be stepped with this map."""
-    from solvers.registry import SOLVERS  # it needs the solvers, which need this module
-
-    chosen = SOLVERS.resolve(solver)
-    if chosen.whole:
+def _check_steps(solver: FixedPointSolver, f: Map | None) -> None:
+    """Raise a ValueError unless the solver can be stepped with this map."""
+    if solver.whole:
         raise ValueError(
-            f"{type(chosen).__name__} makes whole solves, not steps of one: it cannot be stepped. "
+            f"{type(solver).__name__} makes whole solves, not steps of one: it cannot be stepped. "
             "Call `solve`, or step through another solver, such as 'anderson'."
         )
-    if f is None and chosen.calls_map:
+    if f is None and solver.calls_map:
         raise ValueError(
-            f"{type(chosen).__name__} calls the map within its steps, so that telling it values is "
+            f"{type(solver).__name__} calls the map within its steps, so that telling it values is "
             "not enough: pass `f`, or use a solver that only steps, such as 'anderson'."
-        )
-    return chosen
-
-
-def check_readable(y: Tensor) -> None:
-    """Raise an error for tensors whose values cannot be read, before torch fails on them."""
-    if is_legacy_batchedtensor(y):
-        raise NotImplementedError(
-            "`vectorize=True` and `is_grads_batched=True` of torch.autograd hide the residuals, "
-            "which the solver must read. Leave them off, or use torch.func.jacrev, jacfwd, hessian."
-        )
-    if records_without_values():
-        raise NotImplementedError(
-            "torch.func.linearize and make_fx record operations without values, but the solver "
-            "must read its residuals. Use torch.func.jvp, and vmap over it for several tangents."
         )

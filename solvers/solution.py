@@ -146,6 +146,19 @@ class SolveError(RuntimeError):
         return type(self), (solution,), {**self.__dict__, "solution": solution}
 
 
+def raise_if_failed(solution: Solution, independent: bool) -> Solution:
+    """Pass a solution through if every sample converged, else raise a `SolveError`."""
+    if not bool(solution.converged.all()):
+        error = SolveError(solution)
+        if solution.result.numel() > 1 and not independent:
+            error.add_note(
+                "Every sample has mixing coefficients of its own. If `f` couples them, so that "
+                "`y0` is one state, pass `batch_dims=0`."
+            )
+        raise error
+    return solution
+
+
 def _detached(part: Any) -> Any:
     """A tensor or a solution without its graph; anything else as it is."""
     if isinstance(part, Tensor):

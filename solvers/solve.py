@@ -1,18 +1,16 @@
 """`solve`, the public entry: resolve the solver, run it without gradients, judge the outcome."""
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from solvers.base import FixedPointSolver
 from solvers.compiler import opaque
+from solvers.has_aux import first_of_pair, with_aux
 from solvers.options import options_of
 from solvers.registry import SOLVERS
-from solvers.solution import Solution, SolveError
-from solvers.torch_internals import pytree
+from solvers.solution import Solution, raise_if_failed
+from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
 
@@ -86,57 +84,3 @@ def solve(
     if throw:
         raise_if_failed(solution, independent)
     return with_aux(solution, f, args) if has_aux else solution
-
-
-def first_of_pair(f: Map) -> Map:
-    """Turn a map that returns (y, aux) into one that returns y."""
-
-    def only(y: State, *args: Any) -> State:
-        returned = f(y, *args)
-        if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise TypeError(
-                "With `has_aux=True`, `f` must return a pair (y, aux): got "
-                f"{type(returned).__name__}."
-            )
-        return returned[0]
-
-    return only
-
-
-def with_aux(solution: Solution, f: Map, args: tuple[Any, ...]) -> Solution:
-    """Evaluate (y, aux) = f once more, at the solution, in the caller's grad mode."""
-    rows = pytree.tree_leaves(solution.value)[0].shape[:1] if solution.result.ndim else (1,)
-    return dataclasses.replace(
-        solution,
-        aux=f(solution.value, *args)[1],
-        num_evals=solution.num_evals + 1,
-        rows_evaluated=solution.rows_evaluated + rows[0],
-    )
-
-
-@contextlib.contextmanager
-def no_loop_under_vmap(name: str) -> Iterator[None]:
-    """Turn the error of a loop that reads its verdicts under `vmap` into advice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error).startswith("vmap: "):
-            raise NotImplementedError(
-                f"{name} does not work under torch.vmap, whose samples have no visible verdicts. "
-                "Call `implicit.fixed_point` with another backward mode, such as 'exact', or make "
-                "the mapped dim part of the batch."
-            ) from error
-        raise
-
-
-def raise_if_failed(solution: Solution, independent: bool) -> Solution:
-    """Pass a solution through if every sample converged, else raise a `SolveError`."""
-    if not bool(solution.converged.all()):
-        error = SolveError(solution)
-        if solution.result.numel() > 1 and not independent:
-            error.add_note(
-                "Every sample has mixing coefficients of its own. If `f` couples them, so that "
-                "`y0` is one state, pass `batch_dims=0`."
-            )
-        raise error
-    return solution

@@ -31,6 +31,9 @@ import torch
 from solvers.types import Mask, PerSample
 
 FALL, FAR = 0.1, 1e4
+# A residual that has grown so much beyond the first one, and the first f(y), has diverged:
+# transient growth of a non-normal map that still converges stays far below.
+DIVERGED_GROWTH = 1e6
 # Stalls are checked for after this many steps, and then whenever half as many more have passed.
 STALL_STEPS = 50
 # A sample has stalled if its best residual is below STALL_SHARE of the first one and has improved
@@ -43,11 +46,17 @@ STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
 
 
 class Past(NamedTuple):
-    """Norms of the residual and of f(y) at the start, and the peak; see `StopRule.peak`."""
+    """What the rule remembers: norms of the residual and of f(y) at the start, and its limits.
+
+    Attributes:
+        peak: The largest residual so far; see `StopRule.peak`.
+        limit: The largest residual of a sample that has not diverged.
+    """
 
     first: PerSample
     start: PerSample
     peak: PerSample
+    limit: PerSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +110,12 @@ class StopRule:
         found = torch.where(norm >= FALL * scale, torch.minimum(norm, scale), before)
         return torch.maximum(before, found)
 
-    def growth_limit(self, past: Past) -> PerSample:
-        """The residual beyond which a sample has diverged."""
-        largest = torch.maximum(past.first, past.start)
+    def past(self, first: PerSample, start: PerSample, peak: PerSample) -> Past:
+        """Return the norms and the limit that follow from a start."""
+        largest = torch.maximum(first, start)
         most = torch.finfo(largest.dtype).max
-        return (self.growth * largest).nan_to_num(nan=most, posinf=most)
+        limit = (self.growth * largest).nan_to_num(nan=most, posinf=most)
+        return Past(first, start, peak, limit)
 
 
 def stalled(

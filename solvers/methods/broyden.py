@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
-from solvers.methods.window import NO_WEIGHT, enlarge, keep_rows, products, write
+from solvers.methods.window import NO_WEIGHT, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.types import Flat, Index, Small, Window
 
@@ -181,3 +181,11 @@ class Broyden(FixedPointSolver):
             later = memory.steps[:, 1 : memory.filled]
             y_next = torch.baddbmm(y_next[:, None], weights, later)[:, 0]
         return y_next, memory._replace(point=y, fy=fy)
+
+
+def enlarge(window: Tensor, extra: int) -> Tensor:
+    """Room for more slots, left unset: they are written before they are read."""
+    samples, capacity, entries = window.shape
+    larger = window.new_empty(samples, capacity + extra, entries)
+    larger[:, :capacity] = window
+    return larger

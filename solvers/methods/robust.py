@@ -8,7 +8,6 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from solvers.base import WholeSolver
 from solvers.checks import check_counts
 from solvers.methods.anderson import Anderson
 from solvers.methods.anderson_safe import AndersonSafe
@@ -19,6 +18,7 @@ from solvers.solution import Result, Solution
 from solvers.torch_internals import pytree
 from solvers.trees import take_rows
 from solvers.types import Index, Map, Mask, State
+from solvers.whole import WholeSolver
 
 # The solvers in order: name, solver, and share of the budget in percent.
 TRIED = (

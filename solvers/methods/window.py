@@ -128,14 +128,6 @@ def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
     return window[: len(samples)]
 
 
-def enlarge(window: Tensor, extra: int) -> Tensor:
-    """Add `extra` slots, uninitialised: they are written before they are read."""
-    samples, capacity, entries = window.shape
-    larger = window.new_empty(samples, capacity + extra, entries)
-    larger[:, :capacity] = window
-    return larger
-
-
 def write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
     """Set buffer[:, slot] = new - old: in place, or on a copy where autograd records."""
     if torch.is_grad_enabled():

@@ -23,8 +23,8 @@ from torch import Tensor
 from solvers.base import FixedPointSolver
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
-from solvers.solution import Solution
-from solvers.solve import raise_if_failed, solve
+from solvers.solution import Solution, raise_if_failed
+from solvers.solve import solve
 from solvers.tools.benchmark import kept_random_state
 from solvers.tools.tuning import aligned
 from solvers.types import Map, State

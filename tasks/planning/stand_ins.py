@@ -13,8 +13,8 @@ from torch import Tensor
 
 from implicit import FixedPointLayer
 from solvers import FixedPointSolver, Solution, solve
-from solvers.base import WholeSolver
 from solvers.torch_internals import TorchDispatchMode, cpu_attention, item_operator, pytree
+from solvers.whole import WholeSolver
 from tasks.planning.peak_memory import PeakMemory
 
 FLOAT32 = 4

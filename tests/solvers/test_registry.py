@@ -186,3 +186,20 @@ def test_the_error_for_an_unknown_name_says_how_to_register_one() -> None:
         solvers.get_solver("zzz")
     with pytest.raises(ValueError, match=r"Did you mean 'picard'\?$"):
         solvers.get_solver("picart")
+
+
+def test_a_missing_package_is_named_with_what_to_do() -> None:
+    registry: Registry[solvers.FixedPointSolver] = Registry(
+        "solver", solvers.FixedPointSolver, "solvers"
+    )
+    registry.register("plain")(solvers.Picard)
+    registry.register("far.away", needs="no_such_package")(solvers.Picard)
+    assert registry.names() == ["plain"]
+    with pytest.raises(ImportError) as caught:
+        registry.get("far.away", damping=0.5)
+    assert str(caught.value) == (
+        "The solver 'far.away' needs no_such_package, which is not installed. Run `pip install "
+        "no_such_package`, or choose from: plain."
+    )
+    with pytest.raises(ValueError, match=r"'far\.away' is taken"):
+        registry.register("far.away")(solvers.Anderson)

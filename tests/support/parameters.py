@@ -13,5 +13,5 @@ def slow(*values: Any, unless: bool = False) -> Any:
 
 
 # The peers' own solvers are slow, and two problems and first derivatives have tests in
-# tests/solvers/contrib/.
+# tests/solvers/test_contrib.py.
 PEERS_WHEN_SLOW = [slow(name) if "." in name else name for name in solvers.names()]
