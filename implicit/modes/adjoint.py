@@ -150,7 +150,7 @@ def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
 
 def record_evidence(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:
     """Append the evidence to the context, in the structure of the state where it is known."""
-    if context.structure is not None and not context.structure.is_leaf():
+    if context.structure is not None:
         value = pytree.tree_unflatten(u, context.structure)
         solution = dataclasses.replace(solution, value=value)
     context.adjoints.append(solution)

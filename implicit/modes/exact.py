@@ -211,7 +211,6 @@ class Exact(AdjointMode):
             w, solution = solve_affine(mapped, v, start, solver, max_steps, context)
             with torch.no_grad():
                 u = apply(w)
-            solution = dataclasses.replace(solution, value=u[0] if len(u) == 1 else u)
         if self.warm_start is not None:
             self.warm_start.keep(w)
         evidence = record_evidence(u, solution, context)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from parameters import slow
 from torch import Tensor, nn
-from torch.func import grad, jacfwd, jvp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from transformations import (
     EVERYTHING,
     XS,
@@ -364,6 +364,19 @@ def test_a_bad_sample_harms_no_other(solver: str, mode: str) -> None:
     assert int(result[1, 0]) == Result.nonfinite
     assert torch.equal(steps[sound], true_steps[sound])
     assert torch.allclose(found[sound], true[sound], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("transform", [grad, jacrev])
+def test_a_bad_sample_of_a_mapped_call_harms_no_gradient_of_the_others(transform: Any) -> None:
+    bad, sound = XS.clone(), torch.ones(4, 2, 1, dtype=torch.bool)
+    bad[1, 0], sound[1, 0] = torch.nan, False
+
+    def loss(xs: Tensor) -> Tensor:
+        y, *_ = vmap(lambda x: evidence(x, backward="exact", throw=False))(xs)
+        return torch.where(sound, y, 0).pow(3).sum()
+
+    found, true = transform(loss)(bad), transform(loss)(XS)
+    assert torch.allclose(found[sound[..., 0]], true[sound[..., 0]], rtol=1e-6)
 
 
 def test_slow_sample_is_reported_and_the_others_stay() -> None:

@@ -29,6 +29,18 @@ class Batch:
     itself: Any = None
 
 
+def test_rows_leave_as_soon_as_a_quarter_has_stopped() -> None:
+    """Not before: a smaller batch has to repay the copy."""
+    for stopping, calls_of_four in ((1, 2), (2, 2)):
+        rate = torch.tensor([[0.0]] * stopping + [[0.5]] * (4 - stopping), dtype=torch.float64)
+        s = solvers.solve(lambda y, r: r * y + 1, torch.zeros_like(rate), rate, solver="picard")
+        rows = 4 * calls_of_four + (4 - stopping) * (s.num_evals - calls_of_four)
+        assert s.rows_evaluated == rows
+    rate = torch.tensor([[0.0]] + [[0.5]] * 4, dtype=torch.float64)
+    s = solvers.solve(lambda y, r: r * y + 1, torch.zeros_like(rate), rate, solver="picard")
+    assert s.rows_evaluated == 5 * s.num_evals
+
+
 def test_args_in_containers_that_torch_does_not_know() -> None:
     """They are cut to the running samples like tensors; the caller's containers do not change."""
     rate = torch.tensor([[0.01], [0.01], [0.02], [0.9]], dtype=torch.float64)

@@ -126,12 +126,12 @@ def test_transposed_products_are_adjoint(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
 def test_products_of_an_affine_map_are_its_differences(size: float) -> None:
-    """At any scale of the constant and of the direction, for zeros of either as well."""
+    """At any scale of the constant and of each sample's direction, and for zeros of either."""
     matrix, v, b = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(3)).double()
-    v, b = v / size, b * size
-    v[0], b[1] = 0, 0
-    found = Affine(lambda y: b + y @ matrix, b).push(v)
-    assert torch.allclose(size * found, size * v @ matrix)
+    scale = torch.tensor([[0.0], [1.0], [1e-9], [1e9]], dtype=torch.float64) / size
+    b[1] = 0
+    found = Affine(lambda y: size * b + y @ matrix, size * b).jvp(scale * v)
+    assert torch.allclose(found, scale * (v @ matrix), rtol=1e-10, atol=0)
 
 
 def test_inference_mode_has_products_too() -> None:

@@ -13,7 +13,7 @@ import solvers
 from solvers import FixedPointSolver, Result, Solution
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
-from solvers.status import RUNNING, _sizes
+from solvers.status import RUNNING, SampleStatus, _sizes
 from solvers.testing.problems import residual
 
 D = torch.float64
@@ -111,6 +111,14 @@ def test_broyden_ends_on_linear_maps_after_twice_as_many_steps_as_entries(size: 
             max_steps=2 * size + 2,
         )  # fmt: skip
         assert s.converged.all()
+
+
+def test_growth_at_the_end_of_the_budget_is_divergence() -> None:
+    """A map of 100 entries might still be nilpotent, but there are no steps left to see it."""
+    y0 = torch.ones(2, 100, dtype=D)
+    rate = torch.tensor([[3.0], [0.99]], dtype=D)
+    s = solvers.solve(lambda y, a: a * y + 1, y0, rate, solver="picard", max_steps=30, throw=False)
+    assert s.result.tolist() == [Result.diverged, Result.max_steps]
 
 
 def test_growth_that_lasts_is_divergence() -> None:
@@ -251,6 +259,17 @@ def test_a_large_sample_that_has_stopped_stays_where_it_is() -> None:
     both, first = solve(y0, rate, compact=False), solve(y0[:1], rate[:1])
     assert torch.equal(both.value[:1], first.value)
     assert both.num_steps[0] == first.num_steps[0] < both.num_steps[1]
+
+
+@pytest.mark.parametrize("other", [0.5, torch.inf])
+def test_a_trial_point_does_not_count_as_the_largest_residual(other: float) -> None:
+    """By the fast paths, and by the rule itself where a neighbour has no value."""
+    y = torch.zeros(2, 1, dtype=D)
+    for trial, peak in ((None, [2.0, 1.0]), (torch.tensor([True, False]), [1.0, 1.0])):
+        status = SampleStatus(y, StatePacking(y, 1), solver=solvers.Picard(), independent=True)
+        status.update(y, y + 1, 0)
+        status.update(y + 1, y + 1 + torch.tensor([[2.0], [other]]), 1, trial)
+        assert status.peak.tolist() == peak
 
 
 def same(a: Solution, b: Solution) -> None:

@@ -118,6 +118,7 @@ def test_trajectory_is_the_projection_on_principal_components(solver: str) -> No
     assert np.array_equal(end[0], path[-1])
     labels = [figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()]
     assert labels == [f"component {i + 1} ({100 * shares[i]:.1f} % of variance)" for i in range(2)]
+    assert figure.axes[1].get_ylabel() == "evaluation"
     colors = np.asarray(figure.axes[0].collections[0].get_array())
     assert colors.tolist() == list(range(1, len(path) + 1))
 

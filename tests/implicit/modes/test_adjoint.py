@@ -20,6 +20,7 @@ from implicit import (
     WarmStart,
     fixed_point,
 )
+from implicit.modes.adjoint import solve_affine
 from implicit.testing.oracles import dense_gradient, relative_error, solve_densely
 from solvers.registry import LINEAR
 from solvers.torch_internals import pytree
@@ -48,6 +49,16 @@ def test_a_singular_equation_is_not_called_converged(name: str) -> None:
     assert gradient.isfinite().all()
 
 
+def test_a_cotangent_lost_in_rounding_is_not_claimed_beside_a_large_one() -> None:
+    """u = v + u has no solution, though nothing is left of v beside a u of 1e20."""
+    rate, v, start = torch.tensor([[[1.0], [0.5]], [[1.0], [1e15]], [[1e20], [0.0]]]).double()
+    context = SolveContext(independent=True)
+    picard = solvers.Picard(rtol=1e-10)
+    (u,), s = solve_affine(lambda u: [v + rate * u[0]], [v], [start], picard, 100, context)
+    assert s.converged.tolist() == [False, True]
+    assert torch.allclose(u[1], 2 * v[1])
+
+
 @ADJOINT
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_zero_cotangent_converges_at_once(name: str, warm: bool) -> None:
@@ -63,11 +74,12 @@ def test_a_zero_cotangent_converges_at_once(name: str, warm: bool) -> None:
 
 
 @ADJOINT
-@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("kind", ["nodes", "nodes with args", "tokens"])
 def test_a_sample_that_the_loss_leaves_out_is_solved_for_with_the_others(
-    name: str, tokens: bool
+    name: str, kind: str
 ) -> None:
-    """Nodes of a graph without args, or tokens: their cotangent is zero, but their u is not."""
+    """Nodes of a graph, or tokens: their cotangent is zero, but their u is not."""
+    tokens = kind == "tokens"
     mix = torch.rand(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64).tril()
     mix = (0.8 * mix / mix.sum(1, keepdim=True)).requires_grad_()
     x = draw(6, 3, seed=3).requires_grad_()
@@ -76,10 +88,10 @@ def test_a_sample_that_the_loss_leaves_out_is_solved_for_with_the_others(
         return torch.tanh(mix @ y) + x
 
     y0 = torch.zeros(1, 6, 3, dtype=torch.float64) if tokens else torch.zeros_like(x)
-    args = (torch.zeros(1),) if tokens else ()
+    args = () if kind == "nodes" else (torch.zeros(len(y0)),)
     s = fixed_point(
         f, y0.detach(), *args, solver=TIGHT, backward=Exact(solver=name, max_steps=300),
-        batch_dims=2 if tokens else 1, max_steps=200,
+        batch_dims=2 if tokens else 1, max_steps=200, independent=None if tokens else False,
     )  # fmt: skip
     v = torch.zeros_like(s.value)
     v[..., -1, :] = 1

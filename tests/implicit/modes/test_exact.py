@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import solvers
-from implicit import Exact, SolveError, fixed_point
+from implicit import BackwardMode, Exact, Neumann, SolveError, fixed_point
 from implicit.testing.oracles import dense_gradient, solve_densely
 
 SOLVERS = pytest.mark.parametrize("name", PEERS_WHEN_SLOW)
@@ -195,15 +195,18 @@ def test_a_sample_whose_adjoint_failed_may_get_the_jacobian_free_gradient() -> N
     assert x.grad[1].item() == 1
 
 
-def test_map_that_ignores_its_state_or_part_of_it() -> None:
+@pytest.mark.parametrize("mode", [Exact(), Neumann(terms=20)], ids=str)
+def test_map_that_ignores_its_state_or_part_of_it(mode: BackwardMode) -> None:
     """torchdeq raises a RuntimeError in backward."""
     b = torch.ones(2, 2, requires_grad=True)
-    s = fixed_point(lambda y: b * 3, torch.zeros(2, 2))
+    s = fixed_point(lambda y: b * 3, torch.zeros(2, 2), backward=mode)
     s.value.sum().backward()
     assert torch.equal(b.grad, torch.full_like(b, 3))
     b.grad = None
     zero = torch.zeros(2, 2)
-    s = fixed_point(lambda y: {"a": 0.5 * y["a"] + b, "b": 2 * b}, {"a": zero, "b": zero})
+    s = fixed_point(
+        lambda y: {"a": 0.5 * y["a"] + b, "b": 2 * b}, {"a": zero, "b": zero}, backward=mode
+    )
     (s.value["a"] + s.value["b"]).sum().backward()
     assert torch.allclose(b.grad, torch.full_like(b, 4), atol=1e-3)
 

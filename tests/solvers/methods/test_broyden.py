@@ -89,6 +89,14 @@ def test_broyden_grows_with_the_steps_taken_not_with_the_budget() -> None:
     assert carry.steps.shape[1] <= 2 * 24
 
 
+def test_a_restart_whose_numbers_leave_their_range_is_a_plain_step() -> None:
+    y = torch.ones(1, 2, dtype=torch.float64)
+    carry = Broyden(history=1).init(y)._replace(point=0 * y, fy=-1e308 * y, filled=2)
+    y_next, carry = carry.restart(y, -1.7e308 * y)
+    assert torch.equal(y_next, -1.7e308 * y)
+    assert carry.steps.isfinite().all()
+
+
 def test_memory_stops_growing_at_the_window() -> None:
     solver, y = Broyden(history=6), torch.randn(2, 8, dtype=torch.float64)
     carry = solver.init(y)
