@@ -227,12 +227,14 @@ def already_solved_costs_one_evaluation(solver: FixedPointSolver) -> Failures:
 
 
 def an_empty_batch_stays_empty(solver: FixedPointSolver) -> Failures:
-    """A batch of no samples is returned without a call of `f`."""
+    """A batch of no samples is returned without a call of `f`; samples of no entries converge."""
     empty = torch.zeros(0, 3)
     s = solve(lambda y, x: y + x, empty, empty, solver=solver)
     shapes = [tuple(t.shape) for t in (s.value, s.residual, s.num_steps)]
     yield from unless(shapes == [(0, 3), (0,), (0,)], f"shapes {shapes}")
     yield from unless(s.num_evals == 0, f"{s.num_evals} calls")
+    hollow = solve(lambda y: 0.5 * y, torch.zeros(2, 0), solver=solver, throw=False)
+    yield from unless(hollow.converged, hollow.describe())
 
 
 def nothing_is_recorded(solver: FixedPointSolver) -> Failures:

@@ -255,7 +255,10 @@ def the_inputs_are_left_alone(solver: FixedPointSolver) -> Failures:
 
 
 def coupled_samples_without_args_have_no_stale_verdict(solver: FixedPointSolver) -> Failures:
-    """Sample 0 converges early, and is moved later by sample 1: its verdict must be the last."""
+    """Sample 0 converges early, and is moved later by sample 1: its verdict must be the last.
+
+    A linear solver may give up, since the other sample changes the affine map that it has measured.
+    """
     slow, fast = 0.9, 0.5 * share(solver, real=True)
 
     def g(y: Tensor) -> Tensor:
@@ -263,9 +266,10 @@ def coupled_samples_without_args_have_no_stale_verdict(solver: FixedPointSolver)
 
     s = run(solver, g, torch.zeros(2, 1, dtype=torch.float64), steps=300)
     last = 1 / (1 - fast)
-    yield from unless(s.converged, s.describe())
+    yield from unless(s.converged | solver.linear, s.describe())
     expected = torch.tensor([slow * last, last], dtype=torch.float64)
-    yield from differ("value", s.value.flatten(), expected)
+    if s.converged.all():
+        yield from differ("value", s.value.flatten(), expected)
     yield from differ("residual", s.residual, residual(g, s.value), atol=1e-12)
 
 

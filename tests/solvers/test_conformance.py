@@ -14,6 +14,7 @@ from parameters import PEERS_WHEN_SLOW
 
 import solvers
 from solvers import Result, testing
+from solvers.registry import LINEAR
 from solvers.testing import PROPERTIES, SEEDED, samples, tokens
 from solvers.testing.problems import affine
 
@@ -27,6 +28,11 @@ DRAWN = [prop for prop in SEEDED if len(inspect.signature(prop).parameters) == 2
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.__name__)
 def test_property(name: str, prop: testing.Property) -> None:
     assert list(prop(solvers.get_solver(name))) == []
+
+
+@pytest.mark.parametrize("name", LINEAR.names())
+def test_linear_solvers_keep_the_suite(name: str) -> None:
+    testing.check(name, seeds=1)
 
 
 @EACH

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
+from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.types import Flat, PerSample
@@ -75,28 +76,35 @@ class BiCGStab(FixedPointSolver):
         s, v, alpha = carry.g, carry.v, carry.alpha
         assert v is not None
         assert alpha is not None
-        omega = _ratio(_dot(t, s), _dot(t, t))
+        direction = _unit(t)
+        omega = _ratio(_dot(direction, s), _dot(direction, t))
         y = torch.addcmul(carry.y, omega[:, None], s)
         g = torch.addcmul(s, -omega[:, None], t)
         rho = _dot(carry.shadow, g)
-        beta = _ratio(rho * alpha, carry.rho * omega)
+        beta = _ratio(rho, carry.rho) * _ratio(alpha, omega)
         p = torch.addcmul(g, beta[:, None], torch.addcmul(carry.p, -omega[:, None], v))
         # Where a product vanishes the recurrence breaks down: restart it from here.
         broken = (rho == 0) | (omega == 0) | ~beta.isfinite()
         p = torch.where(broken[:, None], g, p)
-        shadow = torch.where(broken[:, None], g, carry.shadow)
-        rho = torch.where(broken, _dot(g, g), rho)
+        shadow = torch.where(broken[:, None], _unit(g), carry.shadow)
+        rho = torch.where(broken, _dot(shadow, g), rho)
         return y + p, BiConjugate(y, g, shadow, p, rho, None, None)
 
 
 def _restarted(y: Flat, g: Flat) -> BiConjugate:
-    return BiConjugate(y, g, g, g, _dot(g, g), None, None)
+    shadow = _unit(g)
+    return BiConjugate(y, g, shadow, g, _dot(shadow, g), None, None)
+
+
+def _unit(a: Flat) -> Flat:
+    """The direction of each row, whose products with rows of any size stay in the range."""
+    return _ratio(a, a.abs().amax(1, keepdim=True))
 
 
 def _dot(a: Flat, b: Flat) -> PerSample:
     return torch.linalg.vecdot(a, b)
 
 
-def _ratio(over: PerSample, under: PerSample) -> PerSample:
+def _ratio(over: Tensor, under: Tensor) -> Tensor:
     """Quotient, or 0 where the denominator vanishes."""
     return torch.where(under == 0, 0.0, over / torch.where(under == 0, 1.0, under))
