@@ -13,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +173,7 @@ def _in_process(module: str, job: Job) -> list[list[Any]]:
     path = os.pathsep.join([str(_PACKAGE_ROOT), *map(os.path.abspath, sys.path)])
     finished = subprocess.run(
         [sys.executable, "-m", module],
-        input=json.dumps(job),
+        input=json.dumps({"parent": os.getpid(), "job": job}),
         capture_output=True,
         text=True,
         check=False,
@@ -195,10 +197,19 @@ def answer(work: Callable[[Job], Iterable[Puzzle]]) -> None:
     Args:
         work: Makes the puzzles of a job.
     """
-    job = json.load(sys.stdin)
+    given = json.load(sys.stdin)
+    if os.name == "posix":
+        threading.Thread(target=_end_with, args=(given["parent"],), daemon=True).start()
     reply: dict[str, Any] = {"puzzles": [], "error": None}
     try:
-        reply["puzzles"] = [astuple(puzzle) for puzzle in work(job)]
+        reply["puzzles"] = [astuple(puzzle) for puzzle in work(given["job"])]
     except ValueError as error:
         reply["error"] = str(error)
     json.dump(reply, sys.stdout)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after the one that started it, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
