@@ -26,6 +26,16 @@ from solvers.status import SampleStatus
 from solvers.types import Flat, Map, State, Watch
 from solvers.whole import WholeSolver
 
+__all__ = [
+    "PeerSolver",
+    "ScipyAnderson",
+    "ScipyBroyden1",
+    "ScipyKrylov",
+    "TorchdeqAnderson",
+    "TorchdeqBroyden",
+    "TorchdeqPicard",
+]
+
 # What most peers promise: see `Promises`. Above a noise floor they go on to the end of the budget.
 ANYWHERE = Promises(radius=math.inf, one_call=False, tokens=False, compacts=False, noise=None)
 

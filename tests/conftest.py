@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from hypothesis import settings
 settings.register_profile("few", max_examples=6, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
 settings.load_profile("few")
+
+# `nohup`, and a shell that starts a job in the background, pass these on as ignored, and what the
+# tests start would inherit that.
+for name in ("SIGINT", "SIGHUP"):
+    if signal.getsignal(number := getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
