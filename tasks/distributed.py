@@ -13,17 +13,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models import modules_used_once
 from models.blocks import Block, PreNormBlock
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 Kind = Literal["ddp", "fsdp"]
 # How long a process waits for another one before it gives up.
@@ -163,6 +164,9 @@ def _shard(model: nn.Module, group: Group, keep: bool) -> None:
     The others are gathered when a pass begins. The weights of a map that is solved or looped are
     therefore whole before its first call, and no process waits for another inside a solve.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (group.size,))
     for module in list(modules_used_once(model)):
@@ -185,8 +189,8 @@ def no_sync(network: nn.Module, enabled: bool = True) -> contextlib.AbstractCont
     """
     if isinstance(network, DistributedDataParallel) and enabled:
         return network.no_sync()
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(not enabled)
+    if (set_sync := getattr(network, "set_requires_gradient_sync", None)) is not None:  # of FSDP
+        set_sync(not enabled)
     return contextlib.nullcontext()
 
 
@@ -197,7 +201,7 @@ def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor in one piece; if it is sharded, every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def sharded(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -206,8 +210,10 @@ def sharded(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
 
 
 def _split(tensor: Tensor, like: Tensor | None) -> Tensor:
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not _is_sharded(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     here = tensor.to(like.device)
     # Every process has read the same file: nothing needs to be sent.
     return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
@@ -217,3 +223,8 @@ def parameters_of(optimizer: torch.optim.Optimizer, names: Mapping[str, Any]) ->
     """For each name that `checkpoints.checkpoint.optimizer_tensors` gives, its parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {name: parameters[int(name.partition(".")[0])] for name in names}
+
+
+def _is_sharded(tensor: Tensor | None) -> "TypeIs[DTensor]":
+    """Whether it is a `DTensor`, whose module takes a second to import."""
+    return hasattr(tensor, "full_tensor")

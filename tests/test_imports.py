@@ -32,6 +32,7 @@ CODES = {
     "exact gradient": GRADIENT,
     "phantom gradient": GRADIENT.replace("), x)", "), x, backward='phantom')"),
     "grid model": "import models; models.GridAttractor",
+    "commands": "import tasks.lm.commands, tasks.maze.__main__, tasks.sudoku.__main__",
     "names": "".join(
         f"import {package.__name__} as p; assert set(p.__all__) <= set(dir(p))\n"
         for package in PACKAGES
@@ -45,7 +46,10 @@ import torch
 for code in json.loads(sys.argv[1]):
     if os.fork() == 0:
         exec(code)
-        heavy = {"scipy", "torchdeq", "matplotlib", "transformers"} & set(sys.modules)
+        heavy = {
+            "matplotlib", "scipy", "torch.distributed.checkpoint", "torch.distributed.fsdp",
+            "torchdeq", "transformers",
+        } & set(sys.modules)
         packages = ("solvers", "implicit", "models")
         ours = [name for name in sys.modules if name.split(".")[0] in packages]
         print(json.dumps([sorted(heavy), sorted(ours)]), flush=True)

@@ -9,30 +9,16 @@ in a pickle, and is therefore not used; a file of that kind in the folder is lef
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from tasks.checkpoints.file import (
     FAULTS,
     CheckpointError,
     brief,
-    flattened,
     grouped,
     parse_object,
     to_disk,
@@ -65,6 +51,11 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def _assembled(folder: Path) -> dict[str, Tensor]:
+    # Loaded here, since they take a second, and most runs have no such checkpoint.
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     ignore_warning_of_one_process()
     reader = HuggingFaceStorageReader(str(folder))
     try:
@@ -97,62 +88,6 @@ def _require_all_rows(name: str, entry: Any) -> None:
         count += chunk.sizes[0] if first else 1
     if count != (entry.size[0] if entry.size else 1):
         raise ValueError(f"the shards of {name[:200]} do not make up one tensor")
-
-
-def start_writing(
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    mesh: DeviceMesh | None,
-    writers: ProcessGroup | None,
-) -> Future[Any]:
-    """Copy this process's share of the state, and begin to write it; every process must call it.
-
-    Args:
-        folder: Receives the files; it exists.
-        tensors: Named groups, as each process has them: `DTensor`s where it has a share.
-        mesh: The processes, on their CPUs; None for one.
-        writers: The group in which they meet while they write; None for one.
-
-    Returns:
-        What is done when the files of all processes are there.
-    """
-    written = async_save(
-        flattened(tensors),
-        storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-        async_stager=_Copies(mesh),
-        process_group=writers,
-        no_dist=writers is None,
-    )
-    assert isinstance(written, Future)
-    return written
-
-
-class _Copies(BlockingAsyncStager):
-    """Copies the state to the CPU, so that training can continue during the write.
-
-    torch's own stagers fail on the shards of FSDP.
-
-    Args:
-        mesh: The processes, on their CPUs; None for one.
-    """
-
-    def __init__(self, mesh: DeviceMesh | None):
-        super().__init__()
-        self.mesh = mesh
-
-    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `AsyncStager`."""
-        return {name: self._copy(tensor) for name, tensor in state_dict.items()}
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):
-            return tensor.to("cpu", copy=True).contiguous()
-        assert self.mesh is not None
-        share = tensor.to_local().to("cpu", copy=True).contiguous()
-        return DTensor.from_local(
-            share, self.mesh, tensor.placements,
-            run_check=False, shape=tensor.shape, stride=tensor.stride(),
-        )  # fmt: skip
 
 
 def ignore_warning_of_one_process() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from implicit.diagnostics.plots import plot_trajectory
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json
 from tasks.device import choose_device
@@ -129,6 +128,8 @@ class LanguageCommands(CommandLine):
             _export(path, advice["max_steps"], options.export)
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
+            from implicit.diagnostics.plots import plot_trajectory
+
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
             history = Checkpoint.load(path).value("history")

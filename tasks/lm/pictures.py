@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from tasks.reports.curves import Subplot
-from tasks.reports.style import BLUE, ORANGE, save_png
+from tasks.reports.style import BLUE, ORANGE, new_figure, save_png
 
 SUBPLOTS = (
     Subplot("loss (nats per token)", {"loss": "training batch"}),
@@ -21,7 +19,7 @@ SUBPLOTS = (
 
 def plot_budgets(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """Loss, and on a second axis the residual, against the budget of solver steps."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(6, 4)
     left = figure.subplots()
     steps = [row["max_steps"] for row in rows]
     left.plot(steps, [row["loss"] for row in rows], "o-", color=BLUE)

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
 from tasks.puzzles.pictures import RED, Frame, GridPicture, caption
-from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, save
+from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, new_figure, save
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
@@ -63,7 +62,7 @@ def draw_maze(
             raise ValueError(
                 f"`{name}` must have the cells of one square, {side * side}, got {len(grid)}."
             )
-    figure = Figure(figsize=(5, 5.2 + 0.3 * bool(title)), layout="constrained")
+    figure = new_figure(5, 5.2 + 0.3 * bool(title))
     axes = figure.subplots()
     axes.axis("off")
     _draw_cells(axes, question, answer, [1.0] * len(answer), truth, letter_size=250 / side)

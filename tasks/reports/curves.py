@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from tasks.reports.style import BLUE, GREEN, ORANGE, save_png
+from tasks.reports.style import BLUE, GREEN, ORANGE, new_figure, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def plot_learning(
     Raises:
         OSError: The file cannot be written.
     """
-    figure = Figure(figsize=(7, 2.5 * len(subplots)), layout="constrained")
+    figure = new_figure(7, 2.5 * len(subplots))
     every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
     for axes, subplot in zip(every[:, 0], subplots, strict=True):
         for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
@@ -99,7 +100,7 @@ def plot_steps(
             "`steps`, `exact` and `residual` must have the same length: got "
             f"{len(steps)}, {len(exact)} and {len(residual)}."
         )
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     left = figure.subplots()
     right = left.twinx()
     left.plot(steps, [100 * share for share in exact], "o-", color=BLUE)
@@ -144,7 +145,7 @@ def plot_curves(
         ValueError: A curve is not as long as `x`.
         OSError: The file cannot be written.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
     for (name, values), color in zip(shares.items(), colors, strict=False):
@@ -165,7 +166,7 @@ def plot_curves(
 
 
 def _curve(
-    axes: Axes,
+    axes: "Axes",
     history: Sequence[dict[str, float]],
     key: str,
     label: str,
@@ -184,14 +185,14 @@ def _curve(
     axes.plot(minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5)
 
 
-def _log_scale(axes: Axes) -> None:
+def _log_scale(axes: "Axes") -> None:
     """Make the y axis logarithmic, unless no value is above 0, as after an exact solve."""
     values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
     if any(y > 0 for y in values):
         axes.set_yscale("log")
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: "Axes") -> None:
     axes.grid(color="0.9", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines["top"].set_visible(False)

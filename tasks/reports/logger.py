@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch.utils.tensorboard.writer import SummaryWriter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
 
 # Without a terminal, a line this often (seconds) instead of a live bar.
 LINE_EVERY = 15.0
@@ -31,6 +34,8 @@ class Reporter:
     """
 
     def __init__(self, folder: Path, history: Sequence[Mapping[str, float]] = ()):
+        from torch.utils.tensorboard.writer import SummaryWriter  # slow to load
+
         self.console = Console()
         self.log = (folder / "log.jsonl").open("w")
         self.log.writelines(json.dumps(dict(row)) + "\n" for row in history)
@@ -108,7 +113,7 @@ class Reporter:
                 stacklevel=4,
             )
 
-    def _on_board(self, use: Callable[[SummaryWriter], None]) -> None:
+    def _on_board(self, use: Callable[["SummaryWriter"], None]) -> None:
         """Use TensorBoard's writer, and give it up after a failed write: it does not recover."""
         if self.board is None:
             return
@@ -123,7 +128,7 @@ class Reporter:
             )
 
 
-def _add(board: SummaryWriter, values: Mapping[str, float], step: int) -> None:
+def _add(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None:
     for name, value in values.items():
         board.add_scalar(f"train/{name}", value, step)
 

@@ -31,7 +31,7 @@ from tasks.checkpoints.checkpoint import (
     restore_random,
 )
 from tasks.checkpoints.file import refusing
-from tasks.checkpoints.manager import MANAGERS
+from tasks.checkpoints.manager import CheckpointManager
 from tasks.device import has_fast_bfloat16
 from tasks.distributed import (
     Group,
@@ -109,7 +109,8 @@ class Trainer:
         self.samples: ActiveSamples | None = None
         self.monitor = ConvergenceMonitor(self.model, self.config)
         keep = self.config.train.keep_last
-        self.manager = MANAGERS[self.config.train.checkpoints](self.folder, self.group, keep)
+        kind = _manager_class(self.config.train.checkpoints)
+        self.manager = kind(self.folder, self.group, keep)
         self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
 
@@ -391,3 +392,11 @@ class Trainer:
 
 def _test_metrics(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}
+
+
+def _manager_class(form: str) -> type[CheckpointManager]:
+    if form == "file":
+        return CheckpointManager
+    from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
+
+    return ShardedCheckpointManager

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import ShardedCheckpointManager
+from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.hub import PretrainedLM

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import MANAGERS, load_newest, sweep
+from tasks.checkpoints.manager import CheckpointManager, load_newest, sweep
+from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 
 # A process in which torch is loaded and runs no threads, so that it can be forked.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tasks.checkpoints.manager"])
+CONTEXT.set_forkserver_preload(["pytest", "tasks.checkpoints.sharded_manager"])
+MANAGERS = {"file": CheckpointManager, "sharded": ShardedCheckpointManager}
 OPERATIONS = ("mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "open")
 
 

@@ -21,9 +21,9 @@ from tasks.checkpoints.manager import (
     REFUSED,
     CheckpointManager,
     NotSaved,
-    ShardedCheckpointManager,
     load_newest,
 )
+from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.commands import Commands

@@ -20,8 +20,9 @@ from torch.distributed import checkpoint as dcp
 from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import CheckpointError
-from tasks.checkpoints.manager import FOLDER, NotSaved, ShardedCheckpointManager, load_newest
+from tasks.checkpoints.manager import FOLDER, NotSaved, load_newest
 from tasks.checkpoints.sharded import MANIFEST
+from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.task import Batches
