@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# A script, with modules of its own.
+collect_ignore = ["faults"]
+
 # `make test` tries a few examples of each property, `--hypothesis-profile thorough` many.
 settings.register_profile("few", max_examples=6, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)

@@ -13,7 +13,7 @@ import solvers
 from solvers import FixedPointSolver, Result, Solution
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
-from solvers.status import RUNNING, SampleStatus, _sizes
+from solvers.status import RUNNING, SampleStatus
 from solvers.testing.problems import residual
 
 D = torch.float64
@@ -244,8 +244,9 @@ def test_who_may_influence_whom() -> None:
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf])
 def test_a_right_hand_side_out_of_range_is_left_out_of_the_size_of_the_others(lost: float) -> None:
     rhs = torch.tensor([[3.0, 4.0], [0.0, 0.0], [lost, 0.0]])
-    assert _sizes(rhs, independent=True)[:2].tolist() == [5, 0]
-    found = _sizes(rhs, independent=False)
+    packing = StatePacking(rhs, 1)
+    assert Coupling(packing, independent=True).sizes(rhs)[:2].tolist() == [5, 0]
+    found = Coupling(packing, independent=False).sizes(rhs)
     assert torch.allclose(found[:2], torch.tensor([5.0, 5 / 3**0.5]))
 
 
@@ -269,7 +270,7 @@ def test_a_trial_point_does_not_count_as_the_largest_residual(other: float) -> N
         status = SampleStatus(y, StatePacking(y, 1), solver=solvers.Picard(), independent=True)
         status.update(y, y + 1, 0)
         status.update(y + 1, y + 1 + torch.tensor([[2.0], [other]]), 1, trial)
-        assert status.peak.tolist() == peak
+        assert status.past.peak.tolist() == peak
 
 
 def same(a: Solution, b: Solution) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from models import Block
 from tasks.device import choose_device, compile_blocks, has_fast_bfloat16
-from tasks.puzzles.experiment import run_experiment
+from tasks.experiments.run import run
+from tasks.puzzles.experiment import GridExperiment
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 
@@ -56,7 +57,7 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
         config = TINY.changed(steps=5, compile=compiled)
         folder = tmp_path / str(compiled)
         folder.mkdir()
-        run_experiment(SudokuTask(), "tiny", config, folder)
+        run(GridExperiment(SudokuTask()), "tiny", config, folder)
         weights.append(load_file(folder / "model.safetensors"))
     for name, plain in weights[0].items():
         assert torch.allclose(plain, weights[1][name], rtol=1e-3, atol=1e-5), name
