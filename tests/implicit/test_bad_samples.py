@@ -64,7 +64,14 @@ def of_a_tree(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
     return solved(f, y0, {"x": x}, torch.arange(len(x)) % 4 * 0, mode=mode)
 
 
-MAPS = [of_args, of_a_start, of_a_logarithm, of_a_tree]
+def of_a_finite_start(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
+    """`f` is not defined at a start that is finite, whatever the arguments."""
+    y0 = torch.ones_like(x).where(x.isfinite().all(1, keepdim=True), -1.0)
+    f = lambda y, x: 2 + torch.tanh(torch.log(y) @ weight + x)  # noqa: E731
+    return solved(f, y0, x.nan_to_num(0.0, 0.0, 0.0), mode=mode)
+
+
+MAPS = [of_args, of_a_start, of_a_logarithm, of_a_finite_start, of_a_tree]
 
 
 def gradients(map_: Callable[..., implicit.Solution], x: Tensor, mode: str) -> list[Tensor]:

@@ -152,6 +152,13 @@ def test_solve_error_carries_the_solution(mode: str) -> None:
     assert "Raise `max_steps`" in str(caught.value)
 
 
+def test_advice_for_coupled_samples_is_left_out_where_args_say_that_they_are_not() -> None:
+    for args, coupled in (((), True), ((start(),), False)):
+        with pytest.raises(SolveError) as caught:
+            fixed_point(lambda y, *args: 0.9 * y + 1, start(), *args, max_steps=0)
+        assert ("batch_dims=0" in "".join(getattr(caught.value, "__notes__", ()))) == coupled
+
+
 @MODES
 @pytest.mark.parametrize("max_steps", [0, 1, 2])
 def test_budget_of_a_few_steps_gives_the_iterate_of_that_many(mode: str, max_steps: int) -> None:

@@ -97,6 +97,15 @@ def test_a_wrong_scale_is_refused(scale: Any, error: type[Exception], message: s
         solvers.solve(lambda y: y, {"a": torch.zeros(2, 3)}, scale=scale)
 
 
+def test_a_scale_broadcasts_to_one_sample() -> None:
+    y0 = torch.zeros(5, 3, 4)
+    for shape in ((), (1,), (4,), (3, 1), (1, 4), (3, 4)):
+        assert solvers.solve(lambda y: 0.5 * y + 1, y0, scale=torch.ones(shape)).converged.all()
+    for shape in ((2,), (3,), (2, 4), (3, 2), (1, 3, 4)):
+        with pytest.raises(ValueError, match=r"broadcasts to one sample, of shape \(3, 4\)"):
+            solvers.solve(lambda y: 0.5 * y + 1, y0, scale=torch.ones(shape))
+
+
 @pytest.mark.parametrize("mode", implicit.backward_modes())
 def test_auxiliary_outputs_are_those_of_the_value_and_carry_gradients(mode: str) -> None:
     x = draw(1, 3, 4).requires_grad_()
@@ -122,6 +131,7 @@ def test_auxiliary_outputs_are_those_of_the_value_and_carry_gradients(mode: str)
     del calls[:]
     counted = solvers.solve(f, torch.zeros(3, 4, dtype=D), x.detach(), has_aux=True)
     assert counted.num_evals == len(calls)
+    assert counted.rows_evaluated == sum(len(y) for y in calls)
 
 
 def test_auxiliary_outputs_of_layers_and_transforms() -> None:

@@ -154,6 +154,24 @@ def test_functional_call_of_a_model_that_hides_its_cell(way: str, call: str) -> 
     right_or_refused(lambda: CALLS[call](model, p), true, "`f` read")
 
 
+def test_all_hidden_modules_that_the_map_calls_are_found() -> None:
+    """Two that are reached by a global name only, when a pullback runs `f` again."""
+
+    def both(y: Tensor, x: Tensor) -> Tensor:
+        return from_global(y, x) + 0.1 * REGISTRY["before"](y)
+
+    def hidden(outer: Any, x: Tensor) -> Tensor:
+        REGISTRY.update(cell=outer.cell, before=outer.before)
+        return run_tight(both, torch.zeros_like(x), x)
+
+    def shown(outer: Any, x: Tensor) -> Tensor:
+        return iterate(lambda y: outer.cell(y, x) + 0.1 * outer.before(y), torch.zeros_like(x))
+
+    model, plain = Outer(hidden), Outer(shown)
+    p = {name: value.detach() for name, value in model.named_parameters()}
+    agree(CALLS["later pullback"](model, p), CALLS["later pullback"](plain, p), 1e-7)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_functional_call_inside_the_map(call: str) -> None:
     """An ensemble of cells, with no outer model at all."""

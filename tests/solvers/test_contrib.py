@@ -82,11 +82,24 @@ def test_gradient_equals_the_dense_one(name: str, batch_dims: int, with_args: bo
 def test_what_it_cannot_heed_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_step'"):
         solvers.get_solver(name).iterate(f, 0 * X, (X,), max_steps=5, max_step=5)
-    for option in ("histroy", "maxiter" if "scipy" in name else "max_iter"):
+    for option in ("histroy", "kw", "kwargs", "maxiter" if "scipy" in name else "max_iter"):
         with pytest.raises(ValueError, match=rf"Unknown option of .* '{option}'\. Options: "):
             solvers.get_solver(name, options={option: 1})
     with pytest.raises(ValueError, match="a token would see those behind it"):
         solvers.solve(f, 0 * X, X, solver=name, batch_dims=2)
+
+
+@EACH
+def test_with_args_each_sample_has_calls_of_its_own_and_a_watch_sees_both_ends(name: str) -> None:
+    seen = []
+    solver = solvers.get_solver(name, rtol=1e-8)
+    s = solver.iterate(f, 0 * X, (X,), max_steps=100, watch=lambda *given: seen.append(given[2:]))
+    assert s.converged.all()
+    assert s.rows_evaluated < 2 * s.num_evals
+    (start, _), (end, value) = seen
+    assert torch.equal(start, 0 * X)
+    assert torch.equal(end, s.value)
+    assert torch.equal(value, f(end))
 
 
 def test_an_option_reaches_the_peer() -> None:

@@ -256,6 +256,12 @@ def test_closed_over_samples_under_compaction_are_explained() -> None:
     assert solvers.solve(f, Y0, rate, solver="picard", max_steps=500, compact=False).converged.all()
 
 
+def test_a_map_that_autograd_cannot_record_is_given_another_solver() -> None:
+    with pytest.raises(RuntimeError, match="requires grad") as caught:
+        solvers.solve(lambda y: torch.from_numpy(0.5 * y.numpy()), Y0 + 1, solver="newton_krylov")
+    assert "a solver that does without, such as 'anderson'" in "".join(caught.value.__notes__)
+
+
 def test_error_in_f_is_not_swallowed() -> None:
     def f(y: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")

@@ -176,6 +176,10 @@ def test_misuse_is_refused() -> None:
 def test_whole_solves_cannot_be_stepped(name: str) -> None:
     with pytest.raises(ValueError, match=r"makes whole solves, not steps of one.* Call `solve`"):
         started(solver=name)
+    solver = solvers.get_solver(name)
+    for call in (lambda: solver.init(X), lambda: solver.step(X, X, None)):
+        with pytest.raises(NotImplementedError, match="runs as a whole: call `iterate`"):
+            call()
 
 
 def test_a_solver_that_calls_the_map_needs_it() -> None:

@@ -75,6 +75,14 @@ def test_a_start_within_tolerance_has_converged() -> None:
     assert s.num_steps.max() <= 3
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_residual_within_the_absolute_tolerance_need_not_have_fallen_far(rows: int) -> None:
+    y0 = torch.ones(rows, 3, dtype=D)
+    s = solvers.solve(lambda y: 0.5 * y, y0, solver=solvers.Picard(rtol=0.0, atol=0.2))
+    assert s.num_steps.tolist() == [2] * rows
+    assert torch.equal(s.value, 0.25 * y0)
+
+
 def test_a_sample_whose_norm_overflows_is_not_called_converged() -> None:
     """The norm of f(y) overflows although no entry does."""
     y0 = torch.full((1, 64), 1e38)
@@ -119,6 +127,8 @@ def test_growth_at_the_end_of_the_budget_is_divergence() -> None:
     rate = torch.tensor([[3.0], [0.99]], dtype=D)
     s = solvers.solve(lambda y, a: a * y + 1, y0, rate, solver="picard", max_steps=30, throw=False)
     assert s.result.tolist() == [Result.diverged, Result.max_steps]
+    one = solvers.solve(lambda y: 3 * y + 1, y0[:1], solver="picard", max_steps=30, throw=False)
+    assert one.result.item() == Result.diverged
 
 
 def test_growth_that_lasts_is_divergence() -> None:
@@ -239,6 +249,27 @@ def test_who_may_influence_whom() -> None:
     assert batch.at_rest(quiet[:3]).tolist() == [False] * 3
     assert causal.at_rest(quiet).tolist() == [True, True, False, True, False, False]
     assert mixed.at_rest(quiet).tolist() == [True, False, False] * 2
+
+
+def test_a_coupled_sample_is_given_up_with_those_that_may_influence_it() -> None:
+    """And a step later than they stop, so that it can still profit from their last one."""
+    y, first = torch.zeros(2, 1), torch.tensor([True, False])
+    status = SampleStatus(y, StatePacking(y, 1), solver=solvers.Picard(), independent=False)
+    status.give_up(first)
+    assert status.num_running == 2
+    status.stop(~first, Result.nonfinite)
+    status.give_up(first)
+    assert status.num_running == 1
+    status.give_up(first)
+    assert status.result.tolist() == [Result.stalled, Result.nonfinite]
+
+
+def test_a_residual_that_cannot_be_measured_is_infinite() -> None:
+    y = torch.zeros(3, 1)
+    status = SampleStatus(y, StatePacking(y, 1), solver=solvers.Picard(), independent=False)
+    status.update(y, y + 1, 0)
+    status.measure(torch.tensor([[torch.nan], [torch.inf], [2.0]]))
+    assert status.norm.tolist() == [torch.inf, torch.inf, 2]
 
 
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf])

@@ -274,6 +274,41 @@ def test_a_failing_adjoint_of_a_function_made_anew_warns_once() -> None:
     assert len(caught) == 1
 
 
+def test_failing_adjoints_of_decorated_functions_warn_by_their_own_names() -> None:
+    def decorated(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return functools.wraps(f)(lambda *given: f(*given))
+
+    def halves(y: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * y + x
+
+    def thirds(y: Tensor, x: Tensor) -> Tensor:
+        return y / 3 + x
+
+    x = torch.ones(2, 3, requires_grad=True)
+    for f, name in ((halves, "halves"), (thirds, "thirds")):
+        s = fixed_point(decorated(f), torch.zeros(2, 3), x, backward=Exact(max_steps=0))
+        with pytest.warns(UserWarning, match=f"A residual for `.*{name}`"):
+            s.value.sum().backward()
+
+
+def test_a_warm_start_saves_steps_unless_the_shapes_have_changed() -> None:
+    mode, weight = Exact(warm_start=WarmStart()), 0.2 * draw(4, 4)
+    steps = []
+    for size in (3, 3, 5, 5):
+        x = draw(size, 4, seed=1).requires_grad_()
+        s = fixed_point(
+            lambda y, x: torch.tanh(y @ weight) + x, torch.zeros_like(x), x, backward=mode,
+            solver=TIGHT,
+        )  # fmt: skip
+        s.value.sum().backward()
+        assert s.adjoints[0].converged.all()
+        steps.append(s.adjoints[0].num_steps.max().item())
+    assert steps[0] > 3
+    assert steps[1] <= 1
+    assert steps[2] > 3
+    assert steps[3] <= 1
+
+
 def test_a_failing_adjoint_raises_every_time_it_is_asked_to() -> None:
     layer = FixedPointLayer(Normed(), backward=Exact(max_steps=0, on_failure="raise"))
     for _ in range(2):

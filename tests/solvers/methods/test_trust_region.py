@@ -1,9 +1,11 @@
-"""The step of Newton's method within a trust region, against a search for the best one."""
+"""The step of Newton's method within a trust region."""
 
 import pytest
 import torch
+from torch import Tensor
 
-from solvers.methods.trust_region import Model
+from solvers.derivatives import Linearisation
+from solvers.methods.trust_region import Model, build
 
 D = torch.float64
 
@@ -21,3 +23,24 @@ def test_the_step_is_the_best_within_the_radius(radius: float) -> None:
     assert length.item() <= radius * (1 + 1e-9)
     assert torch.allclose(step.norm(), length)
     assert removed.item() == pytest.approx(best.item(), rel=0.02)
+
+
+def test_the_model_of_a_sample_does_not_depend_on_the_others() -> None:
+    """Not even beside a derivative whose rounding is as large as the whole of its own."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1.0, 1e16], dtype=D)[:, None, None]
+    matrices = sizes * torch.randn(2, 4, 4, generator=generator, dtype=D)
+    g = torch.full((2, 4), 0.5, dtype=D)
+
+    def step(rows: slice) -> Tensor:
+        jacobian = Linearisation(
+            lambda y: torch.bmm(y[:, None], matrices[rows])[:, 0], torch.zeros_like(g[rows])
+        )
+        ones = torch.ones(len(g[rows]), dtype=D)
+        model = build(
+            jacobian, g[rows], wanted=ones.bool(), forcing=1e-9 * ones, radius=1e9 * ones,
+            inner_steps=4,
+        )  # fmt: skip
+        return model.step(1e9 * ones)[0]
+
+    assert torch.allclose(step(slice(2))[:1], step(slice(1)), rtol=1e-9)

@@ -201,6 +201,12 @@ def test_winner_can_be_rebuilt_and_does_what_the_table_says() -> None:
     assert worst <= 1e-6
 
 
+def test_a_winner_without_a_registered_name_has_that_of_its_class() -> None:
+    tuning, _ = played({"mine": {"seconds": (1.0,)}})
+    assert tuning.name == "Actor"
+    assert all(trial.solver.startswith("Actor(") for trial in tuning.table)
+
+
 def test_divergent_candidates_lose_with_their_reason() -> None:
     tuning = tuned(stiff, candidates=["picard", "newton_krylov"], rtol=1e-8)
     assert tuning.name == "newton_krylov"
