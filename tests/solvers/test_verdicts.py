@@ -272,6 +272,16 @@ def test_a_residual_that_cannot_be_measured_is_infinite() -> None:
     assert status.norm.tolist() == [torch.inf, torch.inf, 2]
 
 
+def test_a_linear_equation_is_measured_against_its_right_hand_side() -> None:
+    """And not against f(y), which is a hundred times larger at the solution."""
+    b = torch.ones(2, 3, dtype=D)
+    f, picard = (lambda y: b + 0.99 * y), solvers.Picard(rtol=0.01, atol=0.0)
+    s = picard.iterate(f, torch.zeros_like(b), max_steps=1000, rhs=b)
+    assert s.converged.all()
+    assert (s.residual >= 0.0099).all()
+    assert (s.residual <= 0.01).all()
+
+
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf])
 def test_a_right_hand_side_out_of_range_is_left_out_of_the_size_of_the_others(lost: float) -> None:
     rhs = torch.tensor([[3.0, 4.0], [0.0, 0.0], [lost, 0.0]])
