@@ -7,7 +7,7 @@ import pytest
 import torch
 from parameters import slow
 from torch import Tensor, nn
-from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from transformations import (
     EVERYTHING,
     XS,
@@ -290,23 +290,6 @@ def test_tensor_read_only_away_from_the_start(build: Any, transform: str) -> Non
     apply = EVERYTHING[transform]
     true = apply(build(iterate))
     right_or_refused(lambda: apply(build(run_tight)), true, "`f` read")
-
-
-def test_a_tensor_read_only_in_the_backward_pass_is_refused() -> None:
-    """A transform around the pullback would lose the derivative by it."""
-
-    def pulled_back(w: Tensor) -> Tensor:
-        backward = []
-
-        def f(y: Tensor, x: Tensor) -> Tensor:
-            return (0.5 * w if backward else 0.5) * y + x
-
-        _, pull = vjp(lambda x: run_tight(f, torch.zeros_like(x), x), X)
-        backward.append(True)
-        return pull(X)[0].sum()
-
-    with pytest.raises(RuntimeError, match="it did not read when it was first called"):
-        grad(pulled_back)(torch.ones((), dtype=torch.float64))
 
 
 def test_error_inside_the_map_reaches_the_caller_and_leaves_no_mode_on() -> None:
