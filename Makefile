@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku maze test test-slow test-matrix lint bench docs audit clean
+.PHONY: help sudoku maze test test-slow test-matrix lint bench docs audit mutants clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench    time and memory, side by side"
 	@echo "make docs     build the documentation site"
 	@echo "make audit    known vulnerabilities of the pinned packages; asks PyPI"
+	@echo "make mutants  changes to the code that no test notices, in a sample; takes half an hour"
 	@echo "make clean    remove .venv"
 	@echo "ARGS=... is passed on, as in: make sudoku ARGS='--preset tiny'"
 
@@ -52,6 +53,14 @@ audit:
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+# In an environment of its own as well, which finds the packages of .venv besides.
+mutants: .venv/dev
+	$(PYTHON) -m venv build/mutmut
+	build/mutmut/bin/python -m pip install --quiet --disable-pip-version-check \
+		mutmut==3.8.1 libcst==1.9.0 coverage==7.17.5
+	OMP_NUM_THREADS=1 PYTHONPATH=.:$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+		build/mutmut/bin/python tests/support/mutants.py $(ARGS)
 
 clean:
 	rm -rf .venv

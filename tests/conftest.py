@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 # A script, with modules of its own.
-collect_ignore = ["faults"]
+collect_ignore = ["faults", "support/mutants.py"]
 
 # `make test` tries a few examples of each property, `--hypothesis-profile thorough` many.
 settings.register_profile("few", max_examples=6, deadline=None)
