@@ -32,7 +32,14 @@ OLD = "-old.tmp"
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint that this version can use."""
+    """A file is not a checkpoint that this version can use.
+
+    Args:
+        message: What is wrong. It may quote the file, but reaches no terminal as a command to it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 @contextlib.contextmanager
