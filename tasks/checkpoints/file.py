@@ -139,9 +139,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
     try:
+        with path.open("rb"):  # since safetensors says of one without rights that it is missing
+            pass
         with safe_open(path, framework="pt") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return flat, file.metadata() or {}
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path} may not be read ({error.strerror}). Make it readable, or name another."
+        ) from error
     except (*FAULTS, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({brief(error)}). It may "
