@@ -134,7 +134,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request; once it is whole, the server has the next word."""
+        before = self.cycle
         super().data_received(data)
+        if self.cycle is not before:  # the head is whole, and the body has a time of its own
+            self._all.waiting.pop(self, None)
         self._all.update(self)
 
     def on_response_complete(self) -> None:
