@@ -24,6 +24,8 @@ def row_norms(rows: Flat) -> PerSample:
 
 def scaled_norms(rows: Flat) -> PerSample:
     """As `row_norms`, but every row is divided by its largest entry before squaring."""
+    if rows.shape[1] == 0:
+        return rows.new_zeros(len(rows))
     largest = torch.linalg.vector_norm(rows, math.inf, dim=1)
     unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
     return torch.linalg.vector_norm(rows / unit[:, None], dim=1) * unit

@@ -13,7 +13,7 @@ import solvers
 from solvers import FixedPointSolver, Result, Solution
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
-from solvers.status import RUNNING, _sizes
+from solvers.status import RUNNING
 from solvers.testing.problems import residual
 
 D = torch.float64
@@ -73,6 +73,13 @@ def test_a_start_within_tolerance_has_converged() -> None:
     s = solvers.solve(lambda y: 0.5 * y + 1, y0 * (1 + 3e-5), solver="picard")
     assert s.converged.all()
     assert s.num_steps.max() <= 3
+
+
+@EACH
+def test_a_state_without_entries_has_converged(name: str) -> None:
+    s = solvers.solve(lambda y: y / 2, torch.zeros(3, 0), solver=name)
+    assert s.converged.tolist() == [True] * 3
+    assert s.residual.tolist() == [0.0] * 3
 
 
 def test_a_sample_whose_norm_overflows_is_not_called_converged() -> None:
@@ -236,8 +243,9 @@ def test_who_may_influence_whom() -> None:
 @pytest.mark.parametrize("lost", [torch.nan, torch.inf])
 def test_a_right_hand_side_out_of_range_is_left_out_of_the_size_of_the_others(lost: float) -> None:
     rhs = torch.tensor([[3.0, 4.0], [0.0, 0.0], [lost, 0.0]])
-    assert _sizes(rhs, independent=True)[:2].tolist() == [5, 0]
-    found = _sizes(rhs, independent=False)
+    packing = StatePacking(rhs, 1)
+    assert Coupling(packing, independent=True).sizes(rhs)[:2].tolist() == [5, 0]
+    found = Coupling(packing, independent=False).sizes(rhs)
     assert torch.allclose(found[:2], torch.tensor([5.0, 5 / 3**0.5]))
 
 
