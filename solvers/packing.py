@@ -195,7 +195,7 @@ class StatePacking:
         if not autocast:
             return returned
         cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
-        return pytree.tree_unflatten(cast, spec)
+        return pytree.tree_unflatten(cast, self.spec)
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
