@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
 	@echo "make maze     the same on 15x15 mazes"
-	@echo "make test     run all tests"
+	@echo "make test     run the tests, but for the slow ones"
 	@echo "make test-slow    the slow tests, in half an hour; test-matrix: with other kernels"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"

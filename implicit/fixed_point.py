@@ -13,6 +13,7 @@ from implicit.isolation import Isolation, attach_isolated, isolated
 from implicit.modes.unrolled import Unrolled
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
+from solvers.checks import check_callable, check_flag
 from solvers.compiler import opaque
 from solvers.counted_map import CheckedMap
 from solvers.has_aux import first_of_pair, with_aux
@@ -73,6 +74,8 @@ def fixed_point(
         >>> round(s.value.item(), 3), round(x.grad.item(), 3)
         (0.739, 0.442)
     """
+    check_callable("f", f)
+    check_flag("has_aux", has_aux)
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
     paired, f = f, first_of_pair(f) if has_aux else f
     context = SolveContext(

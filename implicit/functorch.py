@@ -201,6 +201,12 @@ class _Problem:
         """The inverse of `merged`."""
         return [leaf.reshape(old.shape) for leaf, old in zip(leaves, like, strict=True)]
 
+    def structured(self, solution: Solution) -> Solution:
+        """Give the value, a list of leaves, the structure of the caller's state."""
+        assert self.context.structure is not None
+        value = pytree.tree_unflatten(solution.value, self.context.structure)
+        return dataclasses.replace(solution, value=value)
+
     def on_merged(self, apply: Callable[[Leaves], Leaves], like: Leaves) -> Callable[..., Any]:
         """Turn a map of leaves into one of merged leaves, as the solvers take it."""
         return lambda y: self.merged(apply(self.split(y, like)))
@@ -252,7 +258,7 @@ class _Solve(torch.autograd.Function):
                 scale=context.scale,
             )
         if problem.throw:
-            raise_if_failed(solution, problem.independent)
+            raise_if_failed(problem.structured(solution), problem.independent)
         problem.counts.append((solution.num_evals, solution.rows_evaluated))
         bad = bad_samples(solution.residual, solution.result)
         problem.some_bad.append(bool(bad.any()))

@@ -1,4 +1,4 @@
-"""Checks. Each raises a ValueError that names what came and what is allowed."""
+"""Checks. Each raises an error that names what came and what is allowed."""
 
 import math
 from typing import Any
@@ -24,6 +24,20 @@ def check_counts(max_steps: int, batch_dims: int) -> None:
     """Raise a ValueError unless `max_steps` and `batch_dims` are integers of at least 0."""
     check_integer("max_steps", max_steps, 0)
     check_integer("batch_dims", batch_dims, 0)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a ValueError unless an option is True or False; a string would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise a TypeError unless an argument can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"`{name}` must be a function of the state and the args: got {type(value).__name__}."
+        )
 
 
 def check_history(history: int) -> None:

@@ -194,7 +194,7 @@ class StatePacking:
         if not autocast:
             return returned
         cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
-        return pytree.tree_unflatten(cast, spec)
+        return pytree.tree_unflatten(cast, self.spec)
 
 
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -213,6 +213,16 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(
                 f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."
+            )
+        if leaf.dtype.itemsize == 1 or leaf.layout != torch.strided or leaf.is_meta:
+            raise TypeError(
+                "`y0` must be dense, of 16 bits or more per number, and hold values: got "
+                f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."
+            )
+        if leaf.device != leaves[0].device:
+            raise ValueError(
+                "All tensors of `y0` must be on one device: got "
+                f"{leaf.device} and {leaves[0].device}."
             )
         if leaf.ndim < batch_dims:
             raise ValueError(

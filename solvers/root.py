@@ -3,6 +3,7 @@
 from typing import Any
 
 from solvers.base import FixedPointSolver
+from solvers.checks import check_callable
 from solvers.compiler import opaque
 from solvers.solution import Solution
 from solvers.solve import solve
@@ -47,6 +48,7 @@ def root(
         >>> s.value.flatten().round(decimals=3).tolist()
         [2.0, 3.0]
     """
+    check_callable("g", g)
 
     def f(y: State, *args: Any) -> State:
         return pytree.tree_map(lambda a, b: a - b, y, g(y, *args))

@@ -10,7 +10,7 @@ import torch
 
 from solvers import compaction
 from solvers.base import FixedPointSolver
-from solvers.checks import check_counts, check_unchanged
+from solvers.checks import check_counts, check_flag, check_unchanged
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
@@ -95,6 +95,9 @@ class Run:
         watch: Watch | None = None,
     ):
         check_counts(max_steps, batch_dims)
+        check_flag("compact", compact)
+        independent = bool(args) if independent is None else independent
+        check_flag("independent", independent)
         self.solver = SOLVERS.resolve(solver)
         _check_steps(self.solver, f)
         packing = StatePacking(y0, batch_dims, scale)
@@ -104,7 +107,6 @@ class Run:
         self.max_steps, self.memory, self.watch = max_steps, memory, watch
         y = packing.pack(y0)
         check_readable(y)
-        independent = bool(args) if independent is None else independent
         self.compact = compact and bool(args) and independent and memory is None
         self.status = SampleStatus(
             y, packing, solver=self.solver, independent=independent, rhs=constant

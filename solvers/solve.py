@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.checks import check_callable, check_flag
 from solvers.compiler import opaque
 from solvers.has_aux import first_of_pair, with_aux
 from solvers.options import options_of
@@ -68,6 +69,8 @@ def solve(
         ValueError: Unknown solver, bad budget, or `f` changed the shape of the state.
         TypeError: `y0` holds integers, or `f` changed dtype or structure.
     """
+    check_callable("f", f)
+    check_flag("has_aux", has_aux)
     chosen = SOLVERS.resolve(solver)
     independent = bool(args) if independent is None else independent
     with no_loop_under_vmap("solvers.solve"):

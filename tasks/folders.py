@@ -172,6 +172,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
     """
     pattern = "*" if name is None else glob.escape(name)
     for left in folder.glob(f".{pattern}.????????.tmp"):
+        if left.is_symlink():  # what it points to is not ours
+            continue
         with contextlib.suppress(FolderInUse, OSError):
             if not (left / LOCK).exists():
                 left.rmdir()  # if it is empty; otherwise it is not ours

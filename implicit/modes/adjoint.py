@@ -176,10 +176,11 @@ def on_leaves(precondition: Preconditioner, context: SolveContext) -> AffineMap:
     def apply(w: list[Tensor]) -> list[Tensor]:
         returned = precondition(pytree.tree_unflatten(w, structure))
         leaves, spec = pytree.tree_flatten(returned)
-        if spec != structure or [x.shape for x in leaves] != [x.shape for x in w]:
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        if spec != structure or shapes != [x.shape for x in w]:
             raise ValueError(
                 "`preconditioner` must return the structure and shapes of the cotangent: got "
-                f"{spec} of {[tuple(x.shape) for x in leaves]}, expected {structure} of "
+                f"{spec} of {[x and tuple(x) for x in shapes]}, expected {structure} of "
                 f"{[tuple(x.shape) for x in w]}."
             )
         return leaves

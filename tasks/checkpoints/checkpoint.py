@@ -1,6 +1,7 @@
 """What a checkpoint holds, and its way into models and optimisers and out of them."""
 
 import copy
+import math
 import reprlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -167,13 +168,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     odd = [
         name
         for name, tensor in tensors.items()
-        if tensor.shape != expected.get(name) or not tensor.is_floating_point()
+        if tensor.shape != expected.get(name)
+        or not tensor.is_floating_point()
+        or (tensor.ndim == 0 and not 0 <= tensor.item() < math.inf)  # a count of steps
     ]
     complete = {f"{name.partition('.')[0]}.{key}" for name in tensors for key in keys}
     if odd := odd or sorted(complete - set(tensors)):
         raise ValueError(
             f"of the state of the optimiser {type(optimizer).__name__}, {_first(odd)} is missing, "
-            "unknown, or of another shape or type"
+            "unknown, of another shape or type, or no count of steps"
         )
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

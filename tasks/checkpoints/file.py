@@ -32,7 +32,14 @@ OLD = "-old.tmp"
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint that this version can use."""
+    """A file is not a checkpoint that this version can use.
+
+    Args:
+        message: What is wrong. It may quote the file, but reaches no terminal as a command to it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 @contextlib.contextmanager
@@ -132,9 +139,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
     try:
+        with path.open("rb"):  # since safetensors says of one without rights that it is missing
+            pass
         with safe_open(path, framework="pt") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return flat, file.metadata() or {}
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path} may not be read ({error.strerror}). Make it readable, or name another."
+        ) from error
     except (*FAULTS, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({brief(error)}). It may "

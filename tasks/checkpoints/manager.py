@@ -126,17 +126,18 @@ def before(newest: Path, age: int) -> Path:
 def load_newest(path: Path) -> Checkpoint:
     """Load the newest checkpoint of a run or, with a warning, the newest one that is intact.
 
-    A damaged checkpoint is renamed, so that the next save does not keep it as the previous one. A
-    folder may also be missing, if a process was killed just before the folder got its name.
+    A damaged checkpoint is renamed, so that the next save does not keep it as the previous one. One
+    without the right to read it is an error: nothing says that it is damaged. A folder may also be
+    missing, if a process was killed just before the folder got its name.
 
     Raises:
         CheckpointError: None is intact, or `path` does not have the name of a newest checkpoint,
-            or it has the weights alone.
+            or it has the weights alone, or may not be read.
     """
     try:
         return _whole(path)
     except CheckpointError as error:
-        if path.name not in (NAME, FOLDER):
+        if path.name not in (NAME, FOLDER) or isinstance(error.__cause__, PermissionError):
             raise
         previous, checkpoint = _newest_intact(path, error)
         refused, moved = path.with_stem(REFUSED), ""

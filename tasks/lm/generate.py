@@ -38,10 +38,20 @@ class Sampling:
             raise ValueError(f"`top_p` must lie in (0, 1], got {self.top_p}.")
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """A token for each row of logits, shape (B, V)."""
+        """A token for each row of logits, shape (B, V).
+
+        Raises:
+            ValueError: The logits are not finite, or not over this temperature.
+        """
+        logits = logits / (self.temperature or 1.0)
+        if not bool(logits.isfinite().all()):
+            raise ValueError(
+                f"No token can be drawn, as the logits over `temperature` = {self.temperature} are "
+                "not finite. Use a `temperature` of 0 or a larger one; if they are not finite "
+                "either, use the weights of another run."
+            )
         if self.temperature == 0:
             return logits.argmax(-1)
-        logits = logits / self.temperature
         ordered, order = logits.sort(-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         drop = before >= (1.0 if self.top_p is None else self.top_p)
@@ -80,7 +90,7 @@ def generate(
         The next token of each prompt, shape (B,).
 
     Raises:
-        ValueError: A prompt is empty.
+        ValueError: A prompt is empty, or the model's logits are not finite.
     """
     if not prompts or not all(prompts):
         raise ValueError("A prompt is empty: give it at least one token, such as the end of text.")

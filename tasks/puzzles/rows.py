@@ -8,14 +8,14 @@ and what it writes loses carriage returns.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
+
+from tasks.folders import draft
 
 Line = tuple[int, str]
 """The number of a line, from 1, and its text with its end."""
@@ -23,7 +23,6 @@ Row = tuple[int, list[str] | str]
 """The number of the line in which a row begins, and its fields, or what is wrong there."""
 
 LONGEST = 2**22  # characters of a row: one of a maze with 2048 x 2048 cells is refused
-STALE = 3600.0  # seconds without a change after which an unfinished file has no writer any more
 
 # The rest of a quoted field, up to its closing quote or the end of the line.
 _INSIDE = re.compile(r'[^"]*+(?:""[^"]*+)*+')
@@ -115,8 +114,7 @@ def _quoted(field: str) -> str:
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file to write, which replaces `path` in one step when it is whole and on the disk.
 
-    An exception leaves what was there. The unfinished file of a process that was killed is
-    deleted by a later call for the same path.
+    See `tasks.folders.draft` for what an exception or a kill leaves.
 
     Args:
         path: The file; its folder is created if need be.
@@ -125,16 +123,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
         OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > STALE:
-                left.unlink()
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ class Reporter:
         self.next_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
+        self.excepthook, threading.excepthook = threading.excepthook, self._end_of_thread
         self._on_screen(self.bar.start)
         return self
 
@@ -69,6 +71,7 @@ class Reporter:
         self._on_screen(self.bar.stop)
         self._write(self.log.close)
         self._on_board(lambda board: board.close())
+        threading.excepthook = self.excepthook
 
     def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
         """Move the bar; without a terminal, print a line now and then."""
@@ -112,6 +115,12 @@ class Reporter:
                 f"{self.log.name} shows how.",
                 stacklevel=4,
             )
+
+    def _end_of_thread(self, args: threading.ExceptHookArgs) -> None:
+        """Print no traceback of TensorBoard's own thread: `_on_board` warns of a failed write."""
+        ours = type(args.thread).__module__.startswith("tensorboard.")
+        if not (ours and isinstance(args.exc_value, OSError)):
+            self.excepthook(args)
 
     def _on_board(self, use: Callable[["SummaryWriter"], None]) -> None:
         """Use TensorBoard's writer, and give it up after a failed write: it does not recover."""

@@ -17,6 +17,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from tasks.serving.middleware import client_of
+
 try:
     import resource
 except ImportError:  # a system without limits of this kind
@@ -106,10 +108,7 @@ class Connections(ServerState):
 class Connection(H11Protocol):
     """The protocol of uvicorn, which tells `Connections` when the client has the next word."""
 
-    @property
-    def address(self) -> str:
-        """The client's, or nothing if it has left already."""
-        return self.client[0] if self.client else ""
+    address = ""  # what stands for the client, see `client_of`; nothing if it has left already
 
     @property
     def waits(self) -> bool:
@@ -125,6 +124,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count a new connection, which may close another one."""
         super().connection_made(transport)
+        if self.client:
+            self.address = client_of(self.client[0])
         self._all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -134,7 +135,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request; once it is whole, the server has the next word."""
+        before = self.cycle
         super().data_received(data)
+        if self.cycle is not before:  # the head is whole, and the body has a time of its own
+            self._all.waiting.pop(self, None)
         self._all.update(self)
 
     def on_response_complete(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import ipaddress
 import math
 import re
 import time
@@ -102,7 +103,7 @@ class LimitsMiddleware:
             return None
         if self.service.draining:
             return _error(503, "The service is about to end. Ask another one.", retry=1)
-        address = (scope.get("client") or ("",))[0]
+        address = client_of((scope.get("client") or ("",))[0])
         wait = self.service.rates.wait(address, time.monotonic())
         if wait:
             sentence = f"Too many requests from your address: wait {wait:.1f} seconds."
@@ -149,6 +150,17 @@ def _error(status: int, sentence: str, retry: int | None = None) -> JSONResponse
     return JSONResponse(
         {"error": sentence}, status, headers | ({"retry-after": str(retry)} if retry else {})
     )
+
+
+def client_of(address: str) -> str:
+    """What stands for a client: its address, or its /64 of IPv6, all of which it may use."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip), 64), strict=False))
 
 
 class Rates:

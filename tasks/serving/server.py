@@ -84,12 +84,15 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections to an address."""
+    """A socket that accepts connections to an address; "::" stands for those of IPv4 as well."""
     if not 0 <= port < 2**16:
         raise ValueError(f"`--port` must lie between 0, which takes any, and 65535: got {port}.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except OSError as error:
         raise ValueError(
             f"Cannot listen on {host!r}, port {port} ({error}). Name an address of this machine "

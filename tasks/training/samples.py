@@ -67,14 +67,18 @@ def check_samples(tensors: dict[str, Tensor], config: Config) -> None:
     for name, shape in shapes.items():
         values = tensors[name]
         if values.shape != shape or values.dtype != torch.int64:
-            raise ValueError(f"`{name}` has the shape {tuple(values.shape)}, expected {shape}")
+            raise ValueError(
+                f"`{name}` is {tuple(values.shape)} of {values.dtype}, expected {shape} of "
+                "torch.int64"
+            )
         if not bool(((values >= 0) & (values < limits[name])).all()):
             raise ValueError(f"`{name}` has a number outside [0, {limits[name]})")
+    kinds = (torch.float32, torch.bfloat16) if config.train.autocast else (torch.float32,)
     for name in set(tensors) - set(shapes):
-        shape, is_float = tuple(tensors[name].shape), tensors[name].is_floating_point()
-        fits = shape[:2] == (rows, length) and shape[-1] == width and is_float
+        shape, kind = tuple(tensors[name].shape), tensors[name].dtype
+        fits = shape[:2] == (rows, length) and shape[-1] == width and kind in kinds
         if not fits or not name.startswith("state"):
             raise ValueError(
-                f"`{name[:100]}` is {shape} of {tensors[name].dtype}, expected ({rows}, {length}, "
-                f"..., {width}) of a floating-point type"
+                f"`{name[:100]}` is {shape} of {kind}, expected ({rows}, {length}, ..., {width}) "
+                f"of {' or '.join(map(str, kinds))}"
             )

@@ -148,10 +148,12 @@ class Trainer:
         self.step, self.seconds = checkpoint.value("step"), checkpoint.value("seconds")
         self.history = checkpoint.value("history")
         self.unlogged = checkpoint.meta.get("unlogged", [])
+        means(self.unlogged)  # as the next row will need
         if tested := [row for row in self.history if _test_metrics(row)]:
             self._is_best(tested[-1])  # reads all of them
         for row in self.history:
-            int(row["step"])
+            if not 0 <= row["step"] < 2**63:
+                raise ValueError(f"a row of the log has the step {row['step']!r:.40}")
             self.monitor.read(row)  # what it warned of before is not said again
         self.task.load_state_dict(checkpoint.meta.get("position"))
         if samples := checkpoint.tensors.get("slots"):

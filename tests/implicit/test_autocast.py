@@ -238,3 +238,24 @@ def test_torch_func_under_autocast() -> None:
     (true,) = torch.autograd.grad(value(x.requires_grad_()), x)
     assert found.dtype == mapped.dtype == torch.float32
     assert relative_error([found.detach(), *mapped.detach()], [true] * 4) < 0.05
+
+
+@pytest.mark.parametrize("mode", [*implicit.backward_modes()])
+def test_a_dict_may_come_back_in_another_order_of_keys(mode: str) -> None:
+    """Under autocast, where the leaves are cast, as without it."""
+    x = torch.linspace(-1, 1, 12).view(3, 4)
+
+    def f(y: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        return {"b": 0.5 * torch.tanh(y["b"]) + weight + 1, "a": 0.1 * weight * y["a"] + x}
+
+    found = []
+    for enabled in (False, True):
+        weight = torch.full((4,), 0.3, requires_grad=True)
+        y0 = {"a": torch.zeros_like(x), "b": torch.zeros_like(x)}
+        solver = "broyden" if mode == "shine" else "anderson"
+        with autocast(enabled):
+            s = implicit.fixed_point(f, y0, x, solver=solver, backward=mode)
+        (grad,) = torch.autograd.grad(s.value["a"].sum() + 3 * s.value["b"].sum(), weight)
+        found.append((s.value["a"], s.value["b"], grad))
+    for plain, cast in zip(*found, strict=True):
+        assert torch.allclose(cast, plain, rtol=1e-4)

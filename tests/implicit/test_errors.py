@@ -140,6 +140,12 @@ def test_start_must_be_floating_point(mode: str) -> None:
 
 
 @MODES
+def test_map_must_be_a_function(mode: str) -> None:
+    with pytest.raises(TypeError, match="`f` must be a function of the state and the args: got "):
+        fixed_point(None, start(), backward=mode)  # type: ignore[arg-type]
+
+
+@MODES
 def test_solve_error_carries_the_solution(mode: str) -> None:
     w = weight()
     with pytest.raises(SolveError, match="2 of 2 samples did not converge in 3 steps") as caught:

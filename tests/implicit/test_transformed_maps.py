@@ -409,4 +409,7 @@ def test_failure_raises_through_every_transform(transform: Any, mode: str) -> No
 
     with pytest.raises(SolveError, match=r"samples did not converge in 3 steps") as caught:
         transform(solve)(XS)
-    assert not caught.value.solution.converged.any()
+    found = caught.value.solution
+    assert not found.converged.any()
+    assert isinstance(found.value, Tensor)  # the structure of y0
+    assert found.value.shape[: found.residual.ndim] == found.residual.shape

@@ -77,6 +77,18 @@ def half(y: Tensor) -> Tensor:
         (lambda: solvers.solve(half, Y0.bool()), TypeError, "got torch.bool. Call `.float()`"),
         (lambda: solvers.solve(half, Y0, batch_dims=3), ValueError, "Pass `batch_dims=0`"),
         (lambda: solvers.solve(half, Y0.long()), TypeError, "must be floating point"),
+        (lambda: solvers.solve(None, Y0), TypeError, "`f` must be a function of the state"),  # type: ignore[arg-type]
+        (lambda: solvers.root("f", Y0), TypeError, "`g` must be a function of the state"),  # type: ignore[arg-type]
+        (
+            lambda: solvers.solve(half, Y0, independent="no"),  # type: ignore[arg-type]
+            ValueError,
+            "`independent` must be True or False, got 'no'.",
+        ),
+        (lambda: solvers.solve(half, Y0, compact="no"), ValueError, "`compact` must be True or"),  # type: ignore[arg-type]
+        (lambda: solvers.solve(half, Y0, has_aux=1), ValueError, "`has_aux` must be True or"),  # type: ignore[arg-type]
+        (lambda: solvers.solve(half, Y0.to(torch.float8_e5m2)), TypeError, "16 bits or more"),
+        (lambda: solvers.solve(half, Y0.to_sparse()), TypeError, "`y0` must be dense"),
+        (lambda: solvers.solve(half, Y0.to("meta")), TypeError, "hold values: got torch.float32"),
         (lambda: solvers.solve(half, {}), TypeError, "`y0` holds no tensor"),
         (lambda: solvers.solve(half, {"a": 1.0}), TypeError, "tensors only: got a float"),
         (

@@ -83,6 +83,13 @@ def test_a_residual_within_the_absolute_tolerance_need_not_have_fallen_far(rows:
     assert torch.equal(s.value, 0.25 * y0)
 
 
+@EACH
+def test_a_state_without_entries_has_converged(name: str) -> None:
+    s = solvers.solve(lambda y: y / 2, torch.zeros(3, 0), solver=name)
+    assert s.converged.tolist() == [True] * 3
+    assert s.residual.tolist() == [0.0] * 3
+
+
 def test_a_sample_whose_norm_overflows_is_not_called_converged() -> None:
     """The norm of f(y) overflows although no entry does."""
     y0 = torch.full((1, 64), 1e38)

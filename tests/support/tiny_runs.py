@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from tasks import cli
+from tasks.checkpoints import file as checkpoint
 from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.manager import NAME
 from tasks.experiments.run import train
 from tasks.puzzles.experiment import GridExperiment
 from tasks.sudoku.__main__ import main
@@ -25,7 +27,14 @@ from tasks.training.trainer import Trainer
 
 # Forked from a process that has torch loaded already.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tiny_runs", "torch.utils.tensorboard.writer"])
+CONTEXT.set_forkserver_preload(
+    [
+        "tiny_runs",
+        "tasks.sudoku.__main__",
+        "tasks.training.trainer",
+        "torch.utils.tensorboard.writer",
+    ]
+)
 OPTIONS = (
     "--preset", "tiny", "--train-puzzles", "32", "--test-puzzles", "8", "--width", "8",
     "--save-every", "1e-9", "--batch-size", "4", "--train-max-steps", "1", "--recorded-steps", "1",
@@ -111,6 +120,34 @@ def _at_a_save(act: Callable[[], object]) -> None:
         save(self, *given, **named)
 
     Trainer.save = counting  # type: ignore[method-assign]
+
+
+def _death(folder: Path, moment: str) -> None:
+    """Die at a chosen place of a save."""
+    module, name = {
+        "safetensors is writing": (checkpoint, "save_file"),
+        "half of the file is written": (checkpoint, "save_file"),
+        "the old file is not kept yet": (checkpoint, "hardlink"),
+        "the new file has no name yet": (os, "replace"),
+    }[moment]
+    real = getattr(module, name)
+
+    def replacement(*given: Any) -> None:
+        if name == "replace" and Path(given[1]).name != NAME:
+            real(*given)
+            return
+        if moment == "safetensors is writing":
+            # The system kills a process whose file grows beyond this, in the middle of a write.
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            half = (folder / "run" / NAME).stat().st_size // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+        if name == "save_file":
+            real(*given)
+            os.truncate(given[1], os.stat(given[1]).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(module, name, replacement)
 
 
 def _kill_at_event(folder: Path, number: int) -> None:

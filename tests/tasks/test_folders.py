@@ -126,6 +126,17 @@ with draft(Path(sys.argv[1])) as temporary:
     assert set(tmp_path.iterdir()) == {foreign, path}
 
 
+def test_a_link_that_looks_like_a_draft_is_not_followed(tmp_path: Path) -> None:
+    run, here = tmp_path / "run", tmp_path / "here"
+    for folder in (run, here):
+        folder.mkdir()
+    (run / "precious").touch()
+    FolderLock(run).release()
+    (here / ".a.12345678.tmp").symlink_to(run)
+    sweep(here)
+    assert (run / "precious").exists()
+
+
 def test_without_locks_nothing_is_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,8 @@ def test_a_preconditioner_is_checked() -> None:
         Exact(preconditioner=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must return the structure and shapes of the cotangent"):
         badly_scaled(Exact(solver="gmres", preconditioner=lambda u: u[0]))
+    with pytest.raises(ValueError, match="must return the structure and shapes of the cotangent"):
+        badly_scaled(Exact(solver="gmres", preconditioner=lambda u: (None,)))
 
 
 def failing(layer: Callable[..., Any], x: Tensor) -> None:

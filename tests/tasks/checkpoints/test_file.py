@@ -72,6 +72,13 @@ def test_weights_that_do_not_fit() -> None:
         load_weights(torch.nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, Path("here"))
 
 
+def test_a_message_is_no_command_to_a_terminal() -> None:
+    module = torch.nn.Linear(2, 3)
+    weights = {**module.state_dict(), "\x1b[2Jevil\ud800\n": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"not of this model: \\x1b\[2Jevil\\ud800\\n\."):
+        load_weights(module, weights, None)
+
+
 def test_optimizer_goes_on_as_if_never_stopped() -> None:
     def make() -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
         torch.manual_seed(0)

@@ -55,6 +55,26 @@ def make(folder: Path, config: SudokuConfig = CONFIG) -> Trainer:
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
 
 
+def test_what_may_not_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = CheckpointManager(tmp_path, Group())
+    for step in (1, 2):
+        manager.save(state(step))
+    real = Path.open
+
+    def refuse(path: Path, *given: str) -> object:
+        if path == manager.newest:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *given)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"may not be read \(Permission denied\). Make it"):
+        load_newest(manager.newest)
+    monkeypatch.undo()
+    assert load_newest(manager.newest).meta["step"] == 2
+
+
 def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, Group())
     for step, best in ((1, False), (2, True), (3, False), (4, False)):

@@ -1,6 +1,7 @@
 """Sampling, and text that does not depend on how it is computed."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -67,6 +68,21 @@ def test_seeds() -> None:
 
     assert text(0) == text(0)
     assert text(0) != text(1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_model_that_diverged_draws_no_token(temperature: float) -> None:
+    net = model()
+    for weight in net.parameters():
+        weight.data.fill_(math.nan)
+    sampling = Sampling(temperature=temperature)
+    with pytest.raises(ValueError, match=r"not finite.*the weights of another run"):
+        next(generate(net, [[5]], tokens=1, context=8, sampling=sampling))
+
+
+def test_a_temperature_may_be_too_small_to_draw() -> None:
+    with pytest.raises(ValueError, match="`temperature` = 1e-300 are not finite"):
+        next(generate(model(), [[5]], tokens=1, context=8, sampling=Sampling(temperature=1e-300)))
 
 
 def test_empty_prompt() -> None:

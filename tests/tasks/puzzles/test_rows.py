@@ -2,8 +2,8 @@
 
 import csv
 import io
-import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.puzzles import rows as rows_module
-from tasks.puzzles.rows import csv_rows, numbered_lines, replacing, write_csv
+from tasks.puzzles.rows import csv_rows, numbered_lines, write_csv
 
 fields = st.text(st.sampled_from('ab",\n\r \u2028\x85'), max_size=8)
 tables = st.lists(st.lists(fields, min_size=2, max_size=4), max_size=6)
@@ -74,11 +74,15 @@ def test_a_line_that_is_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
     assert [number for number, _ in read('"ab\ncd\nef\ngh\n')] == [1, 2, 3, 4]
 
 
-def test_leftovers_of_dead_processes_are_deleted(tmp_path: Path) -> None:
-    old, new = tmp_path / ".a[1].csv.1.tmp", tmp_path / ".a[1].csv.2.tmp"
-    for left in (old, new):
-        left.touch()
-    os.utime(old, (0, 0))
-    with replacing(tmp_path / "a[1].csv") as file:
-        file.write("whole")
-    assert sorted(tmp_path.iterdir()) == [new, tmp_path / "a[1].csv"]
+def test_a_file_that_is_not_finished_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a[1].csv"
+    write_csv(path, [["old"]])
+
+    def rows() -> Iterator[list[str]]:
+        yield ["half"]
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_csv(path, rows())
+    assert path.read_text() == "old\n"
+    assert list(path.parent.iterdir()) == [path]

@@ -3,10 +3,13 @@
 import errno
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tasks.reports.logger import Reporter
 
@@ -42,3 +45,33 @@ def test_a_terminal_that_is_closed_does_not_end_training(tmp_path: Path) -> None
     reporter.bar.disable = False
     with pytest.warns(UserWarning, match="Nobody can read the output any more"), reporter:
         reporter.show(ROW, 0.5, 1.0)
+
+
+def write_until_it_is_noticed(reporter: Reporter) -> None:
+    while reporter.board is not None:
+        reporter.record(ROW)
+        time.sleep(0.01)
+
+
+def test_a_failed_write_of_tensorboard_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread, which dies of it, prints nothing; those of others still do."""
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    before = threading.excepthook
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    reporter = Reporter(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", fail)
+    with reporter:
+        with pytest.warns(UserWarning, match=r"cannot be written \(no space\)"):
+            write_until_it_is_noticed(reporter)
+        assert not printed
+        other = threading.Thread(target=fail)
+        other.start()
+        other.join()
+    assert [args.thread for args in printed] == [other]
+    assert threading.excepthook == before

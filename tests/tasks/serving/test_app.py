@@ -26,7 +26,7 @@ from tasks.puzzles.evaluate import predict
 from tasks.puzzles.task import GridTask
 from tasks.serving.app import PAGE, Service, create_app
 from tasks.serving.engine import Engine
-from tasks.serving.middleware import BODY_SECONDS, MAX_BODY, Rates, _body
+from tasks.serving.middleware import BODY_SECONDS, MAX_BODY, Rates, _body, client_of
 from tasks.serving.server import allowed_hosts
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
@@ -253,6 +253,20 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     reply = asyncio.run(_body(never))
     assert not isinstance(reply, bytes)
     assert reply.status_code == 408
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_a_client_is_its_address_or_its_network_of_ipv6(address: str, client: str) -> None:
+    assert client_of(address) == client
 
 
 def test_each_address_has_a_rate() -> None:

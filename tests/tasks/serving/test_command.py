@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
+from tasks.serving.server import listen
 from tasks.sudoku.__main__ import main
 
 EASY = "1234341221.343.1"
@@ -55,6 +57,14 @@ def test_sigterm_answers_what_runs_and_refuses_what_comes(
     assert set(statuses) <= {200, 503}  # 503: it came after the signal
     assert statuses.count(200) > 1
     assert started.wait(timeout=30) == 0
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_every_address_is_every_address() -> None:
+    """Of IPv4 too, as the page says of `--host ::`."""
+    with listen("::", 0) as listener:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, listener.getsockname()[1]), timeout=10).close()
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,17 @@ def test_clients_that_do_not_ask_are_closed_in_time(running: Running) -> None:
     assert running.get() == 200
 
 
+def test_a_body_has_time_of_its_own(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its head took is not counted against it."""
+    monkeypatch.setattr(connections, "WAIT_SECONDS", 60)
+    waiting = running.server.server_state.waiting
+    slow = running.connect(b"POST /solve HTTP/1.1\r\nHost: localhost\r\n")
+    wait_for(lambda: len(waiting) == 1)
+    began = max(waiting.values())
+    slow.sendall(b"Content-Length: 9\r\n\r\n")
+    wait_for(lambda: max(waiting.values(), default=began) > began)
+
+
 def test_a_client_that_does_not_read_is_closed_in_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

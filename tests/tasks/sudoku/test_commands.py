@@ -27,14 +27,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short trained run, shared by the tests that only use it."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    code = main(["train", *TINY, "--steps", "160", "--out", str(folder)])
+    code = main(["train", *TINY, "--steps", "100", "--out", str(folder)])
     assert code == 0
     return folder
 
 
 def test_training_learns_and_leaves_everything(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
-    assert result["config"]["train"]["steps"] == result["train_steps"] == 160
+    assert result["config"]["train"]["steps"] == result["train_steps"] == 100
     # A random filling of the blanks would be right about once in 4^10.
     assert result["eval"]["exact_accuracy"] > 0.5
     assert result["eval"]["median_residual"] < 1e-3

@@ -1,116 +1,43 @@
 """Killed without warning at any moment, a run goes on from what it saved, to the same numbers."""
 
-import contextlib
-import json
-import multiprocessing
-import os
-import resource
 import signal
 import time
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
-import torch
+import tiny_runs
+from tiny_runs import Disturbance, new, resumed
 
-from tasks.checkpoints import file as checkpoint
-from tasks.checkpoints import manager as manager
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import NAME, load_newest
-from tasks.puzzles.task import Batches
-from tasks.sudoku.board import Board
-from tasks.sudoku.config import SudokuConfig
-from tasks.sudoku.generate import generate
-from tasks.sudoku.task import SudokuTask
-from tasks.training.trainer import Trainer
-
-# Forked from a process that has torch loaded already: 50 starts take no 50 imports.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "tasks.training.trainer", "tasks.sudoku.task"])
+from tasks.checkpoints.manager import NAME
 
 
-def make(folder: Path, steps: int) -> Trainer:
+def arguments(folder: Path, steps: int) -> tuple[str, ...]:
+    """Those of a run that begins, or goes on from its checkpoint."""
+    return resumed(folder) if newest(folder).is_file() else new(folder, steps, "--refill")
+
+
+def run(folder: Path, steps: int, disturbance: Disturbance | None = None) -> int:
     folder.mkdir(exist_ok=True)
-    config = SudokuConfig.of(
-        side=4, min_clues=6, max_clues=8, steps=steps, width=8, batch_size=4, refill=True,
-        save_every=1e-9,
-    )  # fmt: skip
-    puzzles, task = generate(16, Board.of(4), clues=(6, 8), seed=3), SudokuTask()
-    held_out = task.encode(puzzles[:4], config)
-    batches = Batches(task.sampler(puzzles, config), len(puzzles), held_out, max_steps=4)
-    torch.manual_seed(0)
-    return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
+    return tiny_runs.run(folder, arguments(folder, steps), disturbance)[0]
 
 
-def work(folder: Path, steps: int, death: str = "") -> None:
-    """One process: train, or go on, saving after every step."""
-    torch.set_num_threads(1)
-    trainer = make(folder, steps)
-    if death:
-        die(trainer, death)
-    if trainer.path.is_file():
-        trainer.restore(load_newest(trainer.path))
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        trainer.run()
-
-
-def die(trainer: Trainer, death: str) -> None:
-    """Let the third save end in this process's death, at a chosen place."""
-    module, name = {
-        "safetensors is writing": (checkpoint, "save_file"),
-        "half of the file is written": (checkpoint, "save_file"),
-        "the old file is not kept yet": (checkpoint, "hardlink"),
-        "the new file has no name yet": (os, "replace"),
-    }[death]
-    real = getattr(module, name)
-
-    def replacement(*args: Any) -> None:
-        new_name = name != "replace" or Path(args[1]).name == NAME
-        if trainer.step < 3 or not new_name:
-            real(*args)
-            return
-        if death == "safetensors is writing":
-            # The system kills a process whose file grows beyond this, in the middle of a write.
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            half = trainer.path.stat().st_size // 2
-            resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
-        if name == "save_file":
-            real(*args)
-            os.truncate(args[1], os.stat(args[1]).st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(module, name, replacement)
-
-
-def losses(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if name != "minutes"} for row in rows]
+def newest(folder: Path) -> Path:
+    return folder / "run" / NAME
 
 
 def names(folder: Path) -> set[str]:
-    """All that lies in a folder, hidden files included."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """All that lies in the folder of the run, hidden files included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("run/**/*") if path.is_file()}
 
 
 def assert_same_end(folder: Path, whole: Path) -> None:
-    kept, expected_names = (
+    kept, expected = (
         {name for name in names(each) if "tensorboard" not in name} for each in (folder, whole)
     )
-    assert kept == expected_names
-    assert losses(folder) == losses(whole)
-    ended, expected = Checkpoint.load(folder / NAME), Checkpoint.load(whole / NAME)
-    for group, tensors in expected.tensors.items():
-        for name, tensor in tensors.items():
-            assert torch.equal(ended.tensors[group][name], tensor), (group, name)
-
-
-def run(*args: Any) -> int | None:
-    process = CONTEXT.Process(target=work, args=args)
-    process.start()
-    process.join()
-    return process.exitcode
+    assert kept == expected
+    tiny_runs.assert_same_end(folder / "run", whole / "run")
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +58,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_killed_while_it_saves(death: str, tmp_path: Path, uninterrupted: Path) -> None:
     writing = death == "safetensors is writing"
-    assert run(tmp_path, 18, death) == -(signal.SIGXFSZ if writing else signal.SIGKILL)
-    assert Checkpoint.load(tmp_path / NAME).meta["step"] == 2
+    assert run(tmp_path, 18, ("death", death)) == -(signal.SIGXFSZ if writing else signal.SIGKILL)
+    assert Checkpoint.load(newest(tmp_path)).meta["step"] == 2
     # It has a name of its own for what it writes, which is left.
     assert any("/.tmp" in name for name in names(tmp_path)) == writing
     assert run(tmp_path, 18) == 0
@@ -155,10 +82,10 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
 
 def kill_at_random(folder: Path, kills: int, steps: int) -> None:
     """Each time some saves after the process began, and a moment more."""
-    random, path = Random(0), folder / manager.NAME
+    random, path = Random(0), newest(folder)
+    folder.mkdir(exist_ok=True)
     for _ in range(kills):
-        process = CONTEXT.Process(target=work, args=(folder, steps))
-        process.start()
+        process = tiny_runs.start(folder, arguments(folder, steps))
         for _ in range(random.randint(1, 4)):
             before = changed(path)
             while changed(path) == before and process.is_alive():

@@ -123,8 +123,13 @@ def test_state_that_does_not_fit_is_refused_with_one_kind_of_error(tmp_path: Pat
             changes.append((group, {key: tensors[key] for key in tensors if key != name}))
     slots = good.tensors["slots"]
     changes += [("slots", {**slots, "x": slots["x"] + 9}), ("slots", {"x": slots["x"]})]
+    changes += [("slots", {**slots, "state.0": slots["state.0"].double()})]
+    steps = {name: -t for name, t in good.tensors["optimizer"].items() if name.endswith("step")}
+    changes += [("optimizer", {**good.tensors["optimizer"], **steps})]
     changes += [
         ("history", [{}]), ("history", [{"step": None}]), ("history", [{"step": 1, "test_a": 1}]),
+        ("history", [{"step": 1e300}]), ("history", [{"step": math.nan}]),
+        ("unlogged", [{"loss": None}]), ("unlogged", [{"loss": 1e308}] * 2),
         ("data", {"evil": {}}), ("data", {"train_data": 1}),
     ]  # fmt: skip
     for name, value in changes:
