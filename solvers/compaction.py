@@ -38,6 +38,8 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
         return None
     status.may_compact = False
     packing, alive = status.packing, status.result < 0
+    if (doubtful := status.doubtful()) is not None:  # the last call of `f` is for them
+        alive |= doubtful
     if status.coupling.joint:
         alive = alive.view(-1, packing.samples_per_row).any(1)
     rows = alive.nonzero().flatten()

@@ -113,6 +113,7 @@ class Run:
         )
         self.carry = self.solver.init(y)
         self._step, self._measuring = 0, False
+        self._doubtful: Mask | None = None
         self._reported = torch.zeros_like(self.status.result, dtype=torch.bool)
         self.point: State | None = None
         self._y: Flat | None = None
@@ -162,7 +163,7 @@ class Run:
             )
         if result == Result.converged:
             raise ValueError("A sample converges by its residual: give another `result`.")
-        if self._y is None or self._measuring:
+        if self._y is None or self._measuring or self._doubtful is not None:
             return
         status, y = self.status, self._y
         status.stop(samples.flatten()[status.index], result)
@@ -191,6 +192,8 @@ class Run:
             stopped = torch.ones_like(stopped)
         elif not self.status.coupling.coupled:
             stopped = self.status.stopped_samples()
+            if (doubtful := self.status.doubtful()) is not None:
+                stopped[self.status.index[doubtful]] = False
         new, self._reported = stopped & ~self._reported, stopped
         rows = new.view(-1, packing.samples_per_row).any(1).nonzero().flatten()
         solution = self._solution()
@@ -224,13 +227,18 @@ class Run:
         # So that memory does not peak within the step.
         del told
         self.point = self._y = None
-        if self._measuring:
+        if self._doubtful is not None:
+            status.confirm(self._doubtful, y, fy)
+        elif self._measuring:
             status.measure(fy)
         else:
             status.update(y, fy, self._step, solver.on_trial(self.carry))
         if self.watch is not None:
             self.watch(evaluate, status, y, fy)
+        if self._doubtful is not None:
+            return
         if self._measuring:
+            self._doubt()
             return
         if status.num_running == 0 or self._step == self.max_steps:
             self._end()
@@ -267,6 +275,14 @@ class Run:
         if self.status.mixes_steps:
             self._measuring = True
             self._ask(self.status.value)
+        else:
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Ask for the value beside samples that have converged where rounding may hide the rest."""
+        self._doubtful = self.status.doubtful()
+        if self._doubtful is not None:
+            self._ask(self.map.packing.round(self.status.beside(self._doubtful)))
 
     def _solution(self) -> Solution:
         evaluate = self.map

@@ -14,7 +14,7 @@ from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
-from solvers.verdicts import DIVERGED_GROWTH, STALL_STEPS, Past, StopRule, stalled
+from solvers.verdicts import DIVERGED_GROWTH, NUDGE, STALL_STEPS, Past, StopRule, stalled
 from solvers.verdicts_fast import Thresholds, usual_step
 
 if TYPE_CHECKING:
@@ -210,6 +210,30 @@ class SampleStatus:
         else:
             self.norm = self.norm.index_copy(0, samples, norm[samples])
             self.result = self.result.index_copy(0, samples, result[samples])
+
+    def doubtful(self) -> Mask | None:
+        """Samples that have converged so far away that `confirm` must decide; None if none has."""
+        if self.given_scale or self.past.peak is self.past.first:
+            return None
+        found = self.result == Result.converged
+        found &= self.rule.doubtful(row_norms(self.value), self.past)
+        return found if bool(found.any()) else None
+
+    def beside(self, samples: Mask) -> Flat:
+        """Points near those of these samples, in another direction than towards 0 or away from it.
+
+        Entries, tokens and coupled samples move up and down in turn, whatever the other samples.
+        """
+        rows, entries = (torch.arange(n, device=self.value.device) for n in self.value.shape)
+        turn = rows % (self.coupling.per_row if self.coupling.independent else len(rows))
+        signs = 1 - 2 * ((turn[:, None] + entries) % 2).to(self.value)
+        nudge = max(NUDGE, 16 * self.rule.roundoff)
+        return torch.where(samples[:, None], (1 + nudge * signs) * self.value, self.value)
+
+    def confirm(self, samples: Mask, y: Flat, fy: Flat) -> None:
+        """Let samples that cannot be told from the points `y` beside them have diverged."""
+        lost = samples & ~self.rule.stands_out(*self._norms(y, fy))
+        self.result = self.result.masked_fill(lost, int(Result.diverged))
 
     def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
         """Norms of f(y) - y, and of f(y) or, for a linear equation, of its right-hand side."""

@@ -109,7 +109,10 @@ class Trainer:
         self.samples: ActiveSamples | None = None
         self.monitor = ConvergenceMonitor(self.model, self.config)
         keep = self.config.train.keep_last
-        kind = _manager_class(self.config.train.checkpoints)
+        if self.config.train.checkpoints == "sharded":  # slow to load
+            from tasks.checkpoints.sharded_manager import ShardedCheckpointManager as kind
+        else:
+            kind = CheckpointManager
         self.manager = kind(self.folder, self.group, keep)
         self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
@@ -394,11 +397,3 @@ class Trainer:
 
 def _test_metrics(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name.startswith("test_")}
-
-
-def _manager_class(form: str) -> type[CheckpointManager]:
-    if form == "file":
-        return CheckpointManager
-    from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
-
-    return ShardedCheckpointManager

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, final
 
 import pytest
@@ -47,6 +49,42 @@ def test_running_away_is_not_called_convergence(name: str, dtype: torch.dtype) -
         y0 = torch.zeros(3, 6, dtype=dtype)
         s = solvers.solve(f, y0, solver=name, max_steps=200, throw=False)
         assert not s.converged.any(), what
+
+
+KINKED = {
+    "|y| + 1": lambda y: y.abs() + 1,
+    "|y| + 1 + 0.3 sin y": lambda y: y.abs() + 1 + 0.3 * torch.sin(y),
+}
+
+
+@EACH
+@pytest.mark.parametrize("f", KINKED.values(), ids=KINKED)
+def test_a_residual_lost_in_rounding_is_no_convergence(
+    name: str, f: Callable[[Tensor], Tensor]
+) -> None:
+    """Large on the left, so that it seems to fall, but 1 or more everywhere on the right."""
+    for size, start, dtype in itertools.product((1, 8), (-2, 1), (torch.float32, D)):
+        y0 = torch.full((1, size), float(start), dtype=dtype)
+        s = solvers.solve(f, y0, solver=name, max_steps=60, throw=False)
+        assert not s.converged.any(), (size, start, dtype, s.value)
+
+
+def test_a_sample_that_is_in_doubt_stays_in_the_batch_until_it_is_judged() -> None:
+    """One without a fixed point, one that takes longer, and six that end at once."""
+    f = lambda y, kink, x: torch.where(kink, y.abs() + 1, torch.sin(y) * x)  # noqa: E731
+    y0, kink = torch.ones(8, 8, dtype=D), torch.arange(8)[:, None] == 0
+    x = torch.tensor([[0.0], [1.0], *[[0.0]] * 6], dtype=D)
+    solver = solvers.Broyden(rtol=1e-9, atol=0.0)
+    s = solvers.solve(f, y0, kink, x, solver=solver, max_steps=300, throw=False)
+    assert s.num_steps[0] < s.num_steps[1]
+    assert s.converged.tolist() == [False] + 7 * [True]
+    run = solvers.Run(None, y0, kink, x, solver=solver, max_steps=300)
+    reported: dict[int, bool] = {}
+    while run.point is not None:
+        run.tell(f(run.point, *run.args))
+        rows, part = run.newly_stopped()
+        reported |= dict(zip(rows.tolist(), part.converged.tolist(), strict=True))
+    assert reported == dict(enumerate(s.converged.tolist()))
 
 
 @EACH

@@ -393,8 +393,7 @@ def test_killed_while_it_saves(death: str, tmp_path: Path, uninterrupted: Path) 
 
 def load_quietly(path: Path) -> Checkpoint:
     """What a run would go on from, without moving anything."""
-    previous = path.with_name("checkpoint-previous")
-    return Checkpoint.load(path if path.exists() else previous)
+    return Checkpoint.load(path if path.exists() else path.with_name("checkpoint-previous"))
 
 
 def losses(folder: Path) -> list[float]:
