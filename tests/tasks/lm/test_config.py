@@ -42,7 +42,7 @@ def test_the_smallest_published_size_is_the_paper_s() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("autocast", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) -> None:
     from tasks.experiments.run import train
     from tasks.lm.experiment import TextExperiment
