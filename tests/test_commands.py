@@ -171,7 +171,8 @@ def check(words: list[str], page: str) -> bool:
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         return any(given <= flags(task, name) for task in own for name in names)
     if "-m" not in words:
-        return len(words) == 1  # a program that is named
+        script = words[0] == "python" and (ROOT / words[1]).is_file()
+        return script or len(words) == 1  # or a program that is named
     module = words[words.index("-m") + 1]
     rest = words[words.index("-m") + 2 :]
     if (name := module.rpartition(".")[2]) in COMMANDS:

@@ -36,9 +36,12 @@ def test_a_lock_names_its_process_and_dies_with_it(tmp_path: Path) -> None:
     """Also where a child that was forked from it lives on."""
     code = """
 lock = FolderLock(Path(sys.argv[1]))
+ended, began = os.pipe()
 child = os.fork()
 if not child:
+    os.write(began, b"!")
     time.sleep(60)
+os.read(ended, 1)
 print(child, flush=True)
 time.sleep(60)
 """
