@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from parameters import slow
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 
@@ -73,7 +74,7 @@ def gradients(value: Tensor, *wanted: Any) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value.pow(3).sum(), wanted)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [slow("eager"), "aot_eager"])
 @pytest.mark.parametrize("mode", [m for m in implicit.backward_modes() if m != "shine"])
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 def test_compiled_map(solver: str, mode: str, backend: str) -> None:

@@ -201,6 +201,7 @@ def test_all_failures_are_listed_a_few_of_each_property() -> None:
     assert lines[1:] == [*(f"  many: case {i}" for i in range(5)), "  other(3): wrong"]
 
 
+@pytest.mark.slow
 def test_the_suite_runs_without_a_test_framework(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import pytest
 import torch
+from parameters import slow
 from torch import Tensor
 from zoo import specimens
 
@@ -21,6 +22,8 @@ from solvers.testing.problems import residual
 D = torch.float64
 NATIVE = [name for name in solvers.names() if "." not in name]
 EACH = pytest.mark.parametrize("name", NATIVE)
+# `robust` runs several of the others, one after another.
+OTHERS = pytest.mark.parametrize("name", [slow(n, unless=n != "robust") for n in NATIVE])
 
 
 def graph_layer(seed: int = 0) -> tuple[Any, Tensor]:
@@ -33,7 +36,7 @@ def graph_layer(seed: int = 0) -> tuple[Any, Tensor]:
     return (lambda y, x: torch.tanh(0.5 * links @ y + x)), x
 
 
-@EACH
+@OTHERS
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_running_away_is_not_called_convergence(name: str, dtype: torch.dtype) -> None:
     """There is no fixed point, but the residual becomes small relative to a growing y."""
@@ -57,7 +60,7 @@ KINKED = {
 }
 
 
-@EACH
+@OTHERS
 @pytest.mark.parametrize("f", KINKED.values(), ids=KINKED)
 def test_a_residual_lost_in_rounding_is_no_convergence(
     name: str, f: Callable[[Tensor], Tensor]
@@ -87,7 +90,7 @@ def test_a_sample_that_is_in_doubt_stays_in_the_batch_until_it_is_judged() -> No
     assert reported == dict(enumerate(s.converged.tolist()))
 
 
-@EACH
+@OTHERS
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_convergence_needs_a_residual_that_fell(name: str, dtype: torch.dtype) -> None:
     """There are fixed points, but iterates may pass them on their way to infinity."""
@@ -365,7 +368,7 @@ def same(a: Solution, b: Solution) -> None:
     assert a.num_evals == b.num_evals
 
 
-@pytest.mark.parametrize("name", ["picard", "anderson", "broyden", "newton_krylov"])
+@pytest.mark.parametrize("name", ["picard", "anderson", "broyden", slow("newton_krylov")])
 def test_fast_paths_follow_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Solves with and without them agree, for samples, tokens and coupled samples."""
     budget = 6 if name == "newton_krylov" else 25

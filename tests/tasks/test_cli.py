@@ -74,6 +74,7 @@ def test_a_run_trains_and_is_evaluated_with_a_solver_of_the_users(
     assert "Train again" not in said
 
 
+@pytest.mark.slow
 def test_as_a_command(tmp_path: Path) -> None:
     """The working directory is where Python looks for modules."""
     command = [sys.executable, "-m", "tasks.sudoku", "plan", "--preset", "tiny"]

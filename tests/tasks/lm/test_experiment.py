@@ -10,7 +10,7 @@ from tasks.lm.config import PRESETS
 from tasks.lm.experiment import TextExperiment
 
 
-@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("autocast", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_solves_no_further_than_its_precision(tmp_path: Path, autocast: bool) -> None:
     config = PRESETS["tiny"].changed(
         width=32, num_heads=2, max_bytes=200_000, eval_tokens=1024, steps=10,

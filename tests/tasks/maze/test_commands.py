@@ -29,6 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_learns_and_leaves_everything(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     figures = result["eval"]
@@ -40,6 +41,7 @@ def test_training_learns_and_leaves_everything(run: Path) -> None:
         assert (run / name).stat().st_size > 0, name
 
 
+@pytest.mark.slow
 def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "model.safetensors")
     options = ["--breadth", "4", "--max-steps", "16", "--choose", "valid", "--draw", "pictures"]
@@ -60,6 +62,7 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
+@pytest.mark.slow
 def test_eval_refuses_to_guess(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "model.safetensors")
     options = ["--quick", "--max-steps", "1", "--attempts", "1"]
@@ -67,6 +70,7 @@ def test_eval_refuses_to_guess(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "a maze cannot show any of its answer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_solve_reads_a_drawing_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("maze.txt").write_text(DRAWN)
     model = str(run / "model.safetensors")
@@ -78,6 +82,7 @@ def test_solve_reads_a_drawing_and_draws(run: Path, capsys: pytest.CaptureFixtur
     assert main(["solve", DRAWN.replace("\n", ""), "--checkpoint", model]) == code
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -> None:
     made = sorted((tmp_path / "cache").glob("**/*-train.csv"))
@@ -91,6 +96,7 @@ def test_training_on_a_file_counts_test_mazes_in_it(run: Path, tmp_path: Path) -
     assert result["test_puzzles_in_training"] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--checkpoint", str(run / "checkpoint.safetensors")]
@@ -133,6 +139,7 @@ def test_bad_input_has_a_clear_error(
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_task_or_size_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +152,7 @@ def test_a_checkpoint_of_another_task_or_size_is_refused(
     assert "solves 5x5 boards, but the maze is 2x2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_of_another_task_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

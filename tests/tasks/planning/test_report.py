@@ -30,6 +30,7 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert row["cost"] == pytest.approx(row["days"] * 24 * 16 * 2)
 
 
+@pytest.mark.slow
 def test_a_preset_takes_another_model(capsys: pytest.CaptureFixture[str]) -> None:
     found = {}
     for name in ("tiny", "attractor-tiny", "parcae-tiny"):

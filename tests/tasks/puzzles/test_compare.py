@@ -32,6 +32,7 @@ def test_every_model_is_within_5_percent_of_the_attractor(config, model: ModelNa
     assert count(sized(config, model)) == pytest.approx(count(config), rel=0.05)
 
 
+@pytest.mark.slow
 def test_compare_finishes_what_is_missing_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

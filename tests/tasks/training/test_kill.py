@@ -51,8 +51,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "death",
     [
         "safetensors is writing",
-        pytest.param("half of the file is written", marks=pytest.mark.slow),
-        "the old file is not kept yet",
+        *(
+            pytest.param(death, marks=pytest.mark.slow)
+            for death in ("half of the file is written", "the old file is not kept yet")
+        ),
         "the new file has no name yet",
     ],
 )

@@ -164,7 +164,7 @@ def make(folder: Path, **options: Any) -> Trainer:
     return Trainer(batches, config.build(), config, folder, max_steps=2, meta={})
 
 
-@pytest.mark.parametrize("model", ["attractor", "eqr"])
+@pytest.mark.parametrize("model", ["attractor", pytest.param("eqr", marks=pytest.mark.slow)])
 def test_watching_changes_no_number_of_training(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
