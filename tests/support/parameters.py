@@ -9,7 +9,7 @@ import solvers
 
 def slow(*values: Any, unless: bool = False) -> Any:
     """Values of a case that `make test` leaves to `make test-slow`."""
-    return values if unless else pytest.param(*values, marks=pytest.mark.slow)
+    return pytest.param(*values, marks=() if unless else pytest.mark.slow)
 
 
 # The peers' own solvers are slow, and two problems and first derivatives have tests in
