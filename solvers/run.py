@@ -229,14 +229,13 @@ class Run:
         self.point = self._y = None
         if self._doubtful is not None:
             status.confirm(self._doubtful, y, fy)
-        elif self._measuring:
+            return
+        if self._measuring:
             status.measure(fy)
         else:
             status.update(y, fy, self._step, solver.on_trial(self.carry))
         if self.watch is not None:
             self.watch(evaluate, status, y, fy)
-        if self._doubtful is not None:
-            return
         if self._measuring:
             self._doubt()
             return
