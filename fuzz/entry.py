@@ -8,6 +8,7 @@ runs for five minutes. Seeds, what is found to reach new code, and inputs that f
 alone. Further arguments are libFuzzer's.
 """
 
+import copy
 import json
 import sys
 import tempfile
@@ -70,10 +71,10 @@ def _change(root: list[Any], data: atheris.FuzzedDataProvider) -> None:
     if kind == 0 and isinstance(part, dict):
         del part[key]
     elif kind == 1 and isinstance(part, dict):
-        part[data.ConsumeUnicode(8)] = inner
+        part[data.ConsumeUnicode(8)] = copy.deepcopy(inner)
     elif kind == 2:
         part[key] = data.ConsumeUnicode(12)
     elif kind == 3:
         part[key] = data.ConsumeInt(8)
     else:
-        part[key] = VALUES[data.ConsumeIntInRange(0, len(VALUES) - 1)]
+        part[key] = copy.deepcopy(VALUES[data.ConsumeIntInRange(0, len(VALUES) - 1)])
