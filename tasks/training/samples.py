@@ -55,8 +55,13 @@ class ActiveSamples:
         return cls(moved["x"], moved["target"], moved["age"], state)
 
 
-def check_samples(tensors: dict[str, Tensor], config: Config) -> None:
+def check_samples(tensors: dict[str, Tensor], config: Config, dtype: torch.dtype) -> None:
     """Check that tensors from a file can be the samples of a run.
+
+    Args:
+        tensors: By name; see `ActiveSamples.tensors`.
+        config: Of the run.
+        dtype: Of the model's weights.
 
     Raises:
         ValueError: One has another shape or type, or holds numbers that no sample has.
@@ -73,7 +78,7 @@ def check_samples(tensors: dict[str, Tensor], config: Config) -> None:
             )
         if not bool(((values >= 0) & (values < limits[name])).all()):
             raise ValueError(f"`{name}` has a number outside [0, {limits[name]})")
-    kinds = (torch.float32, torch.bfloat16) if config.train.autocast else (torch.float32,)
+    kinds = (dtype, torch.bfloat16) if config.train.autocast else (dtype,)
     for name in set(tensors) - set(shapes):
         shape, kind = tuple(tensors[name].shape), tensors[name].dtype
         fits = shape[:2] == (rows, length) and shape[-1] == width and kind in kinds

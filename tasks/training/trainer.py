@@ -160,7 +160,7 @@ class Trainer:
             self.monitor.read(row)  # what it warned of before is not said again
         self.task.load_state_dict(checkpoint.meta.get("position"))
         if samples := checkpoint.tensors.get("slots"):
-            check_samples(samples, self.config)
+            check_samples(samples, self.config, next(self.model.parameters()).dtype)
             mine = {name: rows[self.group.rows(len(rows))] for name, rows in samples.items()}
             self.samples = ActiveSamples.from_tensors(mine, self.device)
 
