@@ -36,7 +36,8 @@ def inject_all(tables: tuple[str, ...], wanted: list[str]) -> list[Outcome]:
             outcomes.append(inject((name, act), folder))
             shutil.rmtree(folder, ignore_errors=True)
             seconds = time.monotonic() - began
-            print(f"{seconds:6.2f} s  {outcomes[-1].kind:8}  {name}", flush=True)
+            why = f": {outcomes[-1].detail}" if outcomes[-1].kind == "wrong" else ""
+            print(f"{seconds:6.2f} s  {outcomes[-1].kind:8}  {name}{why}", flush=True)
     return outcomes
 
 

@@ -19,7 +19,7 @@ import torch
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.serving.app import Service
 from tasks.serving.engine import Engine
-from tasks.serving.server import Server, listen
+from tasks.serving.server import Server, allowed_hosts, listen
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 
@@ -57,7 +57,8 @@ def start() -> tuple[int, Errors]:
     torch.set_num_threads(1)
     model = CONFIG.build().eval()
     model.solving.solver = CONFIG.solve.evaluation_solver()  # type: ignore[union-attr]
-    service = Service(SudokuTask(), CONFIG, Engine(model, 2, 8, 64), timeout=10.0, rate=1e6)
+    engine, hosts = Engine(model, 2, 8, 64), allowed_hosts("127.0.0.1", "127.0.0.1")
+    service = Service(SudokuTask(), CONFIG, engine, timeout=10.0, rate=1e6, hosts=hosts)
     listener, errors = listen("127.0.0.1", 0), Errors()
     server = Server(service)  # it configures logging
     log = logging.getLogger("uvicorn.error")
