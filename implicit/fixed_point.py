@@ -90,8 +90,7 @@ def fixed_point(
     # and records only what it needs (autograd.py): this is faster, and works with every mode.
     # Transforms of torch.func and forward mode can neither trace the solver's data-dependent loop
     # nor see what `f` closes over; for them the solve is one operation, with a derivative rule in
-    # each direction (functorch.py). test_every_mode_gives_what_it_gives_without_transforms, in
-    # tests/implicit/test_transforms.py, compares the two.
+    # each direction (functorch.py). tests/implicit/test_transforms.py compares the two.
     if (transforms_in_force() or dual_level_in_force()) and not isinstance(mode, Unrolled):
         from implicit.functorch import solve_transformed  # most programs never need it
 
