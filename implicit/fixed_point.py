@@ -140,7 +140,9 @@ def _with_gradient(
     y_star = solution.value
     if isolation is not None:
         y_star, args = isolation.state(y_star), isolation.args(args)
-        solution = _recorded_again(run(isolation.state(y0), args), solution, isolation)
+        with isolation.saved_tensors():
+            again = run(isolation.state(y0), args)
+        solution = _recorded_again(again, solution, isolation)
     if bool(solution.num_steps.any()):
         return solution
     # Without a step nothing was recorded. The value gets a graph all the same, so that a backward

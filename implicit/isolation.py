@@ -2,23 +2,26 @@
 
 The backward pass of an operation multiplies a cotangent by a derivative, and zero times NaN is
 NaN: one bad sample would spoil the gradient of every shared weight, even where the loss leaves
-it out. So the recorded calls of `f` see a good sample's state and `args` in its place. Tensors
-that `f` closes over cannot be replaced like this: pass per-sample tensors in `args`.
+it out. So the recorded calls of `f` see a good sample's state and `args` in its place. What `f`
+closes over cannot be replaced like this; there, what autograd saves of a bad sample is replaced.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from solvers import Result, Solution
-from solvers.torch_internals import pytree
+from solvers.torch_internals import pytree, transforms_in_force
 from solvers.trees import as_wide, map_tensors, tensors_of
 from solvers.types import State
 
+_SMOOTH = 0.5  # where maps have a finite derivative, which many do not at zero
 # From a mask of bad samples and a cotangent to the cotangent that is passed on.
 Rule = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +87,20 @@ class Isolation:
         """
         return pytree.tree_map(lambda new, old: self._merge(nan_if_bad, new, old), value, y_star)
 
+    def saved_tensors(self) -> saved_tensors_hooks:
+        """A context in which autograd saves no NaN, and nothing infinite of a bad sample.
+
+        The bad samples have cotangents of zero, and any finite derivative keeps them at zero.
+        """
+
+        def pack(saved: Tensor) -> Tensor:
+            spoiled = saved.isnan()
+            if saved.shape[: self.bad.ndim] == self.bad.shape:
+                spoiled |= as_wide(self.bad, saved) & ~saved.isfinite()
+            return saved.masked_fill(spoiled, _SMOOTH) if bool(spoiled.any()) else saved
+
+        return saved_tensors_hooks(pack, lambda saved: saved)
+
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
         return _Merge.apply(rule, as_wide(self.bad, good), good, bad)
 
@@ -96,8 +113,8 @@ class Isolation:
             samples, donor = leaf.detach().flatten(0, self.bad.ndim - 1), self.donor
         else:
             samples, donor = leaf.detach(), self.donor // self.bad[0].numel()
-        # Without a good sample take a number at which maps are smooth, as many are not at zero.
-        number = 0.5 if leaf.is_floating_point() or leaf.is_complex() else 0
+        # Without a good sample:
+        number = _SMOOTH if leaf.is_floating_point() or leaf.is_complex() else 0
         other = samples.index_select(0, donor).squeeze(0)
         other = torch.where(self.found, other, torch.full_like(other, number)).expand_as(leaf)
         return _Merge.apply(_unchanged, mask, leaf, other)
@@ -123,7 +140,12 @@ def attach_isolated(
     if isolation is None:
         return mode.attach(lambda y: f(y, args), y_star, context)
     clean, args = isolation.state(y_star), isolation.args(args)
-    attached = mode.attach(isolation.frozen(lambda y: f(y, args), clean), clean, context)
+
+    def good(y: State) -> State:
+        with contextlib.nullcontext() if transforms_in_force() else isolation.saved_tensors():
+            return f(y, args)
+
+    attached = mode.attach(isolation.frozen(good, clean), clean, context)
     return isolation.merged(attached, y_star)
 
 

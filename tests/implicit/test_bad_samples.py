@@ -71,7 +71,17 @@ def of_a_finite_start(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution
     return solved(f, y0, x.nan_to_num(0.0, 0.0, 0.0), mode=mode)
 
 
-MAPS = [of_args, of_a_start, of_a_logarithm, of_a_finite_start, of_a_tree]
+def of_a_closure(weight: Tensor, x: Tensor, mode: str) -> implicit.Solution:
+    """The bad tensor is closed over, used in ways that save it, its results and its inverse."""
+
+    def f(y: Tensor) -> Tensor:
+        gate = torch.softmax(x, 1) * x.square().log1p() / (1 + x.abs())
+        return 0.5 * torch.tanh(y @ weight + x) + 0.1 * gate @ weight
+
+    return solved(f, torch.zeros_like(x), mode=mode)
+
+
+MAPS = [of_args, of_a_start, of_a_logarithm, of_a_finite_start, of_a_tree, of_a_closure]
 
 
 def gradients(map_: Callable[..., implicit.Solution], x: Tensor, mode: str) -> list[Tensor]:
@@ -139,10 +149,13 @@ def test_tokens(mode: str, per_token: bool) -> None:
         assert gradient(x, row, (1, slice(2))).isfinite().all()
 
 
-def test_second_derivatives_are_those_of_the_good_samples() -> None:
+@pytest.mark.parametrize("map_", [of_args, of_a_closure])
+def test_second_derivatives_are_those_of_the_good_samples(
+    map_: Callable[..., implicit.Solution],
+) -> None:
     def second(x: Tensor) -> Tensor:
         weight = WEIGHT.clone().requires_grad_()
-        s = of_args(weight, x, "exact")
+        s = map_(weight, x, "exact")
         loss = s.value[s.converged].pow(3).sum()
         (first,) = torch.autograd.grad(loss, weight, create_graph=True)
         return torch.autograd.grad(first.square().sum(), weight)[0]
