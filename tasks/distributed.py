@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,22 +194,13 @@ def no_sync(network: nn.Module, enabled: bool = True) -> contextlib.AbstractCont
     return contextlib.nullcontext()
 
 
-def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor in one piece, on the CPU; every process must call it."""
-    return {name: full_tensor(tensor).detach().cpu() for name, tensor in tensors.items()}
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor in one piece; if it is sharded, every process must call it."""
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
-def sharded(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `full_tensors`: shard each tensor as the one of its name and shape in `like`, if any."""
-    return {name: _split(tensor, like.get(name)) for name, tensor in tensors.items()}
-
-
-def _split(tensor: Tensor, like: Tensor | None) -> Tensor:
+def shard(tensor: Tensor, like: Tensor) -> Tensor:
+    """Undo `full_tensor`: shard a tensor as another one of its shape is, if that is sharded."""
     if not _is_sharded(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -219,12 +210,6 @@ def _split(tensor: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def parameters_of(optimizer: torch.optim.Optimizer, names: Mapping[str, Any]) -> dict[str, Tensor]:
-    """For each name that `checkpoints.checkpoint.optimizer_tensors` gives, its parameter."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {name: parameters[int(name.partition(".")[0])] for name in names}
-
-
-def _is_sharded(tensor: Tensor | None) -> "TypeIs[DTensor]":
+def _is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
     """Whether it is a `DTensor`, whose module takes a second to import."""
     return hasattr(tensor, "full_tensor")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tasks.checkpoints import file, sharded
 from tasks.checkpoints.file import CheckpointError, refusing
+from tasks.distributed import shard
 
 # The meta data that every version knows, and their JSON types.
 META: dict[str, tuple[type, ...]] = {
@@ -111,7 +112,7 @@ def _is_valid(value: Any, kinds: tuple[type, ...]) -> bool:
 def load_weights(
     module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path | None
 ) -> None:
-    """Load a state dict, with an error that names the file.
+    """Load a state dict, of which a sharded module takes its share; an error names the file.
 
     Raises:
         CheckpointError: Names, shapes or types do not fit the module.
@@ -133,7 +134,7 @@ def load_weights(
             "this configuration, or train again."
         )
     with refusing(source, "has weights that cannot be loaded"):
-        module.load_state_dict(dict(weights))
+        module.load_state_dict({name: shard(weights[name], ours[name]) for name in ours})
 
 
 def _described(tensor: Tensor) -> str:
@@ -153,16 +154,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`.
+    """Undo `optimizer_tensors`; the state of sharded parameters is sharded as they are.
 
     Raises:
         ValueError: The tensors are not the state of such an optimiser.
     """
-    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     keys = _state_of_one(optimizer)
     expected = {
-        f"{index}.{key}": torch.Size() if scalar else shape
-        for index, shape in enumerate(shapes)
+        f"{index}.{key}": torch.Size() if scalar else parameter.shape
+        for index, parameter in enumerate(parameters)
         for key, scalar in keys.items()
     }
     odd = [
@@ -181,7 +182,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = shard(tensor, parameters[int(index)])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -14,7 +14,7 @@ from tasks import folders
 from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import OLD, CheckpointError
-from tasks.distributed import Group, full_tensors
+from tasks.distributed import Group, full_tensor
 
 # The newest checkpoint, as one file or as a folder of files.
 NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
@@ -59,7 +59,7 @@ class CheckpointManager:
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a checkpoint holds of tensors of which this process may have a shard only."""
-        return full_tensors(tensors)
+        return {name: full_tensor(tensor).detach().cpu() for name, tensor in tensors.items()}
 
     def collect_rows(self, rows: Tensor) -> Tensor:
         """What a checkpoint holds of the rows of a batch, an equal share of each process."""

@@ -33,14 +33,7 @@ from tasks.checkpoints.checkpoint import (
 from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import CheckpointManager
 from tasks.device import has_fast_bfloat16
-from tasks.distributed import (
-    Group,
-    distribute,
-    full_tensor,
-    no_sync,
-    parameters_of,
-    sharded,
-)
+from tasks.distributed import Group, distribute, full_tensor, no_sync
 from tasks.reports.logger import Reporter, means
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.metrics import solve_metrics, step_metrics
@@ -142,11 +135,9 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for module, name in ((self.model, "model"), (self.average, "average")):
-            weights = sharded(checkpoint.group(name), module.state_dict())
-            load_weights(module, weights, checkpoint.path)
+            load_weights(module, checkpoint.group(name), checkpoint.path)
         for name, optimizer in self._named_optimizers():
-            state = checkpoint.tensors.get(name, {})
-            restore_optimizer(optimizer, sharded(state, parameters_of(optimizer, state)))
+            restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
         restore_random(self.generator, self.device, checkpoint.group("random"))
         self.step, self.seconds = checkpoint.value("step"), checkpoint.value("seconds")
         self.history = checkpoint.value("history")
