@@ -134,7 +134,7 @@ def run(
     print("Evaluating ...", flush=True)
     try:
         model = experiment.model(config, trainer.path)
-        plot_learning(trainer.history, folder / "learning.png", experiment.subplots)
+        plot_learning(trainer.history.rows, folder / "learning.png", experiment.subplots)
         figures = experiment.evaluate(model, held_out, config, folder)
         result |= {
             "eval": figures,

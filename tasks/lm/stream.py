@@ -19,7 +19,7 @@ from tasks.lm.config import LanguageConfig
 from tasks.lm.corpus import is_held_out
 from tasks.lm.data import Batches, Corpus, load_corpus
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
-from tasks.training.trainer import SourceLost
+from tasks.training.task import SourceLost
 
 # Seconds before each further try to read on; after the last one the run ends. `datasets` has
 # pauses of its own below these, for what it knows to be the network.

@@ -1,11 +1,12 @@
-"""Optimisers and schedules of the learning rate."""
+"""Optimisers, schedules of the learning rate, and averages of the weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tasks.training.muon import Muon
 from tasks.training.options import Config
@@ -53,3 +54,25 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
         matrices, lr=rate, weight_decay=config.train.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, torch.optim.AdamW(others, lr=rate, **adamw)]
+
+
+def named(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+    """Optimisers by the names of their states in a checkpoint."""
+    others = [f"optimizer_{number}" for number in range(3, len(optimizers) + 1)]
+    return dict(zip(["optimizer", "second_optimizer", *others], optimizers, strict=False))
+
+
+def averaged(model: nn.Module, most: float) -> AveragedModel:
+    """A copy for the exponential average of the weights, always in evaluation mode.
+
+    Args:
+        model: Trained.
+        most: The decay. It is smaller at first, as it would keep the initial weights.
+    """
+
+    def average(averages: Any, current: Any, count: Any) -> None:
+        decay = min(most, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averages, current, count)
+
+    copy = AveragedModel(model, multi_avg_fn=average)
+    return copy.eval()

@@ -1,12 +1,14 @@
 """The samples that are in training at the moment."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from solvers.torch_internals import pytree
+from tasks.distributed import Group
 from tasks.training.options import Config
 
 
@@ -53,6 +55,35 @@ class ActiveSamples:
         parts = [moved[name] for name in sorted(moved) if name.startswith("state.")]
         state = moved.get("state", tuple(parts) or None)
         return cls(moved["x"], moved["target"], moved["age"], state)
+
+
+def refilled(
+    samples: ActiveSamples | None,
+    batch_size: int,
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    group: Group,
+    device: torch.device,
+) -> ActiveSamples:
+    """The samples in training, after new ones have replaced those that are done, of age 0.
+
+    Args:
+        samples: This process's share; None before the first step.
+        batch_size: Rows of all processes.
+        draw: Draws so many samples, the same in all processes, of which each keeps its own.
+        group: The processes.
+        device: Where the samples belong.
+    """
+    rows = group.rows(batch_size)
+    if samples is None:
+        x, target = (drawn[rows].to(device) for drawn in draw(batch_size))
+        return ActiveSamples(x, target, torch.zeros(len(x), dtype=torch.long, device=device))
+    done = (group.all_gather(samples.age) == 0).nonzero()[:, 0]
+    if len(done):
+        ours = (done >= rows.start) & (done < rows.stop)
+        places = done[ours] - rows.start
+        x, target = (drawn[ours.cpu()].to(device) for drawn in draw(len(done)))
+        samples.x[places], samples.target[places] = x, target
+    return samples
 
 
 def check_samples(tensors: dict[str, Tensor], config: Config, dtype: torch.dtype) -> None:

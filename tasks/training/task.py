@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class SourceLost(ValueError):
+    """The data cannot be read any further; `Task.batch` raises it without losing a sample."""
+
+
 class Task(Protocol):
     """The data of a run, as the training loop sees it."""
 

@@ -11,7 +11,6 @@ sample takes its row. A batch may go through the model in micro-batches, see `mi
 
 import contextlib
 import dataclasses
-import math
 import time
 import warnings
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import checkpoint_activations
 from tasks.checkpoints.checkpoint import (
@@ -34,25 +32,21 @@ from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import CheckpointManager
 from tasks.device import has_fast_bfloat16
 from tasks.distributed import Group, distribute, full_tensor, no_sync
-from tasks.reports.logger import Reporter, means
+from tasks.reports.logger import Reporter
 from tasks.training.data_files import fingerprints, refuse_changed
+from tasks.training.history import History
 from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
-from tasks.training.optimizers import SCHEDULES, build_optimizers
+from tasks.training.optimizers import SCHEDULES, averaged, build_optimizers, named
 from tasks.training.options import Config
-from tasks.training.samples import ActiveSamples, check_samples
+from tasks.training.samples import ActiveSamples, check_samples, refilled
 from tasks.training.stop_signal import Interrupted, StopSignal
-from tasks.training.task import Task
+from tasks.training.task import SourceLost, Task
 
-# Validations in a run, and optimiser steps between rows of the log.
-VALIDATIONS, LOG_EVERY = 10, 10
+VALIDATIONS = 10  # in a run
 # Steps without a finite gradient, one after the other, that end a run.
 MAX_SKIPPED = 20
-
-
-class SourceLost(ValueError):
-    """The data cannot be read any further; `Task.batch` raises it without losing a sample."""
 
 
 class Diverged(ValueError):
@@ -86,34 +80,23 @@ class Trainer:
         self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
         if config.checkpoint_activations:
             checkpoint_activations(self.model)
-        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
-        # It is never trained itself, and therefore always in evaluation mode.
-        self.average.eval()
-        self.network = distribute(
-            self.model, self.average.module, self.config.train.parallel, self.group
-        )
+        self.average = averaged(self.model, config.averaging)
+        self.network = distribute(self.model, self.average.module, config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
-        self.generator = torch.Generator().manual_seed(self.config.train.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.seconds = 0.0
         self.skipped = 0
-        self.history: list[dict[str, float]] = []
-        self.unlogged: list[dict[str, float]] = []
+        monitor = ConvergenceMonitor(self.model, self.config)
+        self.history = History(self.task.selection_score, monitor)
         self.samples: ActiveSamples | None = None
-        self.monitor = ConvergenceMonitor(self.model, self.config)
-        keep = self.config.train.keep_last
-        if self.config.train.checkpoints == "sharded":  # slow to load
+        if config.checkpoints == "sharded":  # slow to load
             from tasks.checkpoints.sharded_manager import ShardedCheckpointManager as kind
         else:
             kind = CheckpointManager
-        self.manager = kind(self.folder, self.group, keep)
+        self.manager = kind(self.folder, self.group, config.keep_last)
         self.path = self.manager.newest
         self.meta = {**self.meta, "data": fingerprints(self.config)}
-
-    def _average(self, average: Any, current: Any, count: Any) -> None:
-        """Exponential average, with a smaller decay at first: it would keep the initial weights."""
-        decay = min(self.config.train.averaging, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(decay)(average, current, count)
 
     @property
     def progress(self) -> float:
@@ -136,19 +119,11 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         for module, name in ((self.model, "model"), (self.average, "average")):
             load_weights(module, checkpoint.group(name), checkpoint.path)
-        for name, optimizer in self._named_optimizers():
+        for name, optimizer in named(self.optimizers).items():
             restore_optimizer(optimizer, checkpoint.tensors.get(name, {}))
         restore_random(self.generator, self.device, checkpoint.group("random"))
         self.step, self.seconds = checkpoint.value("step"), checkpoint.value("seconds")
-        self.history = checkpoint.value("history")
-        self.unlogged = checkpoint.meta.get("unlogged", [])
-        means(self.unlogged)  # as the next row will need
-        if tested := [row for row in self.history if _test_metrics(row)]:
-            self._is_best(tested[-1])  # reads all of them
-        for row in self.history:
-            if not 0 <= row["step"] < 2**63:
-                raise ValueError(f"a row of the log has the step {row['step']!r:.40}")
-            self.monitor.read(row)  # what it warned of before is not said again
+        self.history.restore(checkpoint.value("history"), checkpoint.meta.get("unlogged", []))
         self.task.load_state_dict(checkpoint.meta.get("position"))
         if samples := checkpoint.tensors.get("slots"):
             check_samples(samples, self.config, next(self.model.parameters()).dtype)
@@ -171,24 +146,16 @@ class Trainer:
         if self.samples is not None:
             rows = self.samples.tensors()
             tensors["slots"] = {name: self.manager.collect_rows(rows[name]) for name in rows}
-        for name, optimizer in self._named_optimizers():
+        for name, optimizer in named(self.optimizers).items():
             tensors[name] = collect(optimizer_tensors(optimizer))
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "history": self.history,
-            "unlogged": self.unlogged,
+            "history": self.history.rows,
+            "unlogged": self.history.unlogged,
             "position": self.task.state_dict(),
         }
         return Checkpoint(tensors, {**self.meta, **state})
-
-    def _named_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        """The optimisers, and the names of their states in a checkpoint."""
-        names = {0: "optimizer", 1: "second_optimizer"}
-        return [
-            (names.get(index, f"optimizer_{index + 1}"), optimizer)
-            for index, optimizer in enumerate(self.optimizers)
-        ]
 
     def run(self) -> nn.Module:
         """Train until the budget is used; return the averaged model.
@@ -203,7 +170,7 @@ class Trainer:
         if self.config.train.autocast and not has_fast_bfloat16(self.device):
             print("This CPU has no instructions for bfloat16: faster without `--autocast`.")
         if self.group.first:
-            log = Reporter(self.folder, self.history)
+            log = Reporter(self.folder, self.history.rows)
         with StopSignal(second_stops=self.group.size == 1) as stop, log as reporter:
             while self.progress < 1 and not stopped:
                 began, validations = time.monotonic(), int(VALIDATIONS * self.progress)
@@ -215,7 +182,7 @@ class Trainer:
                 best = False
                 if int(VALIDATIONS * self.progress) > validations:
                     validation = self.group.all_reduce(self._validate())
-                    best = bool(validation) and self._is_best(validation)
+                    best = bool(validation) and self.history.is_best(validation)
                     metrics |= validation
                 self._log(metrics, reporter)
                 if age > self.config.train.save_every or best:
@@ -263,14 +230,11 @@ class Trainer:
             validation = self.task.validate(self.average.module)
         return {**solves, **validation} if validation else {}
 
-    def _is_best(self, validation: dict[str, float]) -> bool:
-        score = self.task.selection_score
-        before = [score(row) for row in self.history if _test_metrics(row)]
-        return score(validation) > max(before, default=-math.inf)
-
     def _train_segment(self) -> dict[str, float]:
         """Solve, take the loss and one optimiser step; the metrics of that."""
-        samples = self._filled()
+        batch_size = self.config.train.batch_size
+        samples = refilled(self.samples, batch_size, self._draw, self.group, self.device)
+        self.samples = samples
         fresh = samples.age == 0
         self.group.seed_step(self.config.train.seed, self.step)
         for optimizer in self.optimizers:
@@ -309,27 +273,8 @@ class Trainer:
             samples.store(rows, state)
         return outcome
 
-    def _filled(self) -> ActiveSamples:
-        """The samples in training, after new ones have replaced those that are done."""
-        rows = self.group.rows(self.config.train.batch_size)
-        if self.samples is None:
-            x, target = self._draw(self.config.train.batch_size, rows)
-            age = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            self.samples = ActiveSamples(x, target, age)
-            return self.samples
-        # All processes draw the same new samples for all rows, and each keeps those for its own.
-        done = (self.group.all_gather(self.samples.age) == 0).nonzero()[:, 0]
-        if len(done):
-            ours = (done >= rows.start) & (done < rows.stop)
-            places = done[ours] - rows.start
-            x, target = self._draw(len(done), ours.cpu())
-            self.samples.x[places], self.samples.target[places] = x, target
-        return self.samples
-
-    def _draw(self, count: int, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Draw `count` samples, and return these rows of them."""
-        x, target = self.task.batch(count, self.generator, self.progress)
-        return x[rows].to(self.device), target[rows].to(self.device)
+    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        return self.task.batch(count, self.generator, self.progress)
 
     def _update(self) -> None:
         """Take one optimiser step, or skip it and its samples if the gradient is not finite."""
@@ -362,29 +307,10 @@ class Trainer:
         self.samples.age[:] = self.config.train.segments
 
     def _log(self, metrics: dict[str, float], reporter: Reporter | None) -> None:
-        """Log the mean of the steps since the last row.
-
-        A single step would mislead: samples that entered the batch together have had equally many
-        segments, on which their loss depends, so that every tenth loss alone would show a beat.
-        """
-        self.unlogged.append(metrics)
-        row = {"step": self.step, "minutes": self.seconds / 60, **means(self.unlogged)}
-        last = self.history[-1]["step"] if self.history else -LOG_EVERY
-        if self.step - last >= LOG_EVERY or _test_metrics(row):
-            self.unlogged = []
-            self.history.append(row)
-            if (warning := self.monitor.read(row)) is not None:
-                warnings.warn(warning, stacklevel=2)
-            if reporter is not None:
-                reporter.record(row)
+        row = self.history.add(metrics, self.step, self.seconds)
         if reporter is None:
             return
+        if not self.history.unlogged:
+            reporter.record(row)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
-        reporter.show({**self._last_validation(), **row}, self.progress, left)
-
-    def _last_validation(self) -> dict[str, float]:
-        return next(filter(None, map(_test_metrics, reversed(self.history))), {})
-
-
-def _test_metrics(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name.startswith("test_")}
+        reporter.show({**self.history.last_validation, **row}, self.progress, left)

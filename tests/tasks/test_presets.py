@@ -54,4 +54,4 @@ def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path:
     trainer = Trainer(task, config.build(), config, tmp_path, config.train_steps, {})
     trainer.run()
     assert trainer.step == 3
-    assert all(row["loss"] == row["loss"] for row in trainer.history)
+    assert all(row["loss"] == row["loss"] for row in trainer.history.rows)

@@ -127,7 +127,7 @@ def test_where_files_cannot_be_locked_a_run_says_so(
 def test_results_that_cannot_be_written_do_not_hide_that_the_run_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = SimpleNamespace(group=Group(), path=tmp_path / NAME, history=[])
+    trainer = SimpleNamespace(group=Group(), path=tmp_path / NAME, history=SimpleNamespace(rows=[]))
     monkeypatch.setattr(experiment, "train", lambda *_: (trainer, None, {}))
 
     def refuse(*_: object) -> None:

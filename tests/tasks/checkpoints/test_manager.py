@@ -217,7 +217,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
     trainer.manager.save = save  # type: ignore[method-assign]
     trainer.run()
-    best = next(row["step"] for row in plain.history if "test_exact" in row)
+    best = next(row["step"] for row in plain.history.rows if "test_exact" in row)
     assert saved == [(best, True), (4, False)]
     assert 0 < trainer.seconds < 60
     assert load_newest(trainer.path).meta["step"] == 4

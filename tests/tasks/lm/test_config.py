@@ -53,4 +53,4 @@ def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) ->
     )  # fmt: skip
     trainer, _, result = train(TextExperiment(), "140m", config, tmp_path)
     assert result["train_steps"] == 3
-    assert all(row["loss"] < 30 for row in trainer.history)
+    assert all(row["loss"] < 30 for row in trainer.history.rows)

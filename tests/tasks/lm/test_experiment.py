@@ -22,5 +22,5 @@ def test_training_solves_no_further_than_its_precision(tmp_path: Path, autocast:
         for model in (trainer.model, trainer.average)
     ]
     assert rtols == [{2**-7 if autocast else 1e-5}, {1e-5}]
-    assert all(row["solver_steps"] < 24 for row in trainer.history)
-    assert trainer.history[-1]["converged"] > 0.99
+    assert all(row["solver_steps"] < 24 for row in trainer.history.rows)
+    assert trainer.history.rows[-1]["converged"] > 0.99

@@ -18,8 +18,8 @@ from tasks.lm.corpus import is_held_out
 from tasks.lm.experiment import TextExperiment
 from tasks.lm.stream import Documents, StreamedBatches, load_batches
 from tasks.lm.tokenizer import END, train_tokenizer
-from tasks.training import trainer as loop
-from tasks.training.trainer import SourceLost
+from tasks.training import history as log
+from tasks.training.task import SourceLost
 
 pytest.importorskip("datasets", reason="the extra `lm-data` is not installed")
 
@@ -243,7 +243,7 @@ def test_damaged_data_is_not_tried_again(
 def test_a_run_whose_data_were_lost_resumes_to_the_same_losses(
     config: LanguageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole, _, _ = train(TextExperiment(), "tiny", config, tmp_path / "whole")
@@ -261,13 +261,13 @@ def test_a_run_whose_data_were_lost_resumes_to_the_same_losses(
     with pytest.raises(SourceLost, match=f"go on with `train --resume {path}`"):
         train(TextExperiment(), "tiny", config, tmp_path / "parts")
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(log, "LOG_EVERY", 1)
     kept = Checkpoint.load(path)
     assert 0 < kept.meta["step"] < 20
     parts, _, _ = train(TextExperiment(), "tiny", config, tmp_path / "parts", kept)
-    losses = [row["loss"] for row in whole.history]
+    losses = [row["loss"] for row in whole.history.rows]
     assert len(losses) == 20
-    assert [row["loss"] for row in parts.history] == losses
+    assert [row["loss"] for row in parts.history.rows] == losses
     for name, value in whole.model.state_dict().items():
         assert torch.equal(parts.model.state_dict()[name], value), name
     assert parts.task.state_dict() == whole.task.state_dict()

@@ -173,12 +173,12 @@ def test_watching_changes_no_number_of_training(
     monkeypatch.setattr(train, "solve_metrics", lambda _: contextlib.nullcontext({}))
     blind = make(tmp_path / "blind", model=model)
     blind.run()
-    assert [row["loss"] for row in seen.history] == [row["loss"] for row in blind.history]
+    assert [row["loss"] for row in seen.history.rows] == [row["loss"] for row in blind.history.rows]
     for name, value in blind.average.state_dict().items():
         assert torch.equal(seen.average.state_dict()[name], value), name
-    assert all("test_radius" in row for row in seen.history if "test_exact" in row)
-    assert all({"converged", "residual", "residual_90"} <= set(row) for row in seen.history)
-    assert not any("test_radius" in row for row in blind.history)
+    assert all("test_radius" in row for row in seen.history.rows if "test_exact" in row)
+    assert all({"converged", "residual", "residual_90"} <= set(row) for row in seen.history.rows)
+    assert not any("test_radius" in row for row in blind.history.rows)
 
 
 def test_a_step_calls_the_map_no_more_often_than_its_solve(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 from tasks.training.stop_signal import Interrupted
-from tasks.training.trainer import MAX_SKIPPED, Diverged, SourceLost, Trainer
+from tasks.training.task import SourceLost
+from tasks.training.trainer import MAX_SKIPPED, Diverged, Trainer
 
 BOARD = Board.of(4)
 PUZZLES = generate(16, BOARD, clues=(6, 8), seed=3)
@@ -71,7 +72,7 @@ def test_overfits_one_batch(tmp_path: Path) -> None:
     task = OneBatch()
     trainer = make(tmp_path, task, steps=240, learning_rate=5e-3)
     trainer.run()
-    assert trainer.history[-1]["loss"] < 0.1 * trainer.history[0]["loss"]
+    assert trainer.history.rows[-1]["loss"] < 0.1 * trainer.history.rows[0]["loss"]
 
 
 def test_a_row_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_row_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:
 
     trainer = make(tmp_path, Counting(), steps=21)
     trainer.run()
-    rows = [(row["step"], row["number"]) for row in trainer.history]
+    rows = [(row["step"], row["number"]) for row in trainer.history.rows]
     between = (12 + 13 + 15 + 16 + 17 + 18 + 19 + 20 + 21) / 9
     assert rows == [(1, 1.0), (11, sum(range(2, 12)) / 10), (21, between)]
 
@@ -103,7 +104,7 @@ def test_looks_change_nothing(tmp_path: Path, options: dict[str, object]) -> Non
         runs.append(make(tmp_path / name, task, **options))
         runs[-1].run()
     seeing, blind = runs
-    assert any("test_exact" in row for row in seeing.history)
+    assert any("test_exact" in row for row in seeing.history.rows)
     for one, other in zip(seeing.model.parameters(), blind.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -253,7 +254,7 @@ def test_every_model_trains(tmp_path: Path, model: str, layout: str, backward: s
     after = dict(trainer.model.named_parameters())
     # The start of an implicit solve has no gradient, by definition.
     assert {name for name in before if torch.equal(before[name], after[name])} <= {"start"}
-    assert all(row["loss"] == row["loss"] for row in trainer.history)
+    assert all(row["loss"] == row["loss"] for row in trainer.history.rows)
 
 
 class Poisoned(Recorder):
