@@ -121,7 +121,7 @@ def init() -> Iterator[Group]:
         try:
             yield group
         except RuntimeError as error:
-            if not _is_about_processes(error):
+            if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
                 raise
             raise ConnectionError(
                 f"Process {group.rank} of {group.size} lost another one, whose own message says "
@@ -130,10 +130,6 @@ def init() -> Iterator[Group]:
             ) from error
         finally:
             distributed.destroy_process_group()
-
-
-def _is_about_processes(error: RuntimeError) -> bool:
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
 def distribute(model: nn.Module, average: nn.Module, kind: Kind, group: Group) -> nn.Module:

@@ -90,7 +90,8 @@ class Plan:
         # By whether the backbone's activations are computed anew.
         self._training = {bool(blocks): FakeTraining(model, config)}
         self.parameters = parts(model, blocks)
-        self.block_parameters = max((_count(block) for block in blocks), default=0)
+        sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        self.block_parameters = max(sizes, default=0)
         self.has_backbone = bool(blocks)
         self._known: dict[bool, Costs] = {}
 
@@ -250,10 +251,6 @@ def parts(model: nn.Module, blocks: list[nn.Module]) -> dict[str, int]:
         counts[part(module)] += sum(parameter.numel() for parameter in own)
         counted |= own
     return {name: count for name, count in counts.items() if count}
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def show_bytes(count: float) -> str:
