@@ -1,4 +1,9 @@
-"""The part of the command line that all tasks share: dispatch, presets and errors."""
+"""The part of the command line that all tasks share: dispatch, presets and errors.
+
+A command imports what other commands do without when it is called, so that each starts at once.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -9,23 +14,20 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from solvers.registry import unknown
-from tasks import distributed
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.file import CheckpointError
-from tasks.checkpoints.manager import load_newest
 from tasks.device import choose_device
-from tasks.distributed import Group
-from tasks.experiments.jobs import SearchOptions
-from tasks.experiments.run import Experiment, run
 from tasks.flags import described, parse, parse_config, refuse_renamed, take
-from tasks.folders import FolderLock
-from tasks.runs import lock_resumed, new_folder, program, read_config
-from tasks.training.stop_signal import Interrupted
+from tasks.runs import program, read_config
+
+if TYPE_CHECKING:
+    from tasks.checkpoints.checkpoint import Checkpoint
+    from tasks.experiments.jobs import SearchOptions
+    from tasks.experiments.run import Experiment
+    from tasks.folders import FolderLock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,7 @@ class CommandLine(ABC):
 
     Args:
         task: Has `name`, `config_type`, `presets` and `default_preset`.
-
-    Attributes:
-        compare_options: Those of the command `compare`.
     """
-
-    compare_options: ClassVar[type[SearchOptions]]
 
     def __init__(self, task: Any):
         self.task = task
@@ -77,6 +74,11 @@ class CommandLine(ABC):
     @abstractmethod
     def experiment(self) -> Experiment:
         """What the runs of this task have of their own."""
+
+    @property
+    @abstractmethod
+    def compare_options(self) -> type[SearchOptions]:
+        """Those of the command `compare`."""
 
     @abstractmethod
     def compare_models(self, preset: str, base: Any, options: Any) -> object:
@@ -99,26 +101,15 @@ class CommandLine(ABC):
             command = arguments[0] if named else "train"
             if command not in commands:
                 raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
-            with distributed.init() as group:
-                if group.size > 1 and command != "train":
-                    raise ValueError(
-                        f"`torchrun` can run `train` alone: start `{command}` as one process."
-                    )
-                return commands[command](arguments[1:] if named else arguments)
-        except Interrupted as stop:
-            size = os.environ.get("WORLD_SIZE", "1")
-            start = self.program
-            if size != "1":
-                start = start.replace("python", f"torchrun --nproc-per-node {size}", 1)
-            flags = "".join(f" --import {module}" for module in self.modules)
-            with contextlib.suppress(OSError):  # the terminal may be closed
-                print("\nStopped; nothing is lost. Go on with:")
-                print(f"  {start} train --resume {stop.path}{flags}")
-            return 130
+            if _num_processes() > 1 and command != "train":
+                raise ValueError(
+                    f"`torchrun` can run `train` alone: start `{command}` as one process."
+                )
+            return commands[command](arguments[1:] if named else arguments)
         except KeyboardInterrupt:
             print("\nStopped before there was anything to save.")
             return 130
-        except (ValueError, CheckpointError, OSError) as error:
+        except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
@@ -138,6 +129,10 @@ class CommandLine(ABC):
 
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
+        from tasks.checkpoints.manager import load_newest
+        from tasks.distributed import Group
+        from tasks.experiments.folder import lock_resumed, new_folder
+
         group = Group.current()
         arguments, resume = take(arguments, "--resume")
         arguments, name = take(arguments, "--preset")
@@ -175,18 +170,35 @@ class CommandLine(ABC):
         return Start(name, config, folder, None, lock)
 
     def train(self, arguments: list[str]) -> int:
-        """Train, evaluate, draw, and print the result."""
-        start = self.start(arguments)
-        with start.lock or contextlib.nullcontext():
-            result = run(
-                self.experiment, start.preset, start.config, start.folder, start.checkpoint
-            )
-        print(json.dumps(result))
-        print(f"Checkpoint, log and pictures are in {start.folder}")
+        """Train, evaluate, draw, and print the result; if interrupted, say how to go on."""
+        from tasks import distributed
+        from tasks.experiments.run import run
+        from tasks.training.stop_signal import Interrupted
+
+        try:
+            with distributed.init():
+                start = self.start(arguments)
+                with start.lock or contextlib.nullcontext():
+                    result = run(
+                        self.experiment, start.preset, start.config, start.folder, start.checkpoint
+                    )
+                print(json.dumps(result))
+                print(f"Checkpoint, log and pictures are in {start.folder}")
+        except Interrupted as stop:
+            command = self.program
+            if (size := _num_processes()) > 1:
+                command = command.replace("python", f"torchrun --nproc-per-node {size}", 1)
+            flags = "".join(f" --import {module}" for module in self.modules)
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                print("\nStopped; nothing is lost. Go on with:")
+                print(f"  {command} train --resume {stop.path}{flags}")
+            return 130
         return 0
 
     def compare(self, arguments: list[str]) -> int:
         """Train several models with equal parameters and budget, and print one table."""
+        from tasks.training.stop_signal import Interrupted
+
         arguments, name = take(arguments, "--preset")
         name = name or self.task.default_preset
         base = self.preset(name)
@@ -204,7 +216,6 @@ class CommandLine(ABC):
 
     def plan(self, arguments: list[str]) -> int:
         """Print the memory, time and cost that a run will need, without building the model."""
-        # Here, as few commands need it.
         from tasks.planning.report import PlanOptions, report, show
 
         arguments, name = take(arguments, "--preset")
@@ -223,6 +234,11 @@ class CommandLine(ABC):
         result = {"task": self.task.name, "preset": name, "plan": found}
         print_json(result | {"config": config.to_json()}, options.json)
         return 0
+
+
+def _num_processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import tyro
 
+import tasks.checkpoints.manager
 import tasks.experiments.compare
 import tasks.lm.compare
 import tasks.planning.report
@@ -117,8 +118,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(SOLVERS, "entries", dict(SOLVERS.entries))
     monkeypatch.delitem(sys.modules, "my_solvers", raising=False)
     monkeypatch.setattr(tyro, "cli", cli)
-    for name in ("load_newest", "choose_device"):
-        monkeypatch.setattr(command_line, name, stop)
+    monkeypatch.setattr(command_line, "choose_device", stop)
+    monkeypatch.setattr(tasks.checkpoints.manager, "load_newest", stop)
     monkeypatch.setattr(tasks.planning.report, "report", stop)
     monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ from itertools import combinations, islice
 from math import isqrt
 from random import Random
 
-from tasks.puzzles.files import Puzzle, smallest_copy
+from tasks.puzzles.puzzle import Puzzle, smallest_copy
 from tasks.puzzles.workers import Recipe, answer_draws
 
 SYMBOLS = ".-Q"

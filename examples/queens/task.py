@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from examples.queens.board import QUEEN, SYMBOLS, QueensRecipe, complete
 from models import GridSpec
 from tasks.puzzles.config import GridConfig, GridData
-from tasks.puzzles.files import Puzzle, smallest_copy
+from tasks.puzzles.puzzle import Puzzle, smallest_copy
 from tasks.puzzles.task import GridTask, Sampler
 from tasks.puzzles.tensors import square_symmetries
 from tasks.puzzles.workers import train_and_test

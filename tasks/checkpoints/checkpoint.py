@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.checkpoints import file, sharded
+from tasks.checkpoints import file
 from tasks.checkpoints.file import CheckpointError, refusing
 from tasks.distributed import shard
 
+# The newest checkpoint of a run, as one file or as a folder of files.
+NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
+# Stems of the others, whose suffix is that of the newest.
+PREVIOUS, BEST, REFUSED = "checkpoint-previous", "checkpoint-best", "checkpoint-refused"
 # The meta data that every version knows, and their JSON types.
 META: dict[str, tuple[type, ...]] = {
     "task": (str,),
@@ -64,7 +68,12 @@ class Checkpoint:
         Raises:
             CheckpointError: It is missing, truncated, damaged, or something else.
         """
-        tensors, meta = sharded.read(path) if path.is_dir() else file.read(path)
+        if path.is_dir():
+            from tasks.checkpoints import sharded
+
+            tensors, meta = sharded.read(path)
+        else:
+            tensors, meta = file.read(path)
         for name, kinds in META.items():
             if name in meta and not _is_valid(meta[name], kinds):
                 raise CheckpointError(

@@ -12,14 +12,10 @@ from torch import Tensor
 
 from tasks import folders
 from tasks.checkpoints import sharded
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import BEST, FOLDER, NAME, PREVIOUS, REFUSED, Checkpoint
 from tasks.checkpoints.file import OLD, CheckpointError
 from tasks.distributed import Group, full_tensor
 
-# The newest checkpoint, as one file or as a folder of files.
-NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
-# Stems of the others, whose suffix is that of the newest.
-PREVIOUS, BEST, REFUSED = "checkpoint-previous", "checkpoint-best", "checkpoint-refused"
 # A write that fails in one of these ways may succeed later.
 FAILURES = (OSError, SafetensorError)
 

@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from tasks.checkpoints import sharded
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import FOLDER, Checkpoint
 from tasks.checkpoints.file import discard, flattened, link, rotate
-from tasks.checkpoints.manager import FAILURES, FOLDER, CheckpointManager, unfinished
+from tasks.checkpoints.manager import FAILURES, CheckpointManager, unfinished
 from tasks.distributed import PATIENCE, Group
 
 

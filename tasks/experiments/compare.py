@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.checkpoints.manager import load_newest
+from tasks.experiments.folder import checkpoint_in, lock_folder
 from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
 from tasks.experiments.run import Experiment, train
 from tasks.folders import draft
-from tasks.runs import checkpoint_in, lock_folder
 from tasks.training.options import Config
 
 # The columns that every table has.

@@ -1,15 +1,19 @@
-"""The commands of the language task."""
+"""The commands of the language task.
+
+As in `tasks.cli`, a command imports what other commands do without when it is called.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json
 from tasks.device import choose_device
-from tasks.experiments.run import Experiment
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
@@ -19,27 +23,19 @@ from tasks.lm.command_options import (
     HeldOutOptions,
     InternaliseOptions,
 )
-from tasks.lm.compare import CompareOptions, compare_language
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
-from tasks.lm.data import measure
-from tasks.lm.experiment import TextExperiment, print_figures
-from tasks.lm.generate import generate
-from tasks.lm.internalise import solve_trace, study
-from tasks.lm.lambada import last_words, read_passages
-from tasks.lm.pictures import SUBPLOTS, plot_budgets
-from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.reports.curves import plot_learning
-from tasks.reports.logger import print_table
 from tasks.runs import averaged_model, export, newest_checkpoint, read_config
+
+if TYPE_CHECKING:
+    from tasks.experiments.run import Experiment
+    from tasks.lm.compare import CompareOptions
 
 UNSOLVED = "on a model that is solved; this one is not"
 
 
 class LanguageCommands(CommandLine):
     """The command line of the language task."""
-
-    compare_options = CompareOptions
 
     def __init__(self) -> None:
         super().__init__(LanguageTask())
@@ -81,19 +77,35 @@ class LanguageCommands(CommandLine):
     @property
     def experiment(self) -> Experiment:
         """See `CommandLine`."""
+        from tasks.lm.experiment import TextExperiment
+
         return TextExperiment()
+
+    @property
+    def compare_options(self) -> type[CompareOptions]:
+        """See `CommandLine`."""
+        from tasks.lm.compare import CompareOptions
+
+        return CompareOptions
 
     def compare_models(self, preset: str, base: Any, options: Any) -> object:
         """See `CommandLine`."""
+        from tasks.lm.compare import compare_language
+
         return compare_language(preset, base, options)
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
+        from tasks.lm.data import measure
+        from tasks.lm.experiment import print_figures
+
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
         figures = measure(model, corpus, config, limit=options.limit, max_steps=options.max_steps)
         if options.lambada is not None:
+            from tasks.lm.lambada import last_words, read_passages
+
             passages = read_passages(options.lambada)
             figures |= last_words(
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
@@ -104,6 +116,9 @@ class LanguageCommands(CommandLine):
 
     def internalise(self, arguments: list[str]) -> int:
         """Print how much the loss depends on the solver, and recommend a budget."""
+        from tasks.lm.internalise import solve_trace, study
+        from tasks.reports.logger import print_table
+
         options = parse(InternaliseOptions, arguments, f"{self.program} internalise")
         path, model, config, corpus = self._load_all(options)
         if model.solving is None:
@@ -129,6 +144,8 @@ class LanguageCommands(CommandLine):
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
             from implicit.diagnostics.plots import plot_trajectory
+            from tasks.lm.pictures import SUBPLOTS, plot_budgets
+            from tasks.reports.curves import plot_learning
 
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
@@ -176,7 +193,6 @@ class LanguageCommands(CommandLine):
         return 0
 
     def _export_program(self, options: ExportOptions, path: Path) -> int:
-        # Here, since it loads the compiler.
         from tasks.export import write_program
 
         _, model, config, _ = self._load(path, "cpu", options.solver)
@@ -203,6 +219,8 @@ class LanguageCommands(CommandLine):
 
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
+        from tasks.lm.generate import generate
+
         options = parse(GenerateOptions, arguments, f"{self.program} generate")
         _, model, config, tokenizer = self._load(options.checkpoint, options.device)
         _refuse_unused(options, config)
@@ -239,6 +257,8 @@ class LanguageCommands(CommandLine):
         return path, model.to(choose_device(device)).eval(), config, tokenizer
 
     def _load_all(self, options: HeldOutOptions) -> tuple[Path, Any, LanguageConfig, Any]:
+        from tasks.lm.stream import load_batches
+
         path, model, config, tokenizer = self._load(
             options.checkpoint, options.device, options.solver
         )

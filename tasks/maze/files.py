@@ -27,7 +27,8 @@ from tasks.maze.maze import (
     parse,
     parse_answer,
 )
-from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.files import PuzzleFormat
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.tensors import to_tensors
 
 _DIGITS = set("0123456789.")

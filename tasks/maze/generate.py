@@ -28,7 +28,7 @@ from random import Random
 from typing import ClassVar
 
 from tasks.maze.maze import FREE, GOAL, START, WALL, complete
-from tasks.puzzles.files import Puzzle, smallest_copy
+from tasks.puzzles.puzzle import Puzzle, smallest_copy
 from tasks.puzzles.workers import Recipe, answer_draws, draw_all
 
 GENERATOR_VERSION = 1

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,7 @@
-"""The maze task, as the shared commands see it."""
+"""The maze task, as the shared commands see it.
+
+A method imports what only training, files or pictures need when it is called.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tasks.maze.augment import Symmetries
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
-from tasks.maze.files import read_mazes
-from tasks.maze.generate import GENERATOR_VERSION, generate, train_and_test
 from tasks.maze.maze import SYMBOLS, complete, format_grid, is_shortest, parse
-from tasks.puzzles.files import Puzzle, smallest_copy
+from tasks.puzzles.puzzle import Puzzle, smallest_copy
 from tasks.puzzles.task import Frames, GridTask, Sampler
 
 if TYPE_CHECKING:
@@ -32,10 +32,18 @@ class MazeTask(GridTask[MazeConfig]):
     bands = (20, 30, 40, 60, 80, 100, 120, 140)
     verdict = "a shortest path"
     symbols = SYMBOLS
-    version = GENERATOR_VERSION
+
+    @property
+    def version(self) -> Any:
+        """See `GridTask`."""
+        from tasks.maze.generate import GENERATOR_VERSION
+
+        return GENERATOR_VERSION
 
     def generate(self, config: MazeConfig) -> tuple[list[Puzzle], list[Puzzle]]:
         """See `generate.train_and_test`."""
+        from tasks.maze.generate import train_and_test
+
         data = config.data
         return train_and_test(
             data.train_puzzles,
@@ -49,6 +57,8 @@ class MazeTask(GridTask[MazeConfig]):
 
     def read(self, path: Path, config: MazeConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_mazes`."""
+        from tasks.maze.files import read_mazes
+
         return read_mazes(path, config.data.side, skip_bad=skip_bad)
 
     def identity(self, puzzle: Puzzle, config: MazeConfig) -> Any:
@@ -57,6 +67,8 @@ class MazeTask(GridTask[MazeConfig]):
 
     def sampler(self, puzzles: Sequence[Puzzle], config: MazeConfig) -> Sampler:
         """See `GridTask`: here, rotations and reflections with their own canonical answers."""
+        from tasks.maze.augment import Symmetries
+
         symmetries = Symmetries(self.encode(puzzles, config)[0])
         return lambda rows, generator, progress: symmetries.batch(rows, generator)
 
@@ -74,6 +86,8 @@ class MazeTask(GridTask[MazeConfig]):
 
     def example(self, config: MazeConfig) -> str:
         """See `GridTask`: a maze whose path is at least as long as a side."""
+        from tasks.maze.generate import generate
+
         kind, side = config.data.kind, config.data.side
         return generate(1, side, kind=kind, min_path=side, seed=config.train.seed)[0].question
 

@@ -1,27 +1,30 @@
-"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve|...] ...`."""
+"""The commands of a grid puzzle: `python -m tasks.<name> [train|eval|solve|...] ...`.
+
+As in `tasks.cli`, a command imports what other commands do without when it is called.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
 
 from tasks.cli import CommandLine, print_json
-from tasks.device import compile_blocks
-from tasks.experiments.run import Experiment
 from tasks.flags import parse, require_defaults
-from tasks.puzzles.compare import CompareOptions, compare_puzzles
-from tasks.puzzles.evaluate import solve_batch, trajectory
-from tasks.puzzles.experiment import GridExperiment
+from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.loading import load_model, newest_grid_checkpoint
-from tasks.puzzles.report import measure, print_figures, scale, search_curve
-from tasks.puzzles.starts import Choice
 from tasks.puzzles.task import GridTask
 from tasks.training.options import flag
+
+if TYPE_CHECKING:
+    from tasks.experiments.run import Experiment
+    from tasks.puzzles.compare import CompareOptions
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
@@ -132,10 +135,9 @@ class Commands(CommandLine):
             above this package.
     """
 
-    compare_options = CompareOptions
     task: GridTask[Any]
 
-    def __init__(self, task: GridTask[Any], serve: Callable[["Commands", list[str]], int]) -> None:
+    def __init__(self, task: GridTask[Any], serve: Callable[[Commands, list[str]], int]) -> None:
         super().__init__(task)
         self.serve = serve
 
@@ -173,14 +175,27 @@ class Commands(CommandLine):
     @property
     def experiment(self) -> Experiment:
         """See `CommandLine`."""
+        from tasks.puzzles.experiment import GridExperiment
+
         return GridExperiment(self.task)
+
+    @property
+    def compare_options(self) -> type[CompareOptions]:
+        """See `CommandLine`."""
+        from tasks.puzzles.compare import CompareOptions
+
+        return CompareOptions
 
     def compare_models(self, preset: str, base: Any, options: Any) -> object:
         """See `CommandLine`."""
+        from tasks.puzzles.compare import compare_puzzles
+
         return compare_puzzles(self.task, preset, base, options)
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
+        from tasks.puzzles.report import measure, print_figures, scale, search_curve
+
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         default_side = self.task.presets[self.task.default_preset].spec().side
         path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
@@ -188,6 +203,8 @@ class Commands(CommandLine):
         if config.solve.eval_max_steps is None:
             require_defaults(options, SOLVING, UNSOLVED)
         if options.compile:
+            from tasks.device import compile_blocks
+
             compile_blocks(model)
         if options.max_steps is not None:
             config = config.changed(eval_max_steps=options.max_steps)
@@ -255,7 +272,6 @@ class Commands(CommandLine):
 
     def export(self, arguments: list[str]) -> int:
         """Write a program with a fixed budget of steps."""
-        # Here, since it loads the compiler.
         from tasks.export import write_program
 
         options = parse(ExportOptions, arguments, f"{self.program} export")

@@ -4,15 +4,17 @@ import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
-from models import GridAttractor, GridModel, GridSpec, GridTransformer, Reasoner, TokenLayout
-from models.reasoners import UPDATES
+from models import GridAttractor, GridSpec, GridTransformer, TokenLayout
 from solvers import FixedPointSolver, Picard, get_solver
 from tasks.training.config import TrainOptions
 from tasks.training.options import Config, Kind, NoSolve, Section
+
+if TYPE_CHECKING:
+    from models import GridModel
 
 ModelName = Literal["attractor", "reasoner", "trm", "hrm", "eqr", "unrolled", "transformer"]
 WITH_HEADS = ("cells", "attention")
@@ -47,7 +49,7 @@ class Network(Section):
         return {} if self.layout in WITH_HEADS else {"num_heads": "with `--layout attention`"}
 
     @abstractmethod
-    def build(self, spec: GridSpec, solve: Any) -> GridModel:
+    def build(self, spec: GridSpec, solve: Any) -> "GridModel":
         """The model, with fresh weights."""
 
 
@@ -67,7 +69,7 @@ class Transformer(Network):
         super().__post_init__()
         self.require(0, "backbone_blocks")
 
-    def build(self, spec: GridSpec, solve: Any) -> GridModel:
+    def build(self, spec: GridSpec, solve: Any) -> "GridModel":
         """See `Network`."""
         return GridTransformer(spec)
 
@@ -90,7 +92,7 @@ class Attractor(Network):
         super().__post_init__()
         self.require(0, "start_noise", "backbone_blocks")
 
-    def build(self, spec: GridSpec, solve: Any) -> GridModel:
+    def build(self, spec: GridSpec, solve: Any) -> "GridModel":
         """See `Network`."""
         solver, backward = solve.train_solver(), solve.backward_mode()
         return GridAttractor(spec, solver, backward, solve.eval_max_steps, self.start_noise)
@@ -116,8 +118,10 @@ class TwoLatents(Network):
 
     halting: bool = False
 
-    def build(self, spec: GridSpec, solve: Any) -> GridModel:
+    def build(self, spec: GridSpec, solve: Any) -> "GridModel":
         """See `Network`."""
+        from models.reasoners import UPDATES, Reasoner
+
         update, solver = UPDATES[self.name](spec), solve.train_solver()
         backward = solve.backward_mode()
         max_steps = solve.eval_max_steps
@@ -392,6 +396,6 @@ class GridConfig(Config):
         """Number of puzzles in a row of the batch."""
         return 1
 
-    def build(self) -> GridModel:
+    def build(self) -> "GridModel":
         """The model, with fresh weights."""
         return self.model.build(self.spec(), self.solve)

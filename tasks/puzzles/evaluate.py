@@ -4,19 +4,25 @@ A set is worked through batch by batch and only small figures of a puzzle are ke
 set may have any size. Inside a batch, puzzles leave the solve as they converge.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from models import GridAttractor, GridModel, Reasoner
 from solvers import Solution
 from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
 
+if TYPE_CHECKING:
+    from models import GridAttractor, GridModel, Reasoner
+
+# How one answer is chosen from those of several starts; see `starts.Starts.choose`.
+Choice = Literal["residual", "vote", "valid"]
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
 PERTURBATION = 0.5
 # Puzzles that are restarted: what holds for so many needs no second solve of a whole set.
@@ -42,7 +48,7 @@ class Predictions:
     num_steps: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, state: State, solution: Solution) -> "Predictions":
+    def of(cls, logits: Tensor, state: State, solution: Solution) -> Predictions:
         """The predictions of a solve that ended in `state`.
 
         Args:
@@ -55,12 +61,12 @@ class Predictions:
         return cls(classes, residual, converged, solution.num_steps.cpu())
 
     @classmethod
-    def join(cls, parts: list["Predictions"]) -> "Predictions":
+    def join(cls, parts: list[Predictions]) -> Predictions:
         """Concatenate the predictions of several batches."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
 
-    def at(self, rows: Tensor) -> "Predictions":
+    def at(self, rows: Tensor) -> Predictions:
         """The predictions of these rows."""
         names = [field.name for field in dataclasses.fields(self)]
         return Predictions(**{name: getattr(self, name)[rows] for name in names})

@@ -11,10 +11,11 @@ from torch import nn
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments.compare import COLUMNS
 from tasks.experiments.run import Data, Experiment
+from tasks.puzzles.batches import VALIDATION_PUZZLES, Batches
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
-from tasks.puzzles.task import VALIDATION_PUZZLES, Batches, GridTask
+from tasks.puzzles.task import GridTask
 
 
 def _exact(row: dict[str, Any]) -> str:

@@ -6,16 +6,15 @@ and plain text with one puzzle a line. What a field means is for the task to say
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.rows import LONGEST, Line, Row, csv_rows, numbered_lines, write_csv
 
 HEADER = ["source", "question", "answer", "rating"]
@@ -26,44 +25,6 @@ _RATING_DIGITS = 18  # so that a rating fits into 64 bits
 
 _Bad = tuple[int, str]
 """Line number and what is wrong there."""
-
-
-@dataclass(frozen=True)
-class Puzzle:
-    """One row of a puzzle file.
-
-    Args:
-        source: Where the puzzle comes from.
-        question: The given cells, one character a cell.
-        answer: The solution, one character a cell.
-        rating: How hard it is, on the scale of `source`: published lists have scales of their
-            own. Compare ratings within one source only.
-    """
-
-    source: str
-    question: str
-    answer: str
-    rating: int
-
-    @property
-    def side(self) -> int:
-        """Cells of a row."""
-        return math.isqrt(len(self.question))
-
-
-def smallest_copy(grid: str) -> str:
-    """A value that two grids share exactly if one is a rotation or reflection of the other.
-
-    Args:
-        grid: One character a cell, row by row, of a square.
-    """
-    side = math.isqrt(len(grid))
-    rows = [grid[i : i + side] for i in range(0, side * side, side)]
-    copies = []
-    for _ in range(4):
-        rows = ["".join(column) for column in zip(*rows[::-1], strict=True)]
-        copies += ["".join(rows), "".join(row[::-1] for row in rows)]
-    return min(copies)
 
 
 class PuzzleFormat(ABC):
@@ -230,6 +191,43 @@ def _undecodable(text: str) -> UnicodeDecodeError | None:
         except UnicodeDecodeError as error:
             return error
     return None
+
+
+class TaskFormat(PuzzleFormat):
+    """Files of a task's puzzles whose rules are those of `is_valid`.
+
+    Args:
+        task: A `tasks.puzzles.task.GridTask`.
+        config: Of that task.
+    """
+
+    error = ValueError
+
+    def __init__(self, task: Any, config: Any) -> None:
+        self.task, self.config = task, config
+
+    def text_question(self, line: str) -> str:
+        """See `PuzzleFormat`."""
+        return line.strip()
+
+    def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
+        """See `PuzzleFormat`."""
+        source, question, answer, rating = fields
+        symbols = self.parse_field("question", question, self._parse)
+        if not answer or not rating:
+            solved = self.task.complete(source, symbols)
+            answer, rating = answer or solved.answer, rating or str(solved.rating)
+        answer = self.task.line(self.parse_field("answer", answer, self._parse))
+        return Puzzle(source, self.task.line(symbols), answer, int(rating))
+
+    def _parse(self, text: str) -> list[int]:
+        return self.task.question(text, self.config)
+
+    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
+        """See `PuzzleFormat`."""
+        valid = self.task.is_valid(*self.task.encode(puzzles, self.config), self.config)
+        wrong = f"The answer is not {self.task.verdict} of the question."
+        return [None if is_valid else wrong for is_valid in valid.tolist()]
 
 
 def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:

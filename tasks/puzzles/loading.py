@@ -1,14 +1,18 @@
 """Find and load a model that was trained on grid puzzles."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from models import GridModel
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.device import choose_device
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.task import GridTask
 from tasks.runs import averaged_model, newest_checkpoint, read_config
+
+if TYPE_CHECKING:
+    from models import GridModel
 
 
 def newest_grid_checkpoint(task: GridTask[Any], side: int) -> Path:

@@ -7,16 +7,15 @@ References:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from models import GridModel
 from solvers.torch_internals import pytree
-from tasks.puzzles.evaluate import Predictions, batches, perturbed, solve_batch
+from tasks.puzzles.evaluate import Choice, Predictions, batches, perturbed, solve_batch
 
-Choice = Literal["residual", "vote", "valid"]
 Validity = Callable[[Tensor, Tensor], Tensor]
 """(x, classes) -> whether each answer keeps the rules, shape (puzzles,); needs no solution."""
 

@@ -1,4 +1,7 @@
-"""The interface between one kind of grid puzzle and the commands that all kinds share."""
+"""The interface between one kind of grid puzzle and the commands that all kinds share.
+
+A method imports what only training, files or pictures need when it is called.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from models import GridModel
-from tasks.puzzles.cache import SetCache, default_directory
 from tasks.puzzles.config import GridConfig, GridData
-from tasks.puzzles.evaluate import predict, scores
-from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.tensors import to_tensors
-from tasks.training.task import Task
 
 if TYPE_CHECKING:
+    from tasks.puzzles.cache import SetCache
     from tasks.puzzles.pictures import GridPicture
-
-# Held-out puzzles of a validation during training.
-VALIDATION_PUZZLES = 100
 
 Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 """(rows of the training set, generator, share of the budget that is used) -> symbols and classes of
@@ -52,7 +49,6 @@ class GridTask(ABC, Generic[C]):
         symbols: The character of each symbol in order.
         first_symbol: The symbol that class 0 stands for; the others follow. If it is 1, symbol 0
             is a blank that any class may fill.
-        version: JSON value, other with any change by which `generate` returns other puzzles.
     """
 
     name: ClassVar[str]
@@ -64,7 +60,11 @@ class GridTask(ABC, Generic[C]):
     verdict: ClassVar[str] = "a valid solution"
     symbols: ClassVar[str]
     first_symbol: ClassVar[int] = 0
-    version: ClassVar[Any] = 1
+
+    @property
+    def version(self) -> Any:
+        """JSON value, other with any change by which `generate` returns other puzzles."""
+        return 1
 
     @abstractmethod
     def generate(self, config: C) -> tuple[list[Puzzle], list[Puzzle]]:
@@ -97,13 +97,17 @@ class GridTask(ABC, Generic[C]):
 
     def cache(self, config: C) -> SetCache:
         """The sets that were made before."""
+        from tasks.puzzles.cache import SetCache, default_directory
+
         side = config.spec().side
         folder = default_directory(self.name)
         return SetCache(folder, f"{side}x{side}", lambda path: self.read(path, config))
 
     def read(self, path: Path, config: C, skip_bad: bool = False) -> list[Puzzle]:
         """Read a file of puzzles of the size that `config` names."""
-        return _Format(self, config).read(path, skip_bad=skip_bad)
+        from tasks.puzzles.files import TaskFormat
+
+        return TaskFormat(self, config).read(path, skip_bad=skip_bad)
 
     def enlarged(self, puzzles: list[Puzzle], config: C) -> list[Puzzle]:
         """The training puzzles, together with others that are derived from them."""
@@ -174,7 +178,6 @@ class GridTask(ABC, Generic[C]):
 
     def picture(self, x: Sequence[int], answer: Sequence[int]) -> GridPicture:
         """How a question is drawn at a moment of its solve; both are symbols."""
-        # Here, since it loads matplotlib.
         from tasks.puzzles.pictures import GridPicture
 
         return GridPicture(math.isqrt(len(x)), x, answer, self.symbols, self.first_symbol)
@@ -213,75 +216,3 @@ class GridTask(ABC, Generic[C]):
         """How many test puzzles are symmetric copies of a training puzzle."""
         known = {self.identity(puzzle, config) for puzzle in train}
         return sum(self.identity(puzzle, config) in known for puzzle in test)
-
-
-class _Format(PuzzleFormat):
-    """Files of a task's puzzles whose rules are those of `is_valid`."""
-
-    error = ValueError
-
-    def __init__(self, task: GridTask[Any], config: Any):
-        self.task, self.config = task, config
-
-    def text_question(self, line: str) -> str:
-        return line.strip()
-
-    def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
-        source, question, answer, rating = fields
-        symbols = self.parse_field("question", question, self._parse)
-        if not answer or not rating:
-            solved = self.task.complete(source, symbols)
-            answer, rating = answer or solved.answer, rating or str(solved.rating)
-        answer = self.task.line(self.parse_field("answer", answer, self._parse))
-        return Puzzle(source, self.task.line(symbols), answer, int(rating))
-
-    def _parse(self, text: str) -> list[int]:
-        return self.task.question(text, self.config)
-
-    def faults(self, puzzles: Sequence[Puzzle]) -> list[str | None]:
-        valid = self.task.is_valid(*self.task.encode(puzzles, self.config), self.config)
-        wrong = f"The answer is not {self.task.verdict} of the question."
-        return [None if is_valid else wrong for is_valid in valid.tolist()]
-
-
-class Batches(Task):
-    """Grid puzzles as the training loop sees them.
-
-    Args:
-        sampler: Source of batches.
-        count: Training puzzles that it draws from.
-        held_out: Symbols and classes of the puzzles for validation.
-        max_steps: Solver budget of validation; None for a model without a solve.
-    """
-
-    def __init__(
-        self, sampler: Sampler, count: int, held_out: tuple[Tensor, Tensor], max_steps: int | None
-    ):
-        self.sampler, self.count, self.max_steps = sampler, count, max_steps
-        self.held_out = held_out
-
-    def batch(
-        self, size: int, generator: torch.Generator, progress: float
-    ) -> tuple[Tensor, Tensor]:
-        """Random training puzzles, each as a random symmetric copy of itself."""
-        rows = torch.randint(self.count, (size,), generator=generator)
-        return self.sampler(rows, generator, progress)
-
-    def validate(self, model: GridModel) -> dict[str, float]:
-        """See `Task`: here, exact accuracy on the held-out puzzles."""
-        x, target = self.held_out
-        if len(x) == 0:
-            return {}
-        found = predict(model, x, max_steps=self.max_steps)
-        return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
-
-    def selection_score(self, validation: dict[str, float]) -> float:
-        """See `Task`: here, exact accuracy."""
-        return validation["test_exact"]
-
-    def metrics(self, right: Tensor) -> dict[str, float]:
-        """See `Task`: here, accuracy of cells and of whole answers."""
-        return {
-            "cell_accuracy": right.float().mean().item(),
-            "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
-        }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 
 
 def to_tensors(puzzles: Sequence[Puzzle], side: int, symbols: str) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 
 Job = dict[str, Any]
 """JSON values."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.puzzles.files import Puzzle, PuzzleFormat
+from tasks.puzzles.files import PuzzleFormat
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.tensors import to_tensors
 from tasks.sudoku.board import (
     SYMBOLS,

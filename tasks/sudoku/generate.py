@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tasks.puzzles import workers as shared
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.workers import Recipe, answer_draws, different
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits

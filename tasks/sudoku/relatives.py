@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from random import Random
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.workers import Job, answer, chunks, in_processes, num_cores
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku.board import Board, PuzzleError, format_line
 
 

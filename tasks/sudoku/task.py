@@ -1,4 +1,7 @@
-"""The Sudoku task, as the shared commands see it."""
+"""The Sudoku task, as the shared commands see it.
+
+A method imports what only training, files or pictures need when it is called.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.task import GridTask, Sampler
-from tasks.sudoku.augment import augment, numbered_copies, reveal
 from tasks.sudoku.board import SYMBOLS, Board, format_grid, is_valid_solution, parse
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
-from tasks.sudoku.files import read_puzzles
-from tasks.sudoku.generate import (
-    GENERATOR_VERSION,
-    generate,
-    symmetry_invariant,
-    train_and_test,
-)
-from tasks.sudoku.relatives import RELATIVES_VERSION, harder, relatives
 from tasks.sudoku.solver import complete
 
 if TYPE_CHECKING:
@@ -42,10 +36,20 @@ class SudokuTask(GridTask[SudokuConfig]):
     bands = (0, 3, 10, 30, 100)
     symbols = SYMBOLS
     first_symbol = 1
-    version = (GENERATOR_VERSION, RELATIVES_VERSION)
+
+    @property
+    def version(self) -> Any:
+        """See `GridTask`."""
+        from tasks.sudoku.generate import GENERATOR_VERSION
+        from tasks.sudoku.relatives import RELATIVES_VERSION
+
+        return GENERATOR_VERSION, RELATIVES_VERSION
 
     def generate(self, config: SudokuConfig) -> tuple[list[Puzzle], list[Puzzle]]:
         """See `generate.train_and_test` and `relatives.harder`."""
+        from tasks.sudoku.generate import train_and_test
+        from tasks.sudoku.relatives import harder
+
         data, seed = config.data, config.train.seed
         counts, clues = (data.train_puzzles, data.test_puzzles), (data.min_clues, data.max_clues)
         train, test = train_and_test(*counts, data.board, clues, minimal=data.minimal, seed=seed)
@@ -55,6 +59,8 @@ class SudokuTask(GridTask[SudokuConfig]):
 
     def enlarged(self, puzzles: list[Puzzle], config: SudokuConfig) -> list[Puzzle]:
         """See `GridTask`: here, the puzzles, followed by their relatives."""
+        from tasks.sudoku.relatives import RELATIVES_VERSION, relatives
+
         count, seed = config.data.relatives, config.train.seed
         if not count:
             return puzzles
@@ -75,14 +81,20 @@ class SudokuTask(GridTask[SudokuConfig]):
 
     def read(self, path: Path, config: SudokuConfig, skip_bad: bool = False) -> list[Puzzle]:
         """See `files.read_puzzles`."""
+        from tasks.sudoku.files import read_puzzles
+
         return read_puzzles(path, config.data.board, skip_bad=skip_bad)
 
     def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
         """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
+        from tasks.sudoku.generate import symmetry_invariant
+
         return symmetry_invariant(puzzle.question)
 
     def sampler(self, puzzles: Sequence[Puzzle], config: SudokuConfig) -> Sampler:
         """See `GridTask`: random symmetric copies, or a fixed number of copies of each puzzle."""
+        from tasks.sudoku.augment import augment, numbered_copies, reveal
+
         questions, classes = self.encode(puzzles, config)
         answers = classes + 1
 
@@ -117,6 +129,8 @@ class SudokuTask(GridTask[SudokuConfig]):
 
     def example(self, config: SudokuConfig) -> str:
         """See `GridTask`: a puzzle in which two fifths of the cells are given."""
+        from tasks.sudoku.generate import generate
+
         board, seed = config.data.board, config.train.seed
         clues = round(0.4 * board.num_cells)
         return generate(1, board, (clues, clues + 1), seed=seed)[0].question

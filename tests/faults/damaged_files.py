@@ -15,7 +15,8 @@ from tasks.lm.corpus import read_texts
 from tasks.lm.lambada import read_passages
 from tasks.maze.files import read_mazes
 from tasks.maze.task import MazeTask
-from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.puzzles.files import write_puzzles
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.files import read_puzzles
 from tasks.sudoku.task import SudokuTask

@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 
-from tasks import cli
 from tasks.checkpoints import file as checkpoint
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import NAME
-from tasks.experiments.run import train
+from tasks.checkpoints.checkpoint import NAME, Checkpoint
+from tasks.experiments import run as experiment
 from tasks.puzzles.experiment import GridExperiment
 from tasks.sudoku.__main__ import main
 from tasks.training.trainer import Trainer
@@ -98,7 +96,7 @@ def _work(folder: Path, arguments: tuple[str, ...], disturbance: Disturbance | N
     os.environ.setdefault("XDG_CACHE_HOME", str(folder))
     # Plan, evaluation and pictures would take most of the time.
     GridExperiment.describe = lambda *_: None  # type: ignore[method-assign]
-    cli.run = lambda *given: train(*given)[2]
+    experiment.run = lambda *given: experiment.train(*given)[2]
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)

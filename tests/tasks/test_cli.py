@@ -11,7 +11,7 @@ import pytest
 
 from implicit.registry import MODES
 from solvers.registry import SOLVERS
-from tasks.cli import import_modules
+from tasks.cli import Start, import_modules
 from tasks.puzzles.commands import Commands
 from tasks.sudoku.__main__ import main
 from tasks.training.stop_signal import Interrupted
@@ -106,10 +106,10 @@ def test_errors_of_the_module_itself_are_shown() -> None:
 def test_an_interrupted_run_says_what_to_import_when_it_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Commands, arguments: list[str]) -> int:
+    def interrupted(self: Commands, arguments: list[str]) -> Start:
         raise Interrupted(Path("run/checkpoint.safetensors"))
 
-    monkeypatch.setattr(Commands, "train", interrupted)
+    monkeypatch.setattr(Commands, "start", interrupted)
     assert main(["--import", "my_zigzag", "--import", "json"]) == 130
     expected = "train --resume run/checkpoint.safetensors --import my_zigzag --import json\n"
     assert capsys.readouterr().out.endswith(expected)

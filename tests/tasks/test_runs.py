@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import BEST, FOLDER, NAME, PREVIOUS, Checkpoint
 from tasks.checkpoints.file import CheckpointError
-from tasks.checkpoints.manager import BEST, FOLDER, NAME, PREVIOUS
 from tasks.distributed import Group
 from tasks.experiments import run as experiment
 from tasks.experiments.compare import Run, compare
+from tasks.experiments.folder import checkpoint_in, lock_folder, new_folder
 from tasks.experiments.jobs import SearchOptions
 from tasks.folders import FolderInUse, FolderLock
 from tasks.puzzles.commands import Commands
-from tasks.runs import RUNS, checkpoint_in, export, lock_folder, new_folder
+from tasks.runs import RUNS, export
 from tasks.serving.command import serve
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask

@@ -12,22 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import BEST, NAME, PREVIOUS, REFUSED, Checkpoint
 from tasks.checkpoints.file import CheckpointError
-from tasks.checkpoints.manager import (
-    BEST,
-    NAME,
-    PREVIOUS,
-    REFUSED,
-    CheckpointManager,
-    NotSaved,
-    load_newest,
-)
+from tasks.checkpoints.manager import CheckpointManager, NotSaved, load_newest
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
+from tasks.puzzles.batches import Batches
 from tasks.puzzles.commands import Commands
-from tasks.puzzles.task import Batches
 from tasks.serving.command import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig

@@ -18,15 +18,16 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from tasks.checkpoints import sharded
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import FOLDER, Checkpoint
 from tasks.checkpoints.file import CheckpointError
-from tasks.checkpoints.manager import FOLDER, NotSaved, load_newest
+from tasks.checkpoints.manager import NotSaved, load_newest
 from tasks.checkpoints.sharded import MANIFEST
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
+from tasks.experiments.folder import new_folder
+from tasks.puzzles.batches import Batches
 from tasks.puzzles.commands import Commands
-from tasks.puzzles.task import Batches
-from tasks.runs import export, new_folder
+from tasks.runs import export
 from tasks.serving.command import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig

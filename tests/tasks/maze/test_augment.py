@@ -24,7 +24,7 @@ from tasks.maze.maze import (
     parse,
     parse_answer,
 )
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.tensors import to_tensors
 
 

@@ -8,7 +8,8 @@ import pytest
 from tasks.maze.files import read_mazes
 from tasks.maze.maze import MazeError
 from tasks.puzzles import files as puzzle_files
-from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.puzzles.files import write_puzzles
+from tasks.puzzles.puzzle import Puzzle
 
 HEADER = "source,question,answer,rating\n"
 # Round a block: down first is the label, right first as short.

@@ -8,7 +8,7 @@ from mazes import count_paths
 
 from tasks.maze.generate import generate, train_and_test
 from tasks.maze.maze import WALL, format_line, label, parse
-from tasks.puzzles.files import smallest_copy
+from tasks.puzzles.puzzle import smallest_copy
 
 
 @pytest.mark.parametrize(("side", "low", "high"), [(9, 14, None), (9, 12, 13), (12, 20, 26)])

@@ -10,7 +10,8 @@ import pytest
 from tasks.maze.files import read_mazes
 from tasks.maze.maze import MazeError
 from tasks.maze.task import MazeTask
-from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.puzzles.files import write_puzzles
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.board import PuzzleError
 from tasks.sudoku.files import read_puzzles

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.puzzles.cache import default_directory
-from tasks.puzzles.files import Puzzle, write_puzzles
+from tasks.puzzles.files import write_puzzles
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku.board import Board, PuzzleError
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.files import read_puzzles

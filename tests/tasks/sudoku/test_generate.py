@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 
 from tasks.puzzles import workers as workers_module
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku import generate as generate_module
 from tasks.sudoku.board import Board, check_answer, parse
 from tasks.sudoku.generate import generate, symmetry_invariant, train_and_test

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.puzzles.files import Puzzle
+from tasks.puzzles.puzzle import Puzzle
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.config import PRESETS, SudokuConfig
 from tasks.sudoku.generate import generate
@@ -96,7 +96,9 @@ def test_they_are_kept(tmp_path: Path, hard: Puzzle, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = SudokuConfig.of(relatives=2)
     made = SudokuTask().enlarged([hard], config)
-    monkeypatch.setattr("tasks.sudoku.task.relatives", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(
+        "tasks.sudoku.relatives.relatives", lambda *_, **__: pytest.fail("made again")
+    )
     assert SudokuTask().enlarged([hard], config) == made
 
 

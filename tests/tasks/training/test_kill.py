@@ -9,8 +9,7 @@ import pytest
 import tiny_runs
 from tiny_runs import Disturbance, new, resumed
 
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import NAME
+from tasks.checkpoints.checkpoint import NAME, Checkpoint
 
 
 def arguments(folder: Path, steps: int) -> tuple[str, ...]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import NAME
+from tasks.checkpoints.checkpoint import NAME, Checkpoint
 from tasks.training.stop_signal import StopSignal
 
 ROOT = Path(__file__).parents[3]

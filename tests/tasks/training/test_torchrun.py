@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.checkpoints.manager import FOLDER, NAME
+from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,0 +1,42 @@
+"""A grid puzzle as text, which needs no torch."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """One row of a puzzle file.
+
+    Args:
+        source: Where the puzzle comes from.
+        question: The given cells, one character a cell.
+        answer: The solution, one character a cell.
+        rating: How hard it is, on the scale of `source`: published lists have scales of their
+            own. Compare ratings within one source only.
+    """
+
+    source: str
+    question: str
+    answer: str
+    rating: int
+
+    @property
+    def side(self) -> int:
+        """Cells of a row."""
+        return math.isqrt(len(self.question))
+
+
+def smallest_copy(grid: str) -> str:
+    """A value that two grids share exactly if one is a rotation or reflection of the other.
+
+    Args:
+        grid: One character a cell, row by row, of a square.
+    """
+    side = math.isqrt(len(grid))
+    rows = [grid[i : i + side] for i in range(0, side * side, side)]
+    copies = []
+    for _ in range(4):
+        rows = ["".join(column) for column in zip(*rows[::-1], strict=True)]
+        copies += ["".join(rows), "".join(row[::-1] for row in rows)]
+    return min(copies)
