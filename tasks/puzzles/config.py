@@ -122,9 +122,8 @@ class TwoLatents(Network):
         """See `Network`."""
         from models.reasoners import UPDATES, Reasoner
 
-        update, solver = UPDATES[self.name](spec), solve.train_solver()
-        backward = solve.backward_mode()
-        max_steps = solve.eval_max_steps
+        update, max_steps = UPDATES[self.name](spec), solve.eval_max_steps
+        solver, backward = solve.train_solver(), solve.backward_mode()
         return Reasoner(spec, update, solver, backward, max_steps, self.start, self.halting)
 
 
