@@ -21,7 +21,6 @@ from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import FOLDER, Checkpoint
 from tasks.checkpoints.file import CheckpointError
 from tasks.checkpoints.manager import NotSaved, load_newest
-from tasks.checkpoints.sharded import MANIFEST
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.experiments.folder import new_folder
@@ -112,8 +111,8 @@ def flip_in_weights(folder: Path) -> None:
 
 
 def flip_in_meta(folder: Path) -> None:
-    text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace("step", "stop", 1))
+    text = (folder / sharded.MANIFEST).read_text()
+    (folder / sharded.MANIFEST).write_text(text.replace("step", "stop", 1))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -122,8 +121,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit of the manifest": flip_in_meta,
     "no shard": lambda folder: (folder / SHARD).unlink(),
     "one more": lambda folder: shutil.copy(folder / SHARD, folder / SHARD.replace("1", "9", 1)),
-    "no manifest": lambda folder: (folder / MANIFEST).unlink(),
-    "a garbled manifest": lambda folder: (folder / MANIFEST).write_text("[1, 2"),
+    "no manifest": lambda folder: (folder / sharded.MANIFEST).unlink(),
+    "a garbled manifest": lambda folder: (folder / sharded.MANIFEST).write_text("[1, 2"),
     "killed between two renames": shutil.rmtree,
 }
 
@@ -167,7 +166,7 @@ def test_a_pickle_in_the_folder_is_never_executed(tmp_path: Path) -> None:
     (folder / SHARD).write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(CheckpointError, match="damaged"):
         Checkpoint.load(folder)
-    (folder / MANIFEST).write_bytes(pickle.dumps(Evil(proof)))
+    (folder / sharded.MANIFEST).write_bytes(pickle.dumps(Evil(proof)))
     with pytest.raises(CheckpointError, match="missing or damaged"):
         Checkpoint.load(folder)
     assert not proof.exists()
