@@ -109,6 +109,6 @@ class FixedPointSolver(ABC):
             args: Per-sample arguments of `f`.
             **options: As of `Run`.
         """
-        from solvers.run import Run  # it needs the names of solvers, which need this module
+        from solvers.loop import Loop  # it needs this module
 
-        return Run(f, y0, *args, solver=self, **options).finish()
+        return Loop(f, y0, args, self, **options).finish()

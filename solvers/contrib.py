@@ -23,6 +23,7 @@ from solvers.promises import Promises
 from solvers.registry import unknown
 from solvers.solution import Result, Solution
 from solvers.status import SampleStatus
+from solvers.stopped import measure
 from solvers.types import Flat, Map, State, Watch
 from solvers.whole import WholeSolver
 
@@ -125,7 +126,7 @@ class PeerSolver(WholeSolver):
             if max_steps == 0 or status.num_running == 0:
                 break
         if status.mixes_steps:
-            status.measure(evaluate(status.value))
+            measure(status, evaluate(status.value))
         s = status.finish(evaluate.num_evals, evaluate.rows_evaluated)
         steps, sound = steps.view(s.result.shape), sound.view(s.result.shape)
         unsolved = s.result == Result.max_steps

@@ -2,17 +2,19 @@
 
 import contextlib
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from solvers.checks import check_unchanged
-from solvers.derivatives import Affine, Linearisation
 from solvers.packing import StatePacking
 from solvers.torch_internals import pytree, version_of
 from solvers.trees import map_tensors, take_rows, tensors_of
 from solvers.types import Flat, Index, Map, State
+
+if TYPE_CHECKING:
+    from solvers.derivatives import Affine, Linearisation
 
 
 class CheckedMap:
@@ -110,8 +112,9 @@ class CountedMap:
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
 
-    def linearise(self, y: Flat) -> Linearisation | Affine:
+    def linearise(self, y: Flat) -> "Linearisation | Affine":
         """Return df/dy at `y`, for products with it. Calls of `f` that they need are counted."""
+        from solvers.derivatives import Affine, Linearisation  # most solves never need it
 
         def flat(y: Flat) -> Flat:
             self.num_evals += 1

@@ -48,6 +48,14 @@ class Coupling:
             rows = rows.all(0).expand(len(rows), -1)
         return rows.cummin(1).values.flatten()
 
+    def left_alone(self, samples: Mask, settled: Mask, before: Mask) -> Mask:
+        """Which of the samples, that a solver gave up, no other can influence any more.
+
+        If an influencing sample has only just stopped, that is, since `before`, they get one more
+        step.
+        """
+        return samples & self.at_rest(settled == before) & self.at_rest(samples | settled)
+
     def settled(self, result: torch.Tensor) -> Mask:
         """Samples whose verdict is final."""
         if not self.joint:

@@ -1,28 +1,18 @@
-"""A solve under way, step by step: the one loop that every solver runs in.
-
-A solver says how to `init` its memory and how to make one `step`. Asking for values of the map,
-judging each sample, holding the stopped ones still and dropping them from the batch happen here.
-"""
+"""A solve that is stepped from outside, by whoever calls the map."""
 
 from typing import Any
 
 import torch
 
-from solvers import compaction
+from solvers import stopped
 from solvers.base import FixedPointSolver
-from solvers.checks import check_counts, check_flag, check_unchanged
-from solvers.counted_map import CountedMap
-from solvers.packing import StatePacking
+from solvers.loop import Loop
 from solvers.registry import SOLVERS
 from solvers.solution import Result, Solution
-from solvers.status import SampleStatus
-from solvers.torch_internals import version_of
-from solvers.transforms import check_readable
-from solvers.trees import take_rows
-from solvers.types import Flat, Index, Map, Mask, State, Watch
+from solvers.types import Index, Map, Mask, Memory, State, Watch
 
 
-class Run:
+class Run(Loop):
     """A solve that is stepped from outside: it asks for a point and is told the map's value there.
 
     `solve` is this loop and nothing more, so that verdicts, values and counts are the same:
@@ -91,34 +81,16 @@ class Run:
         independent: bool | None = None,
         scale: Any = None,
         rhs: State | None = None,
-        memory: list[tuple[Index, Any]] | None = None,
+        memory: Memory | None = None,
         watch: Watch | None = None,
     ):
-        check_counts(max_steps, batch_dims)
-        check_flag("compact", compact)
-        independent = bool(args) if independent is None else independent
-        check_flag("independent", independent)
-        self.solver = SOLVERS.resolve(solver)
-        _check_steps(self.solver, f)
-        packing = StatePacking(y0, batch_dims, scale)
-        self.solver.check_tokens(packing)
-        constant = None if rhs is None else packing.pack(rhs)
-        self.map = CountedMap(f, args, packing, constant)
-        self.max_steps, self.memory, self.watch = max_steps, memory, watch
-        y = packing.pack(y0)
-        check_readable(y)
-        self.compact = compact and bool(args) and independent and memory is None
-        self.status = SampleStatus(
-            y, packing, solver=self.solver, independent=independent, rhs=constant
-        )
-        self.carry = self.solver.init(y)
-        self._step, self._measuring = 0, False
-        self._doubtful: Mask | None = None
+        chosen = SOLVERS.resolve(solver)
+        _check_steps(chosen, f)
+        super().__init__(
+            f, y0, args, chosen, max_steps=max_steps, batch_dims=batch_dims, compact=compact,
+            independent=independent, scale=scale, rhs=rhs, memory=memory, watch=watch,
+        )  # fmt: skip
         self._reported = torch.zeros_like(self.status.result, dtype=torch.bool)
-        self.point: State | None = None
-        self._y: Flat | None = None
-        if packing.num_samples:
-            self._ask(y)
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -163,13 +135,13 @@ class Run:
             )
         if result == Result.converged:
             raise ValueError("A sample converges by its residual: give another `result`.")
-        if self._y is None or self._measuring or self._doubtful is not None:
+        if self._y is None or self._closing is not None:
             return
         status, y = self.status, self._y
         status.stop(samples.flatten()[status.index], result)
         self.point = self._y = None
         if status.num_running == 0:
-            self._end()
+            self._close()
         else:
             self._ask(status.hold(y))
 
@@ -187,14 +159,16 @@ class Run:
 
         Rows that may be coupled are returned at the end only, as their verdicts may change before.
         """
-        packing, stopped = self.map.packing, self._reported
+        packing, ended = self.map.packing, self._reported
         if self.point is None:
-            stopped = torch.ones_like(stopped)
+            ended = torch.ones_like(ended)
         elif not self.status.coupling.coupled:
-            stopped = self.status.stopped_samples()
-            if (doubtful := self.status.doubtful()) is not None:
-                stopped[self.status.index[doubtful]] = False
-        new, self._reported = stopped & ~self._reported, stopped
+            status = self.status
+            now = status.result >= 0
+            if (doubtful := stopped.doubtful(status)) is not None:
+                now &= ~doubtful
+            ended = torch.ones_like(ended).index_copy(0, status.index, now)
+        new, self._reported = ended & ~self._reported, ended
         rows = new.view(-1, packing.samples_per_row).any(1).nonzero().flatten()
         solution = self._solution()
         if packing.batch_dims and len(rows) < packing.num_rows:
@@ -209,94 +183,7 @@ class Run:
         """
         if self.map.checked.f is None:
             raise ValueError("This run has no map to call: `tell` it the values instead.")
-        while self.point is not None:
-            self._tell(self.map.evaluate(self.point))
-        return self._solution()
-
-    def _ask(self, y: Flat) -> None:
-        """Set `point`, and wait for the value there."""
-        self._y, self._version = y, version_of(y)
-        self.point = self.map.packing.unpack(y)
-
-    def _tell(self, told: State) -> None:
-        """Judge all samples by the value at the point, and make one step."""
-        y, evaluate, status, solver = self._y, self.map, self.status, self.solver
-        assert y is not None
-        check_unchanged(y, self._version)
-        fy = evaluate.take(told)
-        # So that memory does not peak within the step.
-        del told
-        self.point = self._y = None
-        if self._doubtful is not None:
-            status.confirm(self._doubtful, y, fy)
-            return
-        if self._measuring:
-            status.measure(fy)
-        else:
-            status.update(y, fy, self._step, solver.on_trial(self.carry))
-        if self.watch is not None:
-            self.watch(evaluate, status, y, fy)
-        if self._measuring:
-            self._doubt()
-            return
-        if status.num_running == 0 or self._step == self.max_steps:
-            self._end()
-            return
-        if self.memory is not None:
-            self._remember(status.result >= 0)
-        elif self.compact and not (status.mixes_steps and evaluate.checked.f is None):
-            kept = compaction.remove(status, evaluate)
-            if kept is not None:
-                # One by one, and the arguments last, so that memory does not peak here.
-                rows, samples = kept
-                y = y.index_select(0, samples)
-                fy = fy.index_select(0, samples)
-                self.carry = solver.keep(self.carry, samples)
-                evaluate.keep(rows)
-        with evaluate.checked.full_precision():
-            y_next, self.carry = solver.move(y, fy, self.carry, evaluate)
-        status.may_stand = self.carry is None and y_next is not fy
-        del fy  # where it is not the next iterate, `f` may need its memory
-        stuck = solver.given_up(self.carry)
-        if stuck is not None:
-            status.give_up(stuck)
-        y = status.advance(y, evaluate.packing.round(y_next))
-        if status.num_running == 0:
-            self._end()
-            return
-        self._step += 1
-        self._ask(y)
-
-    def _end(self) -> None:
-        """End the solve; a value whose samples stem from different steps is evaluated once more."""
-        if self.memory is not None:
-            self._remember(torch.ones_like(self._reported))
-        if self.status.mixes_steps:
-            self._measuring = True
-            self._ask(self.status.value)
-        else:
-            self._doubt()
-
-    def _doubt(self) -> None:
-        """Ask for the value beside samples that have converged where rounding may hide the rest."""
-        self._doubtful = self.status.doubtful()
-        if self._doubtful is not None:
-            self._ask(self.map.packing.round(self.status.beside(self._doubtful)))
-
-    def _solution(self) -> Solution:
-        evaluate = self.map
-        return self.status.finish(
-            evaluate.num_evals, evaluate.rows_evaluated, ended=self.point is None
-        )
-
-    def _remember(self, stopped: Mask) -> None:
-        """Keep the solver's memory of samples that have stopped since the last call."""
-        assert self.memory is not None
-        for samples, _ in self.memory:
-            stopped[samples] = False
-        samples = stopped.nonzero().flatten()
-        if len(samples):
-            self.memory.append((samples, take_rows(self.carry, samples)))
+        return super().finish()
 
 
 def _check_steps(solver: FixedPointSolver, f: Map | None) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from solvers.checks import check_unchanged
-from solvers.compaction import Columns, in_order
 from solvers.coupling import Coupling
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
+from solvers.stopped import Columns, in_order, resume
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
-from solvers.verdicts import DIVERGED_GROWTH, NUDGE, STALL_STEPS, Past, StopRule, stalled
+from solvers.verdicts import DIVERGED_GROWTH, STALL_STEPS, Past, StopRule, stalled
 from solvers.verdicts_fast import Thresholds, usual_step
 
 if TYPE_CHECKING:
@@ -53,29 +53,31 @@ class SampleStatus:
             growth=DIVERGED_GROWTH if rhs is None and not solver.linear else math.inf,
         )
         self.thresholds = Thresholds.of(self.rule, y)
-        # While `borrowed`, this is the loop's own point, or the caller's; it is copied before it is
-        # returned.
+        # Each sample's best point. While `borrowed`, it is the loop's own point, or the caller's,
+        # and is copied before it is returned.
         self.value, self.borrowed, self.version = y, True, version_of(y)
         self.index = torch.arange(len(y), device=y.device)
-        self.norm = y.new_full((len(y),), math.inf, requires_grad=False)
-        # The smallest residual so far, and its value at the last check for stalls.
-        self.best, self.mark, self.next_look = self.norm, self.norm, STALL_STEPS
+        # The residual there, the smallest one so far, and that at the last check for stalls.
+        self.norm = self.best = self.mark = y.new_full((len(y),), math.inf, requires_grad=False)
+        self.next_look = STALL_STEPS
         # For a linear equation the norm of the right-hand side takes the place of that of f(y).
         self.given_scale = rhs is not None
         start = self.norm if rhs is None else self.coupling.sizes(rhs)
         self.past = Past(self.norm, start, self.norm, self.norm)
+        # Norms of f(y) - y and of f(y) at the last point, and for which samples it was a trial.
+        self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
         self.result = torch.full_like(self.norm, RUNNING, dtype=torch.int8)
         # Updates, and those that all who run have made since samples stopped or resumed last.
         self.num_steps, self.uncounted = torch.zeros_like(self.index), 0
-        # The samples that had stopped when a solver last gave up on some.
-        self.rested = torch.zeros_like(self.result, dtype=torch.bool)
-        # Norms of f(y) - y and of f(y) at the last point, and for which samples it was a trial.
-        self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
-        # The stopped samples, None if there are none; whether the next step may be a usual one.
+        # The samples that have stopped, None if there are none, and how many still run.
         self.stopped: Mask | None = None
         self.stopped_rows: Index | None = None
-        self.num_running, self.routine, self.may_compact = len(y), False, False
-        # The samples whose point a usual step stores; None: all.
+        self.num_running, self.may_compact = len(y), False
+        # Those that had stopped when a solver last gave up on some.
+        self.rested = torch.zeros_like(self.result, dtype=torch.bool)
+        # Whether the next step may be a usual one, and the samples whose point such a step stores
+        # (None: all).
+        self.routine = False
         self.improved: Mask | None = None
         # Whether `value` holds points, or residuals, of different steps although they may depend
         # on each other: it must then be measured as a whole.
@@ -124,9 +126,7 @@ class SampleStatus:
         """Stall samples that the solver gave up, once no other can influence them any more."""
         if self.coupling.coupled:
             settled = self.result >= 0
-            # If an influencing sample has only just stopped, allow one more step.
-            unchanged = self.coupling.at_rest(settled == self.rested)
-            samples = samples & unchanged & self.coupling.at_rest(samples | settled)
+            samples = self.coupling.left_alone(samples, settled, self.rested)
             self.rested = settled
         self.stop(samples, Result.stalled)
 
@@ -154,11 +154,6 @@ class SampleStatus:
             running = 1 if self.stopped is None else ~self.stopped
             self.num_steps += running * self.uncounted
             self.uncounted = 0
-
-    def stopped_samples(self) -> Mask:
-        """Mask of all samples, including those that left the batch: which have a verdict."""
-        gone = self.result.new_ones(self.packing.num_samples, dtype=torch.bool)
-        return gone.index_copy(0, self.index, self.result >= 0)
 
     def finish(self, num_evals: int, rows_evaluated: int, ended: bool = True) -> Solution:
         """Return the solution so far; samples that still run have used up the step budget.
@@ -198,44 +193,7 @@ class SampleStatus:
             diverged &= ~trial
         return result.masked_fill(diverged & running, int(Result.diverged))
 
-    def measure(self, fy: Flat, samples: Index | None = None) -> None:
-        """Set residuals and verdicts of some samples (None: all) from `fy` = f(value)."""
-        norm, scale = self._norms(self.value, fy)
-        converged = self.rule.converged(norm, scale, self.past)
-        norm = norm.nan_to_num(nan=math.inf, posinf=math.inf)
-        result = self.result.masked_fill(self.result == Result.converged, int(Result.max_steps))
-        result[converged] = int(Result.converged)
-        if samples is None:
-            self.norm, self.result = norm, result
-        else:
-            self.norm = self.norm.index_copy(0, samples, norm[samples])
-            self.result = self.result.index_copy(0, samples, result[samples])
-
-    def doubtful(self) -> Mask | None:
-        """Samples that have converged so far away that `confirm` must decide; None if none has."""
-        if self.given_scale or self.past.peak is self.past.first:
-            return None
-        found = self.result == Result.converged
-        found &= self.rule.doubtful(row_norms(self.value), self.past)
-        return found if bool(found.any()) else None
-
-    def beside(self, samples: Mask) -> Flat:
-        """Points near those of these samples, in another direction than towards 0 or away from it.
-
-        Entries, tokens and coupled samples move up and down in turn, whatever the other samples.
-        """
-        rows, entries = (torch.arange(n, device=self.value.device) for n in self.value.shape)
-        turn = rows % (self.coupling.per_row if self.coupling.independent else len(rows))
-        signs = 1 - 2 * ((turn[:, None] + entries) % 2).to(self.value)
-        nudge = max(NUDGE, 16 * self.rule.roundoff)
-        return torch.where(samples[:, None], (1 + nudge * signs) * self.value, self.value)
-
-    def confirm(self, samples: Mask, y: Flat, fy: Flat) -> None:
-        """Let samples that cannot be told from the points `y` beside them have diverged."""
-        lost = samples & ~self.rule.stands_out(*self._norms(y, fy))
-        self.result = self.result.masked_fill(lost, int(Result.diverged))
-
-    def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
+    def norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
         """Norms of f(y) - y, and of f(y) or, for a linear equation, of its right-hand side."""
         return row_norms(fy - y), self.past.start if self.given_scale else row_norms(fy)
 
@@ -248,41 +206,34 @@ class SampleStatus:
     def _judge(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> Mask:
         """Apply the rule sample by sample; return a mask of the points to store."""
         rule, coupling = self.rule, self.coupling
-        norm, scale = self._norms(y, fy)
+        norm, scale = self.norms(y, fy)
         self.latest = norm, scale, trial
         if step == 0:
             self.begin(norm, scale)
-        settled = coupling.settled(self.result)
-        known = norm.isfinite() if trial is None else norm.isfinite() & ~trial
+        settled, finite = coupling.settled(self.result), norm.isfinite()
+        accepted = torch.ones_like(finite) if trial is None else ~trial
+        known = finite & accepted
         peak = torch.where(known, rule.peak(norm, scale, self.past.peak), self.past.peak)
         self.past = self.past._replace(peak=peak)
         converged = rule.converged(norm, scale, self.past)
         resumed = (self.result == Result.converged) & ~converged & ~settled
         gain = ((norm < self.best) | converged | resumed) & ~settled
         self.best = torch.where(gain, norm, self.best)
-        if bool(resumed.any()):  # this point counts as a new start
-            first, start, *_ = self.past
-            first = torch.where(resumed, torch.maximum(norm, first), first)
-            start = torch.where(resumed, torch.maximum(scale, start), start)
-            self.past = rule.past(first, start, peak)
-            # Coupled samples have moved since the best residual at the last check.
-            self.mark = self.mark.masked_fill(resumed, math.inf)
+        if bool(resumed.any()):
+            resume(self, resumed, norm, scale)
         still = (norm == 0) & ~converged  # all that the dtype can resolve
         if step >= self.next_look:
             still |= self.look(norm, scale, step, trial)
         still &= coupling.at_rest(still | converged | settled)
         grown = (norm > self.past.limit) & (step > coupling.patience(self.result, y.shape[1]))
-        far = rule.ran_away(norm, scale, self.past)
-        diverged, nonfinite = grown | (far & rule.nearly(norm, scale)), ~norm.isfinite()
-        if trial is not None:
-            diverged, nonfinite = diverged & ~trial, nonfinite & ~trial
+        far = rule.ran_away(norm, scale, self.past) & rule.nearly(norm, scale)
         code = torch.full_like(self.result, RUNNING)
         code[still] = int(Result.stalled)
-        code[diverged] = int(Result.diverged)
-        code[nonfinite] = int(Result.nonfinite)
+        code[(grown | far) & accepted] = int(Result.diverged)
+        code[~finite & accepted] = int(Result.nonfinite)
         code[converged] = int(Result.converged)
         self.result = torch.where(settled, self.result, code)
-        recorded = (~settled & norm.isfinite()) if coupling.joint else gain
+        recorded = (~settled & finite) if coupling.joint else gain
         self.norm = torch.where(recorded, norm, self.norm)
         self.set_stopped(self.result != RUNNING)
         stale = ~recorded & (self.result != Result.converged)

@@ -28,3 +28,6 @@ Small: TypeAlias = Float[Tensor, " sample slot slot"]
 
 # Called after each judged point with the map, the verdicts, the point and the value there.
 Watch: TypeAlias = Callable[["CountedMap", "SampleStatus", Flat, Flat], object]
+
+# What a solver remembers of samples that have stopped, as pairs of sample index and memory.
+Memory: TypeAlias = list[tuple[Index, Any]]

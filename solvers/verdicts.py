@@ -10,11 +10,6 @@ a tolerance that is relative to |f(y)| must not be met by a y that runs away fro
 never falls. Nor by a y so large that rounding hides the residual, as where y + 1 is y: beyond
 max(s0, r0) / FALL, the unit roundoff of s must be at most FALL * r1.
 
-A residual that was larger than r0 on the way may have been so elsewhere only, as that of |y| + 1 is
-at negative y. So a sample that has converged where s > FAR * max(s0, r0), and rounding would hide a
-residual of r0, must show that y can be told from the points beside it: its entries are changed by
-+-NUDGE in turn, and the residual there must be above NOISE unit roundoffs of f.
-
 A sample within atol + rtol * s that has not converged goes on, unless it has run away, and so
 diverged: s > FAR * max(s0, r0) although r > FALL * r1.
 
@@ -36,7 +31,6 @@ import torch
 from solvers.types import Mask, PerSample
 
 FALL, FAR = 0.1, 1e4
-NUDGE, NOISE = 2.0**-10, 10.0
 # A residual that has grown so much beyond the first one, and the first f(y), has diverged:
 # transient growth of a non-normal map that still converges stays far below.
 DIVERGED_GROWTH = 1e6
@@ -101,20 +95,15 @@ class StopRule:
         """Samples that have converged: `nearly` and `truly` hold."""
         return self.nearly(norm, scale) & self.truly(norm, scale, past)
 
-    def doubtful(self, scale: PerSample, past: Past) -> Mask:
-        """Samples so far away that rounding would hide a residual of the size of the first one."""
-        far = scale > FAR * torch.maximum(past.first, past.start)
-        return far & (self.roundoff * scale > FALL * past.first)
-
-    def stands_out(self, norm: PerSample, scale: PerSample) -> Mask:
-        """Samples whose residual is not rounding."""
-        return norm > NOISE * self.roundoff * scale
+    def far(self, scale: PerSample, past: Past) -> Mask:
+        """Samples whose f(y) has become very large."""
+        return scale > FAR * torch.maximum(past.first, past.start)
 
     def ran_away(self, norm: PerSample, scale: PerSample, past: Past) -> Mask:
         """Samples whose f(y) has become very large while the residual has not fallen."""
         if math.isinf(self.growth):
             return torch.zeros_like(norm, dtype=torch.bool)
-        return (scale > FAR * torch.maximum(past.first, past.start)) & (norm > FALL * past.peak)
+        return self.far(scale, past) & (norm > FALL * past.peak)
 
     def peak(self, norm: PerSample, scale: PerSample, before: PerSample) -> PerSample:
         """The largest residual so far, capped by f(y) and counted if it is of that size.

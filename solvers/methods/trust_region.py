@@ -19,15 +19,17 @@ References:
     Levenberg-Marquardt Algorithm, 1978, sec. 5 (the equation for lam). Adding A^T g is ours.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from solvers.derivatives import Affine, Linearisation
 from solvers.methods.linear.gmres import Krylov, subtract
 from solvers.methods.window import products
 from solvers.types import Flat, Mask, PerSample, Window
+
+if TYPE_CHECKING:
+    from solvers.derivatives import Affine, Linearisation
 
 # Usually the next direction is the rest of the residual. After a direction that reduced it by less
 # than this share, it is the image of that direction: the rest would be nearly parallel to it.
@@ -84,7 +86,7 @@ class Model(NamedTuple):
 
 
 def build(
-    jacobian: Linearisation | Affine,
+    jacobian: "Linearisation | Affine",
     g: Flat,
     *,
     wanted: Mask,
@@ -132,7 +134,7 @@ def build(
 
 
 def _extend(
-    space: Krylov, jacobian: Linearisation | Affine, direction: Flat, live: Mask, left: Flat
+    space: Krylov, jacobian: "Linearisation | Affine", direction: Flat, live: Mask, left: Flat
 ) -> tuple[Krylov, Mask, Flat]:
     """Add a direction for samples in `live`; also return for which it is new, and the rest of g."""
     direction = torch.where(live[:, None], direction, 0.0)
@@ -146,7 +148,7 @@ def _extend(
     return space, new, left - torch.linalg.vecdot(newest, left)[:, None] * newest
 
 
-def _descent(jacobian: Linearisation | Affine, left: Flat) -> Flat | None:
+def _descent(jacobian: "Linearisation | Affine", left: Flat) -> Flat | None:
     """A^T r for r = `left`, scaled to norm 1; None if products with J^T are not available."""
     vjp = jacobian.vjp(left)
     if vjp is None:

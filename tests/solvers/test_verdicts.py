@@ -17,6 +17,7 @@ from solvers import FixedPointSolver, Result, Solution
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
 from solvers.status import RUNNING, SampleStatus
+from solvers.stopped import measure
 from solvers.testing.problems import residual
 
 D = torch.float64
@@ -316,7 +317,7 @@ def test_a_residual_that_cannot_be_measured_is_infinite() -> None:
     y = torch.zeros(3, 1)
     status = SampleStatus(y, StatePacking(y, 1), solver=solvers.Picard(), independent=False)
     status.update(y, y + 1, 0)
-    status.measure(torch.tensor([[torch.nan], [torch.inf], [2.0]]))
+    measure(status, torch.tensor([[torch.nan], [torch.inf], [2.0]]))
     assert status.norm.tolist() == [torch.inf, torch.inf, 2]
 
 

@@ -1,0 +1,171 @@
+"""What happens to samples that have stopped.
+
+Those of an independent batch leave it, and return in the solution. Some verdicts hang on a last
+value of the map. Coupled samples whose best points stem from different steps are measured anew, as
+one point. And a claim of convergence may be in doubt:
+
+A residual that was larger than the first one on the way may have been so elsewhere only, as that of
+|y| + 1 is at negative y. So a sample that has converged where s > FAR * max(s0, r0), in the terms
+of `solvers.verdicts`, and rounding would hide a residual of r0, must show that y can be told from
+the points beside it: its entries are changed by +-NUDGE in turn, and the residual there must be
+above NOISE unit roundoffs of f. Otherwise it has diverged.
+"""
+
+import math
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from solvers.norms import row_norms
+from solvers.solution import Result
+from solvers.trees import take_rows
+from solvers.types import Flat, Index, Mask, Memory, PerSample, Watch
+from solvers.verdicts import FALL, Past
+
+if TYPE_CHECKING:
+    from solvers.counted_map import CountedMap
+    from solvers.status import SampleStatus
+
+# Samples are dropped from the batch once this share of it has stopped: copying what is left
+# costs about as much as one update, so small gains are not worth it.
+COMPACT_SHARE = 0.25
+# A matrix product of one or two rows is rounded worse than one of four and takes as long, and a
+# slow sample near its limit pays for that in steps: states of so many entries keep finished rows.
+FEW_ROWS, ENTRIES = 4, range(64, 1025)
+# What is reported of each sample, and what else is held of those in the batch.
+REPORTED = ("index", "value", "norm", "result", "num_steps")
+COLUMNS = (*REPORTED, "best", "mark", "rested")
+NUDGE, NOISE = 2.0**-10, 10.0
+
+# Those of `REPORTED`.
+Columns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index] | None:
+    """Remove stopped rows from the batch if they make up COMPACT_SHARE of it.
+
+    Returns:
+        The rows of the first batch dim, and of the matrix, that stay; None if all do.
+    """
+    most = (1 - COMPACT_SHARE) * len(status.result)
+    if not status.may_compact or (status.num_running > most and not status.coupling.joint):
+        return None
+    status.may_compact = False
+    packing, alive = status.packing, status.result < 0
+    if (samples := doubtful(status)) is not None:  # the last call of `f` is for them
+        alive |= samples
+    if status.coupling.joint:
+        alive = alive.view(-1, packing.samples_per_row).any(1)
+    rows = alive.nonzero().flatten()
+    fewest = FEW_ROWS if status.value.numel() // len(alive) in ENTRIES else 0
+    if len(rows) < fewest:
+        padding = (~alive).nonzero().flatten()[: fewest - len(rows)]
+        rows = alive.index_fill_(0, padding, True).nonzero().flatten()
+    if len(rows) > (1 - COMPACT_SHARE) * len(alive):
+        return None
+    gone = packing.sample_index((~alive).nonzero().flatten())
+    kept = packing.sample_index(rows)
+    if status.mixes_steps:  # samples that stay are judged at the next step anyway
+        measure(status, evaluate(status.value), gone)
+    status.count_steps()
+    left = tuple(getattr(status, name).index_select(0, gone) for name in REPORTED)
+    status.removed.append(left)  # type: ignore[arg-type]
+    for name in COLUMNS:
+        setattr(status, name, getattr(status, name).index_select(0, kept))
+    status.past = Past(*(part.index_select(0, kept) for part in status.past))
+    status.latest = take_rows(status.latest, kept)
+    status.borrowed = False
+    status.set_stopped(status.result >= 0)
+    return rows, kept
+
+
+def in_order(parts: list[Columns]) -> tuple[Tensor, ...]:
+    """Join the columns of all samples, in the order of their index, and drop the index."""
+    index, *columns = map(torch.cat, zip(*parts, strict=True))
+    order = index.argsort()
+    return tuple(column.index_select(0, order) for column in columns)
+
+
+def resume(status: "SampleStatus", samples: Mask, norm: PerSample, scale: PerSample) -> None:
+    """Let samples that had converged start anew where coupled ones have moved them away."""
+    first, start, peak, _ = status.past
+    first = torch.where(samples, torch.maximum(norm, first), first)
+    start = torch.where(samples, torch.maximum(scale, start), start)
+    status.past = status.rule.past(first, start, peak)
+    # The best residual at the last check belongs to the point from which they were moved.
+    status.mark = status.mark.masked_fill(samples, math.inf)
+
+
+def remember(memory: Memory, carry: Any, stopped: Mask) -> None:
+    """Add what a solver remembers of those stopped samples that `memory` does not have yet."""
+    for samples, _ in memory:
+        stopped[samples] = False
+    samples = stopped.nonzero().flatten()
+    if len(samples):
+        memory.append((samples, take_rows(carry, samples)))
+
+
+def last_points(
+    status: "SampleStatus", evaluate: "CountedMap", watch: Watch | None
+) -> Generator[Flat, Flat | None, None]:
+    """Yield the points on whose values verdicts still hang after the last step; take the values."""
+    if status.mixes_steps:
+        y = status.value
+        fy = yield y
+        assert fy is not None
+        measure(status, fy)
+        if watch is not None:
+            watch(evaluate, status, y, fy)
+    samples = doubtful(status)
+    if samples is not None:
+        y = evaluate.packing.round(beside(status, samples))
+        fy = yield y
+        assert fy is not None
+        confirm(status, samples, y, fy)
+
+
+def measure(status: "SampleStatus", fy: Flat, samples: Index | None = None) -> None:
+    """Set residuals and verdicts of some samples (None: all) from `fy` = f(value)."""
+    norm, scale = status.norms(status.value, fy)
+    converged = status.rule.converged(norm, scale, status.past)
+    norm = norm.nan_to_num(nan=math.inf, posinf=math.inf)
+    result = status.result.masked_fill(status.result == Result.converged, int(Result.max_steps))
+    result[converged] = int(Result.converged)
+    if samples is None:
+        status.norm, status.result = norm, result
+    else:
+        status.norm = status.norm.index_copy(0, samples, norm[samples])
+        status.result = status.result.index_copy(0, samples, result[samples])
+
+
+def doubtful(status: "SampleStatus") -> Mask | None:
+    """Samples that have converged so far away that `confirm` must decide; None if none has."""
+    rule, past = status.rule, status.past
+    if status.given_scale or past.peak is past.first:  # no residual was larger than the first one
+        return None
+    size = row_norms(status.value)
+    hidden = rule.roundoff * size > FALL * past.first
+    found = (status.result == Result.converged) & rule.far(size, past) & hidden
+    return found if bool(found.any()) else None
+
+
+def beside(status: "SampleStatus", samples: Mask) -> Flat:
+    """Points near those of these samples, in another direction than towards 0 or away from it.
+
+    Entries, tokens and coupled samples move up and down in turn, whatever the other samples.
+    """
+    y, coupling = status.value, status.coupling
+    rows, entries = (torch.arange(n, device=y.device) for n in y.shape)
+    turn = rows % (coupling.per_row if coupling.independent else len(rows))
+    signs = 1 - 2 * ((turn[:, None] + entries) % 2).to(y)
+    nudge = max(NUDGE, 16 * status.rule.roundoff)
+    return torch.where(samples[:, None], (1 + nudge * signs) * y, y)
+
+
+def confirm(status: "SampleStatus", samples: Mask, y: Flat, fy: Flat) -> None:
+    """Let samples that cannot be told from the points `y` beside them have diverged."""
+    norm, scale = status.norms(y, fy)
+    lost = samples & ~(norm > NOISE * status.rule.roundoff * scale)
+    status.result = status.result.masked_fill(lost, int(Result.diverged))
