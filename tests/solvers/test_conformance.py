@@ -23,9 +23,21 @@ SEEDS = st.integers(0, 10_000)
 DRAWN = [prop for prop in SEEDED if len(inspect.signature(prop).parameters) == 2]
 
 
-@EACH
-@pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.__name__)
-def test_property(name: str, prop: testing.Property) -> None:
+# Every problem, dtype and batch size: half of the time of all properties together.
+GRID = testing.answers.reaches_the_answer_or_says_that_it_did_not
+WHOLE_GRID = ("picard", "anderson", "newton_krylov", "robust")
+
+
+@pytest.mark.parametrize(
+    ("prop", "name"),
+    [
+        slow(prop, name, unless="." not in name and (prop is not GRID or name in WHOLE_GRID))
+        for prop in PROPERTIES
+        for name in solvers.names()
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_property(prop: testing.Property, name: str) -> None:
     assert list(prop(solvers.get_solver(name))) == []
 
 
