@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from solvers import Result, Solution
-from solvers.torch_internals import pytree, transforms_in_force
+from solvers.torch_internals import pytree, transforms_in_force, version_of
 from solvers.trees import as_wide, map_tensors, tensors_of
 from solvers.types import State
 
@@ -91,15 +91,28 @@ class Isolation:
         """A context in which autograd saves no NaN, and nothing infinite of a bad sample.
 
         The bad samples have cotangents of zero, and any finite derivative keeps them at zero.
+        Autograd leaves it to such hooks to notice tensors that were written into meanwhile.
         """
 
-        def pack(saved: Tensor) -> Tensor:
+        def pack(saved: Tensor) -> tuple[Tensor, int]:
             spoiled = saved.isnan()
             if saved.shape[: self.bad.ndim] == self.bad.shape:
                 spoiled |= as_wide(self.bad, saved) & ~saved.isfinite()
-            return saved.masked_fill(spoiled, _SMOOTH) if bool(spoiled.any()) else saved
+            if bool(spoiled.any()):
+                saved = saved.masked_fill(spoiled, _SMOOTH)
+            return saved, version_of(saved)
 
-        return saved_tensors_hooks(pack, lambda saved: saved)
+        def unpack(packed: tuple[Tensor, int]) -> Tensor:
+            saved, version = packed
+            if version_of(saved) != version:
+                raise RuntimeError(
+                    "One of the variables needed for gradient computation has been modified by an "
+                    f"inplace operation: a tensor of shape {tuple(saved.shape)}, which `f` used. "
+                    "Call `backward` before you change it, as by a step of an optimiser."
+                )
+            return saved
+
+        return saved_tensors_hooks(pack, unpack)
 
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
         return _Merge.apply(rule, as_wide(self.bad, good), good, bad)

@@ -149,6 +149,20 @@ def test_tokens(mode: str, per_token: bool) -> None:
         assert gradient(x, row, (1, slice(2))).isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("mode", ["exact", "neumann", "phantom", "shine", "unrolled"])
+def test_a_weight_that_was_changed_meanwhile_is_noticed(mode: str, bad: bool) -> None:
+    """With and without bad samples, as by the step of an optimiser before `backward`."""
+    weight, x = WEIGHT.clone().requires_grad_(), X.clone()
+    if bad:
+        x[2, 1] = torch.nan
+    s = of_a_closure(weight, x, mode)
+    with torch.no_grad():
+        weight.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        s.value[s.converged].sum().backward()
+
+
 @pytest.mark.parametrize("map_", [of_args, of_a_closure])
 def test_second_derivatives_are_those_of_the_good_samples(
     map_: Callable[..., implicit.Solution],
