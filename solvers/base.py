@@ -111,4 +111,4 @@ class FixedPointSolver(ABC):
         """
         from solvers.loop import Loop  # it needs this module
 
-        return Loop(f, y0, args, self, **options).finish()
+        return Loop(f, y0, *args, solver=self, **options).finish()

@@ -14,6 +14,7 @@ from solvers.base import FixedPointSolver
 from solvers.checks import check_counts, check_flag, check_unchanged
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
+from solvers.registry import SOLVERS
 from solvers.solution import Solution
 from solvers.status import SampleStatus
 from solvers.torch_internals import version_of
@@ -24,7 +25,8 @@ from solvers.types import Flat, Map, Memory, State, Watch
 class Loop:
     """A solve under way: it asks for the value of the map at `point`, and makes a step by it.
 
-    The arguments are those of `Run`, which is this loop for callers who step it themselves.
+    `Run` is this loop for callers who step it themselves, and documents the parameters. (There are
+    more than our limit of eight, since each is a property of this one problem.)
 
     Attributes:
         point: Where the map is wanted next, in the structure of `y0` and with the rows that are
@@ -35,9 +37,8 @@ class Loop:
         self,
         f: Map | None,
         y0: State,
-        args: tuple[Any, ...],
-        solver: FixedPointSolver,
-        *,
+        *args: Any,
+        solver: str | FixedPointSolver = "anderson",
         max_steps: int = 50,
         batch_dims: int = 1,
         compact: bool = True,
@@ -51,6 +52,8 @@ class Loop:
         check_flag("compact", compact)
         independent = bool(args) if independent is None else independent
         check_flag("independent", independent)
+        solver = SOLVERS.resolve(solver)
+        _check_steps(solver, f)
         packing = StatePacking(y0, batch_dims, scale)
         solver.check_tokens(packing)
         constant = None if rhs is None else packing.pack(rhs)
@@ -139,3 +142,17 @@ class Loop:
         """What is known now; samples that still run count as `max_steps`."""
         evaluate, ended = self.map, self.point is None
         return self.status.finish(evaluate.num_evals, evaluate.rows_evaluated, ended=ended)
+
+
+def _check_steps(solver: FixedPointSolver, f: Map | None) -> None:
+    """Raise a ValueError unless the solver can be stepped with this map."""
+    if solver.whole:
+        raise ValueError(
+            f"{type(solver).__name__} makes whole solves, not steps of one: it cannot be stepped. "
+            "Call `solve`, or step through another solver, such as 'anderson'."
+        )
+    if f is None and solver.calls_map:
+        raise ValueError(
+            f"{type(solver).__name__} calls the map within its steps, so that telling it values is "
+            "not enough: pass `f`, or use a solver that only steps, such as 'anderson'."
+        )

@@ -5,11 +5,9 @@ from typing import Any
 import torch
 
 from solvers import stopped
-from solvers.base import FixedPointSolver
 from solvers.loop import Loop
-from solvers.registry import SOLVERS
 from solvers.solution import Result, Solution
-from solvers.types import Index, Map, Mask, Memory, State, Watch
+from solvers.types import Index, Mask, State
 
 
 class Run(Loop):
@@ -25,8 +23,7 @@ class Run(Loop):
     Between two steps the solve can be looked at, or samples told to stop. Nothing is recorded for
     gradients. A solver that calls the map itself within a step, as `newton_krylov` does for
     derivatives, uses `f` for that; without such calls `f` is not needed here, and may be None.
-    Values told are counted as calls. (There are more parameters than our limit of eight, since
-    each is a property of this one problem and most calls give none.)
+    Values told are counted as calls.
 
     Args:
         f: The map, or None if all its values are told. Then solvers that call it are refused, and
@@ -69,28 +66,8 @@ class Run(Loop):
         'max_steps'
     """
 
-    def __init__(
-        self,
-        f: Map | None,
-        y0: State,
-        *args: Any,
-        solver: str | FixedPointSolver = "anderson",
-        max_steps: int = 50,
-        batch_dims: int = 1,
-        compact: bool = True,
-        independent: bool | None = None,
-        scale: Any = None,
-        rhs: State | None = None,
-        memory: Memory | None = None,
-        watch: Watch | None = None,
-    ):
-        chosen = SOLVERS.resolve(solver)
-        _check_steps(chosen, f)
-        super().__init__(
-            f, y0, args, chosen, max_steps=max_steps, batch_dims=batch_dims, compact=compact,
-            independent=independent, scale=scale, rhs=rhs, memory=memory, watch=watch,
-        )  # fmt: skip
-        self._reported = torch.zeros_like(self.status.result, dtype=torch.bool)
+    # The samples that `newly_stopped` has returned; None before its first call.
+    _reported: Mask | None = None
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -159,16 +136,20 @@ class Run(Loop):
 
         Rows that may be coupled are returned at the end only, as their verdicts may change before.
         """
-        packing, ended = self.map.packing, self._reported
+        packing = self.map.packing
+        before = self._reported
+        if before is None:
+            before = self.status.result.new_zeros(packing.num_samples, dtype=torch.bool)
+        ended = before
         if self.point is None:
-            ended = torch.ones_like(ended)
+            ended = torch.ones_like(before)
         elif not self.status.coupling.coupled:
             status = self.status
             now = status.result >= 0
             if (doubtful := stopped.doubtful(status)) is not None:
                 now &= ~doubtful
-            ended = torch.ones_like(ended).index_copy(0, status.index, now)
-        new, self._reported = ended & ~self._reported, ended
+            ended = torch.ones_like(before).index_copy(0, status.index, now)
+        new, self._reported = ended & ~before, ended
         rows = new.view(-1, packing.samples_per_row).any(1).nonzero().flatten()
         solution = self._solution()
         if packing.batch_dims and len(rows) < packing.num_rows:
@@ -184,17 +165,3 @@ class Run(Loop):
         if self.map.checked.f is None:
             raise ValueError("This run has no map to call: `tell` it the values instead.")
         return super().finish()
-
-
-def _check_steps(solver: FixedPointSolver, f: Map | None) -> None:
-    """Raise a ValueError unless the solver can be stepped with this map."""
-    if solver.whole:
-        raise ValueError(
-            f"{type(solver).__name__} makes whole solves, not steps of one: it cannot be stepped. "
-            "Call `solve`, or step through another solver, such as 'anderson'."
-        )
-    if f is None and solver.calls_map:
-        raise ValueError(
-            f"{type(solver).__name__} calls the map within its steps, so that telling it values is "
-            "not enough: pass `f`, or use a solver that only steps, such as 'anderson'."
-        )

@@ -23,7 +23,7 @@ SEEDS = st.integers(0, 10_000)
 DRAWN = [prop for prop in SEEDED if len(inspect.signature(prop).parameters) == 2]
 
 
-# Every problem, dtype and batch size: half of the time of all properties together.
+# Every problem, dtype and batch size: most of the time of these properties.
 GRID = testing.answers.reaches_the_answer_or_says_that_it_did_not
 WHOLE_GRID = ("picard", "anderson", "newton_krylov", "robust")
 
