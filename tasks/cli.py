@@ -228,7 +228,8 @@ class CommandLine(ABC):
             description=described(PlanOptions),
             return_unknown_args=True,
         )
-        config = parse_config(default, rest, program)
+        names = [field.name for field in dataclasses.fields(PlanOptions)]
+        config = parse_config(default, rest, program, others=names)
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}

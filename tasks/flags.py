@@ -5,6 +5,7 @@ are, and only then lets tyro parse the rest. So a flag of another model is refus
 """
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -53,8 +54,55 @@ def given(arguments: Sequence[str]) -> list[str]:
 
 
 def parse(kind: type[T], arguments: list[str], program: str) -> T:
-    """Parse the flags of a command whose options are a dataclass of their own."""
-    return tyro.cli(kind, args=arguments, prog=program, description=described(kind))
+    """Parse the flags of a command whose options are a dataclass of their own.
+
+    Args:
+        kind: The dataclass. If it has an attribute `elsewhere`, this maps names of options that
+            users look for here to the commands that have them.
+        arguments: The flags.
+        program: The command, for messages.
+
+    Raises:
+        ValueError: An argument is none of this command's, or a value is out of its range.
+    """
+    found, rest = tyro.cli(
+        kind,
+        args=arguments,
+        prog=program,
+        description=described(kind),
+        return_unknown_args=True,
+    )
+    hints = get_type_hints(kind, include_extras=True)
+    names = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ())
+    ]
+    _refuse_rest(rest, names, program, getattr(kind, "elsewhere", {}))
+    return found
+
+
+def _refuse_rest(
+    rest: Sequence[str], names: Sequence[str], program: str, elsewhere: Mapping[str, str]
+) -> None:
+    """Check that the parser has taken all arguments.
+
+    Raises:
+        ValueError: One is left; the message has the option that was meant, or its command.
+    """
+    if not rest:
+        return
+    got = rest[0].partition("=")[0]
+    name = got.lstrip("-").replace("-", "_")
+    if command := elsewhere.get(name):
+        reason = f"`{got}` is an option of `{program.rpartition(' ')[0]} {command}`."
+    elif got.startswith("-"):
+        close = difflib.get_close_matches(name, names, n=1)
+        meant = "".join(f" Did you mean `{flag(each)}`?" for each in close)
+        reason = f"Unknown option `{got}`.{meant}"
+    else:
+        reason = f"Unexpected argument {got!r}."
+    raise ValueError(f"{reason} `{program} --help` lists what there is.")
 
 
 def described(kind: type[Any]) -> str:
@@ -75,7 +123,11 @@ def require_defaults(options: Any, names: Sequence[str], reason: str) -> None:
 
 
 def parse_config(
-    default: C, arguments: list[str], program: str, top: Mapping[str, str] | None = None
+    default: C,
+    arguments: list[str],
+    program: str,
+    top: Mapping[str, str] | None = None,
+    others: Sequence[str] = (),
 ) -> C:
     """Change a configuration by flags.
 
@@ -84,9 +136,10 @@ def parse_config(
         arguments: The flags.
         program: The command, for its help.
         top: Flags that the command has read already, and what they mean, for its help.
+        others: Further options of the command, which its help has elsewhere.
 
     Raises:
-        ValueError: A flag has no effect, or a value is out of its range.
+        ValueError: A flag is unknown or has no effect, or a value is out of its range.
     """
     arguments, model = take(arguments, "--model")
     config = default if model is None else default.changed(model=model)
@@ -99,13 +152,15 @@ def parse_config(
         chosen = {name: take(arguments, flag(name))[1] for name in CHOICES if name in flat}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         hidden = config.adapted(**chosen).unused()
-    found = tyro.cli(
+    found, rest = tyro.cli(
         _shown(config, hidden, top or {}),
         args=arguments,
         prog=program,
         description=type(config).__doc__ or "",
         config=(tyro.conf.OmitArgPrefixes,),
+        return_unknown_args=True,
     )
+    _refuse_rest(rest, [*flat, *(top or ()), *others], program, {})
     values = {name: v for part in PARTS for name, v in vars(getattr(found, part)).items()}
     config = config.changed(**{n: v for n, v in values.items() if n in flat and v != flat[n]})
     config.refuse_unused(name for name in names if name in known)

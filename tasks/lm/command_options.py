@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -43,6 +43,9 @@ class EvalOptions(HeldOutOptions):
         max_steps: Budget of solver updates, or number of loops; by default the run's.
         lambada: The published LAMBADA file (JSON lines), to predict its last words as well.
     """
+
+    # Options of this command in earlier versions, which wrote nothing.
+    elsewhere: ClassVar[dict[str, str]] = dict.fromkeys(("export", "draw"), "internalise")
 
     max_steps: int | None = None
     lambada: Path | None = None

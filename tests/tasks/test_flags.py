@@ -197,6 +197,30 @@ def write_checkpoint(task: str, model: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("task", "command", "message"),
+    [
+        ("sudoku", "train --wdth 3", "Unknown option `--wdth`. Did you mean `--width`?"),
+        ("sudoku", "train --presett=x", "Unknown option `--presett`. Did you mean `--preset`?"),
+        ("maze", "eval --max-step 3", "Unknown option `--max-step`. Did you mean `--max-steps`?"),
+        ("maze", "serve --prt 1", "Unknown option `--prt`. Did you mean `--port`?"),
+        ("sudoku", "compare --mdels trm", "Unknown option `--mdels`. Did you mean `--models`?"),
+        ("sudoku", "plan --gpu 3", "Unknown option `--gpu`. Did you mean `--gpus`?"),
+        ("sudoku", "solve --puzzles 1", "Unknown option `--puzzles`."),  # which has no flag
+        ("lm", "eval -x", "Unknown option `-x`."),
+        ("lm", "eval text", "Unexpected argument 'text'."),
+        ("lm", "eval --export f", "`--export` is an option of `python -m tasks.lm internalise`."),
+        ("lm", "eval --draw=f", "`--draw` is an option of `python -m tasks.lm internalise`."),
+    ],
+)
+def test_what_is_no_option_of_a_command_is_refused_in_one_line(
+    task: str, command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert MAINS[task](command.split()) == 2
+    help_ = f"`python -m tasks.{task} {command.split()[0]} --help` lists what there is."
+    assert capsys.readouterr().err == f"error: {message} {help_}\n"
+
+
+@pytest.mark.parametrize(
     ("task", "model", "command", "message"),
     [
         ("sudoku", "transformer", "eval --max-steps 4", "on a model that is solved"),
@@ -225,13 +249,6 @@ def test_commands_refuse_what_a_model_has_no_use_for(
         code = stop.code
     assert code == 2
     assert message in " ".join(re.sub("[\u2500-\u257f]", " ", capsys.readouterr().err).split())
-
-
-@pytest.mark.parametrize("flags", ["--export folder", "--draw folder"])
-def test_what_internalise_writes_is_no_option_of_eval(flags: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        MAINS["lm"](["eval", *flags.split()])
-    assert stop.value.code == 2
 
 
 def shown(task: str, *arguments: str) -> str:

@@ -60,7 +60,7 @@ def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     (["--tokens", "0"], "`--tokens` must be at least 1, got 0"),
     (["--preset", "attracter-140m"], "Unknown preset 'attracter-140m'"),
     (["--preset", "14m"], "Did you mean '140m'?"),
-    (["--frobnicate", "3"], "Unrecognized options: --frobnicate"),
+    (["--frobnicate", "3"], "Unknown option `--frobnicate`. `python -m tasks.lm plan --help`"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
