@@ -18,6 +18,8 @@ from implicit.registry import MODES
 from solvers import FixedPointSolver
 from solvers.lazy import load
 from solvers.registry import LINEAR, SOLVERS, Registry
+from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.sudoku.config import PRESETS
 
 PACKAGES = [solvers, implicit, models]
 
@@ -76,6 +78,33 @@ def loaded() -> dict[str, list[str]]:
 )
 def test_no_more_is_loaded_than_is_used(name: str, most: int, loaded: dict[str, list[str]]) -> None:
     assert len(loaded[name]) <= most
+
+
+SOLVE = """
+import runpy, sys
+try:
+    runpy.run_module("tasks.sudoku", run_name="__main__", alter_sys=True)
+except SystemExit as ended:
+    packages = ("solvers", "implicit", "models", "tasks")
+    ours = [name for name in sys.modules if name.split(".")[0] in packages]
+    print(ended.code, *sorted(ours))
+"""
+
+
+def test_solve_loads_nothing_of_other_commands(tmp_path: Path) -> None:
+    """What a reader of `solve` meets: a number that grows is a decision, as above."""
+    config = PRESETS["tiny"].changed(width=8)
+    weights = {f"module.{name}": value for name, value in config.build().state_dict().items()}
+    path = tmp_path / "model.safetensors"
+    Checkpoint({"average": weights}, {"task": "sudoku", "config": config.to_json()}).save(path)
+    arguments = ["solve", "1234341221.343.1", "--checkpoint", str(path)]
+    command = [sys.executable, "-c", SOLVE, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr == ""
+    code, *modules = ended.stdout.splitlines()[-1].split()
+    assert code in ("0", "1")  # the weights are random
+    assert "solver steps, residual" in ended.stdout
+    assert len(modules) <= 77, modules
 
 
 @pytest.mark.parametrize("package", PACKAGES)
