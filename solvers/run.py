@@ -146,8 +146,8 @@ class Run(Loop):
         elif not self.status.coupling.coupled:
             status = self.status
             now = status.result >= 0
-            if (doubtful := stopped.doubtful(status)) is not None:
-                now &= ~doubtful
+            if (doubt := stopped.in_doubt(status)) is not None:
+                now &= ~doubt
             ended = torch.ones_like(before).index_copy(0, status.index, now)
         new, self._reported = ended & ~before, ended
         rows = new.view(-1, packing.samples_per_row).any(1).nonzero().flatten()

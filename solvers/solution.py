@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from solvers.torch_internals import pytree
+from solvers.torch_internals import assert_async, pytree
 from solvers.types import State
 
 
@@ -89,7 +90,7 @@ class Solution:
         The test is residual <= atol + rtol * rms(f(value)) if the residual has fallen to a tenth of
         the first one; otherwise it takes the smaller of rms(f(value)) and rms(f(y0)).
         """
-        return self.result == Result.converged
+        return self.result == int(Result.converged)
 
     def rows(self, rows: Tensor) -> "Solution":
         """Select rows of the first batch dim; calls and rows evaluated stay those of all."""
@@ -130,6 +131,12 @@ def _most(num_steps: Tensor) -> int:
     return int(num_steps.max()) if num_steps.numel() else 0
 
 
+IN_GRAPH = (
+    "At least one sample did not converge. Within a graph no more can be said: pass `throw=False` "
+    "and look at the solution."
+)
+
+
 class SolveError(RuntimeError):
     """At least one sample failed under `throw=True`; `solution` holds all that was found."""
 
@@ -148,6 +155,10 @@ class SolveError(RuntimeError):
 
 def raise_if_failed(solution: Solution, independent: bool) -> Solution:
     """Pass a solution through if every sample converged, else raise a `SolveError`."""
+    if torch.compiler.is_compiling():
+        # A graph cannot raise an error that holds tensors.
+        assert_async(solution.converged.all(), IN_GRAPH)
+        return solution
     if not bool(solution.converged.all()):
         error = SolveError(solution)
         if solution.result.numel() > 1 and not independent:

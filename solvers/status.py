@@ -11,16 +11,24 @@ from solvers.coupling import Coupling
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
-from solvers.stopped import Columns, in_order, resume
+from solvers.stopped import Columns, in_order
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
-from solvers.verdicts import DIVERGED_GROWTH, STALL_STEPS, Past, StopRule, stalled
+from solvers.verdicts import (
+    RUNNING,
+    STALL_STEPS,
+    Past,
+    Reading,
+    StopRule,
+    Verdicts,
+    judge,
+    out_of_budget,
+)
 from solvers.verdicts_fast import Thresholds, usual_step
 
 if TYPE_CHECKING:
     from solvers.base import FixedPointSolver
 
-RUNNING = -1
 # Up to so many numbers, a copy costs no memory worth saving.
 MANY_NUMBERS = 2**14
 
@@ -46,12 +54,7 @@ class SampleStatus:
     ):
         self.packing, self.coupling = packing, Coupling(packing, independent)
         self.root = math.sqrt(max(y.shape[1], 1))
-        self.rule = StopRule(
-            rtol=solver.rtol,
-            atol=solver.atol * self.root,
-            roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
-            growth=DIVERGED_GROWTH if rhs is None and not solver.linear else math.inf,
-        )
+        self.rule = StopRule.of(solver, packing, self.root, linear=rhs is not None)
         self.thresholds = Thresholds.of(self.rule, y)
         # Each sample's best point. While `borrowed`, it is the loop's own point, or the caller's,
         # and is copied before it is returned.
@@ -64,8 +67,8 @@ class SampleStatus:
         self.given_scale = rhs is not None
         start = self.norm if rhs is None else self.coupling.sizes(rhs)
         self.past = Past(self.norm, start, self.norm, self.norm)
-        # Norms of f(y) - y and of f(y) at the last point, and for which samples it was a trial.
-        self.latest: tuple[PerSample, PerSample, Mask | None] | None = None
+        # What was measured at the last point.
+        self.latest: Reading | None = None
         self.result = torch.full_like(self.norm, RUNNING, dtype=torch.int8)
         # Updates, and those that all who run have made since samples stopped or resumed last.
         self.num_steps, self.uncounted = torch.zeros_like(self.index), 0
@@ -87,6 +90,15 @@ class SampleStatus:
         self.may_stand = False
         # What `finish` reports of the samples that have left the batch.
         self.removed: list[Columns] = []
+
+    @property
+    def known(self) -> Verdicts:
+        """What the rule knows of every sample."""
+        return Verdicts(self.norm, self.best, self.mark, self.result, self.past)
+
+    @known.setter
+    def known(self, known: Verdicts) -> None:
+        self.norm, self.best, self.mark, self.result, self.past = known
 
     def update(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count the running samples."""
@@ -183,19 +195,17 @@ class SampleStatus:
 
     def _verdicts(self) -> torch.Tensor:
         """The verdicts; samples that still run are out of budget, or have diverged."""
-        running = self.result == RUNNING
-        result = self.result.masked_fill(running, int(Result.max_steps))
         if self.latest is None or self.num_running == 0:
-            return result
-        norm, scale, trial = self.latest
-        diverged = self.rule.ran_away(norm, scale, self.past) | (norm > self.past.limit)
-        if trial is not None:
-            diverged &= ~trial
-        return result.masked_fill(diverged & running, int(Result.diverged))
+            return self.result.masked_fill(self.result == RUNNING, int(Result.max_steps))
+        return out_of_budget(self.rule, self.known, self.latest)
 
     def norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
         """Norms of f(y) - y, and of f(y) or, for a linear equation, of its right-hand side."""
         return row_norms(fy - y), self.past.start if self.given_scale else row_norms(fy)
+
+    def read(self, y: Flat, fy: Flat) -> Reading:
+        """What is measured at a point after the last step."""
+        return Reading(*self.norms(y, fy), trial=None, step=0, look=False)
 
     def begin(self, norm: PerSample, scale: PerSample) -> None:
         """Record the norms at the start."""
@@ -205,43 +215,14 @@ class SampleStatus:
 
     def _judge(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> Mask:
         """Apply the rule sample by sample; return a mask of the points to store."""
-        rule, coupling = self.rule, self.coupling
         norm, scale = self.norms(y, fy)
-        self.latest = norm, scale, trial
+        self.latest = Reading(norm, scale, trial, step, step >= self.next_look)
         if step == 0:
             self.begin(norm, scale)
-        settled, finite = coupling.settled(self.result), norm.isfinite()
-        accepted = torch.ones_like(finite) if trial is None else ~trial
-        known = finite & accepted
-        peak = torch.where(known, rule.peak(norm, scale, self.past.peak), self.past.peak)
-        self.past = self.past._replace(peak=peak)
-        converged = rule.converged(norm, scale, self.past)
-        resumed = (self.result == Result.converged) & ~converged & ~settled
-        gain = ((norm < self.best) | converged | resumed) & ~settled
-        self.best = torch.where(gain, norm, self.best)
-        if bool(resumed.any()):
-            resume(self, resumed, norm, scale)
-        still = (norm == 0) & ~converged  # all that the dtype can resolve
-        if step >= self.next_look:
-            still |= self.look(norm, scale, step, trial)
-        still &= coupling.at_rest(still | converged | settled)
-        grown = (norm > self.past.limit) & (step > coupling.patience(self.result, y.shape[1]))
-        far = rule.ran_away(norm, scale, self.past) & rule.nearly(norm, scale)
-        code = torch.full_like(self.result, RUNNING)
-        code[still] = int(Result.stalled)
-        code[(grown | far) & accepted] = int(Result.diverged)
-        code[~finite & accepted] = int(Result.nonfinite)
-        code[converged] = int(Result.converged)
-        self.result = torch.where(settled, self.result, code)
-        recorded = (~settled & finite) if coupling.joint else gain
-        self.norm = torch.where(recorded, norm, self.norm)
+        if self.latest.look:
+            self.next_look = step + step // 2
+        self.known, stored = judge(self.rule, self.coupling, self.known, self.latest, y.shape[1])
         self.set_stopped(self.result != RUNNING)
-        stale = ~recorded & (self.result != Result.converged)
-        self.mixes_steps = coupling.coupled and bool(stale.any())
-        return recorded
-
-    def look(self, norm: PerSample, scale: PerSample, step: int, trial: Mask | None) -> Mask:
-        """Samples that have stalled, at one of the steps at which stalls are checked for."""
-        found = stalled(norm, scale, self.best, self.past.first, self.mark)
-        self.mark, self.next_look = self.best, step + step // 2
-        return found if trial is None else found & ~trial
+        stale = ~stored & (self.result != Result.converged)
+        self.mixes_steps = self.coupling.coupled and bool(stale.any())
+        return stored

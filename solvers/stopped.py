@@ -2,27 +2,21 @@
 
 Those of an independent batch leave it, and return in the solution. Some verdicts hang on a last
 value of the map. Coupled samples whose best points stem from different steps are measured anew, as
-one point. And a claim of convergence may be in doubt:
-
-A residual that was larger than the first one on the way may have been so elsewhere only, as that of
-|y| + 1 is at negative y. So a sample that has converged where s > FAR * max(s0, r0), in the terms
-of `solvers.verdicts`, and rounding would hide a residual of r0, must show that y can be told from
-the points beside it: its entries are changed by +-NUDGE in turn, and the residual there must be
-above NOISE unit roundoffs of f. Otherwise it has diverged.
+one point. And a claim of convergence may be in doubt (see `solvers.verdicts`): then the entries are
+changed by +-NUDGE in turn.
 """
 
-import math
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from solvers.coupling import Coupling
 from solvers.norms import row_norms
-from solvers.solution import Result
 from solvers.trees import take_rows
-from solvers.types import Flat, Index, Mask, Memory, PerSample, Watch
-from solvers.verdicts import FALL, Past
+from solvers.types import Flat, Index, Mask, Memory, Watch
+from solvers.verdicts import Past, confirmed, doubtful, measured
 
 if TYPE_CHECKING:
     from solvers.counted_map import CountedMap
@@ -37,7 +31,7 @@ FEW_ROWS, ENTRIES = 4, range(64, 1025)
 # What is reported of each sample, and what else is held of those in the batch.
 REPORTED = ("index", "value", "norm", "result", "num_steps")
 COLUMNS = (*REPORTED, "best", "mark", "rested")
-NUDGE, NOISE = 2.0**-10, 10.0
+NUDGE = 2.0**-10
 
 # Those of `REPORTED`.
 Columns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -54,7 +48,7 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
         return None
     status.may_compact = False
     packing, alive = status.packing, status.result < 0
-    if (samples := doubtful(status)) is not None:  # the last call of `f` is for them
+    if (samples := in_doubt(status)) is not None:  # the last call of `f` is for them
         alive |= samples
     if status.coupling.joint:
         alive = alive.view(-1, packing.samples_per_row).any(1)
@@ -88,16 +82,6 @@ def in_order(parts: list[Columns]) -> tuple[Tensor, ...]:
     return tuple(column.index_select(0, order) for column in columns)
 
 
-def resume(status: "SampleStatus", samples: Mask, norm: PerSample, scale: PerSample) -> None:
-    """Let samples that had converged start anew where coupled ones have moved them away."""
-    first, start, peak, _ = status.past
-    first = torch.where(samples, torch.maximum(norm, first), first)
-    start = torch.where(samples, torch.maximum(scale, start), start)
-    status.past = status.rule.past(first, start, peak)
-    # The best residual at the last check belongs to the point from which they were moved.
-    status.mark = status.mark.masked_fill(samples, math.inf)
-
-
 def remember(memory: Memory, carry: Any, stopped: Mask) -> None:
     """Add what a solver remembers of those stopped samples that `memory` does not have yet."""
     for samples, _ in memory:
@@ -118,54 +102,41 @@ def last_points(
         measure(status, fy)
         if watch is not None:
             watch(evaluate, status, y, fy)
-    samples = doubtful(status)
+    samples = in_doubt(status)
     if samples is not None:
-        y = evaluate.packing.round(beside(status, samples))
+        near = beside(status.value, samples, status.coupling, status.rule.roundoff)
+        y = evaluate.packing.round(near)
         fy = yield y
         assert fy is not None
-        confirm(status, samples, y, fy)
+        status.known = confirmed(status.rule, status.known, samples, status.read(y, fy))
 
 
 def measure(status: "SampleStatus", fy: Flat, samples: Index | None = None) -> None:
     """Set residuals and verdicts of some samples (None: all) from `fy` = f(value)."""
-    norm, scale = status.norms(status.value, fy)
-    converged = status.rule.converged(norm, scale, status.past)
-    norm = norm.nan_to_num(nan=math.inf, posinf=math.inf)
-    result = status.result.masked_fill(status.result == Result.converged, int(Result.max_steps))
-    result[converged] = int(Result.converged)
-    if samples is None:
-        status.norm, status.result = norm, result
-    else:
-        status.norm = status.norm.index_copy(0, samples, norm[samples])
-        status.result = status.result.index_copy(0, samples, result[samples])
+    found = measured(status.rule, status.known, status.read(status.value, fy))
+    norm, result = found.norm, found.result
+    if samples is not None:
+        norm = status.norm.index_copy(0, samples, norm[samples])
+        result = status.result.index_copy(0, samples, result[samples])
+    status.norm, status.result = norm, result
 
 
-def doubtful(status: "SampleStatus") -> Mask | None:
-    """Samples that have converged so far away that `confirm` must decide; None if none has."""
-    rule, past = status.rule, status.past
+def in_doubt(status: "SampleStatus") -> Mask | None:
+    """Samples that have converged so far away that another call must decide; None if none has."""
+    past = status.past
     if status.given_scale or past.peak is past.first:  # no residual was larger than the first one
         return None
-    size = row_norms(status.value)
-    hidden = rule.roundoff * size > FALL * past.first
-    found = (status.result == Result.converged) & rule.far(size, past) & hidden
+    found = doubtful(status.rule, status.known, row_norms(status.value))
     return found if bool(found.any()) else None
 
 
-def beside(status: "SampleStatus", samples: Mask) -> Flat:
+def beside(y: Flat, samples: Mask, coupling: Coupling, roundoff: float) -> Flat:
     """Points near those of these samples, in another direction than towards 0 or away from it.
 
     Entries, tokens and coupled samples move up and down in turn, whatever the other samples.
     """
-    y, coupling = status.value, status.coupling
     rows, entries = (torch.arange(n, device=y.device) for n in y.shape)
-    turn = rows % (coupling.per_row if coupling.independent else len(rows))
+    turn = rows % (coupling.per_row if coupling.independent else y.shape[0])
     signs = 1 - 2 * ((turn[:, None] + entries) % 2).to(y)
-    nudge = max(NUDGE, 16 * status.rule.roundoff)
+    nudge = max(NUDGE, 16 * roundoff)
     return torch.where(samples[:, None], (1 + nudge * signs) * y, y)
-
-
-def confirm(status: "SampleStatus", samples: Mask, y: Flat, fy: Flat) -> None:
-    """Let samples that cannot be told from the points `y` beside them have diverged."""
-    norm, scale = status.norms(y, fy)
-    lost = samples & ~(norm > NOISE * status.rule.roundoff * scale)
-    status.result = status.result.masked_fill(lost, int(Result.diverged))

@@ -18,17 +18,29 @@ n the number of entries that depend on each other: a nilpotent map grows for n s
 an exact end, and Broyden's method on a linear one for 2 n (D. M. Gay, Some Convergence Properties
 of Broyden's Method, SIAM J. Numer. Anal. 1979).
 
+A residual that was larger than the first one on the way may have been so elsewhere only, as that of
+|y| + 1 is at negative y. So a sample that has converged where s > FAR * max(s0, r0), and rounding
+would hide a residual of r0, must show that y can be told from points beside it: there, the residual
+must be above NOISE unit roundoffs of f. Otherwise it has diverged.
+
 Linear equations b + K y are measured against |b| instead of s, and their growth is not judged: the
 solution of a nearly singular one is as large as one likes.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
+from solvers.coupling import Coupling
+from solvers.packing import StatePacking
+from solvers.solution import Result
 from solvers.types import Mask, PerSample
+
+if TYPE_CHECKING:
+    from solvers.base import FixedPointSolver
 
 FALL, FAR = 0.1, 1e4
 # A residual that has grown so much beyond the first one, and the first f(y), has diverged:
@@ -43,6 +55,10 @@ STALL_STEPS = 50
 # monotone. One above STALL_SPREAD times the best and STALL_SHARE of the first is no stall, but on
 # its way to diverge.
 STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
+# Where a residual of so many unit roundoffs of f(y) cannot be told from rounding.
+NOISE = 10.0
+# The verdict of a sample that has none yet.
+RUNNING = -1
 
 
 class Past(NamedTuple):
@@ -71,9 +87,21 @@ class StopRule:
     """
 
     rtol: float
-    atol: float
+    atol: float | Tensor
     roundoff: float
     growth: float
+
+    @classmethod
+    def of(
+        cls, solver: "FixedPointSolver", packing: StatePacking, root: float | Tensor, linear: bool
+    ) -> "StopRule":
+        """The rule for a solver and a state; `root` is the root of the entries of a sample."""
+        return cls(
+            rtol=solver.rtol,
+            atol=solver.atol * root,
+            roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
+            growth=math.inf if linear or solver.linear else DIVERGED_GROWTH,
+        )
 
     def nearly(self, norm: PerSample, scale: PerSample) -> Mask:
         """Samples within the tolerance at this point. It is necessary for convergence."""
@@ -138,3 +166,120 @@ def stalled(
     still = (best <= STALL_FLOOR * scale) & (best == mark)
     near = torch.maximum(STALL_SPREAD * best, STALL_SHARE * first)
     return (flat | still) & (norm <= near)
+
+
+class Reading(NamedTuple):
+    """What is measured at one point, before the rule is applied.
+
+    Attributes:
+        norm: Norm of the residual.
+        scale: Norm of f(y), or of the right-hand side of a linear equation.
+        trial: The samples for which the point is only a trial; None: no sample.
+        step: Updates made before this point.
+        look: Whether stalls are checked for.
+    """
+
+    norm: PerSample
+    scale: PerSample
+    trial: Mask | None
+    step: int | Tensor
+    look: bool | Tensor
+
+
+class Verdicts(NamedTuple):
+    """What is known of every sample.
+
+    Attributes:
+        norm: The residual at the point that is reported.
+        best: The smallest residual so far.
+        mark: The smallest residual at the last check for stalls.
+        result: The verdict, RUNNING until there is one.
+        past: What the rule remembers.
+    """
+
+    norm: PerSample
+    best: PerSample
+    mark: PerSample
+    result: Tensor
+    past: Past
+
+
+def judge(
+    rule: StopRule, coupling: Coupling, known: Verdicts, now: Reading, entries: int
+) -> tuple[Verdicts, Mask]:
+    """Apply the rule sample by sample, without reading a value of a tensor into Python.
+
+    Args:
+        rule: The rule.
+        coupling: Which samples may influence each other.
+        known: What was known before.
+        now: What was measured at this point.
+        entries: Entries of a sample.
+
+    Returns:
+        What is known now, and a mask of the samples whose point is to be stored.
+    """
+    norm, scale, trial, past = now.norm, now.scale, now.trial, known.past
+    settled, finite = coupling.settled(known.result), norm.isfinite()
+    accepted = torch.ones_like(finite) if trial is None else ~trial
+    peak = torch.where(finite & accepted, rule.peak(norm, scale, past.peak), past.peak)
+    past = past._replace(peak=peak)
+    converged = rule.converged(norm, scale, past)
+    gain, mark = (norm < known.best) | converged, known.mark
+    if coupling.coupled:
+        # A sample that had converged starts anew where coupled ones have moved it away.
+        resumed = (known.result == int(Result.converged)) & ~converged & ~settled
+        first = torch.where(resumed, torch.maximum(norm, past.first), past.first)
+        start = torch.where(resumed, torch.maximum(scale, past.start), past.start)
+        past, gain = rule.past(first, start, peak), gain | resumed
+        # The best residual at the last check belongs to the point from which it was moved.
+        mark = mark.masked_fill(resumed, math.inf)
+    gain &= ~settled
+    best = torch.where(gain, norm, known.best)
+    still = (norm == 0) & ~converged  # all that the dtype can resolve
+    if now.look is not False:
+        still |= stalled(norm, scale, best, past.first, mark) & accepted & now.look
+        mark = torch.where(now.look, best, mark) if isinstance(now.look, Tensor) else best
+    still &= coupling.at_rest(still | converged | settled)
+    grown = (norm > past.limit) & (now.step > coupling.patience(known.result, entries))
+    far = rule.ran_away(norm, scale, past) & rule.nearly(norm, scale)
+    code = torch.full_like(known.result, RUNNING)
+    code = code.masked_fill(still, int(Result.stalled))
+    code = code.masked_fill((grown | far) & accepted, int(Result.diverged))
+    code = code.masked_fill(~finite & accepted, int(Result.nonfinite))
+    code = code.masked_fill(converged, int(Result.converged))
+    result = torch.where(settled, known.result, code)
+    stored = (~settled & finite) if coupling.joint else gain
+    return Verdicts(torch.where(stored, norm, known.norm), best, mark, result, past), stored
+
+
+def out_of_budget(rule: StopRule, known: Verdicts, now: Reading) -> Tensor:
+    """The verdicts when no step follows: who still runs has used up the budget, or diverged."""
+    running = known.result == RUNNING
+    diverged = rule.ran_away(now.norm, now.scale, known.past) | (now.norm > known.past.limit)
+    if now.trial is not None:
+        diverged &= ~now.trial
+    result = known.result.masked_fill(running, int(Result.max_steps))
+    return result.masked_fill(diverged & running, int(Result.diverged))
+
+
+def measured(rule: StopRule, known: Verdicts, now: Reading) -> Verdicts:
+    """The residuals and verdicts of points that were measured once more, as one point."""
+    converged = rule.converged(now.norm, now.scale, known.past)
+    result = known.result.masked_fill(known.result == int(Result.converged), int(Result.max_steps))
+    return known._replace(
+        norm=now.norm.nan_to_num(nan=math.inf, posinf=math.inf),
+        result=result.masked_fill(converged, int(Result.converged)),
+    )
+
+
+def doubtful(rule: StopRule, known: Verdicts, size: PerSample) -> Mask:
+    """Samples that have converged at a point of norm `size`, so far away that it is in doubt."""
+    hidden = rule.roundoff * size > FALL * known.past.first
+    return (known.result == int(Result.converged)) & rule.far(size, known.past) & hidden
+
+
+def confirmed(rule: StopRule, known: Verdicts, samples: Mask, now: Reading) -> Verdicts:
+    """Let samples that cannot be told from the points beside them have diverged."""
+    lost = samples & ~(now.norm > NOISE * rule.roundoff * now.scale)
+    return known._replace(result=known.result.masked_fill(lost, int(Result.diverged)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers.norms import SAFE_NORMS
 from solvers.solution import Result
 from solvers.types import Flat, Mask, PerSample
-from solvers.verdicts import StopRule
+from solvers.verdicts import Reading, StopRule, stalled
 
 if TYPE_CHECKING:
     from solvers.status import SampleStatus
@@ -31,7 +31,7 @@ class Thresholds(NamedTuple):
     def of(cls, rule: StopRule, y: Flat) -> "Thresholds":
         """Return the thresholds for states of the dtype and device of `y`."""
         smallest, largest = SAFE_NORMS[y.dtype]
-        atol = torch.full((), rule.atol, dtype=y.dtype, device=y.device)
+        atol = torch.full((), float(rule.atol), dtype=y.dtype, device=y.device)
         return cls(smallest, largest, atol, atol.clamp(min=smallest))
 
 
@@ -43,13 +43,20 @@ def usual_step(status: "SampleStatus", y: Flat, fy: Flat, step: int, trial: Mask
     """
     norm = torch.linalg.vector_norm(fy - y, dim=1)
     scale = status.past.start if status.given_scale else torch.linalg.vector_norm(fy, dim=1)
-    status.latest = norm, scale, trial
+    status.latest = Reading(norm, scale, trial, step, look=step >= status.next_look)
     routine = len(norm) == 1 and norm.is_cpu and _alone(status, norm, scale, step)
     routine = routine or _even(status, norm, scale, step)
     routine = routine or (step > 0 and _uneven(status, norm, scale, trial))
     if routine and step >= status.next_look:
-        status.stop(status.look(norm, scale, step, trial), Result.stalled)
+        status.stop(_look(status, status.latest), Result.stalled)
     return routine
+
+
+def _look(status: "SampleStatus", now: Reading) -> Mask:
+    """Samples that have stalled, at one of the steps at which stalls are checked for."""
+    found = stalled(now.norm, now.scale, status.best, status.past.first, status.mark)
+    status.mark, status.next_look = status.best, int(now.step + now.step // 2)
+    return found if now.trial is None else found & ~now.trial
 
 
 def _alone(status: "SampleStatus", norm: PerSample, scale: PerSample, step: int) -> bool:

@@ -14,10 +14,11 @@ from solvers.base import FixedPointSolver
 from solvers.counted_map import CheckedMap
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
-from solvers.status import RUNNING, SampleStatus
+from solvers.status import SampleStatus
 from solvers.tools.tuning import Trial
 from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
 from solvers.types import Map, State
+from solvers.verdicts import RUNNING
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solution import Solution
-from solvers.status import RUNNING, SampleStatus
+from solvers.status import SampleStatus
 from solvers.torch_internals import pytree
 from solvers.types import Flat, Map, PerSample, State
+from solvers.verdicts import RUNNING
 
 # A residual has reached a noise floor if it has fallen below FLOOR_SHARE of its first value, and
 # if, once within FLOOR_FACTOR of its minimum, it set a record in less than RECORD_SHARE of steps.

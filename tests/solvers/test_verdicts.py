@@ -16,9 +16,10 @@ import solvers
 from solvers import FixedPointSolver, Result, Solution
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
-from solvers.status import RUNNING, SampleStatus
+from solvers.status import SampleStatus
 from solvers.stopped import measure
 from solvers.testing.problems import residual
+from solvers.verdicts import RUNNING
 
 D = torch.float64
 NATIVE = [name for name in solvers.names() if "." not in name]
