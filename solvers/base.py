@@ -27,6 +27,7 @@ class FixedPointSolver(ABC):
         recordable: The steps can be differentiated through.
         whole: It overrides `iterate` and makes whole solves, so that no `Run` can step it.
         linear: For affine maps only, whose iterates may grow in between: growth ends no sample.
+        calls_map: It overrides `move`, to call `f` within a step. Found out by itself.
         promises: On which maps it converges, and at what cost, for `solvers.testing.check`. By
             default: on contractions, as fast as Picard. A property where options decide.
 
@@ -38,10 +39,15 @@ class FixedPointSolver(ABC):
     recordable: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     linear: ClassVar[bool] = False
+    calls_map: ClassVar[bool] = False
     promises: ClassVar[Promises] = Promises()
 
     rtol: float = 1e-5
     atol: float = 1e-8
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.calls_map = cls.move is not FixedPointSolver.move
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -55,14 +61,13 @@ class FixedPointSolver(ABC):
     def step(self, y: Flat, fy: Flat, carry: Any) -> tuple[Flat, Any]:
         """Next iterate and memory, from `y`, `fy` = f(y) and the memory."""
 
+    def init_static(self, y: Flat) -> Any:
+        """As `init`, for a loop within a graph: no step may change the structure or a shape."""
+        return self.init(y)
+
     def move(self, y: Flat, fy: Flat, carry: Any, f: CountedMap) -> tuple[Flat, Any]:
         """As `step`, for solvers that call `f` or its derivative once more within a step."""
         return self.step(y, fy, carry)
-
-    @property
-    def calls_map(self) -> bool:
-        """Whether it calls `f` within a step: it then overrides `move`."""
-        return type(self).move is not FixedPointSolver.move
 
     def on_trial(self, carry: Any) -> Mask | None:
         """Samples whose newest point is only a trial, as in a line search; None: no sample.

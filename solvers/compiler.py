@@ -1,7 +1,7 @@
-"""Keep the solver's loop out of `torch.compile`, but let it compile the map inside.
+"""Keep the eager loop out of `torch.compile`, but let it compile the map inside.
 
-After every step a solve reads which samples have converged, which no compiled graph can do. So the
-compiler sees a solve as one opaque call, with one graph break whatever the number of steps, and is
+After every step it reads which samples have converged, which no compiled graph can do. So the
+compiler sees it as one opaque call, with one graph break whatever the number of steps, and is
 switched on again inside `f`.
 """
 
@@ -13,6 +13,10 @@ from solvers.torch_internals import set_eval_frame, skip_this_frame, transforms_
 
 P = ParamSpec("P")
 T = TypeVar("T")
+WHY = (
+    "This solver, backward mode or option needs the eager loop, which depends on verdicts; "
+    "docs/transforms.md says what a graph can hold."
+)
 
 
 def opaque(solve: Callable[P, T]) -> Callable[P, T]:
@@ -48,7 +52,7 @@ def opaque(solve: Callable[P, T]) -> Callable[P, T]:
 
     skip_this_frame(loop)
     loop._torchdynamo_disable = True  # type: ignore[attr-defined]
-    loop._torchdynamo_disable_msg = "the solver's loop depends on its verdicts"  # type: ignore[attr-defined]
+    loop._torchdynamo_disable_msg = WHY  # type: ignore[attr-defined]
     return cast(Callable[P, T], loop)
 
 

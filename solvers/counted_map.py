@@ -68,8 +68,7 @@ class CountedMap:
     def __init__(
         self, f: Map | None, args: tuple[Any, ...], packing: StatePacking, rhs: Flat | None = None
     ):
-        tensors = tensors_of(args)
-        _check_args(tensors, packing)
+        tensors = check_args(args, packing)
         self.checked = CheckedMap(f, packing)
         self.packing, self.rhs = packing, rhs
         # Compaction detaches the args. Detach them from the beginning, so that a compiled `f` is
@@ -147,12 +146,13 @@ def _without_graph(state: State) -> State:
     return pytree.tree_map(_without_graph, state)
 
 
-def _check_args(tensors: list[Tensor], packing: StatePacking) -> None:
-    if packing.batch_dims == 0:
-        return
-    for leaf in tensors:
+def check_args(args: Any, packing: StatePacking) -> list[Tensor]:
+    """Return the tensors in `args`; raise a ValueError unless they have a row per sample."""
+    tensors = tensors_of(args)
+    for leaf in tensors if packing.batch_dims else ():
         if leaf.shape[:1] != (packing.num_rows,):
             raise ValueError(
                 f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
                 f"{packing.num_rows}. Let `f` close over tensors that all samples share."
             )
+    return tensors

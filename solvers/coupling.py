@@ -32,7 +32,7 @@ class Coupling:
             return norm
         rows = norm.nan_to_num(0.0, 0.0, 0.0).view(-1, self.per_row)
         if not self.independent:
-            rows = rows.amax(0).expand(len(rows), -1)
+            rows = rows.amax(0).expand(rows.shape[0], -1)
         return rows.cummax(1).values.flatten()
 
     def at_rest(self, quiet: Mask) -> Mask:
@@ -45,7 +45,7 @@ class Coupling:
             return quiet
         rows = quiet.view(-1, self.per_row)
         if not self.independent:
-            rows = rows.all(0).expand(len(rows), -1)
+            rows = rows.all(0).expand(rows.shape[0], -1)
         return rows.cummin(1).values.flatten()
 
     def left_alone(self, samples: Mask, settled: Mask, before: Mask) -> Mask:
@@ -68,7 +68,7 @@ class Coupling:
         """Steps for which a residual may grow: twice the entries that can influence the sample."""
         each = 2 * entries * (1 if self.independent else self.num_rows)
         seen = torch.arange(1, self.per_row + 1, device=result.device)
-        return (each * seen).repeat(len(result) // self.per_row)
+        return (each * seen).repeat(result.shape[0] // self.per_row)
 
     def sizes(self, rhs: Flat) -> PerSample:
         """Norms of a right-hand side b. If samples are coupled, at least their root mean square."""
@@ -76,4 +76,4 @@ class Coupling:
         if self.independent:
             return norm
         known = norm.nan_to_num(0.0, 0.0, 0.0)
-        return torch.maximum(norm, row_norms(known[None]) / math.sqrt(max(len(known), 1)))
+        return torch.maximum(norm, row_norms(known[None]) / math.sqrt(max(known.shape[0], 1)))

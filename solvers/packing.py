@@ -14,6 +14,10 @@ from torch import Tensor
 from solvers.torch_internals import pytree
 from solvers.types import Flat, Index, State
 
+# `dtype.to_real` is nothing that Dynamo can trace.
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32}
+_REAL[torch.complex128] = torch.float64
+
 
 class StatePacking:
     """The packing of one state, built from `y0`. It also checks what `f` returns.
@@ -44,12 +48,12 @@ class StatePacking:
         self.device = leaves[0].device
         self.dtype = torch.float32
         for dtype in self.dtypes:
-            self.dtype = torch.promote_types(self.dtype, dtype.to_real())
+            self.dtype = torch.promote_types(self.dtype, _real(dtype))
         self.scales = None if scale is None else self._scales(scale)
         real = self.scales is None and not any(dtype.is_complex for dtype in self.dtypes)
         # Whether every matrix can be unpacked without rounding.
         self.exact = self.scales is None and all(
-            dtype.to_real() == self.dtype for dtype in self.dtypes
+            _real(dtype) == self.dtype for dtype in self.dtypes
         )
         # The common case, one tensor in the solvers' own dtype, is only ever viewed.
         self.plain = self.exact and real and isinstance(y0, Tensor)
@@ -128,7 +132,7 @@ class StatePacking:
             usable = isinstance(value, int | float | Tensor) and not torch.is_complex(
                 torch.as_tensor(value)
             )
-            tensor = torch.as_tensor(value if usable else 0.0, dtype=dtype.to_real())
+            tensor = torch.as_tensor(value if usable else 0.0, dtype=_real(dtype))
             tensor = tensor.detach().to(self.device)
             fits = tensor.ndim <= len(shape) and all(
                 a in (1, b) for a, b in zip(tensor.shape[::-1], shape[::-1], strict=False)
@@ -197,11 +201,16 @@ class StatePacking:
         return pytree.tree_unflatten(cast, self.spec)
 
 
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real part."""
+    return _REAL.get(dtype, dtype)
+
+
 def _leaf(part: Flat, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Convert columns of the matrix to one leaf of the state."""
     if not dtype.is_complex:
         return part.reshape(shape).to(dtype)
-    return torch.view_as_complex(part.reshape(*shape, 2).to(dtype.to_real()).contiguous())
+    return torch.view_as_complex(part.reshape(*shape, 2).to(_real(dtype)).contiguous())
 
 
 def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
@@ -214,7 +223,9 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
             raise TypeError(
                 f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."
             )
-        if leaf.dtype.itemsize == 1 or leaf.layout != torch.strided or leaf.is_meta:
+        # Dynamo allows no look at the layout within a backward pass.
+        sparse = not torch.compiler.is_compiling() and leaf.layout != torch.strided
+        if leaf.dtype.itemsize == 1 or sparse or leaf.is_meta:
             raise TypeError(
                 "`y0` must be dense, of 16 bits or more per number, and hold values: got "
                 f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."

@@ -18,6 +18,10 @@ class UnknownName(ValueError):
     """Raised when nothing is registered under a name."""
 
 
+# All of them, so that a function of plain numbers and strings can reach one.
+_registries: list["Registry[Any]"] = []
+
+
 class Registry(Generic[T]):
     """Map names to frozen dataclasses; the error for an unknown name lists the known ones.
 
@@ -35,10 +39,14 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, base: type[T], group: str):
         self.kind = kind
+        self.number = len(_registries)
+        _registries.append(self)
         self.base = base
         self.group = f"attractor_models.{group}"
         # A class, or the place of one that is declared but not yet imported: see `solvers.lazy`.
         self.entries: dict[str, type[T] | str] = {}
+        # Entries with default options, as far as they were asked for.
+        self.built: dict[str, T] = {}
         # Entries that need a package which is not installed, with the name of that package.
         self.absent: dict[str, tuple[type[T] | str, str]] = {}
 
@@ -86,6 +94,7 @@ class Registry(Generic[T]):
 
     def _add(self, name: str, entry: type[T] | str, needs: str | None) -> None:
         self.entries.pop(name, None)
+        self.built.pop(name, None)
         self.absent.pop(name, None)
         if needs and importlib.util.find_spec(needs) is None:
             self.absent[name] = entry, needs
@@ -143,7 +152,8 @@ class Registry(Generic[T]):
     def resolve(self, given: "str | T") -> T:
         """Turn a name into an object with default options; pass an object through."""
         if isinstance(given, str):
-            return self.get(given)
+            _build(self.number, given)
+            return self.built[given]
         if isinstance(given, self.base):
             return given
         raise TypeError(
@@ -176,3 +186,15 @@ SOLVERS: Registry[FixedPointSolver] = Registry("solver", FixedPointSolver, "solv
 register = SOLVERS.register
 names = SOLVERS.names
 get_solver = SOLVERS.get
+
+
+def _build(number: int, name: str) -> bool:
+    """Build the entry `name` of a registry with default options, unless this has been done."""
+    registry = _registries[number]
+    if name not in registry.built:
+        registry.built[name] = registry.get(name)
+    return True
+
+
+# Dynamo calls this while it traces, as it cannot trace imports.
+_build._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ import torch
 from solvers.base import FixedPointSolver
 from solvers.checks import check_callable, check_flag
 from solvers.compiler import opaque
+from solvers.graph import solve_in_graph
 from solvers.has_aux import first_of_pair, with_aux
+from solvers.loop_choice import LoopName, graph_wanted, run_graph
 from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, raise_if_failed
@@ -15,9 +17,7 @@ from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
 
-@opaque
 @options_of(solver=SOLVERS)
-@torch.no_grad()
 def solve(
     f: Map,
     y0: State,
@@ -30,6 +30,7 @@ def solve(
     independent: bool | None = None,
     scale: Any = None,
     has_aux: bool = False,
+    loop: LoopName = "auto",
 ) -> Solution:
     """Find y with f(y, *args) = y for every sample of a batch, without gradients.
 
@@ -60,6 +61,11 @@ def solve(
             beside a larger one: residuals, `rtol` and `atol` refer to that.
         has_aux: `f` returns a pair (y, aux). The solution's `aux` is that of its value, from one
             more call of `f` on the whole batch.
+        loop: "eager" runs the loop in Python, which reads verdicts and drops stopped samples;
+            "graph" compiles it, with `f`, to one program in which all samples keep their places
+            (`solvers.graph`). "auto" is "graph" under `torch.compile` and `torch.export`, where
+            the solver allows it, and else "eager". There, `num_evals` and `rows_evaluated` are
+            tensors.
 
     Returns:
         A `Solution`: value, and per sample the residual, verdict and step count.
@@ -73,17 +79,29 @@ def solve(
     check_flag("has_aux", has_aux)
     chosen = SOLVERS.resolve(solver)
     independent = bool(args) if independent is None else independent
-    with no_loop_under_vmap("solvers.solve"):
-        solution = chosen.iterate(
-            first_of_pair(f) if has_aux else f,
-            y0,
-            args,
-            max_steps=max_steps,
-            batch_dims=batch_dims,
-            compact=compact,
-            independent=independent,
-            scale=scale,
-        )
+    options = {
+        "solver": chosen,
+        "max_steps": max_steps,
+        "batch_dims": batch_dims,
+        "independent": independent,
+        "scale": scale,
+    }
+    only_y = first_of_pair(f) if has_aux else f
+    with torch.no_grad():
+        if graph_wanted(loop, chosen):
+            solution = run_graph(solve_in_graph, only_y, y0, args, options)
+        else:
+            solution = _solve_eagerly(only_y, y0, args, compact=compact, **options)
+    # An error within a graph would leave the grad mode as it is there.
     if throw:
         raise_if_failed(solution, independent)
-    return with_aux(solution, f, args) if has_aux else solution
+    with torch.no_grad():
+        return with_aux(solution, f, args) if has_aux else solution
+
+
+@opaque
+def _solve_eagerly(
+    f: Map, y0: State, args: tuple[Any, ...], *, solver: FixedPointSolver, **options: Any
+) -> Solution:
+    with no_loop_under_vmap("solvers.solve"):
+        return solver.iterate(f, y0, args, **options)

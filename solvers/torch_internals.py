@@ -60,6 +60,8 @@ try:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     # Whether a transform of `torch.func` is in force.
+    # An assertion that is part of a graph.
+    assert_async: Any = getattr(torch, "_assert_async")  # noqa: B009
     transforms_in_force = _are_functorch_transforms_active
     set_fwd_grad_enabled = forward_ad._set_fwd_grad_enabled
     _PROXY = _TorchDispatchModeKey.PROXY
@@ -85,6 +87,7 @@ _OPTIONAL = {
 __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
+    "assert_async",
     "cpu_attention",
     "dual_level_in_force",
     "get_unwrapped",
@@ -97,6 +100,7 @@ __all__ = [
     "maybe_current_level",
     "maybe_get_level",
     "nested_dual_level",
+    "one_graph_asked_for",
     "plain_attention",
     "pytree",
     "records_without_values",
@@ -155,6 +159,26 @@ def skip_this_frame(function: Any) -> None:
     """Keep Dynamo from compiling a function, but not the functions that it calls."""
     strategy = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT)
     set_code_exec_strategy(function.__code__, strategy)
+
+
+def one_graph_asked_for() -> bool:
+    """Whether this is traced by `torch.export`, or by `torch.compile` with `fullgraph=True`."""
+    if not torch.compiler.is_compiling():
+        return False
+    return torch.compiler.is_exporting() or _no_break_allowed()
+
+
+def _no_break_allowed() -> bool:
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator  # loaded by now
+
+        return bool(InstructionTranslator.current_tx().one_graph)
+    except (ImportError, AttributeError) as error:
+        raise missing(error) from error
+
+
+# Dynamo calls this while it traces, instead of tracing it.
+_no_break_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def version_of(tensor: Tensor) -> int:

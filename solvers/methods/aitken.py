@@ -14,7 +14,7 @@ from solvers.types import Flat, PerSample
 class AitkenMemory(NamedTuple):
     """The residual g at the previous point, its norm, and the factor of the step from there."""
 
-    g: Flat | None
+    g: Flat
     norm: PerSample
     factor: PerSample
 
@@ -68,22 +68,22 @@ class Aitken(FixedPointSolver):
 
     def init(self, y: Flat) -> AitkenMemory:
         """Start with factor 1, so that the first step is Picard's."""
-        ones = y.new_ones(len(y), requires_grad=False)
-        return AitkenMemory(None, ones * torch.inf, ones)
+        ones = y.new_ones(y.shape[0], requires_grad=False)
+        return AitkenMemory(torch.zeros_like(y, requires_grad=False), ones * torch.inf, ones)
 
     def step(self, y: Flat, fy: Flat, carry: AitkenMemory) -> tuple[Flat, AitkenMemory]:
         """Compute the factor from the last two residuals, and take the step."""
         g, factor = fy - y, carry.factor
         norm = torch.linalg.vector_norm(g, dim=1)
-        if carry.g is not None:
-            dg = g - carry.g
-            moved = torch.linalg.vecdot(dg, dg)
-            ratio = torch.linalg.vecdot(carry.g, dg) / torch.where(moved > 0, moved, 1.0)
-            found = (-factor * ratio).clamp(-self.largest, self.largest)
-            # Take a plain step after one that made |g| grow, unless that was plain itself: then
-            # the map may be expansive.
-            plain = ((norm > carry.norm) | (found < 0)) & (factor != 1)
-            # Without information (no motion, or overflow) a plain step avoids a standstill.
-            plain |= (moved == 0) | (found == 0) | ~found.isfinite()
-            factor = torch.where(plain, 1.0, found)
+        dg = g - carry.g
+        moved = torch.linalg.vecdot(dg, dg)
+        ratio = torch.linalg.vecdot(carry.g, dg) / torch.where(moved > 0, moved, 1.0)
+        found = (-factor * ratio).clamp(-self.largest, self.largest)
+        # Take a plain step after one that made |g| grow, unless that was plain itself: then
+        # the map may be expansive.
+        plain = ((norm > carry.norm) | (found < 0)) & (factor != 1)
+        # Without information (at the first step, where nothing moved, or after an overflow) a plain
+        # step avoids a standstill.
+        plain |= (moved == 0) | (found == 0) | ~found.isfinite()
+        factor = torch.where(plain, 1.0, found)
         return torch.addcmul(y, factor[:, None], g), AitkenMemory(g, norm, factor)

@@ -8,7 +8,8 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
-from solvers.methods.window import History, products
+from solvers.methods.static import StaticHistory
+from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index
 
@@ -75,6 +76,10 @@ class Anderson(FixedPointSolver):
         """An empty window."""
         return History.empty(y, self.history)
 
+    def init_static(self, y: Flat) -> StaticHistory:
+        """An empty window of fixed size."""
+        return StaticHistory.empty(y, self.history)
+
     def keep(self, carry: History, samples: Index) -> History:
         """Drop all but these samples."""
         return carry.keep(samples)
@@ -86,11 +91,11 @@ class Anderson(FixedPointSolver):
         g = fy - y
         if carry.point is not None:
             memory, newest = carry.push(g, fy)
-            column, rhs = products(memory.left, memory.filled, newest, g)
+            column, rhs = memory.products(memory.left, newest, g)
             ridge = RIDGES[y.dtype] if self.ridge is None else self.ridge
             memory = memory.with_gram(column, column, ridge)
             weights = memory.coefficients(rhs)
             y_next = memory.combine(weights, memory.image, y_next)
             if self.damping:
                 y_next = memory.combine(-self.damping * weights, memory.left, y_next)
-        return y_next, memory._replace(point=g, fy=fy)
+        return y_next, memory.moved(g, fy)

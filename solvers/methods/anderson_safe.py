@@ -9,7 +9,8 @@ from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
-from solvers.methods.window import History, products
+from solvers.methods.static import StaticHistory
+from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index, Mask, PerSample
 
@@ -17,7 +18,7 @@ from solvers.types import Flat, Index, Mask, PerSample
 class Guarded(NamedTuple):
     """The window, which of its slots are in use, the best point, and failures in a row."""
 
-    window: History
+    window: History | StaticHistory
     valid: Tensor
     y: Flat
     fy: Flat
@@ -90,15 +91,22 @@ class AndersonSafe(FixedPointSolver):
                 raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
 
     def init(self, y: Flat) -> Guarded:
-        """An empty window; the first point is the best so far."""
-        ones = y.new_ones(len(y), requires_grad=False)
-        valid = torch.zeros(len(y), self.history, dtype=torch.bool, device=y.device)
-        window = History.empty(y, self.history)
+        """An empty window, and a best point that any first point replaces."""
+        return self._start(y, History.empty(y, self.history))
+
+    def init_static(self, y: Flat) -> Guarded:
+        """The same with a window of fixed size."""
+        return self._start(y, StaticHistory.empty(y, self.history))
+
+    def _start(self, y: Flat, window: History | StaticHistory) -> Guarded:
+        ones = y.new_ones(y.shape[0], requires_grad=False)
+        valid = torch.zeros(y.shape[0], self.history, dtype=torch.bool, device=y.device)
         return Guarded(window, valid, y, y, ones * torch.inf, torch.zeros_like(ones))
 
     def keep(self, carry: Guarded, samples: Index) -> Guarded:
         """Drop all but these samples."""
         rest = [part.index_select(0, samples) for part in carry[1:]]
+        assert isinstance(carry.window, History)  # nothing leaves a batch within a graph
         return Guarded(carry.window.keep(samples), *rest)
 
     def step(self, y: Flat, fy: Flat, carry: Guarded) -> tuple[Flat, Guarded]:
@@ -120,27 +128,28 @@ class AndersonSafe(FixedPointSolver):
         valid = valid & ~((failures > self.patience) | ill)[:, None]
         weights = weights * valid[:, : window.filled]
         return self._propose(window, weights, best), best._replace(
-            window=window._replace(point=fy - y, fy=fy), valid=valid
+            window=window.moved(fy - y, fy), valid=valid
         )
 
-    def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple[History, Tensor]:
+    def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple[History | StaticHistory, Tensor]:
         """Add the newest differences, of consecutive points whether accepted or not."""
         window = best.window
         if window.point is None:
             return window, best.valid
-        valid = best.valid.clone()
-        valid[:, window.slot] = True
+        valid = best.valid | window.newest
         window, newest = window.push(fy - y, fy)
-        (column,) = products(window.left, window.filled, newest)
+        (column,) = window.products(window.left, newest)
         return window.with_gram(column, column, self.ridge), valid
 
-    def _weights(self, window: History, valid: Tensor, best: Guarded) -> tuple[Tensor, Mask]:
+    def _weights(
+        self, window: History | StaticHistory, valid: Tensor, best: Guarded
+    ) -> tuple[Tensor, Mask]:
         """Solve least squares over the valid slots; also mark ill-conditioned samples."""
         count = window.filled
         mask = valid[:, :count]
         if count == 0:
             return best.y.new_zeros(len(best.y), 0), mask.any(1)
-        (rhs,) = products(window.left, count, best.fy - best.y)
+        (rhs,) = window.products(window.left, best.fy - best.y)
         gram = window.gram[:, :count, :count]
         root = gram.diagonal(dim1=1, dim2=2).abs().sqrt()
         scaled = gram / (root[:, :, None] * root[:, None, :])
@@ -155,7 +164,7 @@ class AndersonSafe(FixedPointSolver):
         weights = (solved[:, :, 0] / root).to(best.y.dtype).nan_to_num(0.0, 0.0, 0.0)
         return weights, ill
 
-    def _propose(self, window: History, weights: Tensor, best: Guarded) -> Flat:
+    def _propose(self, window: History | StaticHistory, weights: Tensor, best: Guarded) -> Flat:
         """Anderson's step from the best point."""
         y_next = torch.lerp(best.fy, best.y, self.damping) if self.damping else best.fy
         if window.filled == 0:

@@ -8,7 +8,8 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_damping, check_history
-from solvers.methods.window import History, products
+from solvers.methods.static import StaticHistory
+from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index
 
@@ -64,6 +65,10 @@ class AndersonType1(FixedPointSolver):
         """An empty window, with no more slots than differences can be linearly independent."""
         return History.empty(y, max(1, min(self.history, y.shape[1])))
 
+    def init_static(self, y: Flat) -> StaticHistory:
+        """An empty window of fixed size."""
+        return StaticHistory.empty(y, max(1, min(self.history, y.shape[1])))
+
     def keep(self, carry: History, samples: Index) -> History:
         """Drop all but these samples."""
         return carry.keep(samples)
@@ -72,18 +77,18 @@ class AndersonType1(FixedPointSolver):
         """Extrapolate; see the class docstring for the update."""
         memory = carry
         y_next = torch.lerp(fy, y, self.damping) if self.damping else fy
-        if carry.point is not None:
+        if carry.point is not None and carry.fy is not None:
             memory, newest = carry.push(y, fy)
             g = fy - y
-            change = memory.image[:, memory.slot] - newest
-            column, rhs, on_steps = products(memory.left, memory.filled, change, g, newest)
-            (on_images,) = products(memory.image, memory.filled, newest)
+            change = (fy - carry.fy) - newest
+            column, rhs, on_steps = memory.products(memory.left, change, g, newest)
+            (on_images,) = memory.products(memory.image, newest)
             # A change of g that is only rounding says nothing about J. Do not divide by it.
             size = torch.linalg.vector_norm(newest, dim=1) * torch.linalg.vector_norm(g, dim=1)
             noise = 8 * torch.finfo(y.dtype).eps * size
             memory = memory.with_gram(on_images - on_steps, column, noise=noise)
-            weights = memory.coefficients(rhs)
+            weights = memory.coefficients(rhs, symmetric=False)
             y_next = memory.combine((1 - self.damping) * weights, memory.image, y_next)
             if self.damping:
                 y_next = memory.combine(self.damping * weights, memory.left, y_next)
-        return y_next, memory._replace(point=y, fy=fy)
+        return y_next, memory.moved(y, fy)

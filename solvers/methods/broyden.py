@@ -26,6 +26,7 @@ from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
+from solvers.methods.static_steps import StaticSteps, newest_update, weight
 from solvers.methods.window import NO_WEIGHT, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.types import Flat, Index, Small, Window
@@ -50,22 +51,36 @@ class Steps(NamedTuple):
         row, rhs = products(steps, at + 1, step, g)
         system = memory.system.clone() if torch.is_grad_enabled() else memory.system
         system[:, at, :at] = -row[:, 1:]
-        # A step of length zero gets no weight.
-        system[:, at, at] = row[:, at].double().masked_fill(row[:, at] == 0, NO_WEIGHT)
+        system[:, at, at] = weight(row[:, at])
         return memory._replace(steps=steps, system=system, filled=at + 1), rhs
+
+    def advance(self, y: Flat, fy: Flat, limit: int) -> tuple[Flat, "Steps"]:
+        """Learn from the newest point, and return the next one."""
+        if self.point is None:
+            return fy, self._replace(point=y, fy=fy)
+        if self.filled > limit:
+            y_next, memory = self.restart(y, fy)
+            return y_next, memory._replace(point=y, fy=fy)
+        g = fy - y
+        memory, rhs = self.push(y - self.point, g, limit + 1)
+        a = memory.coefficients(rhs)
+        pivot = 1 - a[:, -1:]
+        scale = pivot.masked_fill(pivot == 0, 1.0).reciprocal()
+        y_next = torch.addcmul(y, g, scale.to(y.dtype))
+        if memory.filled > 1:
+            weights = (a[:, :-1] * scale).to(y.dtype)[:, None]
+            later = memory.steps[:, 1 : memory.filled]
+            y_next = torch.baddbmm(y_next[:, None], weights, later)[:, 0]
+        return y_next, memory._replace(point=y, fy=fy)
 
     def restart(self, y: Flat, fy: Flat) -> tuple[Flat, "Steps"]:
         """Drop all updates but the newest; also return the next point."""
         assert self.point is not None
         assert self.fy is not None
-        step, change = y - self.point, fy - self.fy
-        size, on_change, along = products(step[:, None], 1, step, change, fy - y)
-        # Where the update is singular, or a number overflows, take a plain step.
-        inverse = (size - on_change).reciprocal().nan_to_num(0.0, 0.0, 0.0)
-        follower = change * (size * inverse).nan_to_num(0.0, 0.0, 0.0)
-        y_next = torch.addcmul(fy, change, (along * inverse).nan_to_num(0.0, 0.0, 0.0))
+        step = y - self.point
+        y_next, size, follower = newest_update(step, y, fy, fy - self.fy)
         system = self.system.clone() if torch.is_grad_enabled() else self.system
-        system[:, 0, 0] = size[:, 0].double().masked_fill(size[:, 0] == 0, NO_WEIGHT)
+        system[:, 0, 0] = weight(size[:, 0])
         system[:, 1, 0], system[:, 1, 1] = 0.0, NO_WEIGHT
         steps = write(write(self.steps, 0, step), 1, follower)
         return y_next, self._replace(steps=steps, system=system, filled=2)
@@ -149,10 +164,14 @@ class Broyden(FixedPointSolver):
     def init(self, y: Flat) -> Steps:
         """No steps, and space for a few; the window grows on demand."""
         capacity = min(self.history + 1, 4)
-        steps = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
+        steps = y.new_empty(y.shape[0], capacity, y.shape[1], requires_grad=False)
         # The small matrices are cheap, and float64 has the range for squares of small numbers.
-        system = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
+        system = torch.zeros(y.shape[0], capacity, capacity, dtype=torch.float64, device=y.device)
         return Steps(steps, system, None, None, 0)
+
+    def init_static(self, y: Flat) -> StaticSteps:
+        """No steps, and space for all that are ever kept."""
+        return StaticSteps.empty(y, self.history + 1)
 
     def keep(self, carry: Steps, samples: Index) -> Steps:
         """Drop all but these samples, in place where possible: see `keep_rows`."""
@@ -165,22 +184,7 @@ class Broyden(FixedPointSolver):
 
     def step(self, y: Flat, fy: Flat, carry: Steps) -> tuple[Flat, Steps]:
         """Take one quasi-Newton step; the module's docstring has the update."""
-        if carry.point is None:
-            return fy, carry._replace(point=y, fy=fy)
-        if carry.filled > self.history:
-            y_next, memory = carry.restart(y, fy)
-            return y_next, memory._replace(point=y, fy=fy)
-        g = fy - y
-        memory, rhs = carry.push(y - carry.point, g, self.history + 1)
-        a = memory.coefficients(rhs)
-        pivot = 1 - a[:, -1:]
-        scale = pivot.masked_fill(pivot == 0, 1.0).reciprocal()
-        y_next = torch.addcmul(y, g, scale.to(y.dtype))
-        if memory.filled > 1:
-            weights = (a[:, :-1] * scale).to(y.dtype)[:, None]
-            later = memory.steps[:, 1 : memory.filled]
-            y_next = torch.baddbmm(y_next[:, None], weights, later)[:, 0]
-        return y_next, memory._replace(point=y, fy=fy)
+        return carry.advance(y, fy, self.history)
 
 
 def enlarge(window: Tensor, extra: int) -> Tensor:

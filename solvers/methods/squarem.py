@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import torch
+from torch import Tensor
 
 from solvers.base import FixedPointSolver
+from solvers.methods.static import of_turn
 from solvers.types import Flat, PerSample
 
 
@@ -22,13 +24,14 @@ class Cycle(NamedTuple):
     """The position within a cycle of three calls.
 
     Attributes:
-        turn: The next call of `f`: 0 at y, 1 at f(y), 2 at the extrapolated point.
+        turn: The next call of `f`: 0 at y, 1 at f(y), 2 at the extrapolated point. A tensor within
+            a graph.
         kept: y after the first call, f(f(y)) after the second.
         r: f(y) - y, known after the first call.
         norm: The norm of r.
     """
 
-    turn: int
+    turn: int | Tensor
     kept: Flat
     r: Flat
     norm: PerSample
@@ -77,20 +80,31 @@ class Squarem(FixedPointSolver):
 
     def init(self, y: Flat) -> Cycle:
         """Begin with the first call of a cycle."""
-        return Cycle(0, y, y, y.new_zeros(len(y), requires_grad=False))
+        return Cycle(0, y, y, y.new_zeros(y.shape[0], requires_grad=False))
+
+    def init_static(self, y: Flat) -> Cycle:
+        """The same, with a turn that is a tensor."""
+        zero = torch.zeros((), dtype=torch.int64, device=y.device)
+        return self.init(y)._replace(turn=zero)
 
     def step(self, y: Flat, fy: Flat, carry: Cycle) -> tuple[Flat, Cycle]:
-        """Use f(y), f(f(y)) and f at the extrapolated point, in turn."""
+        """Take one step of the cycle."""
         g = fy - y
         norm = torch.linalg.vector_norm(g, dim=1)
-        if carry.turn == 0:
+
+        def first() -> tuple[Flat, Cycle]:
             return fy, Cycle(1, y, g, norm)
-        if carry.turn == 1:
+
+        def second() -> tuple[Flat, Cycle]:
             v = g - carry.r
             size = torch.linalg.vector_norm(v, dim=1)
             a = torch.where(size > 0, carry.norm / torch.where(size > 0, size, 1.0), 1.0)[:, None]
             y_next = carry.kept + a * (2 * carry.r + a * v)
             y_next = torch.where(y_next.isfinite().all(1, keepdim=True), y_next, fy)
             return y_next, Cycle(2, fy, carry.r, carry.norm)
-        good = norm <= self.growth * carry.norm
-        return torch.where(good[:, None], fy, carry.kept), carry._replace(turn=0)
+
+        def third() -> tuple[Flat, Cycle]:
+            good = norm <= self.growth * carry.norm
+            return torch.where(good[:, None], fy, carry.kept), carry._replace(turn=0)
+
+        return of_turn(carry.turn, first, second, third)

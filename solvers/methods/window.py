@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.types import Flat, Index, PerSample, Small, Window
+from solvers.types import Flat, Index, Mask, PerSample, Small, Window
 
 # A diagonal entry so large that the coefficient of its slot becomes zero.
 NO_WEIGHT = 1e150
@@ -34,9 +34,9 @@ class History(NamedTuple):
     @classmethod
     def empty(cls, y: Flat, capacity: int) -> "History":
         """A window of `capacity` slots, none of them filled."""
-        window = y.new_empty(len(y), capacity, y.shape[1], requires_grad=False)
+        window = y.new_empty(y.shape[0], capacity, y.shape[1], requires_grad=False)
         # The small matrices are cheap, and float64 has the range for squares of small numbers.
-        gram = torch.zeros(len(y), capacity, capacity, dtype=torch.float64, device=y.device)
+        gram = torch.zeros(y.shape[0], capacity, capacity, dtype=torch.float64, device=y.device)
         return cls(window, torch.empty_like(window), gram, None, None, 0, 0)
 
     def keep(self, samples: Index) -> "History":
@@ -63,6 +63,19 @@ class History(NamedTuple):
         filled = min(self.filled + 1, self.left.shape[1])
         return self._replace(left=left, image=image, filled=filled), newest
 
+    @property
+    def newest(self) -> Mask:
+        """The slot that is written next, as a mask of shape (slots,)."""
+        return torch.arange(self.left.shape[1], device=self.left.device) == self.slot
+
+    def moved(self, point: Flat, fy: Flat) -> "History":
+        """Store the point and f(y) for the next call."""
+        return self._replace(point=point, fy=fy)
+
+    def products(self, window: Window, *vectors: Flat) -> tuple[PerSample, ...]:
+        """Inner products of the slots in use with each vector."""
+        return products(window, self.filled, *vectors)
+
     def with_gram(
         self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | None = None
     ) -> "History":
@@ -83,10 +96,11 @@ class History(NamedTuple):
         diagonal.masked_fill_(none, NO_WEIGHT)
         return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
 
-    def coefficients(self, rhs: Tensor) -> Tensor:
+    def coefficients(self, rhs: Tensor, symmetric: bool = True) -> Tensor:
         """Solve gram @ w = rhs per sample; shape (samples, filled).
 
-        A sample whose matrix is singular gets w = 0, and so a plain step.
+        A sample whose matrix is singular gets w = 0, and so a plain step. That a matrix is
+        symmetric is used by `StaticHistory` only.
         """
         if self.filled == 1:  # one equation
             weights = (rhs.double() / self.gram[:, 0, :1]).to(self.left.dtype)
@@ -124,7 +138,7 @@ def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
         return window.index_select(0, samples)
     for start in range(0, len(samples), chunk):
         rows = samples[start : start + chunk]
-        window[start : start + len(rows)] = window[rows]
+        window[start : start + rows.shape[0]] = window[rows]
     return window[: len(samples)]
 
 

@@ -7,19 +7,25 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
+from solvers.methods.static import of_turn
 from solvers.types import Flat, PerSample
 
 
 class BiConjugate(NamedTuple):
-    """The iterate y with g = f(y) - y, the search directions, and in mid-iteration v and alpha."""
+    """The iterate y with g = f(y) - y, the search directions, and in mid-iteration v and alpha.
+
+    `turn` says what the next value of `f` is for: 0 the first residual, 1 A p, 2 A s. It is a
+    tensor within a graph.
+    """
 
     y: Flat
     g: Flat
     shadow: Flat
     p: Flat
     rho: PerSample
-    v: Flat | None
-    alpha: PerSample | None
+    v: Flat
+    alpha: PerSample
+    turn: int | Tensor
 
 
 @final
@@ -55,27 +61,37 @@ class BiCGStab(FixedPointSolver):
 
     linear: ClassVar[bool] = True
 
-    def init(self, y: Flat) -> BiConjugate | None:
-        """Return None: the recurrence starts from the first residual."""
+    def init(self, y: Flat) -> BiConjugate:
+        """The recurrence starts from the first residual."""
+        state, number = torch.zeros_like(y), y.new_zeros(y.shape[0])
+        return BiConjugate(state, state, state, state, number, state, number, 0)
 
-    def step(self, y: Flat, fy: Flat, carry: BiConjugate | None) -> tuple[Flat, BiConjugate]:
+    def init_static(self, y: Flat) -> BiConjugate:
+        """The same, with a turn that is a tensor."""
+        zero = torch.zeros((), dtype=torch.int64, device=y.device)
+        return self.init(y)._replace(turn=zero)
+
+    def step(self, y: Flat, fy: Flat, carry: BiConjugate) -> tuple[Flat, BiConjugate]:
         """Use f(y), which gives the first residual, and then A p and A s in turn."""
         g = fy - y
-        if carry is None:
-            return y + g, _restarted(y, g)
-        if carry.v is None:
+
+        def start() -> tuple[Flat, BiConjugate]:
+            shadow = _unit(g)
+            rho = _dot(shadow, g)
+            return y + g, carry._replace(y=y, g=g, shadow=shadow, p=g, rho=rho, turn=1)
+
+        def half_way() -> tuple[Flat, BiConjugate]:
             v = carry.g - g
             alpha = _ratio(carry.rho, _dot(carry.shadow, v))
             half = torch.addcmul(carry.y, alpha[:, None], carry.p)
             s = torch.addcmul(carry.g, -alpha[:, None], v)
-            return half + s, carry._replace(y=half, g=s, v=v, alpha=alpha)
-        return self._close(carry, carry.g - g)
+            return half + s, carry._replace(y=half, g=s, v=v, alpha=alpha, turn=2)
+
+        return of_turn(carry.turn, start, half_way, lambda: self._close(carry, carry.g - g))
 
     def _close(self, carry: BiConjugate, t: Flat) -> tuple[Flat, BiConjugate]:
         """Second half of an iteration, with t = A s."""
         s, v, alpha = carry.g, carry.v, carry.alpha
-        assert v is not None
-        assert alpha is not None
         direction = _unit(t)
         omega = _ratio(_dot(direction, s), _dot(direction, t))
         y = torch.addcmul(carry.y, omega[:, None], s)
@@ -88,12 +104,7 @@ class BiCGStab(FixedPointSolver):
         p = torch.where(broken[:, None], g, p)
         shadow = torch.where(broken[:, None], _unit(g), carry.shadow)
         rho = torch.where(broken, _dot(shadow, g), rho)
-        return y + p, BiConjugate(y, g, shadow, p, rho, None, None)
-
-
-def _restarted(y: Flat, g: Flat) -> BiConjugate:
-    shadow = _unit(g)
-    return BiConjugate(y, g, shadow, g, _dot(shadow, g), None, None)
+        return y + p, BiConjugate(y, g, shadow, p, rho, v, alpha, 1)
 
 
 def _unit(a: Flat) -> Flat:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
+from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
+from solvers.methods.static import dots, put
 from solvers.methods.window import products
 from solvers.types import Flat, Mask, PerSample, Window
 
@@ -23,8 +25,25 @@ class Krylov(NamedTuple):
     @classmethod
     def empty(cls, y: Flat) -> "Krylov":
         """A space without directions."""
-        window = y.new_empty(len(y), 0, y.shape[1], requires_grad=False)
+        window = y.new_empty(y.shape[0], 0, y.shape[1], requires_grad=False)
         return cls(window, window, 0)
+
+    def overlap(self, image: Flat) -> PerSample:
+        """Inner products with all directions."""
+        (found,) = products(self.images, self.filled, image)
+        return found
+
+    def moved(self, y: Flat, g: Flat) -> "Krylov":
+        """Store the point and its residual for the next call."""
+        return self._replace(y=y, g=g)
+
+    def extended(self, y: Flat, g: Flat, limit: int) -> "Krylov":
+        """Add the last step, or begin anew once there are `limit` directions."""
+        if self.filled >= limit:
+            return self.empty(y)
+        if self.y is None or self.g is None:
+            return self
+        return self.push(y - self.y, g - self.g, noise_of(g - self.g))[0]
 
     def push(self, step: Flat, image: Flat, noise: PerSample) -> tuple["Krylov", Mask]:
         """Add a direction; also say for which samples it is new.
@@ -32,18 +51,50 @@ class Krylov(NamedTuple):
         For others, orthogonalisation leaves at most `noise` of its image, which is rounding. They
         give the direction no weight.
         """
-        for _ in range(2):  # twice is enough to be orthogonal to rounding
-            (overlap,) = products(self.images, self.filled, image)
-            image = subtract(image, overlap, self.images)
-            step = subtract(step, overlap, self.steps)
-        norm = torch.linalg.vector_norm(image, dim=1)
-        new = norm > noise
-        scale = torch.where(new, 1 / torch.where(new, norm, 1.0), 0.0)[:, None, None]
+        step, image, new = orthogonal(self, step, image, noise)
         return self._replace(
-            images=torch.cat((self.images, scale * image[:, None]), 1),
-            steps=torch.cat((self.steps, scale * step[:, None]), 1),
+            images=torch.cat((self.images, image[:, None]), 1),
+            steps=torch.cat((self.steps, step[:, None]), 1),
             filled=self.filled + 1,
         ), new
+
+
+class StaticKrylov(NamedTuple):
+    """As `Krylov`, of fixed size for a loop within a graph; unused directions are zero."""
+
+    images: Window
+    steps: Window
+    filled: Tensor
+    y: Flat
+    g: Flat
+    seen: Tensor
+
+    @classmethod
+    def empty(cls, y: Flat, capacity: int) -> "StaticKrylov":
+        """A space without directions."""
+        window, state = y.new_zeros(y.shape[0], capacity, y.shape[1]), torch.zeros_like(y)
+        filled = torch.zeros((), dtype=torch.int64, device=y.device)
+        return cls(window, window.clone(), filled, state, state.clone(), filled > 0)
+
+    def overlap(self, image: Flat) -> PerSample:
+        """See `Krylov.overlap`."""
+        return dots(self.images, image)
+
+    def moved(self, y: Flat, g: Flat) -> "StaticKrylov":
+        """See `Krylov.moved`."""
+        return self._replace(y=y, g=g, seen=self.seen | True)
+
+    def extended(self, y: Flat, g: Flat, limit: int) -> "StaticKrylov":
+        """See `Krylov.extended`."""
+        full = self.filled >= limit
+        step, image, _ = orthogonal(self, y - self.y, g - self.g, noise_of(g - self.g))
+        slots = torch.arange(limit, device=y.device) == self.filled
+        slots = slots & self.seen
+        return self._replace(
+            images=torch.where(full, 0.0, put(self.images, slots, image)),
+            steps=torch.where(full, 0.0, put(self.steps, slots, step)),
+            filled=torch.where(full, 0, self.filled + self.seen),
+        )
 
 
 @final
@@ -94,20 +145,42 @@ class Gmres(FixedPointSolver):
         """Begin with an empty Krylov space."""
         return Krylov.empty(y)
 
+    def init_static(self, y: Flat) -> StaticKrylov:
+        """An empty space of fixed size."""
+        return StaticKrylov.empty(y, self.history)
+
     def step(self, y: Flat, fy: Flat, carry: Krylov) -> tuple[Flat, Krylov]:
         """Extend the space by the last step, minimise over it, and step on."""
         g = fy - y
-        space = carry if carry.filled < self.history else self.init(y)
-        if carry.y is not None and carry.g is not None and space is carry:
-            image = g - carry.g
-            noise = 10 * torch.finfo(y.dtype).eps * torch.linalg.vector_norm(image, dim=1)
-            space, _ = space.push(y - carry.y, image, noise)
-        (weights,) = products(space.images, space.filled, g)
+        space = carry.extended(y, g, self.history)
+        weights = space.overlap(g)
         left_over = subtract(g, weights, space.images)
         y_next = subtract(y, weights, space.steps) + left_over
-        return y_next, space._replace(y=y, g=g)
+        return y_next, space.moved(y, g)
 
 
 def subtract(onto: Flat, weights: PerSample, window: Window) -> Flat:
     """Take sum_i weights_i * window_i from `onto`, per sample."""
     return torch.baddbmm(onto[:, None], weights[:, None], window, alpha=-1)[:, 0]
+
+
+def orthogonal(
+    space: Krylov | StaticKrylov, step: Flat, image: Flat, noise: PerSample
+) -> tuple[Flat, Flat, Mask]:
+    """A step and its image, made orthogonal to the images of a space and scaled to norm 1.
+
+    Both are zero, and the mask is false, where at most `noise` of the image is left.
+    """
+    for _ in range(2):  # twice is enough to be orthogonal to rounding
+        overlap = space.overlap(image)
+        image = subtract(image, overlap, space.images)
+        step = subtract(step, overlap, space.steps)
+    norm = torch.linalg.vector_norm(image, dim=1)
+    new = norm > noise
+    scale = torch.where(new, 1 / torch.where(new, norm, 1.0), 0.0)[:, None]
+    return scale * step, scale * image, new
+
+
+def noise_of(image: Flat) -> PerSample:
+    """What rounding may leave of an image."""
+    return 10 * torch.finfo(image.dtype).eps * torch.linalg.vector_norm(image, dim=1)
