@@ -50,6 +50,7 @@ class BackwardMode(ABC):
     """Base of all backward modes: frozen options and one method, `attach`.
 
     Attributes:
+        fits_graph: The mode can be part of a graph; see `implicit.graph`.
         needs_memory: The context must hold the forward solver's memory.
         solves_adjoint: The mode solves the adjoint equation. The evidence is in
             `Solution.adjoints`, and a warning says where that solve failed.
@@ -58,6 +59,7 @@ class BackwardMode(ABC):
             `implicit.testing.check` holds the mode to. A property where it depends on options.
     """
 
+    fits_graph: ClassVar[bool] = True
     needs_memory: ClassVar[bool] = False
     solves_adjoint: ClassVar[bool] = False
     moves_value: ClassVar[bool] = False
@@ -101,6 +103,12 @@ class AdjointMode(BackwardMode):
             v: Leaves of the cotangent.
             context: How the solution was found.
         """
+
+    def adjoint_in_graph(
+        self, product: Product, v: Sequence[Tensor], context: SolveContext
+    ) -> Sequence[Tensor]:
+        """As `adjoint`, traced as part of a graph, where no value can be read or kept."""
+        return self.adjoint(product, v, context)
 
     def attach(self, f: ClosedMap, y_star: State, context: SolveContext | None = None) -> State:
         """Record one call of `f`; the value stays `y_star`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from implicit.autograd import attach_vjp
 from implicit.base import BackwardMode, SolveContext
+from implicit.graph import fixed_point_in_graph
 from implicit.isolation import Isolation, attach_isolated, isolated
 from implicit.modes.unrolled import Unrolled
 from implicit.registry import MODES
@@ -17,6 +18,7 @@ from solvers.checks import check_callable, check_flag
 from solvers.compiler import opaque
 from solvers.counted_map import CheckedMap
 from solvers.has_aux import first_of_pair, with_aux
+from solvers.loop_choice import LoopName, graph_wanted, run_graph
 from solvers.options import options_of
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
@@ -26,7 +28,6 @@ from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
 
-@opaque
 @options_of(solver=SOLVERS, backward=MODES)
 def fixed_point(
     f: Map,
@@ -41,6 +42,7 @@ def fixed_point(
     independent: bool | None = None,
     scale: Any = None,
     has_aux: bool = False,
+    loop: LoopName = "auto",
 ) -> Solution:
     """Find y with f(y, *args) = y, with a gradient to `args` and all that `f` closes over.
 
@@ -57,6 +59,8 @@ def fixed_point(
         independent: Whether samples cannot influence each other; see `solvers.solve`.
         scale: The unit of each tensor of `y0`; see `solvers.solve`.
         has_aux: `f` returns a pair (y, aux); the solution's `aux` carries a gradient as well.
+        loop: "auto", "eager" or "graph"; see `solvers.solve`. In a graph there is neither a warning
+            about an adjoint equation nor an entry of `adjoints`.
 
     Returns:
         A `Solution` whose `value` carries the gradient. After a backward pass in `exact`
@@ -77,15 +81,38 @@ def fixed_point(
     check_callable("f", f)
     check_flag("has_aux", has_aux)
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
-    paired, f = f, first_of_pair(f) if has_aux else f
-    context = SolveContext(
-        solver=chosen,
-        max_steps=max_steps,
-        batch_dims=batch_dims,
-        independent=bool(args) if independent is None else independent,
-        scale=scale,
-        f=f,
-    )
+    only_y = first_of_pair(f) if has_aux else f
+    options = {
+        "solver": chosen,
+        "max_steps": max_steps,
+        "batch_dims": batch_dims,
+        "independent": bool(args) if independent is None else independent,
+        "scale": scale,
+    }
+    only_y = first_of_pair(f) if has_aux else f
+    if graph_wanted(loop, chosen, mode.fits_graph or not torch.is_grad_enabled(), mode):
+        solution = run_graph(fixed_point_in_graph, only_y, y0, args, {"mode": mode, **options})
+        if throw:
+            raise_if_failed(solution, options["independent"])
+    else:
+        solution = _solve_eagerly(
+            only_y, y0, args, mode=mode, compact=compact, throw=throw, **options
+        )
+    return with_aux(solution, f, args) if has_aux else solution
+
+
+@opaque
+def _solve_eagerly(
+    f: Map,
+    y0: State,
+    args: tuple[Any, ...],
+    *,
+    mode: BackwardMode,
+    compact: bool,
+    throw: bool,
+    **options: Any,
+) -> Solution:
+    context = SolveContext(f=f, **options)
     # There are two ways to a gradient. With plain autograd the backward mode runs after the solve
     # and records only what it needs (autograd.py): this is faster, and works with every mode.
     # Transforms of torch.func and forward mode can neither trace the solver's data-dependent loop
@@ -94,22 +121,21 @@ def fixed_point(
     if (transforms_in_force() or dual_level_in_force()) and not isinstance(mode, Unrolled):
         from implicit.functorch import solve_transformed  # most programs never need it
 
-        checked = _checked(f, y0, batch_dims)
-        solution = solve_transformed(checked, y0, args, mode, context, throw=throw)
-        return with_aux(solution, paired, args) if has_aux else solution
+        checked = _checked(f, y0, context.batch_dims)
+        return solve_transformed(checked, y0, args, mode, context, throw=throw)
     record = torch.is_grad_enabled()
     unrolled = mode if record and isinstance(mode, Unrolled) else None
 
     def run(y0: State, args: tuple[Any, ...]) -> Solution:
-        return chosen.iterate(
+        return context.solver.iterate(
             f if unrolled is None else unrolled.recorded(f),
             y0,
             args,
-            max_steps=max_steps,
-            batch_dims=batch_dims,
+            max_steps=context.max_steps,
+            batch_dims=context.batch_dims,
             compact=compact,
             independent=context.independent,
-            scale=scale,
+            scale=context.scale,
             memory=context.memory if record and mode.needs_memory else None,
         )
 
@@ -117,9 +143,7 @@ def fixed_point(
         solution = run(y0, args)
     if throw:
         raise_if_failed(solution, context.independent)
-    if record:
-        solution = _with_gradient(solution, mode, f, y0, args, context, run)
-    return with_aux(solution, paired, args) if has_aux else solution
+    return _with_gradient(solution, mode, f, y0, args, context, run) if record else solution
 
 
 def _with_gradient(

@@ -115,7 +115,7 @@ class Isolation:
         return saved_tensors_hooks(pack, unpack)
 
     def _merge(self, rule: Rule, good: Tensor, bad: Tensor) -> Tensor:
-        return _Merge.apply(rule, as_wide(self.bad, good), good, bad)
+        return _merge(rule, as_wide(self.bad, good), good, bad)
 
     def _mask(self, leaf: Tensor) -> Tensor:
         rows = self.bad if leaf.shape[: self.bad.ndim] == self.bad.shape else self.bad[:, 0]
@@ -130,7 +130,7 @@ class Isolation:
         number = _SMOOTH if leaf.is_floating_point() or leaf.is_complex() else 0
         other = samples.index_select(0, donor).squeeze(0)
         other = torch.where(self.found, other, torch.full_like(other, number)).expand_as(leaf)
-        return _Merge.apply(_unchanged, mask, leaf, other)
+        return _merge(_unchanged, mask, leaf, other)
 
 
 def isolated(solution: Solution, args: tuple[Any, ...], independent: bool) -> Isolation | None:
@@ -172,10 +172,14 @@ def nan_if_bad(bad: Tensor, v: Tensor) -> Tensor:
     return torch.where(as_wide(bad, v) & (v != 0), torch.nan, v)
 
 
+def _merge(rule: Rule, mask: Tensor, good: Tensor, bad: Tensor) -> Tensor:
+    # Dynamo traces no function with a rule for forward mode.
+    function = _Merge if torch.compiler.is_compiling() else _MergeWithTangent
+    return function.apply(rule, mask, good, bad)
+
+
 class _Merge(torch.autograd.Function):
     """Good samples of one tensor, bad ones of another; a rule for the cotangent of the first."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(rule: Rule, mask: Tensor, good: Tensor, bad: Tensor) -> Tensor:
@@ -191,6 +195,10 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, *v: Tensor) -> Any:
         (mask,) = ctx.saved_tensors
         return None, None, ctx.rule(mask, v[0]), None
+
+
+class _MergeWithTangent(_Merge):
+    generate_vmap_rule = True
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

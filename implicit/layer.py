@@ -8,6 +8,7 @@ from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
+from solvers.loop_choice import LoopName
 from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.types import State
@@ -31,6 +32,7 @@ class FixedPointLayer(nn.Module):
         independent: See `fixed_point`.
         scale: See `fixed_point`.
         has_aux: See `fixed_point`.
+        loop: See `fixed_point`.
 
     Raises:
         ValueError: Unknown solver or backward mode, at construction.
@@ -55,6 +57,7 @@ class FixedPointLayer(nn.Module):
         independent: bool | None = None,
         scale: Any = None,
         has_aux: bool = False,
+        loop: LoopName = "auto",
     ):
         super().__init__()
         self.module = module
@@ -67,6 +70,7 @@ class FixedPointLayer(nn.Module):
         self.independent = independent
         self.scale = scale
         self.has_aux = has_aux
+        self.loop: LoopName = loop
 
     def forward(self, y0: State, *args: Any, max_steps: int | None = None) -> Solution:
         """Solve from `y0`; `args` are per-sample tensors."""
@@ -83,6 +87,7 @@ class FixedPointLayer(nn.Module):
             independent=self.independent,
             scale=self.scale,
             has_aux=self.has_aux,
+            loop=self.loop,
         )
 
     def extra_repr(self) -> str:

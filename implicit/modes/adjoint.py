@@ -14,6 +14,7 @@ from torch import Tensor
 
 from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
+from solvers.graph import solve_in_graph
 from solvers.methods.linear.gmres import Gmres
 from solvers.methods.newton_krylov import NewtonKrylov
 from solvers.norms import scaled_norms
@@ -41,7 +42,9 @@ def adjoint_solver(
     solver = context.solver if chosen is None else chosen
     if isinstance(solver, str):
         registry = LINEAR if solver in LINEAR.entries else SOLVERS
-        solver = registry.get(solver, rtol=context.solver.rtol, atol=context.solver.atol)
+        solver = dataclasses.replace(
+            registry.resolve(solver), rtol=context.solver.rtol, atol=context.solver.atol
+        )
     if not isinstance(chosen, FixedPointSolver):
         # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
         # divided by a large batch would end the solve at once. Relative tolerance only.
@@ -88,6 +91,33 @@ def solve_affine(
     if batch_dims != context.batch_dims:
         solution = _by_sample(solution, v[0].shape[: context.batch_dims])
     return u, solution
+
+
+def solve_affine_in_graph(
+    affine: AffineMap,
+    v: Sequence[Tensor],
+    solver: FixedPointSolver,
+    max_steps: int,
+    context: SolveContext,
+) -> tuple[list[Tensor], Tensor]:
+    """As `solve_affine`, as part of a graph; also return which samples have converged."""
+    joint = solver.linear and not context.independent
+    batch_dims = 0 if joint else min(context.batch_dims, 1)
+    solution = solve_in_graph(
+        affine,
+        list(v),
+        (),
+        solver=solver,
+        max_steps=max_steps,
+        batch_dims=batch_dims,
+        independent=context.independent,
+        rhs=list(v),
+    )
+    lost = _lost(solution.value, v, solution, solver, batch_dims, context.independent)
+    u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(solution.value, v, strict=True)]
+    converged = solution.converged & ~lost
+    shape = v[0].shape[: context.batch_dims]
+    return u, converged.view(*converged.shape, *[1] * (len(shape) - converged.ndim)).expand(shape)
 
 
 def _lost(

@@ -18,6 +18,7 @@ from implicit.modes.adjoint import (
     preconditioned,
     record_evidence,
     solve_affine,
+    solve_affine_in_graph,
     warn_of_failure,
 )
 from implicit.modes.warm_start import WarmStart
@@ -188,6 +189,20 @@ class Exact(AdjointMode):
             return [old + new for old, new in zip(v, product(u), strict=True)]
 
         return self.solve(step, v, context)
+
+    def adjoint_in_graph(
+        self, product: Product, v: Sequence[Tensor], context: SolveContext
+    ) -> Sequence[Tensor]:
+        """As `adjoint`, by the loop of `solvers.graph`; a failed sample is not told of."""
+        solver, max_steps = adjoint_solver(self.solver, self.max_steps, context)
+
+        def step(u: list[Tensor]) -> list[Tensor]:
+            return [old + new for old, new in zip(v, product(u), strict=True)]
+
+        u, converged = solve_affine_in_graph(step, v, solver, max_steps, context)
+        if self.on_failure == "warn":
+            return u
+        return [torch.where(as_wide(converged, a), a, b) for a, b in zip(u, v, strict=True)]
 
     def solve(
         self,

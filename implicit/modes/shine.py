@@ -48,6 +48,7 @@ class Shine(AdjointMode):
         0.22
     """
 
+    fits_graph: ClassVar[bool] = False
     needs_memory: ClassVar[bool] = True
     bias: ClassVar[float] = 0.7
 

@@ -1,7 +1,7 @@
 """Backpropagation through the solver's own steps: the reference for all other modes."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch.utils.checkpoint
 
@@ -28,6 +28,8 @@ class Unrolled(BackwardMode):
     References:
         T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
     """
+
+    fits_graph: ClassVar[bool] = False
 
     checkpoint: bool = False
 

@@ -294,19 +294,13 @@ def test_backbone_and_decoder_are_compiled() -> None:
     assert graphs.compiled <= MOST_BREAKS
 
 
-def test_fullgraph_is_refused() -> None:
-    """The number of steps is data: it cannot be one graph."""
+@pytest.mark.parametrize("option", [{"solver": "newton_krylov"}, {"backward": "shine"}])
+def test_a_full_graph_is_refused_where_none_can_be(option: dict[str, str]) -> None:
+    """The message says why, and where to read what a graph can hold."""
     model, y0, x = make()
-    compiled = torch.compile(FixedPointLayer(model), backend="eager", fullgraph=True)
-    with pytest.raises(Unsupported):
+    compiled = torch.compile(FixedPointLayer(model, **option), backend="eager", fullgraph=True)
+    with pytest.raises(Unsupported, match=r"needs the eager loop.*docs/transforms\.md"):
         compiled(y0, x)
-
-
-def test_export_is_refused_or_right() -> None:
-    model, y0, x = make()
-    layer = FixedPointLayer(model, TIGHT)
-    with pytest.raises((RuntimeError, Unsupported)):
-        torch.export.export(layer, (y0, x.detach()))
 
 
 @pytest.mark.slow

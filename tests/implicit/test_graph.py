@@ -1,0 +1,153 @@
+"""Gradients of a solve within one compiled graph are those of the eager one."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import implicit
+import solvers
+from implicit import FixedPointLayer, fixed_point
+from solvers import Solution
+
+MODES = ["exact", "jacobian_free", "neumann", "phantom"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class Pull(nn.Module):
+    """A contraction with weights that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.8 * self.inner(y) + x)
+
+
+def gradients(
+    layer: nn.Module, call: Callable[..., Solution], y0: Tensor, x: Tensor, good: Tensor
+) -> tuple[list[Tensor], Solution]:
+    """The gradients of a loss over the good samples, to the weights and to x."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    solution = call(y0, x)
+    solution.value[good].square().sum().backward()
+    assert x.grad is not None
+    return [x.grad, *(part.grad.clone() for part in layer.parameters() if part.grad is not None)], (
+        solution
+    )
+
+
+def compare(layer: nn.Module, x: Tensor, good: Tensor, backend: str = "aot_eager") -> None:
+    y0 = torch.zeros_like(x)
+    eager, expected = gradients(layer, layer, y0, x, good)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    graph, found = gradients(layer, compiled, y0, x, good)
+    assert torch.equal(found.result, expected.result)
+    assert len(graph) == len(eager) == 3
+    for a, b in zip(graph, eager, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("solver", ["anderson", "picard"])
+def test_gradients_agree(solver: str, mode: str) -> None:
+    tight = solvers.get_solver(solver, rtol=1e-11, atol=1e-12)
+    layer = FixedPointLayer(Pull(), tight, mode, max_steps=80)
+    compare(layer, torch.randn(6, 4, dtype=torch.float64), torch.ones(6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("adjoint", ["bicgstab", "gmres", "neumann", "broyden"])
+def test_exact_with_a_solver_of_its_own_for_the_adjoint(adjoint: str) -> None:
+    tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
+    mode = implicit.get_backward("exact", solver=adjoint)
+    layer = FixedPointLayer(Pull(), tight, mode, max_steps=80)
+    compare(layer, torch.randn(6, 4, dtype=torch.float64), torch.ones(6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_bad_sample_harms_no_gradient(mode: str) -> None:
+    """The loss leaves out a sample that became NaN: its gradient is zero, and no other changes."""
+    x = torch.randn(6, 4, dtype=torch.float64)
+    x[2, 1] = torch.nan
+    good = torch.arange(6) != 2
+    tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
+    compare(FixedPointLayer(Pull(), tight, mode, max_steps=80), x, good)
+
+
+@pytest.mark.parametrize("backward", ["shine", "unrolled"])
+def test_a_mode_that_no_graph_holds_is_refused(backward: str) -> None:
+    with pytest.raises(ValueError, match="needs more of the solve than a graph can hold"):
+        fixed_point(torch.cos, torch.zeros(2, 1), backward=backward, loop="graph")
+
+
+def test_auxiliary_outputs_and_a_pytree_state() -> None:
+    weight = torch.tensor(0.3, requires_grad=True)
+
+    def f(y: dict[str, Tensor], x: Tensor) -> Any:
+        return {"a": torch.cos(y["b"]) * weight + x, "b": torch.sin(y["a"])}, y["a"].sum()
+
+    def call(x: Tensor) -> tuple[Tensor, Tensor]:
+        y0 = {"a": torch.zeros_like(x), "b": torch.zeros_like(x)}
+        s = fixed_point(f, y0, x, has_aux=True, backward="phantom", throw=False)
+        return s.value["a"], s.aux
+
+    x = torch.randn(3, 2)
+    found = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
+    for a, b in zip(found, call(x), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+        (mine,) = torch.autograd.grad(a.sum(), weight, retain_graph=True)
+        (theirs,) = torch.autograd.grad(b.sum(), weight, retain_graph=True)
+        assert torch.allclose(mine, theirs, rtol=1e-3)
+
+
+def test_a_program_of_any_solver() -> None:
+    """`torch.export` holds the loop, for a batch of any size."""
+    layer = FixedPointLayer(Pull(), "anderson").eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        program = torch.export.export(OnlyValue(layer), (x,), dynamic_shapes=({0: batch},)).module()
+        for size in (5, 3, 1):
+            expected = layer(torch.zeros_like(x[:size]), x[:size])
+            value, result = program(x[:size])
+            assert torch.allclose(value, expected.value, atol=1e-6)
+            assert torch.equal(result, expected.result)
+
+
+class OnlyValue(nn.Module):
+    """A program returns tensors."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        solution = self.layer(torch.zeros_like(x), x)
+        return solution.value, solution.result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_inductor(mode: str) -> None:
+    """A compiler that writes into memory that it takes for its own has given wrong adjoints."""
+    tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
+    layer = FixedPointLayer(Pull(), tight, mode, max_steps=80)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    compare(layer, x, torch.ones(6, dtype=torch.bool), backend="inductor")
