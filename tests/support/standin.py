@@ -15,8 +15,9 @@ hands a tensor's address and device from one library to another, renames the dev
 A process must register the device before its first backward pass, and keeps it then. So tests run
 their cases in a process of its own, by `standin_process`.
 
-Limits: an operation that only the CPU has is not noticed, autocast lowers matrix products alone,
-tensors cannot be pickled, and time is the CPU's.
+Limits: an operation that only the CPU has is not noticed, nor a wait within an operation, as in
+some decompositions of matrices; autocast lowers matrix products alone; tensors cannot be pickled;
+and time is the CPU's.
 """
 
 import contextlib

@@ -97,6 +97,7 @@ def main() -> None:
     lines += _table("Samples kept together, which converge one by one", device, spread=True,
                     compact=False)  # fmt: skip
     lines += _table("Samples that leave the batch one by one", device, spread=True)
+    lines += _table("Samples that may be coupled", device, spread=True, independent=False)
     print("\nWaits by line, over all of these")
     for line, count in lines.most_common(25):
         print(f"{count:7} {line}")
