@@ -79,17 +79,20 @@ def _passes(name: str, device: torch.device) -> Any:
         fresh = torch.tensor([True, False], device=device)
         again = model(x, start=out.state, fresh=fresh, max_steps=3)
         found["again"] = again.logits
-        if again.solution is not None:
-            found["steps"] = again.solution.num_steps
-        found["no step"] = model(x, max_steps=0).logits
+        unsolved = model(x, max_steps=0)
+        found["no step"] = unsolved.logits
+        for kind, out in (("again", again), ("no step", unsolved)):
+            if (s := out.solution) is not None:
+                found[f"evidence, {kind}"] = s.residual, s.result, s.num_steps
         if name in TEXTS:
-            found["cached"] = _generated(model, x)
+            padded = torch.arange(8, device=device) >= torch.tensor([[0], [2]], device=device)
+            whole = torch.ones_like(padded)
+            found["cached"] = _generated(model, x, padded), _generated(model, x, whole)
     return found
 
 
-def _generated(model: Any, ids: torch.Tensor) -> Any:
-    """Logits of two tokens after a prompt that is padded on the left."""
-    valid = torch.arange(8, device=ids.device) >= torch.tensor([[0], [2]], device=ids.device)
+def _generated(model: Any, ids: torch.Tensor, valid: torch.Tensor) -> Any:
+    """Logits of a prompt, whose padding is not valid, and of a token after it."""
     first, cache = model.extend(ids[:, :8], model.empty_cache(valid), max_steps=2)
     second, _ = model.extend(ids[:, 8:9], cache, max_steps=2)
     return first.logits[valid], second.logits

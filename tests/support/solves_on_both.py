@@ -11,7 +11,7 @@ from torch import Tensor
 import implicit
 import solvers
 from implicit import Exact, fixed_point
-from solvers import Solution
+from solvers import Solution, stopped
 
 ROWS, SIZE = 6, 12
 
@@ -79,7 +79,7 @@ def _structured(name: str, device: torch.device) -> Any:
         y, part = state["y"], state["part"]
         return {"y": f(y, x, rate), "part": 0.5 * torch.sin(part) + y[:, :3].to(part.dtype)}
 
-    state, units = {"y": y0, "part": small}, {"y": 2.0, "part": torch.ones(3, device=device)}
+    state, units = {"y": y0, "part": small}, {"y": 2.0, "part": torch.ones(3)}
     options: Any = {"solver": solvers.get_solver(name, rtol=1e-3), "throw": False}
     return evidence(solvers.solve(g, state, x, rate, scale=units, **options))[2:]
 
@@ -100,11 +100,14 @@ def _stepped(name: str, device: torch.device) -> Any:
     if solvers.get_solver(name).whole:
         return "refused"
     run, rows = solvers.Run(f, y0, *args, solver=name), []
+    fourth = torch.arange(ROWS, device=device) == 4
+    # Which few solves ask for: samples that end far off may be looked at from beside.
+    beside = stopped.beside(run.status, fourth)
     while run.point is not None:
         run.tell(f(run.point, *run.args))
         rows.append(run.newly_stopped()[0])
-        run.stop(torch.arange(ROWS, device=device) == 4, solvers.Result.max_steps)
-    return evidence(run.solution()), rows
+        run.stop(fourth, solvers.Result.max_steps)
+    return evidence(run.solution()), rows, beside
 
 
 SOLVES: dict[str, Callable[[str, torch.device], Any]] = {
@@ -192,7 +195,8 @@ def _tools(device: torch.device) -> Any:
     traced = solvers.trace(f, y0, *args, keep_states=True)
     tuned = solvers.autotune(f, y0, *args, rounds=1, candidates=["picard", "anderson"])
     assert tuned.solver is not None
-    return traced.residual
+    nothing = solvers.trace(f, y0[:0], *(arg[:0] for arg in args))
+    return traced.residual, solvers.contraction_rate(traced.residual), nothing.residual
 
 
 def tools() -> None:
