@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -30,6 +31,13 @@ def choose_device(name: str) -> torch.device:
             "`--device auto`."
         )
     return device
+
+
+def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's random state, on the CPU and this device, at the end of the block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

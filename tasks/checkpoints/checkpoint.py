@@ -210,10 +210,10 @@ def _state_of_one(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
 
 
 def random_tensors(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-    """The state of a generator, and of those that torch has for the CPU and a GPU."""
+    """The state of a generator, and of those that torch has for the CPU and another device."""
     found = {"data": generator.get_state(), "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        found[device.type] = torch.get_device_module(device).get_rng_state(device)
     return found
 
 
@@ -223,5 +223,5 @@ def restore_random(
     """Undo `random_tensors`."""
     generator.set_state(tensors["data"])
     torch.set_rng_state(tensors["torch"])
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
+    if device.type != "cpu" and device.type in tensors:
+        torch.get_device_module(device).set_rng_state(tensors[device.type], device)

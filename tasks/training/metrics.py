@@ -16,6 +16,7 @@ from implicit import FixedPointLayer, Solution, SpectralRadius, spectral_radius
 from solvers.norms import rms
 from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
+from tasks.device import kept_random_state
 
 # Samples whose spectral radius a validation measures, and products with the Jacobian for each.
 SAMPLES, PRODUCTS = 4, 24
@@ -113,10 +114,7 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
     was_training = layer.module.training
     layer.module.eval()
     try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            _eager(layer.module),
-        ):
+        with kept_random_state(device), _eager(layer.module):
             # Always the same random vectors, so that metrics of one map do not vary.
             torch.manual_seed(0)
             return spectral_radius(f, point, num_steps=PRODUCTS)

@@ -30,7 +30,7 @@ from tasks.checkpoints.checkpoint import (
 )
 from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import CheckpointManager
-from tasks.device import has_fast_bfloat16
+from tasks.device import has_fast_bfloat16, kept_random_state
 from tasks.distributed import Group, distribute, full_tensor, no_sync
 from tasks.reports.logger import Reporter
 from tasks.training.data_files import fingerprints, refuse_changed
@@ -225,8 +225,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Metrics of held-out samples and of their solves."""
         # Validation may draw random numbers, such as starts; the run must not miss them.
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), solve_metrics(self.average.module) as solves:
+        with kept_random_state(self.device), solve_metrics(self.average.module) as solves:
             validation = self.task.validate(self.average.module)
         return {**solves, **validation} if validation else {}
 
