@@ -3,9 +3,11 @@
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Run, forks
 from hypothesis import settings
 
 # A script, with modules of its own.
@@ -40,3 +42,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is absent, and ATTRACTOR_SHARED_DATA names no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_process() -> Iterator[Run]:
+    """Runs code in processes of their own, which have loaded torch and nothing else."""
+    with forks() as run:
+        yield run
