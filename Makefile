@@ -24,12 +24,13 @@ sudoku: .venv/user
 maze: .venv/user
 	$(BIN)/python -m tasks.maze $(ARGS)
 
-# One thread per worker: more threads than cores slow each other down.
+# One thread per worker: more threads than cores slow each other down. Each worker takes tests that
+# follow one another, so that a fixture of a module is made once, and ends with those of the other.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-slow: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not long and not gpu and not benchmark" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not long and not gpu and not benchmark" $(ARGS)
 
 test-matrix: .venv/dev
 	$(BIN)/python tests/support/matrix.py -n 2 $(ARGS)

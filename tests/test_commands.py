@@ -126,10 +126,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def takes(task: str, arguments: list[str]) -> bool:
+@functools.cache  # many commands are on several pages
+def takes(task: str, *arguments: str) -> bool:
     """Whether a task's command line takes these arguments."""
     try:
-        return COMMANDS[task](arguments) == 0
+        return COMMANDS[task](list(arguments)) == 0
     except Parsed:
         return True
     except SystemExit as stop:  # help, or what the parser of flags refuses
@@ -148,7 +149,7 @@ def flags(task: str, command: str) -> set[str]:
     """Of a command, by its help; those that come before its options are not in there."""
     page = StringIO()
     with redirect_stdout(page):
-        takes(task, [command, "--help"])
+        takes(task, command, "--help")
         if command in ("train", "plan"):  # whose help shows the options of one kind of model
             config = command_line_of(task).config_type
             print(*(flag(name) for kind in config.kinds for name in config.hints(kind)))
@@ -178,7 +179,7 @@ def check(words: list[str], page: str) -> bool:
     module = words[words.index("-m") + 1]
     rest = words[words.index("-m") + 2 :]
     if (name := module.rpartition(".")[2]) in COMMANDS:
-        return takes(name, rest)
+        return takes(name, *rest)
     if module == "pytest":
         return all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
     return module in ("venv", "pip") or (ROOT / f"{module.replace('.', '/')}.py").exists()

@@ -2,14 +2,13 @@
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forks import Run
 
 import implicit
 import models
@@ -41,34 +40,28 @@ CODES = {
     ),
 }
 
-# Torch takes seconds to load: each code runs in a fork of one process that has loaded it alone.
-FORKS = """
-import json, os, sys
-import torch
-for code in json.loads(sys.argv[1]):
-    if os.fork() == 0:
-        exec(code)
-        heavy = {
-            "matplotlib", "scipy", "torch.distributed.checkpoint", "torch.distributed.fsdp",
-            "torchdeq", "transformers",
-        } & set(sys.modules)
-        packages = ("solvers", "implicit", "models")
-        ours = [name for name in sys.modules if name.split(".")[0] in packages]
-        print(json.dumps([sorted(heavy), sorted(ours)]), flush=True)
-        os._exit(0)
-    assert os.wait()[1] == 0
+LOADED = """
+heavy = {
+    "matplotlib", "scipy", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torchdeq",
+    "transformers",
+}
+import json, sys
+packages = ("solvers", "implicit", "models")
+ours = [name for name in sys.modules if name.split(".")[0] in packages]
+print(json.dumps([sorted(heavy & set(sys.modules)), sorted(ours)]))
 """
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[str, list[str]]:
+def loaded(new_process: Run) -> dict[str, list[str]]:
     """Our modules that a process without any of them has loaded after running each code."""
-    command = [sys.executable, "-c", FORKS, json.dumps(list(CODES.values()))]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    found = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert all(heavy == [] for heavy, _ in found)
-    return {name: ours for name, (_, ours) in zip(CODES, found, strict=True)}
+    found = {}
+    for name, code in CODES.items():
+        ended = new_process(f"{code}\n{LOADED}")
+        assert ended.returncode == 0, ended.stderr
+        heavy, found[name] = json.loads(ended.stdout)
+        assert heavy == []
+    return found
 
 
 # Loading more is a decision: it slows every start down, and is more to read.
@@ -91,15 +84,14 @@ except SystemExit as ended:
 """
 
 
-def test_solve_loads_nothing_of_other_commands(tmp_path: Path) -> None:
+def test_solve_loads_nothing_of_other_commands(tmp_path: Path, new_process: Run) -> None:
     """What a reader of `solve` meets: a number that grows is a decision, as above."""
     config = PRESETS["tiny"].changed(width=8)
     weights = {f"module.{name}": value for name, value in config.build().state_dict().items()}
     path = tmp_path / "model.safetensors"
     Checkpoint({"average": weights}, {"task": "sudoku", "config": config.to_json()}).save(path)
     arguments = ["solve", "1234341221.343.1", "--checkpoint", str(path)]
-    command = [sys.executable, "-c", SOLVE, *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = new_process(SOLVE, *arguments)
     assert ended.stderr == ""
     code, *modules = ended.stdout.splitlines()[-1].split()
     assert code in ("0", "1")  # the weights are random

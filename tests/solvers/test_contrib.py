@@ -3,12 +3,11 @@
 import dataclasses
 import importlib.util
 import math
-import subprocess
-import sys
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from forks import Run
 from torch import Tensor
 
 import solvers
@@ -27,13 +26,15 @@ def f(y: Tensor, x: Tensor = X) -> Tensor:
     return torch.tanh(0.7 * y.roll(1, -1) + x)
 
 
-def test_adapters_are_registered_where_installed_and_load_their_package_when_used() -> None:
+def test_adapters_are_registered_where_installed_and_load_their_package_when_used(
+    new_process: Run,
+) -> None:
     expected = {"scipy": ["anderson", "broyden1", "krylov"],
                 "torchdeq": ["anderson", "broyden", "picard"]}  # fmt: skip
     assert [f"{package}.{name}" for package, names in expected.items()
             if importlib.util.find_spec(package) for name in names] == NAMES  # fmt: skip
     code = "import sys, solvers.contrib; assert not {'torchdeq', 'scipy.optimize'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert new_process(code) == (0, "", "")
 
 
 @EACH

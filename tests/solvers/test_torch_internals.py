@@ -1,24 +1,17 @@
 """Private names of torch: they load without a warning, and a missing one gives advice."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from forks import Run
 from parameters import slow
 
 from solvers import torch_internals
 
 ROOT = Path(__file__).parents[2]
 ADVICE = r"lacks a private name .*{}.* Tested versions of torch: 2\.13\.0 and .* `pip install"
-
-
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a new process, where nothing is loaded yet and warnings are errors."""
-    command = [sys.executable, "-W", "error", "-c", code]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +23,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         slow("torch.nn.Module", "_compiled_call_impl"),
     ],
 )
-def test_a_missing_name_is_reported_at_import(owner: str, name: str) -> None:
-    ended = run(f"import torch; del {owner}.{name}; import solvers")
+def test_a_missing_name_is_reported_at_import(owner: str, name: str, new_process: Run) -> None:
+    ended = new_process(f"import torch; del {owner}.{name}; import solvers")
     assert ended.returncode == 1
     assert re.search("ImportError: torch .*" + ADVICE.format(name), ended.stderr)
 
@@ -43,10 +36,12 @@ def test_a_missing_name_is_reported_at_import(owner: str, name: str) -> None:
         ("torch._subclasses.fake_tensor", "FakeTensorMode"),
     ],
 )
-def test_a_missing_name_for_tasks_is_reported_at_its_first_use(module: str, name: str) -> None:
+def test_a_missing_name_for_tasks_is_reported_at_its_first_use(
+    module: str, name: str, new_process: Run
+) -> None:
     remove = f"import sys, torch; del sys.modules[{module!r}].{name}; import solvers, implicit"
-    assert run(remove).returncode == 0
-    ended = run(f"{remove}\nfrom solvers.torch_internals import {name}")
+    assert new_process(remove).returncode == 0
+    ended = new_process(f"{remove}\nfrom solvers.torch_internals import {name}")
     assert re.search("ImportError: torch .*" + ADVICE.format(name), ended.stderr)
 
 
@@ -55,15 +50,15 @@ def test_other_names_raise_an_attribute_error() -> None:
         torch_internals.absent  # noqa: B018
 
 
-def test_the_first_gradient_of_a_transform_is_without_a_warning() -> None:
+def test_the_first_gradient_of_a_transform_is_without_a_warning(new_process: Run) -> None:
     code = """
 import torch, implicit
 def solution(x):
     return implicit.fixed_point(lambda y, x: 0.5 * y + x, torch.zeros(1, 2), x).value.sum()
 print(torch.func.grad(solution)(torch.ones(1, 2)).sum().round().item())
 """
-    ended = run(code)
-    assert (ended.stdout, ended.stderr) == ("4.0\n", "")
+    ended = new_process(code)
+    assert ended[1:] == ("4.0\n", "")
 
 
 def test_versions_are_those_of_the_dependency() -> None:

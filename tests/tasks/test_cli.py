@@ -35,7 +35,8 @@ class Zigzag(solvers.FixedPointSolver):
 class Slope(implicit.JacobianFree):
     pass
 """
-RUN = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "40", "--steps", "2"]
+RUN = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "8", "--steps", "2",
+       "--width", "8", "--eval-max-steps", "4"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

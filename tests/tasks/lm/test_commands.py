@@ -24,7 +24,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short trained run, shared by the tests that only use it."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    assert main(["train", *TINY, "--steps", "150", "--out", str(folder)]) == 0
+    assert main(["train", *TINY, "--steps", "100", "--out", str(folder)]) == 0
     return folder
 
 
@@ -32,7 +32,7 @@ def test_training_learns_and_leaves_everything(run: Path) -> None:
     text = (run / "result.json").read_text()
     assert "NaN" not in text
     result = json.loads(text)
-    assert result["train_steps"] == 150
+    assert result["train_steps"] == 100
     # A byte that is drawn at random costs 8 bits; letters by their frequency, about 5.
     assert result["eval"]["bits_per_byte"] < 4.5
     assert result["eval"]["median_residual"] < 1e-2

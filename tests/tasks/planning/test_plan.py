@@ -230,6 +230,6 @@ def test_memory_of_training_within_5_percent(
 
 
 def test_description_names_every_figure() -> None:
-    text = plan(SUDOKU["mini"]).describe()
+    text = plan(SUDOKU["mini"].adapted(train_max_steps=2)).describe()
     assert "37,185 parameters, 744 kB" in text
     assert "GFLOP per optimiser step" in text

@@ -13,7 +13,7 @@ import torch
 
 from tasks.sudoku.__main__ import main
 
-TINY = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "40"]
+TINY = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "20"]
 
 
 @pytest.fixture(autouse=True)

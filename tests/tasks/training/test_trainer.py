@@ -70,7 +70,7 @@ def test_overfits_one_batch(tmp_path: Path) -> None:
             return super().batch(size, torch.Generator().manual_seed(0), progress)
 
     task = OneBatch()
-    trainer = make(tmp_path, task, steps=240, learning_rate=5e-3)
+    trainer = make(tmp_path, task, steps=120, learning_rate=5e-3)
     trainer.run()
     assert trainer.history.rows[-1]["loss"] < 0.1 * trainer.history.rows[0]["loss"]
 
