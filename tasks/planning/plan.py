@@ -9,7 +9,8 @@ from torch import nn
 from implicit import FixedPointLayer
 from models import checkpoint_activations, modules_used_once, recomputes
 from tasks.planning.stand_ins import FLOAT32
-from tasks.planning.step import FakeTraining, Plannable, StepCost
+from tasks.planning.step import FakeTraining, StepCost
+from tasks.training.options import Config
 
 # A batch of one would not do: where another one is copied, it may be only viewed.
 FEW_SAMPLES = 2
@@ -82,7 +83,7 @@ class Plan:
         ValueError: It is to compute the activations of a backbone anew, and has none.
     """
 
-    def __init__(self, config: Plannable) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         model = _meta(config)
         self.solves = any(isinstance(module, FixedPointLayer) for module in model.modules())
@@ -196,14 +197,9 @@ class Plan:
         return _difference(self._own.passes(FEW_SAMPLES, few + 1), base)
 
 
-def _meta(config: Plannable) -> nn.Module:
+def _meta(config: Config) -> nn.Module:
     with torch.device("meta"):
         return config.build()
-
-
-def plan(config: Plannable) -> Plan:
-    """Estimate the cost of training; see `Plan`."""
-    return Plan(config)
 
 
 def _difference(more: StepCost, less: StepCost) -> StepCost:

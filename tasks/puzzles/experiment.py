@@ -58,9 +58,9 @@ class GridExperiment(Experiment):
 
     def describe(self, config: Any) -> str:
         """See `Experiment`: here, what the run costs."""
-        from tasks.planning.plan import plan
+        from tasks.planning.plan import Plan
 
-        return plan(config).describe()
+        return Plan(config).describe()
 
     def evaluate(self, model: Any, held_out: Any, config: Any, folder: Path) -> dict[str, Any]:
         """See `Experiment`."""

@@ -17,7 +17,7 @@ from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.planning.cluster import Cluster, memory
 from tasks.planning.peak_memory import PeakMemory
-from tasks.planning.plan import plan
+from tasks.planning.plan import Plan
 from tasks.planning.step import ATTENTION
 from tasks.puzzles.config import GridConfig, ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
@@ -86,7 +86,7 @@ def step_anew(config: Any) -> tuple[int, int]:
 
 
 def agrees(config: Any, steps: int | None = None) -> None:
-    expected = plan(config)
+    expected = Plan(config)
     flops, kept = step(config)
     assert expected.num_parameters == sum(p.numel() for p in config.build().parameters())
     assert config.train.batch_size * expected.flops(steps) == pytest.approx(flops, rel=0.05)
@@ -135,7 +135,7 @@ def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> No
 )  # fmt: skip
 def test_a_step_that_computes_its_activations_anew(config: Any) -> None:
     config = config.adapted(batch_size=2, rtol=0.0)
-    expected = plan(config)
+    expected = Plan(config)
     flops, kept = step_anew(config)
     steps = LOOPS if config.model.name == "parcae" else None
     planned = config.train.batch_size * expected.flops(steps, checkpoint=True)
@@ -225,11 +225,11 @@ def test_memory_of_training_within_5_percent(
         trainer.run()
     rows = config.train.batch_size // config.train.accumulate
     cluster = Cluster(gpus=1)
-    found = memory(plan(config), cluster, "one device", config.train.checkpoint_activations, rows)
+    found = memory(Plan(config), cluster, "one device", config.train.checkpoint_activations, rows)
     assert found.total == pytest.approx(live.peak, rel=0.05)
 
 
 def test_description_names_every_figure() -> None:
-    text = plan(SUDOKU["mini"]).describe()
+    text = Plan(SUDOKU["mini"]).describe()
     assert "37,185 parameters, 744 kB" in text
     assert "GFLOP per optimiser step" in text
