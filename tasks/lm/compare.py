@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, get_args
 
 from models.language import Mixer
-from tasks.experiments.compare import Run, compare, matched
-from tasks.experiments.jobs import SearchOptions
+from tasks.experiments.compare import compare, matched
+from tasks.experiments.jobs import Run, SearchOptions
 from tasks.lm.config import LanguageConfig, ModelName
 from tasks.lm.experiment import TextExperiment
 from tasks.runs import RUNS

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, get_args
 
-from tasks.experiments.compare import Run, compare, matched
-from tasks.experiments.jobs import SearchOptions
+from tasks.experiments.compare import compare, matched
+from tasks.experiments.jobs import Run, SearchOptions
 from tasks.puzzles.config import GridConfig, ModelName, TwoLatents
 from tasks.puzzles.experiment import GridExperiment
 from tasks.puzzles.task import GridTask
