@@ -16,7 +16,7 @@ from timing import show
 from torch import Tensor
 
 from tasks.puzzles.evaluate import predict
-from tasks.puzzles.loading import load_model
+from tasks.runs import load_model
 from tasks.sudoku.augment import augment, to_tensors
 from tasks.sudoku.task import SudokuTask
 

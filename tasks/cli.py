@@ -75,14 +75,12 @@ class CommandLine(ABC):
     def experiment(self) -> Experiment:
         """What the runs of this task have of their own."""
 
-    @property
     @abstractmethod
-    def compare_options(self) -> type[SearchOptions]:
-        """Those of the command `compare`."""
+    def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
+        """The options of the command `compare`, and what trains the models that they name.
 
-    @abstractmethod
-    def compare_models(self, preset: str, base: Any, options: Any) -> object:
-        """Train the models that `compare_options` names, and print one table."""
+        It is called as train(preset, its configuration, options), and prints one table.
+        """
 
     @abstractmethod
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
@@ -153,7 +151,7 @@ class CommandLine(ABC):
             checkpoint = load_newest(path) if group.first else None
             group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
-            config = read_config(self.task, checkpoint, path).changed(**changed)
+            config = read_config(self.task, checkpoint).changed(**changed)
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         name = name or self.task.default_preset
         default = self.preset(name)
@@ -201,11 +199,11 @@ class CommandLine(ABC):
 
         arguments, name = take(arguments, "--preset")
         name = name or self.task.default_preset
-        base = self.preset(name)
-        options = parse(self.compare_options, arguments, f"{self.program} compare")
+        base, (kind, train_models) = self.preset(name), self.comparison()
+        options = parse(kind, arguments, f"{self.program} compare")
         options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
-            self.compare_models(name, base, options)
+            train_models(name, base, options)
         except Interrupted:
             with contextlib.suppress(OSError):  # the terminal may be closed
                 print(

@@ -13,7 +13,6 @@ import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json
-from tasks.device import choose_device
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
@@ -25,11 +24,11 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.runs import averaged_model, export, newest_checkpoint, read_config
+from tasks.runs import export, load_model, newest_checkpoint
 
 if TYPE_CHECKING:
+    from tasks.experiments.jobs import SearchOptions
     from tasks.experiments.run import Experiment
-    from tasks.lm.compare import CompareOptions
 
 UNSOLVED = "on a model that is solved; this one is not"
 
@@ -81,18 +80,11 @@ class LanguageCommands(CommandLine):
 
         return TextExperiment()
 
-    @property
-    def compare_options(self) -> type[CompareOptions]:
+    def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
         """See `CommandLine`."""
-        from tasks.lm.compare import CompareOptions
+        from tasks.lm.compare import CompareOptions, compare_language
 
-        return CompareOptions
-
-    def compare_models(self, preset: str, base: Any, options: Any) -> object:
-        """See `CommandLine`."""
-        from tasks.lm.compare import compare_language
-
-        return compare_language(preset, base, options)
+        return CompareOptions, compare_language
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
@@ -249,12 +241,8 @@ class LanguageCommands(CommandLine):
     ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
         path = path or self._newest()
         checkpoint = Checkpoint.load(path)
-        config = read_config(self.task, checkpoint, path)
-        tokenizer = read_tokenizer(checkpoint, config)
-        model = averaged_model(config, checkpoint, path)
-        if model.solving is not None:
-            model.solving.solver = config.solve.build_solver(solver)
-        return path, model.to(choose_device(device)).eval(), config, tokenizer
+        model, config = load_model(self.task, checkpoint, device=device, solver=solver)
+        return path, model, config, read_tokenizer(checkpoint, config)
 
     def _load_all(self, options: HeldOutOptions) -> tuple[Path, Any, LanguageConfig, Any]:
         from tasks.lm.stream import load_batches

@@ -109,7 +109,9 @@ class Solved(Network):
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
-        return AttractorLM(spec, solve.build_solver(), solve.build_backward(), solve.eval_max_steps)
+        return AttractorLM(
+            spec, solve.evaluation_solver(), solve.backward_mode(), solve.eval_max_steps
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +173,8 @@ class Solve(Section):
         self.require(0, "eval_max_steps")
         self.require(1, "recorded_steps")
         self.limit(1000, "history")
-        self.build_solver()
-        self.build_backward()
+        self.evaluation_solver()
+        self.backward_mode()
 
     def unused(self) -> dict[str, str]:
         """See `Section`."""
@@ -188,7 +190,7 @@ class Solve(Section):
         """Solver updates in training, at most."""
         return self.train_max_steps
 
-    def build_solver(self, name: str | None = None) -> FixedPointSolver:
+    def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
         """The solver, or another one by name, with this run's tolerance and window."""
         name = name or self.solver
         options: dict[str, Any] = {"rtol": self.rtol}
@@ -196,7 +198,7 @@ class Solve(Section):
             options["history"] = self.history
         return get_solver(name, **options)
 
-    def build_backward(self) -> BackwardMode:
+    def backward_mode(self) -> BackwardMode:
         """The backward mode, with the options of this run."""
         mode = get_backward(self.backward)
         if isinstance(mode, Phantom):

@@ -11,9 +11,9 @@ from torch import nn
 
 from implicit import FixedPointLayer
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.device import choose_device
 from tasks.experiments.compare import COLUMNS
 from tasks.experiments.run import Data, Experiment
+from tasks.lm.config import LanguageTask
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
@@ -21,7 +21,7 @@ from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
 from tasks.reports.logger import print_table
-from tasks.runs import averaged_model
+from tasks.runs import load_model
 
 SAMPLE_TOKENS = 120
 
@@ -67,8 +67,7 @@ class TextExperiment(Experiment):
 
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
         """See `Experiment`."""
-        model = averaged_model(config, Checkpoint.load(checkpoint), checkpoint)
-        return model.to(choose_device(config.train.device)).eval()
+        return load_model(LanguageTask, checkpoint, device=config.train.device)[0]
 
     def evaluate(self, model: Any, held_out: Corpus, config: Any, folder: Path) -> dict[str, Any]:
         """See `Experiment`: metrics, loss by solver budget with a plot, and a text sample."""

@@ -55,7 +55,7 @@ class PretrainedLM(
         self.tokenizer = load_tokenizer(tokenizer, self.settings.data.vocabulary)
         self.model: Any = self.settings.build()
         if self.model.solving is not None:
-            self.model.solving.solver = self.settings.solve.build_solver()
+            self.model.solving.solver = self.settings.solve.evaluation_solver()
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "PretrainedLM":
@@ -65,7 +65,7 @@ class PretrainedLM(
             CheckpointError: The file is none, or of another version.
         """
         checkpoint = Checkpoint.load(path)
-        config = read_config(LanguageTask, checkpoint, path)
+        config = read_config(LanguageTask, checkpoint)
         read_tokenizer(checkpoint, config)
         weights = averaged_weights(checkpoint)
         with bounded_by(weights, config, path):

@@ -13,9 +13,9 @@ from tasks.experiments.compare import COLUMNS
 from tasks.experiments.run import Data, Experiment
 from tasks.puzzles.batches import VALIDATION_PUZZLES, Batches
 from tasks.puzzles.config import GridConfig
-from tasks.puzzles.loading import load_model
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
 from tasks.puzzles.task import GridTask
+from tasks.runs import load_model
 
 
 def _exact(row: dict[str, Any]) -> str:

@@ -1,22 +1,16 @@
 """`python -m tasks.<name> serve`: a trained model behind HTTP, until it is told to stop."""
 
 import dataclasses
-from pathlib import Path
 
 from tasks.flags import parse
-from tasks.puzzles.commands import Commands
-from tasks.puzzles.loading import load_model, newest_grid_checkpoint
+from tasks.puzzles.commands import Commands, ModelOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ModelOptions):
     """Answer puzzles over HTTP.
 
     Attributes:
-        checkpoint: The model; by default the newest one under `runs/` of the default size.
-        max_steps: Budget of solver updates; by default the run's.
-        solver: Another solver than the run's.
-        device: "auto", "cpu", "cuda" or "cuda:N".
         host: Address to listen on. The default can be reached from this machine alone. A request
             must be for this host or for localhost; 0.0.0.0 listens on every address of the machine
             and takes requests for any host.
@@ -27,10 +21,6 @@ class ServeOptions:
         rate: Requests a second from one address, twice as many at once (429).
     """
 
-    checkpoint: Path | None = None
-    max_steps: int | None = None
-    solver: str | None = None
-    device: str = "auto"
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 32
@@ -57,10 +47,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
 
     task = commands.task
     options = parse(ServeOptions, arguments, f"{commands.program} serve")
-    default_side = task.presets[task.default_preset].spec().side
-    path = options.checkpoint or newest_grid_checkpoint(task, default_side)
-    model, config = load_model(task, path, device=options.device, solver=options.solver)
-    steps = config.solve.eval_max_steps if options.max_steps is None else options.max_steps
+    path, model, config, steps = commands.trained(options)
     engine = Engine(model, steps, options.max_batch, options.max_waiting)
     try:
         with listen(options.host, options.port) as listener:
