@@ -51,9 +51,14 @@ def plot_learning(
     every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
     for axes, subplot in zip(every[:, 0], subplots, strict=True):
         for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
-            held_out = key.startswith("test_")
-            scale = 100 if subplot.percent else 1
-            _curve(axes, history, key, name, color, scale=scale, marker="o" if held_out else "")
+            rows = [row for row in history if key in row]
+            if not rows:
+                continue
+            # One point makes no line: it needs a marker to be seen.
+            marker = "o" if key.startswith("test_") or len(rows) == 1 else ""
+            values = [row[key] * (100 if subplot.percent else 1) for row in rows]
+            minutes, style = [row["minutes"] for row in rows], {"linewidth": 1.3, "markersize": 5}
+            axes.plot(minutes, values, color=color, label=name, marker=marker, **style)
         axes.set_ylabel(subplot.label)
         if subplot.percent:
             axes.set_ylim(-3, 103)
@@ -92,14 +97,8 @@ def plot_steps(
         `path`.
 
     Raises:
-        ValueError: The lists differ in length.
         OSError: The file cannot be written.
     """
-    if not len(steps) == len(exact) == len(residual):
-        raise ValueError(
-            "`steps`, `exact` and `residual` must have the same length: got "
-            f"{len(steps)}, {len(exact)} and {len(residual)}."
-        )
     figure = new_figure(7, 4.2)
     left = figure.subplots()
     right = left.twinx()
@@ -142,17 +141,12 @@ def plot_curves(
         `path`.
 
     Raises:
-        ValueError: A curve is not as long as `x`.
         OSError: The file cannot be written.
     """
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
     for (name, values), color in zip(shares.items(), colors, strict=False):
-        if len(values) != len(x):
-            raise ValueError(
-                f"The curve {name!r} has {len(values)} values for {len(x)} positions: give as many."
-            )
         axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
     doubles = min(x, default=1) >= 1
     axes.set_xscale("log", base=2 if doubles else 10)
@@ -163,26 +157,6 @@ def plot_curves(
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
     return save_png(figure, path)
-
-
-def _curve(
-    axes: "Axes",
-    history: Sequence[dict[str, float]],
-    key: str,
-    label: str,
-    color: str = BLUE,
-    *,
-    scale: float = 1.0,
-    marker: str = "",
-) -> None:
-    rows = [row for row in history if key in row]
-    if not rows:
-        return
-    minutes = [row["minutes"] for row in rows]
-    values = [scale * row[key] for row in rows]
-    # One point makes no line: it needs a marker to be seen.
-    marker = marker or ("o" if len(rows) == 1 else "")
-    axes.plot(minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5)
 
 
 def _log_scale(axes: "Axes") -> None:

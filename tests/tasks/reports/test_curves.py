@@ -58,11 +58,6 @@ def test_steps_are_drawn(
     check_png(path)
 
 
-def test_steps_of_unequal_lengths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="same length: got 2, 1 and 2"):
-        plot_steps([1, 2], [0.5], [0.1, 0.2], tmp_path / "steps.png", "")
-
-
 def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     plot_learning([{"minutes": 0.1, **FULL}], tmp_path / "learning.png", SUBPLOTS)
