@@ -39,78 +39,49 @@ class Starts:
         and of equals the one with the smallest residual; "valid" an answer that keeps the
         rules if there is one, by residual.
         """
-        taken = self.predictions[:breadth]
-        residual = torch.stack([p.residual for p in taken]).nan_to_num(nan=float("inf"))
+        taken = Predictions(*map(torch.stack, zip(*self.predictions[:breadth], strict=True)))
+        residual, classes = taken.residual.nan_to_num(nan=float("inf")), taken.classes
         rank = residual / (1 + residual)  # in [0, 1): only breaks ties below
         rank = rank.nan_to_num(nan=1.0)
         if choice == "vote":
-            classes = torch.stack([p.classes for p in taken])
             votes = (classes[:, None] == classes[None]).all(-1).sum(1)
             rank = rank - votes
         elif choice == "valid":
             rank = rank - self.valid[:breadth].float()
         best = rank.argmin(0)
         rows = torch.arange(len(best))
-        names = [field.name for field in dataclasses.fields(Predictions)]
-        stacked = {name: torch.stack([getattr(p, name) for p in taken]) for name in names}
-        return Predictions(**{name: values[best, rows] for name, values in stacked.items()})
+        return Predictions(*(values[best, rows] for values in taken))
 
 
+@torch.no_grad()
 def solve_from_starts(
-    model: GridModel,
-    x: Tensor,
-    *,
-    max_steps: int,
-    breadth: int,
-    noise: float,
-    valid: Validity,
-    seed: int = 0,
+    model: GridModel, x: Tensor, *, max_steps: int, breadth: int, noise: float, valid: Validity
 ) -> Starts:
-    """Solve a set from the model's own start and `breadth - 1` others.
+    """Solve a set from the model's own start and `breadth - 1` others, with one fixed seed.
 
     Args:
         model: In evaluation mode; it must have a solve.
         x: Inputs, shape (puzzles, cells).
         max_steps: Budget of solver updates, from each start.
-        breadth: How many starts.
+        breadth: How many starts, at least 1.
         noise: How far the others are from the first: root mean square of the noise over that
             of the start. A model that starts at random makes its own.
         valid: See `Validity`.
-        seed: Of the noise.
-
-    Raises:
-        ValueError: `breadth` is below 1.
     """
-    if breadth < 1:
-        raise ValueError(f"`breadth` must be at least 1, got {breadth}.")
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
+    torch.manual_seed(0)
     columns: list[list[Predictions]] = []
     for rows in batches(x):
-        columns.append(_starts(model, rows, max_steps, breadth, noise, generator))
-    predictions = [Predictions.join(list(parts)) for parts in zip(*columns, strict=True)]
-    kept = torch.stack([valid(x, p.classes) for p in predictions])
-    return Starts(predictions, kept)
-
-
-@torch.no_grad()
-def _starts(
-    model: GridModel,
-    x: Tensor,
-    max_steps: int,
-    breadth: int,
-    noise: float,
-    generator: torch.Generator,
-) -> list[Predictions]:
-    device = next(model.parameters()).device
-    found = []
-    for number in range(breadth):
-        start = model.first_state(x.to(device))  # type: ignore[union-attr]
-        if number:
-            start = perturbed(start, noise, generator)
-        start = pytree.tree_map(lambda leaf: leaf.contiguous(), start)
-        found.append(solve_batch(model, x, max_steps=max_steps, start=start)[0])
-    return found
+        column = []
+        for number in range(breadth):
+            start, _ = model.problem(rows.to(device))  # type: ignore[union-attr]
+            if number:
+                start = perturbed(start, noise, generator)
+            start = pytree.tree_map(lambda leaf: leaf.contiguous(), start)
+            column.append(solve_batch(model, rows, max_steps=max_steps, start=start)[0])
+        columns.append(column)
+    predictions = [Predictions.join(parts) for parts in zip(*columns, strict=True)]
+    return Starts(predictions, torch.stack([valid(x, p.classes) for p in predictions]))
 
 
 def breadth_curve(starts: Starts, target: Tensor) -> list[dict[str, Any]]:
