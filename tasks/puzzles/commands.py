@@ -283,7 +283,7 @@ class Commands(CommandLine):
             print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
-            frames = list(trajectory(model, x[-1], 32, lambda logits: logits.softmax(-1)))
+            frames = list(trajectory(model, x[-1], 32))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1

@@ -54,7 +54,11 @@ def search(
     Returns:
         The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells).
     """
-    generator, solve = torch.Generator().manual_seed(seed), _Solve(model, max_steps)
+    generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+
+    def solve(x: Tensor, start: Any) -> tuple[Tensor, Any]:
+        out = model(x.to(device), start=start, max_steps=max_steps)
+        return out.logits.cpu(), out.state
 
     def answers(x: Tensor) -> list[Tensor]:
         logits, state = solve(x, None)
@@ -79,18 +83,6 @@ def search(
         return found
 
     return [torch.cat(parts) for parts in zip(*map(answers, batches(x)), strict=True)]
-
-
-class _Solve:
-    """Solves a batch and returns its logits, on the CPU, and its last state."""
-
-    def __init__(self, model: GridModel, max_steps: int):
-        self.model, self.max_steps = model, max_steps
-        self.device = next(model.parameters()).device
-
-    def __call__(self, x: Tensor, start: Any) -> tuple[Tensor, Any]:
-        out = self.model(x.to(self.device), start=start, max_steps=self.max_steps)
-        return out.logits.cpu(), out.state
 
 
 def _guess(x: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

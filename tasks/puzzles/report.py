@@ -222,7 +222,7 @@ def draw_run(
         f"Held-out {task.noun}s against solver steps",
     )
     x, _ = task.encode([puzzle], config)
-    frames = list(trajectory(model, x[0], FRAMES, lambda logits: logits.softmax(-1)))
+    frames = list(trajectory(model, x[0], FRAMES))
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 
