@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from solvers.registry import UnknownName
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, load_weights
+from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError
 from tasks.device import choose_device
 

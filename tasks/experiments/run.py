@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
 from tasks.device import choose_device, compile_blocks
 from tasks.reports.curves import Subplot, plot_learning
 from tasks.runs import export

@@ -82,7 +82,7 @@ class LanguageCommands(CommandLine):
 
     def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
         """See `CommandLine`."""
-        from tasks.lm.compare import CompareOptions, compare_language
+        from tasks.lm.experiment import CompareOptions, compare_language
 
         return CompareOptions, compare_language
 
@@ -136,7 +136,7 @@ class LanguageCommands(CommandLine):
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
             from implicit.diagnostics.plots import plot_trajectory
-            from tasks.lm.pictures import SUBPLOTS, plot_budgets
+            from tasks.lm.experiment import SUBPLOTS, plot_budgets
             from tasks.reports.curves import plot_learning
 
             options.draw.mkdir(parents=True, exist_ok=True)

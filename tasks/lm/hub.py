@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import LanguageOutput
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import Checkpoint, load_weights
+from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError, parse_object, read_tensors, refusing
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.generate import Sampling, generate

@@ -184,7 +184,7 @@ class Commands(CommandLine):
 
     def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
         """See `CommandLine`."""
-        from tasks.puzzles.compare import CompareOptions, compare_puzzles
+        from tasks.puzzles.experiment import CompareOptions, compare_puzzles
 
         return CompareOptions, functools.partial(compare_puzzles, self.task)
 

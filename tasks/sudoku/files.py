@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tasks.puzzles.files import PuzzleFormat
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
+from tasks.puzzles.task import to_tensors
 from tasks.sudoku.board import (
     SYMBOLS,
     Board,

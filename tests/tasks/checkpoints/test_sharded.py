@@ -24,8 +24,8 @@ from tasks.checkpoints.manager import NotSaved, load_newest
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.experiments.folder import new_folder
-from tasks.puzzles.batches import Batches
 from tasks.puzzles.commands import Commands
+from tasks.puzzles.experiment import Batches
 from tasks.runs import export
 from tasks.serving.command import serve
 from tasks.sudoku.board import Board

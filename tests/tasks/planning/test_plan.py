@@ -21,8 +21,7 @@ from tasks.planning.plan import Plan
 from tasks.planning.step import ATTENTION
 from tasks.puzzles.config import GridConfig, ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
-from tasks.training.loss import answer_loss
-from tasks.training.micro_batches import loss_of
+from tasks.training.micro_batches import answer_loss, loss_of
 from tasks.training.task import Task
 from tasks.training.trainer import Trainer
 
