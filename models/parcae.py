@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks import LoopedModel
 from models.language import Cache, LanguageOutput, LanguageSpec, Vocabulary
-from models.recompute import LoopedModel
 
 
 class ParcaeLM(LoopedModel):

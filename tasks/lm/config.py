@@ -13,8 +13,7 @@ from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
-from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, NoSolve, Section
+from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
 LanguageModule = AttractorLM | TransformerLM | ParcaeLM
@@ -89,8 +88,7 @@ class Parcae(Transformer):
 
     def __post_init__(self) -> None:
         self.require(0, "coda_blocks")
-        self.require(1, "loops")
-        self.limit(1000, "loops")
+        self.require(1, "loops", most=1000)
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
@@ -172,7 +170,7 @@ class Solve(Section):
     def __post_init__(self) -> None:
         self.require(0, "eval_max_steps")
         self.require(1, "recorded_steps")
-        self.limit(1000, "history")
+        self.require(0, "history", most=1000)
         self.evaluation_solver()
         self.backward_mode()
 

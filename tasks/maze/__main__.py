@@ -4,7 +4,7 @@ import sys
 
 from tasks.maze.task import MazeTask
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.serving import serve
 
 
 def main(arguments: list[str]) -> int:

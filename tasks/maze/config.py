@@ -27,9 +27,7 @@ class MazeData(GridData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.side < 3:
-            raise ValueError(f"`side` must be at least 3, got {self.side}.")
-        self.limit(1000, "side")
+        self.require(3, "side", most=1000)
         made = "min_path" not in self.unused()
         if made and not 2 <= self.min_path <= (self.max_path or self.min_path) <= self.side**2:
             raise ValueError(

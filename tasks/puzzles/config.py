@@ -10,8 +10,7 @@ from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
 from models import GridAttractor, GridSpec, GridTransformer, TokenLayout
 from solvers import FixedPointSolver, Picard, get_solver
-from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, NoSolve, Section
+from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 if TYPE_CHECKING:
     from models import GridModel

@@ -3,7 +3,7 @@
 import sys
 
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.task import SudokuTask
 
 

@@ -21,7 +21,7 @@ from tasks.experiments.jobs import Run, SearchOptions
 from tasks.folders import FolderInUse, FolderLock
 from tasks.puzzles.commands import Commands
 from tasks.runs import RUNS, export
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 

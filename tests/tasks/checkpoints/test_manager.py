@@ -20,7 +20,7 @@ from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.experiment import Batches
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

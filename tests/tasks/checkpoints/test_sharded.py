@@ -27,7 +27,7 @@ from tasks.experiments.folder import new_folder
 from tasks.puzzles.commands import Commands
 from tasks.puzzles.experiment import Batches
 from tasks.runs import export
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
