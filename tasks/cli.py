@@ -125,6 +125,12 @@ class CommandLine(ABC):
             return presets[rest].changed(model=model)
         raise ValueError(unknown("preset", name, list(presets), "Presets"))
 
+    def _take_preset(self, arguments: list[str]) -> tuple[list[str], str, Any]:
+        """The other arguments, the preset that these name, and its configuration."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        return arguments, name, self.preset(name)
+
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
         from tasks.checkpoints.manager import load_newest
@@ -197,9 +203,8 @@ class CommandLine(ABC):
         """Train several models with equal parameters and budget, and print one table."""
         from tasks.training.stop_signal import Interrupted
 
-        arguments, name = take(arguments, "--preset")
-        name = name or self.task.default_preset
-        base, (kind, train_models) = self.preset(name), self.comparison()
+        arguments, name, base = self._take_preset(arguments)
+        kind, train_models = self.comparison()
         options = parse(kind, arguments, f"{self.program} compare")
         options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
@@ -216,9 +221,8 @@ class CommandLine(ABC):
         """Print the memory, time and cost that a run will need, without building the model."""
         from tasks.planning.report import PlanOptions, report, show
 
-        arguments, name = take(arguments, "--preset")
-        name = name or self.task.default_preset
-        default, program = self.preset(name), f"{self.program} plan"
+        arguments, name, default = self._take_preset(arguments)
+        program = f"{self.program} plan"
         options, rest = tyro.cli(
             PlanOptions,
             args=arguments,

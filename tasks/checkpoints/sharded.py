@@ -15,14 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tasks.checkpoints.file import (
-    FAULTS,
-    CheckpointError,
-    brief,
-    grouped,
-    parse_object,
-    to_disk,
-)
+from tasks.checkpoints.file import FAULTS, CheckpointError, brief, grouped, parse_object, to_disk
 
 MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
 

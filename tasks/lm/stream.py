@@ -181,10 +181,7 @@ class StreamedBatches(Batches):
             if text is None:
                 self._passes += 1
                 read = self.documents.position["documents"]
-                print(
-                    f"All {read:,} documents are read: starting again.",
-                    flush=True,
-                )
+                print(f"All {read:,} documents are read: starting again.", flush=True)
                 self.documents.rewind()
             elif text and not is_held_out(text):
                 tokens = [*self.corpus.tokenizer.encode(text), END]

@@ -17,12 +17,7 @@ from tasks.reports.style import BLUE, GREEN, ORANGE, new_figure, save_png
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
 GROUND = {WALL: "#3A3A3A", FREE: "#FFFFFF", START: GREEN, GOAL: PURPLE}
-LEGEND = (
-    "blue: path, right",
-    "red: path, wrong",
-    "yellow: path missed",
-    "orange: wrong otherwise",
-)
+LEGEND = ("blue: path, right", "red: path, wrong", "yellow: path missed", "orange: wrong otherwise")
 
 
 def draw_maze(

@@ -37,16 +37,10 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the passes of training cost.
+    """What the passes of training cost, with the solver at its budget; see `StepCost`.
 
     Attributes:
-        flops: Operations for a sample, with the solver at its budget.
-        kept: What is alive when the backward pass begins, without weights, gradients and the
-            solver's memory.
-        peak: What is alive at the worst moment, with the solver's memory.
-        networks: The same without it.
-        solver: The solver's memory.
-        state: Of the state that a sample's next segment goes on from.
+        flops: Operations for a sample.
     """
 
     flops: int

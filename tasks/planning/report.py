@@ -9,14 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tasks.planning.cluster import (
-    Cluster,
-    duration,
-    fits,
-    recommend,
-    sample_name,
-    steps_shown,
-)
+from tasks.planning.cluster import Cluster, duration, fits, recommend, sample_name, steps_shown
 from tasks.planning.plan import Plan, show_bytes
 
 PURPOSES = {

@@ -11,13 +11,7 @@ from models import GridAttractor, GridModel, Reasoner
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.puzzles.guessing import search
-from tasks.puzzles.starts import (
-    CASES,
-    breadth_curve,
-    calibration,
-    diagnose,
-    solve_from_starts,
-)
+from tasks.puzzles.starts import CASES, breadth_curve, calibration, diagnose, solve_from_starts
 from tasks.puzzles.task import GridTask
 from tasks.reports.curves import Subplot, plot_curves, plot_steps
 from tasks.reports.logger import print_table
@@ -104,11 +98,7 @@ def _by_rating(
 
 
 def scale(
-    task: GridTask[Any],
-    model: GridModel,
-    puzzles: Sequence[Any],
-    config: GridConfig,
-    options: Any,
+    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
 ) -> dict[str, Any]:
     """Breadth, calibration and diagnosis, for `eval --breadth`; plots if a folder is named."""
     _check_solves(model, "--breadth")
@@ -144,11 +134,7 @@ def scale(
 
 
 def search_curve(
-    task: GridTask[Any],
-    model: GridModel,
-    puzzles: Sequence[Any],
-    config: GridConfig,
-    options: Any,
+    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
 ) -> dict[str, Any]:
     """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
     _check_solves(model, "--attempts")

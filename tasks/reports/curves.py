@@ -78,11 +78,7 @@ def plot_learning(
 
 
 def plot_steps(
-    steps: Sequence[int],
-    exact: Sequence[float],
-    residual: Sequence[float],
-    path: Path,
-    title: str,
+    steps: Sequence[int], exact: Sequence[float], residual: Sequence[float], path: Path, title: str
 ) -> Path:
     """Exact accuracy, and on a second axis the residual, against the number of solver steps.
 
@@ -122,11 +118,7 @@ def plot_steps(
 
 
 def plot_curves(
-    x: Sequence[float],
-    shares: Mapping[str, Sequence[float]],
-    path: Path,
-    label: str,
-    title: str,
+    x: Sequence[float], shares: Mapping[str, Sequence[float]], path: Path, label: str, title: str
 ) -> Path:
     """Curves of accuracy against a quantity on a logarithmic axis.
 

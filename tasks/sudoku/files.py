@@ -29,10 +29,7 @@ from tasks.sudoku.solver import complete
 
 
 def read_puzzles(
-    path: str | Path,
-    board: Board | None = None,
-    *,
-    skip_bad: bool = False,
+    path: str | Path, board: Board | None = None, *, skip_bad: bool = False
 ) -> list[Puzzle]:
     """Read a CSV or plain text file of puzzles, checking every line.
 

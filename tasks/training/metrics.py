@@ -113,10 +113,7 @@ def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> S
     was_training = layer.module.training
     layer.module.eval()
     try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            _eager(layer.module),
-        ):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _eager(layer.module):
             # Always the same random vectors, so that metrics of one map do not vary.
             torch.manual_seed(0)
             return spectral_radius(f, point, num_steps=PRODUCTS)
