@@ -296,16 +296,6 @@ class LanguageConfig(Config):
         return self.data.vocabulary
 
     @property
-    def num_classes(self) -> int:
-        """Number of tokens of the vocabulary."""
-        return self.data.vocabulary
-
-    @property
-    def units_per_sample(self) -> int:
-        """Number of tokens in a row of the batch."""
-        return self.data.context
-
-    @property
     def train_steps(self) -> int:
         """Most solver updates in training; for "parcae", the expected number of loops."""
         return self._longest_loop if self.model.name == "parcae" else self.solve.train_steps

@@ -130,26 +130,24 @@ def measure(
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    context = config.data.context
-    windows = min(limit or config.data.eval_tokens, len(corpus.held_out) - 1) // context
-    windows = max(windows, 1)
+    device, context = next(model.parameters()).device, config.data.context
+    wanted = min(limit or config.data.eval_tokens, len(corpus.held_out) - 1)
+    windows = max(wanted // context, 1)
     used = corpus.held_out[: windows * context + 1]
     x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
-    nats, solutions, scales, distances = 0.0, [], [], []
-    at_once = max(
-        1, min(config.train.batch_size // config.train.accumulate, TOKENS_AT_ONCE // context)
-    )
-    for at in range(0, windows, at_once):
-        rows = slice(at, at + at_once)
-        out = model(x[rows].to(device), max_steps=max_steps)
+    in_batch = config.train.batch_size // config.train.accumulate
+    at_once = max(1, min(in_batch, TOKENS_AT_ONCE // context))
+    nats, solved = 0.0, []
+    for rows, right in zip(x.split(at_once), target.split(at_once), strict=True):
+        out = model(rows.to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
-        nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()
+        nats += F.cross_entropy(logits, right.flatten().to(device), reduction="sum").item()
         if out.solution is not None and out.solution.num_evals:
-            solutions.append(out.solution)
-            state, proposal = out.state.float(), out.proposal.float()
-            scales.append(state.square().mean(-1).sqrt())
-            distances.append((proposal - state).norm(dim=-1) / state.norm(dim=-1))
+            found, state, proposal = out.solution, out.state.float(), out.proposal.float()
+            scale = state.square().mean(-1).sqrt()
+            distance = (proposal - state).norm(dim=-1) / state.norm(dim=-1)
+            parts = found.converged, found.num_steps, found.residual / scale, distance
+            solved.append([part.flatten().float() for part in parts])
     model.train(was_training)
     tokens = windows * context
     num_bytes = len(corpus.tokenizer.decode(used[1:].tolist()).encode())
@@ -159,15 +157,12 @@ def measure(
         "bits_per_byte": nats / math.log(2) / num_bytes,
         "tokens": tokens,
     }
-    if solutions:
-        residual = torch.cat([s.residual.flatten() for s in solutions])
-        scale = torch.cat([scale.flatten() for scale in scales])
-        converged = torch.cat([s.converged.flatten() for s in solutions])
-        steps = torch.cat([s.num_steps.flatten() for s in solutions])
+    if solved:
+        converged, steps, residual, distance = map(torch.cat, zip(*solved, strict=True))
         figures |= {
-            "converged": converged.float().mean().item(),
-            "mean_steps": steps.float().mean().item(),
-            "median_residual": (residual / scale).median().item(),
-            "distance": torch.cat([d.flatten() for d in distances]).mean().item(),
+            "converged": converged.mean().item(),
+            "mean_steps": steps.mean().item(),
+            "median_residual": residual.median().item(),
+            "distance": distance.mean().item(),
         }
     return figures

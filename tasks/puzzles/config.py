@@ -389,11 +389,6 @@ class GridConfig(Config):
         """Number of symbols that an answer may have."""
         return self.spec().num_symbols
 
-    @property
-    def units_per_sample(self) -> int:
-        """Number of puzzles in a row of the batch."""
-        return 1
-
     def build(self) -> "GridModel":
         """The model, with fresh weights."""
         return self.model.build(self.spec(), self.solve)

@@ -125,14 +125,14 @@ class Config(ABC):
         """Number of values that an input may have, from 0 on."""
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
         """Number of classes, from 0 on."""
+        return self.num_inputs
 
     @property
-    @abstractmethod
     def units_per_sample(self) -> int:
         """Number of units, see `unit`, in a row of the batch."""
+        return self.length if self.unit == "token" else 1
 
     @property
     def train_steps(self) -> int:
