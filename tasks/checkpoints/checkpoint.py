@@ -291,11 +291,7 @@ class _TooMany(ValueError):
 
 
 class _Budget(TorchFunctionMode):
-    """Raises before a tensor is made that the numbers in a file could not fill.
-
-    Args:
-        numbers: How many there are.
-    """
+    """Raises before a tensor is made that the numbers in a file could not fill."""
 
     def __init__(self, numbers: int):
         super().__init__()

@@ -167,9 +167,6 @@ class _Copies(BlockingAsyncStager):
     """Copies the state to the CPU, so that training can continue during the write.
 
     torch's own stagers fail on the shards of FSDP.
-
-    Args:
-        mesh: The processes, on their CPUs; None for one.
     """
 
     def __init__(self, mesh: DeviceMesh | None):

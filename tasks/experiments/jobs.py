@@ -135,10 +135,6 @@ class SearchOptions:
 def search_and_repeat(jobs: Sequence[Run], options: SearchOptions) -> list[float]:
     """Try every rate with one seed, then more seeds with the best one of each job.
 
-    Args:
-        jobs: What to compare.
-        options: Rates, seeds, and how many runs at a time.
-
     Returns:
         The chosen rates.
 

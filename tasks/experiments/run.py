@@ -63,12 +63,9 @@ class Experiment(ABC):
 
     @abstractmethod
     def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
-        """The data of a run.
+        """The data of a run, which goes on from a checkpoint or not.
 
-        Args:
-            config: The options.
-            checkpoint: Where an earlier run stopped.
-            validate: Whether held-out data are looked at during training.
+        Held-out data are not looked at during training unless `validate` says so.
         """
 
     @abstractmethod
@@ -109,14 +106,9 @@ def run(
     folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Train, or continue from a checkpoint, then evaluate.
+    """Train, or continue from a checkpoint of the same configuration, then evaluate.
 
-    Args:
-        experiment: Of the task.
-        preset: Its name.
-        config: The options.
-        folder: Receives checkpoint, weights, log, pictures and `result.json`.
-        checkpoint: Where an earlier run of the same configuration stopped.
+    The folder receives checkpoint, weights, log, pictures and `result.json`.
 
     Returns:
         The result, as JSON values.
@@ -162,14 +154,6 @@ def train(
     validate: bool = True,
 ) -> tuple[Trainer, Any, dict[str, Any]]:
     """Train as `run` does, without evaluating.
-
-    Args:
-        experiment: See `run`.
-        preset: See `run`.
-        config: See `run`.
-        folder: Receives checkpoint and log.
-        checkpoint: See `run`.
-        validate: Whether held-out data are looked at during training.
 
     Returns:
         The trainer, the held-out data, and what the result says of the training.

@@ -68,12 +68,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 
 
 class Batches(Task):
-    """A corpus as the training loop sees it: sequences from random places of the text.
-
-    Args:
-        corpus: The tokens.
-        config: The run.
-    """
+    """A corpus as the training loop sees it: sequences from random places of the text."""
 
     def __init__(self, corpus: Corpus, config: LanguageConfig):
         self.corpus, self.config = corpus, config

@@ -259,13 +259,7 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
 
 
 def compare_language(preset: str, base: LanguageConfig, options: CompareOptions) -> dict[str, Any]:
-    """Compare models; see `compare`.
-
-    Args:
-        preset: Its name.
-        base: Its configuration.
-        options: What to compare.
-    """
+    """Compare models; see `compare`."""
     base = options.applied(base, ("steps", "minutes", "threads", "backbone_blocks"))
     train, model = base.train, base.model
     budget = f"{train.minutes:g}min" if train.steps is None else f"{train.steps}steps"

@@ -33,9 +33,6 @@ DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
 class Documents:
     """Reads the texts of a data set in order, from any position, and retries after interruptions.
 
-    Args:
-        config: Names the data set.
-
     Attributes:
         position: Where the next document is, as JSON values: how many were read, and what the
             reader needs to go on from there.
@@ -117,13 +114,7 @@ class Documents:
 
 
 class StreamedBatches(Batches):
-    """Documents as the training loop sees them; nothing is drawn at random.
-
-    Args:
-        corpus: Tokenizer and held-out text.
-        documents: Where to read on.
-        config: The run.
-    """
+    """Documents as the training loop sees them; nothing is drawn at random."""
 
     def __init__(self, corpus: Corpus, documents: Documents, config: LanguageConfig):
         super().__init__(corpus, config)

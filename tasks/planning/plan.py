@@ -65,9 +65,6 @@ class Plan:
     taken to use its whole budget. The mode "unrolled" also records a solver's windows, which are
     not counted.
 
-    Args:
-        config: The run.
-
     Attributes:
         parameters: How many, by part; see `parts`.
         block_parameters: Parameters of the largest block of the backbone.

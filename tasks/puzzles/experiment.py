@@ -211,14 +211,7 @@ def sized(config: GridConfig, model: ModelName) -> GridConfig:
 def compare_puzzles(
     task: GridTask[Any], preset: str, base: GridConfig, options: CompareOptions
 ) -> dict[str, Any]:
-    """Compare models; see `compare`.
-
-    Args:
-        task: The puzzles.
-        preset: Its name.
-        base: Its configuration.
-        options: What to compare.
-    """
+    """Compare models; see `compare`."""
     names = ("minutes", "test_puzzles", "width", "threads", "compile")
     base = options.applied(base, names)
     minutes = f"{base.train.minutes:g}"

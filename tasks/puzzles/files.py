@@ -194,12 +194,7 @@ def _undecodable(text: str) -> UnicodeDecodeError | None:
 
 
 class TaskFormat(PuzzleFormat):
-    """Files of a task's puzzles whose rules are those of `is_valid`.
-
-    Args:
-        task: A `tasks.puzzles.task.GridTask`.
-        config: Of that task.
-    """
+    """Files of a task's puzzles whose rules are those of `is_valid`."""
 
     error = ValueError
 
@@ -233,9 +228,7 @@ class TaskFormat(PuzzleFormat):
 def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle]) -> None:
     """Write puzzles as CSV, all or nothing: an interrupted write leaves the old file in place.
 
-    Args:
-        path: The file; its folder is created if need be.
-        puzzles: The rows.
+    The folder is created if need be.
 
     Raises:
         OSError: The file cannot be written.

@@ -43,15 +43,7 @@ def measure(
     config: GridConfig,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """All metrics of a list of puzzles, as JSON values.
-
-    Args:
-        task: What kind they are.
-        model: In evaluation mode.
-        puzzles: The set.
-        config: The run's; `eval_max_steps` is the budget.
-        quick: Only the scores at the budget.
-    """
+    """All metrics of a list of puzzles, as JSON values; `quick`: only the scores at the budget."""
     x, target = task.encode(puzzles, config)
     if quick:
         predictions = predict(model, x, max_steps=config.solve.eval_max_steps)

@@ -114,10 +114,9 @@ def _quoted(field: str) -> str:
 def replacing(path: Path) -> Iterator[TextIO]:
     """A text file to write, which replaces `path` in one step when it is whole and on the disk.
 
-    See `tasks.folders.draft` for what an exception or a kill leaves.
+    Its folder is created if need be.
 
-    Args:
-        path: The file; its folder is created if need be.
+    See `tasks.folders.draft` for what an exception or a kill leaves.
 
     Raises:
         OSError: It cannot be written.

@@ -218,12 +218,7 @@ class GridTask(ABC, Generic[C]):
 
 
 def to_tensors(puzzles: Sequence[Puzzle], side: int, symbols: str) -> tuple[Tensor, Tensor]:
-    """Questions and answers as numbers of symbols.
-
-    Args:
-        puzzles: Of one size.
-        side: Cells of a row.
-        symbols: The characters of a cell in order.
+    """Questions and answers as numbers of symbols, which are the characters of a cell in order.
 
     Returns:
         Two long tensors of shape (puzzles, side * side).

@@ -174,9 +174,6 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each metric over the rows that have it, without values that are not finite.
 
     A metric that is finite in no row keeps the mean of its values.
-
-    Args:
-        rows: Figures of steps; those of a skipped step may not be finite.
     """
     found = {}
     for name in {name: None for row in rows for name in row}:

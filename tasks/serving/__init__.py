@@ -32,10 +32,6 @@ class ServeOptions(ModelOptions):
 def serve(commands: Commands, arguments: list[str]) -> int:
     """Serve until SIGINT or SIGTERM.
 
-    Args:
-        commands: The command line that this command belongs to.
-        arguments: The flags.
-
     Raises:
         CheckpointError: There is no such model.
         ValueError: An option is out of its range, or a package is missing.

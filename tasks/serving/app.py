@@ -249,11 +249,7 @@ async def _misshapen(request: Request, error: Exception) -> JSONResponse:
 
 
 class Metrics:
-    """Counts and times of requests, in the text format of Prometheus.
-
-    Args:
-        engine: Whose load is shown.
-    """
+    """Counts and times of requests, in the text format of Prometheus."""
 
     PATHS = ("/", "/solve", "/trajectory", "/health", "/metrics")
 

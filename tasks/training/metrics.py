@@ -48,9 +48,6 @@ def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
     The spectral radius is measured inside the first solve: there FSDP has the weights in one
     piece, and no process waits for another. The map is in evaluation mode meanwhile.
 
-    Args:
-        model: Has the `FixedPointLayer`s whose solves are measured.
-
     Yields:
         Metrics, filled in at the end and empty if nothing was solved: `test_converged`,
         `test_residual` and `test_residual_90`, here relative to rms(y), `test_steps`; and of the
