@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from models.parcae import ParcaeLM
     from models.reasoners import Cycle, GridModel, PathNoise, Reasoner, TwoModuleCycle
     from models.recompute import modules_used_once, recompute_activations, recomputes
-    from models.recompute import recompute_activations as checkpoint_activations
     from models.recurrent import Gru, Scan
 else:
     # The names in each module that are imported on first use.
@@ -58,10 +57,7 @@ else:
     }
     __getattr__, __dir__ = lazy.attributes(
         __name__,
-        {
-            "checkpoint_activations": "models.recompute:recompute_activations",
-            **{n: f"models.{m}:{n}" for m, names in _NAMES.items() for n in names.split()},
-        },
+        {n: f"models.{m}:{n}" for m, names in _NAMES.items() for n in names.split()},
     )
 
 __all__ = [
@@ -97,7 +93,6 @@ __all__ = [
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
-    "checkpoint_activations",
     "modules_used_once",
     "recompute_activations",
     "recomputes",

@@ -67,8 +67,23 @@ class CommandLine(ABC):
 
     @property
     @abstractmethod
+    def purpose(self) -> str:
+        """The first line of `--help` without a command."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> dict[str, str]:
+        """What may follow `program`, and what it does, in a few words."""
+
+    @property
     def usage(self) -> str:
         """The text of `--help` without a command."""
+        rows = [f"  {self.program} {call:<21}{text}\n" for call, text in self.calls.items()]
+        return (
+            f"{self.purpose}\n\n{''.join(rows)}\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
+            "that registers solvers or backward modes.\n"
+        )
 
     @property
     @abstractmethod

@@ -166,7 +166,12 @@ def train(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     data = experiment.load(config, checkpoint, validate)
-    model = _build(config, checkpoint).to(choose_device(options.device))
+    if checkpoint is None:
+        model = config.build()
+    else:  # it has the size of its weights
+        with bounded_by(checkpoint.group("model"), config, checkpoint.path):
+            model = config.build()
+    model = model.to(choose_device(options.device))
     if options.compile:
         compile_blocks(model)
     meta = {"task": experiment.task, "preset": preset, "config": config.to_json(), **data.meta}
@@ -195,11 +200,3 @@ def train(
     if config.unit == "token":
         figures["train_tokens"] = trainer.step * options.batch_size * config.units_per_sample
     return trainer, data.held_out, figures
-
-
-def _build(config: Config, checkpoint: Checkpoint | None) -> nn.Module:
-    """The model of a run; one that goes on from a checkpoint has the size of its weights."""
-    if checkpoint is None:
-        return config.build()
-    with bounded_by(checkpoint.group("model"), config, checkpoint.path):
-        return config.build()

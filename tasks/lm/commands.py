@@ -40,25 +40,27 @@ class LanguageCommands(CommandLine):
         super().__init__(LanguageTask())
 
     @property
-    def usage(self) -> str:
+    def purpose(self) -> str:
+        """See `CommandLine`."""
+        return "Train, evaluate and use causal language models."
+
+    @property
+    def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
         presets = ", ".join(PRESETS)
-        return (
-            "Train, evaluate and use causal language models.\n\n"
-            f"  {self.program}                      train ({DEFAULT_PRESET}), evaluate\n"
-            f"  {self.program} train --preset NAME  {presets}\n"
-            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 loss, perplexity, bits per byte; --max-steps\n"
-            f"  {self.program} generate PROMPT...   go on with a text\n"
-            f"  {self.program} internalise          what fewer solver steps cost\n"
-            f"  {self.program} compare              models at equal size and budget, one table\n"
-            f"  {self.program} harness --tasks ...  tasks of the lm-evaluation-harness\n"
-            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
-            f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n"
-            f"  {self.program} export FILE.pt2      a program that runs without this project\n\n"
-            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
-            "that registers solvers or backward modes.\n"
-        )
+        return {
+            "": f"train ({DEFAULT_PRESET}), evaluate",
+            "train --preset NAME": f"{presets}",
+            "train --resume FILE": "go on with an interrupted run",
+            "eval": "loss, perplexity, bits per byte; --max-steps",
+            "generate PROMPT...": "go on with a text",
+            "internalise": "what fewer solver steps cost",
+            "compare": "models at equal size and budget, one table",
+            "harness --tasks ...": "tasks of the lm-evaluation-harness",
+            "plan": "memory, time and cost on GPUs; --gpus",
+            "export FOLDER": "a folder as the Hugging Face Hub has it",
+            "export FILE.pt2": "a program that runs without this project",
+        }
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """See `CommandLine`."""

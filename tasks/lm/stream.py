@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.lm.config import LanguageConfig
-from tasks.lm.corpus import is_held_out
-from tasks.lm.data import Batches, Corpus, load_corpus
+from tasks.lm.data import Batches, Corpus, is_held_out, load_corpus
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import SourceLost
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from implicit import FixedPointLayer
-from models import checkpoint_activations, modules_used_once, recomputes
+from models import modules_used_once, recompute_activations, recomputes
 from tasks.planning.stand_ins import FLOAT32
 from tasks.planning.step import FakeTraining, StepCost
 from tasks.training.options import Config
@@ -205,7 +205,7 @@ def backbone(model: nn.Module, required: bool) -> list[nn.Module]:
         ValueError: There is none, and one is required.
     """
     try:
-        checkpoint_activations(model)
+        recompute_activations(model)
     except ValueError:
         if required:
             raise

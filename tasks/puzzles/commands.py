@@ -145,23 +145,25 @@ class Commands(CommandLine):
         self.serve = serve
 
     @property
-    def usage(self) -> str:
+    def purpose(self) -> str:
+        """See `CommandLine`."""
+        return f"Train, evaluate and use models that solve a {self.task.name}."
+
+    @property
+    def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
         presets = ", ".join(self.task.presets)
-        return (
-            f"Train, evaluate and use models that solve a {self.task.name}.\n\n"
-            f"  {self.program}                      train ({self.task.default_preset}), evaluate\n"
-            f"  {self.program} train --preset NAME  {presets}\n"
-            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 accuracy, convergence; --max-steps, --breadth\n"
-            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
-            f"  {self.program} compare              models at equal size and time, one table\n"
-            f"  {self.program} serve                answers over HTTP, and a page\n"
-            f"  {self.program} export FILE.pt2      a program that runs without this project\n"
-            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
-            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
-            "that registers solvers or backward modes.\n"
-        )
+        return {
+            "": f"train ({self.task.default_preset}), evaluate",
+            "train --preset NAME": f"{presets}",
+            "train --resume FILE": "go on with an interrupted run",
+            "eval": "accuracy, convergence; --max-steps, --breadth",
+            "solve PUZZLE...": "puzzles, or files of them",
+            "compare": "models at equal size and time, one table",
+            "serve": "answers over HTTP, and a page",
+            "export FILE.pt2": "a program that runs without this project",
+            "plan": "memory, time and cost on GPUs; --gpus",
+        }
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """See `CommandLine`."""

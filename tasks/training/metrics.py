@@ -80,7 +80,13 @@ def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
         converged, residual, steps = map(torch.cat, zip(*solved, strict=True))
         measured = _solve_summary(converged, residual, steps)
         measured["steps"] = measured.pop("solver_steps")
-        measured |= _radius_summary(found[0])
+        radius, real = found[0].radius, found[0].eigenvalue.real
+        measured |= {
+            "radius": radius.median().item(),
+            "radius_max": radius.max().item(),
+            "radius_real": real.median().item(),
+            "expanding": (radius - found[0].residual > 1).float().mean().item(),
+        }
         metrics |= {f"test_{name}": value for name, value in measured.items()}
 
 
@@ -92,16 +98,6 @@ def _solve_summary(converged: Tensor, residual: Tensor, num_steps: Tensor) -> di
     values = [converged.float().mean(), ordered[low], ordered[high], num_steps.float().mean()]
     names = ("converged", "residual", "residual_90", "solver_steps")
     return dict(zip(names, torch.stack(values).tolist(), strict=True))
-
-
-def _radius_summary(found: SpectralRadius) -> dict[str, float]:
-    radius = found.radius
-    return {
-        "radius": radius.median().item(),
-        "radius_max": radius.max().item(),
-        "radius_real": found.eigenvalue.real.median().item(),
-        "expanding": (radius - found.residual > 1).float().mean().item(),
-    }
 
 
 def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> SpectralRadius:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import models.language
-from models import checkpoint_activations
+from models import recompute_activations
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
@@ -71,7 +71,7 @@ def step_anew(config: Any) -> tuple[int, int]:
     """As `step`, with activation checkpointing; bytes that are alive before the backward pass."""
     torch.manual_seed(0)
     network = config.build().train()
-    checkpoint_activations(network)
+    recompute_activations(network)
     x = torch.zeros(config.train.batch_size, config.length, dtype=torch.long)
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter, PeakMemory([*network.parameters(), *network.buffers()]) as live:
