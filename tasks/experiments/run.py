@@ -15,7 +15,7 @@ from torch import nn
 
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
 from tasks.device import choose_device, compile_blocks
-from tasks.reports.curves import Subplot, plot_learning
+from tasks.reports.plots import Subplot, plot_learning
 from tasks.runs import export
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted

@@ -139,7 +139,7 @@ class LanguageCommands(CommandLine):
         if options.draw is not None:
             from implicit.diagnostics.plots import plot_trajectory
             from tasks.lm.experiment import SUBPLOTS, plot_budgets
-            from tasks.reports.curves import plot_learning
+            from tasks.reports.plots import plot_learning
 
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")

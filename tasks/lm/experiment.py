@@ -21,9 +21,8 @@ from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
-from tasks.reports.curves import Subplot
 from tasks.reports.logger import print_table
-from tasks.reports.style import BLUE, ORANGE, new_figure, save_png
+from tasks.reports.plots import BLUE, ORANGE, Subplot, new_figure, save_png
 from tasks.runs import RUNS, load_model
 from tasks.training.options import literal
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
 from tasks.puzzles.pictures import RED, Frame, GridPicture, caption
-from tasks.reports.style import BLUE, GREEN, ORANGE, new_figure, save_png
+from tasks.reports.plots import BLUE, GREEN, ORANGE, new_figure, save_png
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"

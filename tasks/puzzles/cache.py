@@ -61,8 +61,7 @@ class SetCache:
         name = f"{self.size}-{label}-{key}"
         paths = [self.folder / f"{name}-{part}.csv" for part in ("train", "test")]
         sums = self.folder / f"{name}.sha256"
-        stored = self._load(paths, sums, counts)
-        if stored is not None:
+        if (stored := self._load(paths, sums, counts)) is not None:
             return stored[0], stored[1]
         sets = make()
         self._store(paths, sums, sets)

@@ -20,7 +20,7 @@ from solvers.types import State
 if TYPE_CHECKING:
     from models import GridAttractor, GridModel, Reasoner
 
-# How one answer is chosen from those of several starts; see `starts.Starts.choose`.
+# How one answer is chosen from those of several starts; see `search.Starts.choose`.
 Choice = Literal["residual", "vote", "valid"]
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
 PERTURBATION = 0.5

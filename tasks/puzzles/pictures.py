@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from tasks.reports.style import BLUE, save, save_png
+from tasks.reports.plots import BLUE, save, save_png
 
 # Step, relative residual (NaN if not measured), and probabilities of shape (cells, classes).
 Frame = tuple[int, float, Tensor]

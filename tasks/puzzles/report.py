@@ -10,11 +10,17 @@ from torch import Tensor
 from models import GridAttractor, GridModel, Reasoner
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
-from tasks.puzzles.guessing import search
-from tasks.puzzles.starts import CASES, breadth_curve, calibration, diagnose, solve_from_starts
+from tasks.puzzles.search import (
+    CASES,
+    breadth_curve,
+    calibration,
+    diagnose,
+    search,
+    solve_from_starts,
+)
 from tasks.puzzles.task import GridTask
-from tasks.reports.curves import Subplot, plot_curves, plot_steps
 from tasks.reports.logger import print_table
+from tasks.reports.plots import Subplot, plot_curves, plot_steps
 
 CURVE_PUZZLES = 300
 FRAMES = 32

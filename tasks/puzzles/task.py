@@ -122,7 +122,7 @@ class GridTask(ABC, Generic[C]):
         """Whether answers keep the rules and fit their questions, shape (puzzles,)."""
 
     def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
-        """The questions with one more cell filled in, each; see `tasks.puzzles.guessing`."""
+        """The questions with one more cell filled in, each; see `tasks.puzzles.search`."""
         if self.first_symbol != 1:
             raise ValueError(
                 f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of "

@@ -20,7 +20,7 @@ from tasks.maze.pictures import (
     draw_maze,
 )
 from tasks.puzzles.pictures import HOLD_MS, RED, Frame, animate, draw_sheet
-from tasks.reports.style import BLUE, GREEN
+from tasks.reports.plots import BLUE, GREEN
 
 QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]
 ANSWER = label(QUESTION)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from tasks.puzzles.pictures import HOLD_MS, RED, Frame, GridPicture, animate, draw_sheet, moments
-from tasks.reports.style import BLUE
+from tasks.reports.plots import BLUE
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import search
 from tasks.sudoku.task import SudokuTask

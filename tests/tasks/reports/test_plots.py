@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.puzzles.report import SUBPLOTS
-from tasks.reports.curves import plot_learning, plot_steps
-from tasks.reports.style import save
+from tasks.reports.plots import plot_learning, plot_steps, save
 
 NAN = float("nan")
 FULL = {"loss": 1.0, "cell_accuracy": 0.5, "exact_accuracy": 0.1, "residual": 0.2}
