@@ -16,8 +16,8 @@ from timing import show
 from torch import Tensor
 
 from tasks.puzzles.evaluate import predict
-from tasks.puzzles.loading import load_model
-from tasks.sudoku.augment import augment, to_tensors
+from tasks.runs import load_model
+from tasks.sudoku.augment import augment
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
@@ -39,7 +39,7 @@ def test_inference_with_and_without_compaction(benchmark: Any) -> None:
         train_data=None, test_data=None, train_puzzles=config.train.batch_size,
         test_puzzles=MADE, min_clues=22, max_clues=30, minimal=False,
     )  # fmt: skip
-    made, _ = to_tensors(task.load(config)[1], config.data.board)
+    made, _ = task.encode(task.load(config)[1], config)
     repeated = made.repeat(math.ceil(PUZZLES / MADE), 1)[:PUZZLES]
     generator = torch.Generator().manual_seed(0)
     x, _ = augment(repeated, repeated, config.data.board, generator)

@@ -31,8 +31,8 @@ from torch import Tensor
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from tasks.puzzles.evaluate import Predictions, predict, solve_batch
-from tasks.puzzles.loading import load_model
 from tasks.puzzles.puzzle import Puzzle
+from tasks.runs import load_model
 from tasks.serving.app import Service
 from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen

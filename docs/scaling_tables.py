@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.lm.config import PRESETS
 from tasks.planning.cluster import Cluster, duration, fits, recommend, scaling
-from tasks.planning.plan import Plan, plan
+from tasks.planning.plan import Plan
 
 PAGE = Path(__file__).parent / "scaling.md"
 SIZES = ("140m", "370m", "770m", "1.3b")
@@ -21,7 +21,7 @@ MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def tables() -> dict[str, str]:
     """Markdown, by the name in the page."""
-    attractors = {name: plan(PRESETS[name]) for name in SIZES}
+    attractors = {name: Plan(PRESETS[name]) for name in SIZES}
     return {
         "plans": _table(
             ["preset", "parameters", "runs as", "memory, GB", "GFLOP per token, 8 steps",
@@ -65,7 +65,7 @@ def _plan(name: str, found: Plan) -> list[str]:
 def _check(name: str) -> list[str]:
     """The Transformer's operations by formula and as counted."""
     config = PRESETS[name].changed(model="transformer")
-    found = plan(config)
+    found = Plan(config)
     blocks = config.model.backbone_blocks + config.model.refiner_blocks
     dense = 6 * found.num_parameters
     # Scores and mixing, 2 T D each: once forward, and two and a half times backward.

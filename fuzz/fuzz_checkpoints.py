@@ -16,7 +16,7 @@ with instrumented("tasks.checkpoints", "tasks.puzzles.config", "tasks.lm.config"
     from tasks.checkpoints.checkpoint import Checkpoint
     from tasks.lm.config import LanguageConfig
     from tasks.lm.hub import PretrainedLM
-    from tasks.puzzles.loading import load_model
+    from tasks.runs import load_model
     from tasks.sudoku.config import SudokuConfig
     from tasks.sudoku.task import SudokuTask
 

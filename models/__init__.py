@@ -40,49 +40,24 @@ if TYPE_CHECKING:
     from models.parcae import ParcaeLM
     from models.reasoners import Cycle, GridModel, PathNoise, Reasoner, TwoModuleCycle
     from models.recompute import modules_used_once, recompute_activations, recomputes
-    from models.recompute import recompute_activations as checkpoint_activations
     from models.recurrent import Gru, Scan
 else:
+    # The names in each module that are imported on first use.
+    _NAMES = {
+        "attention": "KVCache SelfAttention",
+        "attractor": "Attractor AttractorOutput Start",
+        "blocks": "Block Convolution PreNormBlock SquaredReLU SwiGLU TokenMixer UnitAttention",
+        "grid": "GridAttractor GridOutput GridSpec GridTransformer TokenLayout",
+        "hugging_face": "HuggingFaceStack",
+        "language": "AttractorLM Cache LanguageModel LanguageOutput LanguageSpec TransformerLM",
+        "parcae": "ParcaeLM",
+        "reasoners": "Cycle GridModel PathNoise Reasoner TwoModuleCycle",
+        "recompute": "modules_used_once recompute_activations recomputes",
+        "recurrent": "Gru Scan",
+    }
     __getattr__, __dir__ = lazy.attributes(
         __name__,
-        {
-            "Attractor": "models.attractor:Attractor",
-            "AttractorLM": "models.language:AttractorLM",
-            "AttractorOutput": "models.attractor:AttractorOutput",
-            "Block": "models.blocks:Block",
-            "Cache": "models.language:Cache",
-            "Convolution": "models.blocks:Convolution",
-            "Cycle": "models.reasoners:Cycle",
-            "GridAttractor": "models.grid:GridAttractor",
-            "GridModel": "models.reasoners:GridModel",
-            "GridOutput": "models.grid:GridOutput",
-            "GridSpec": "models.grid:GridSpec",
-            "GridTransformer": "models.grid:GridTransformer",
-            "Gru": "models.recurrent:Gru",
-            "HuggingFaceStack": "models.hugging_face:HuggingFaceStack",
-            "KVCache": "models.attention:KVCache",
-            "LanguageModel": "models.language:LanguageModel",
-            "LanguageOutput": "models.language:LanguageOutput",
-            "LanguageSpec": "models.language:LanguageSpec",
-            "ParcaeLM": "models.parcae:ParcaeLM",
-            "PathNoise": "models.reasoners:PathNoise",
-            "PreNormBlock": "models.blocks:PreNormBlock",
-            "Reasoner": "models.reasoners:Reasoner",
-            "Scan": "models.recurrent:Scan",
-            "SelfAttention": "models.attention:SelfAttention",
-            "SquaredReLU": "models.blocks:SquaredReLU",
-            "Start": "models.attractor:Start",
-            "SwiGLU": "models.blocks:SwiGLU",
-            "TokenLayout": "models.grid:TokenLayout",
-            "TokenMixer": "models.blocks:TokenMixer",
-            "TransformerLM": "models.language:TransformerLM",
-            "TwoModuleCycle": "models.reasoners:TwoModuleCycle",
-            "UnitAttention": "models.blocks:UnitAttention",
-            "checkpoint_activations": "models.recompute:recompute_activations",
-            "modules_used_once": "models.recompute:modules_used_once",
-            "recompute_activations": "models.recompute:recompute_activations",
-            "recomputes": "models.recompute:recomputes",
-        },
+        {n: f"models.{m}:{n}" for m, names in _NAMES.items() for n in names.split()},
     )
 
 __all__ = [
@@ -118,7 +93,6 @@ __all__ = [
     "TransformerLM",
     "TwoModuleCycle",
     "UnitAttention",
-    "checkpoint_activations",
     "modules_used_once",
     "recompute_activations",
     "recomputes",

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.norm import rms_norm
+from models.blocks import rms_norm
 from solvers.torch_internals import transforms_in_force
 
 

@@ -126,11 +126,7 @@ class Attractor(nn.Module):
         """Refine a given proposal; `args` are passed to the refiner after it."""
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
-        first = self._first(proposal)
-        if start is not None and fresh is not None:
-            first = pytree.tree_map(lambda new, old: _choose(fresh, new, old), first, start)
-        elif start is not None:
-            first = start
+        first = start_of(self._first(proposal), start, fresh)
         solution = self.refiner(first, proposal, *args, max_steps=max_steps)
         return AttractorOutput(solution.value, proposal, solution)
 
@@ -139,16 +135,26 @@ class Attractor(nn.Module):
             return pytree.tree_map(torch.zeros_like, proposal)
         if self.start == "noise":
             return pytree.tree_map(torch.randn_like, proposal)
-        return self._near(proposal)
-
-    def _near(self, proposal: State) -> State:
         if not (self.training and self.start_noise):
             return proposal
         return pytree.tree_map(lambda y: y + self.start_noise * torch.randn_like(y), proposal)
 
 
-def _choose(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(rows.view(*rows.shape, *[1] * (new.ndim - rows.ndim)), new, old)
+def start_of(own: State, start: State | None, fresh: Tensor | None) -> State:
+    """Where a solve starts: at `start` if there is one, but at a model's own for `fresh` samples.
+
+    Args:
+        own: Where the model would start.
+        start: Of the same structure and shapes.
+        fresh: Shape (*batch,), bool.
+    """
+    if start is None or fresh is None:
+        return own if start is None else start
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(fresh.view(*fresh.shape, *[1] * (new.ndim - fresh.ndim)), new, old)
+
+    return pytree.tree_map(choose, own, start)
 
 
 def _unsolved(proposal: State, batch_dims: int) -> Solution:

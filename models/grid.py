@@ -4,14 +4,13 @@ Legend: B batch, T cells, S symbols, D width. Symbols are 1..S, and 0 is a blank
 """
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer, Solution
-from models.attention import SelfAttention
 from models.attractor import Attractor
 from models.blocks import Block, Convolution, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
@@ -83,15 +82,15 @@ class GridSpec:
         match self.layout:
             case "candidates":
                 return UnitAttention(self.width, units)
-            case "cells":
-                masks = _peer_masks(units, self.num_heads)
-                return SelfAttention(self.width, self.num_heads, masks)
             case "image":
                 return Convolution(self.width, self.side)
-            case "attention":
-                return SelfAttention(self.width, self.num_heads, rotary=True)
             case "mixer":
                 return TokenMixer(self.num_cells)
+        from models.attention import SelfAttention  # which the other layouts do without
+
+        if self.layout == "attention":
+            return SelfAttention(self.width, self.num_heads, rotary=True)
+        return SelfAttention(self.width, self.num_heads, _peer_masks(units, self.num_heads))
 
     def block(self) -> Block:
         """Build one block of the layout's kind."""
@@ -196,10 +195,6 @@ class GridAttractor(nn.Module):
         """The layer that solves: its solver may be replaced after training."""
         return self.attractor.refiner
 
-    def first_state(self, x_BT: Int[Tensor, "B T"]) -> Tensor:
-        """The state where a solve starts."""
-        return self.attractor.backbone(x_BT)
-
     def problem(self, x_BT: Int[Tensor, "B T"]) -> tuple[Tensor, tuple[Tensor]]:
         """Where a solve starts, and the arguments of its map."""
         proposal = self.attractor.backbone(x_BT)
@@ -221,14 +216,7 @@ class GridTransformer(nn.Module):
         self.body = nn.Sequential(spec.encoder(), spec.blocks(depth))
         self.head = spec.head()
 
-    def forward(
-        self,
-        x_BT: Int[Tensor, "B T"],
-        *,
-        start: Tensor | None = None,
-        fresh: Bool[Tensor, " B"] | None = None,
-        max_steps: int | None = None,
-    ) -> GridOutput:
+    def forward(self, x_BT: Int[Tensor, "B T"], **_: Any) -> GridOutput:
         """Answer a batch of grids in one pass."""
         state = self.body(x_BT)
         return GridOutput(self.head(state), state, None)

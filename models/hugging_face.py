@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.attention import KVCache, head_width
-from models.recompute import Recomputable
+from models.blocks import Recomputable
 
 Architecture = Literal["gpt2", "llama"]
 

@@ -24,9 +24,8 @@ from torch.nn import functional as F
 from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attention import KVCache, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
-from models.blocks import PreNormBlock
+from models.blocks import PreNormBlock, RMSNorm, rms_norm
 from models.hugging_face import HuggingFaceStack
-from models.norm import RMSNorm, rms_norm
 from models.recurrent import Gru, Scan
 from models.stack import Stack, reserve
 from solvers import FixedPointSolver

@@ -3,13 +3,15 @@
 Legend: B batch, T tokens, V vocabulary, D width.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.blocks import LoopedModel
 from models.language import Cache, LanguageOutput, LanguageSpec, Vocabulary
-from models.recompute import LoopedModel
 
 
 class ParcaeLM(LoopedModel):
@@ -48,17 +50,12 @@ class ParcaeLM(LoopedModel):
         return self.blocks
 
     def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        start: Tensor | None = None,
-        fresh: Bool[Tensor, " B"] | None = None,
-        max_steps: int | None = None,
+        self, ids: Int[Tensor, "B T"], *, max_steps: int | None = None, **_: Any
     ) -> LanguageOutput:
         """Logits of every token; outside training, `max_steps` is the number of loops."""
         e = self.prelude(self.vocabulary(ids))
         h = torch.zeros_like(e)
-        most, counts = self._loops(max_steps), None
+        most, counts = self.loops if max_steps is None else max_steps, None
         if self.training:
             counts = torch.poisson(torch.full((len(ids), 1, 1), self.loops - 1.0)).to(e.device) + 1
             counts = counts.clamp(max=2 * self.loops)
@@ -84,7 +81,8 @@ class ParcaeLM(LoopedModel):
         self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
     ) -> tuple[LanguageOutput, Cache]:
         """See `LanguageModel`."""
-        loops, each, before = self._loops(max_steps), len(self.blocks), len(self.prelude)
+        loops = self.loops if max_steps is None else max_steps
+        each, before = len(self.blocks), len(self.prelude)
         e, prelude = self.prelude.extend(self.vocabulary(ids), cache.backbone[:before])
         h, past = torch.zeros_like(e), list(cache.refiner)
         for loop in range(loops):
@@ -93,9 +91,6 @@ class ParcaeLM(LoopedModel):
         state, coda = self.coda.extend(h, cache.backbone[before:])
         logits = self.vocabulary.decode(state)
         return LanguageOutput(logits, state, None), Cache(prelude + coda, tuple(past))
-
-    def _loops(self, max_steps: int | None) -> int:
-        return self.loops if max_steps is None else max_steps
 
     def _injected(self, h: Tensor, e: Tensor) -> Tensor:
         return torch.exp(-F.softplus(self.rate)) * h + self.into * e

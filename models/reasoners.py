@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer
+from models.attractor import start_of
 from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer
 from solvers import FixedPointSolver
 
@@ -166,11 +167,8 @@ class Reasoner(nn.Module):
             fresh: Grids that start at the model's start all the same.
             max_steps: Budget of this call.
         """
-        x = self.encoder(x_BT)
-        first = self._start_of(x)
-        if start is not None:
-            first = start if fresh is None else _choose(fresh, first, start)
-        solution = self.solving(first, x, max_steps=max_steps)
+        own, args = self.problem(x_BT)
+        solution = self.solving(start_of(own, start, fresh), *args, max_steps=max_steps)
         y = solution.value[0]
         halt = None if self.halt is None else self.halt(y.flatten(1, -2).mean(1))[:, 0]
         return GridOutput(self.read(solution.value), solution.value, solution, halt)
@@ -184,24 +182,12 @@ class Reasoner(nn.Module):
         """Whether a pass may leave a parameter without a gradient: the start of the solve."""
         return self.start is not None
 
-    def first_state(self, x_BT: Int[Tensor, "B T"]) -> Latents:
-        """The state where a solve starts."""
-        return self._start_of(self.encoder(x_BT))
-
     def problem(self, x_BT: Int[Tensor, "B T"]) -> tuple[Latents, tuple[Tensor]]:
         """Where a solve starts, and the arguments of its map."""
         x = self.encoder(x_BT)
-        return self._start_of(x), (x,)
-
-    def _start_of(self, x: Tensor) -> Latents:
         if self.start is None:
-            return torch.randn_like(x), torch.randn_like(x)
-        return self.start[0].expand_as(x), self.start[1].expand_as(x)
-
-
-def _choose(rows: Tensor, new: Latents, old: Latents) -> Latents:
-    mask = rows.view(-1, *[1] * (new[0].ndim - 1))
-    return torch.where(mask, new[0], old[0]), torch.where(mask, new[1], old[1])
+            return (torch.randn_like(x), torch.randn_like(x)), (x,)
+        return (self.start[0].expand_as(x), self.start[1].expand_as(x)), (x,)
 
 
 UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {

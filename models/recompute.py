@@ -8,70 +8,12 @@ References:
     T. Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from implicit import FixedPointLayer
-
-
-class Recomputable(nn.Module):
-    """A network that can drop its activations in the forward pass and recompute them."""
-
-    @property
-    @abstractmethod
-    def recomputes(self) -> bool:
-        """Whether it recomputes its activations."""
-
-    @abstractmethod
-    def recompute_activations(self) -> None:
-        """Recompute activations from now on."""
-
-
-class RecomputableBlock(Recomputable):
-    """A block with a flag for recomputation.
-
-    The flag is read within `forward`, so that `compile` can fuse the block, and hooks, such as
-    FSDP's, run once.
-
-    Attributes:
-        recompute: Recompute the activations; see `models.recompute_activations`.
-    """
-
-    recompute = False
-
-    @property
-    def recomputes(self) -> bool:
-        """See `Recomputable`."""
-        return self.recompute
-
-    def recompute_activations(self) -> None:
-        """See `Recomputable`."""
-        self.recompute = True
-
-    @abstractmethod
-    def apply_once(self, h: Tensor) -> Tensor:
-        """Apply the block; input and output have the same shape."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (..., D) in and out."""
-        if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(self.apply_once, h, use_reentrant=False)
-            assert isinstance(out, Tensor)
-            return out
-        return self.apply_once(h)
-
-
-class LoopedModel(nn.Module):
-    """A model that applies a part of it several times in a pass, without a solver."""
-
-    @property
-    @abstractmethod
-    def looped(self) -> nn.Module:
-        """The part that is applied several times."""
+from models.blocks import LoopedModel, Recomputable
 
 
 def modules_used_once(model: nn.Module) -> Iterator[nn.Module]:

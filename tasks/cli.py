@@ -67,22 +67,35 @@ class CommandLine(ABC):
 
     @property
     @abstractmethod
+    def purpose(self) -> str:
+        """The first line of `--help` without a command."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> dict[str, str]:
+        """What may follow `program`, and what it does, in a few words."""
+
+    @property
     def usage(self) -> str:
         """The text of `--help` without a command."""
+        rows = [f"  {self.program} {call:<21}{text}\n" for call, text in self.calls.items()]
+        return (
+            f"{self.purpose}\n\n{''.join(rows)}\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
+            "that registers solvers or backward modes.\n"
+        )
 
     @property
     @abstractmethod
     def experiment(self) -> Experiment:
         """What the runs of this task have of their own."""
 
-    @property
     @abstractmethod
-    def compare_options(self) -> type[SearchOptions]:
-        """Those of the command `compare`."""
+    def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
+        """The options of the command `compare`, and what trains the models that they name.
 
-    @abstractmethod
-    def compare_models(self, preset: str, base: Any, options: Any) -> object:
-        """Train the models that `compare_options` names, and print one table."""
+        It is called as train(preset, its configuration, options), and prints one table.
+        """
 
     @abstractmethod
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
@@ -127,6 +140,12 @@ class CommandLine(ABC):
             return presets[rest].changed(model=model)
         raise ValueError(unknown("preset", name, list(presets), "Presets"))
 
+    def _take_preset(self, arguments: list[str]) -> tuple[list[str], str, Any]:
+        """The other arguments, the preset that these name, and its configuration."""
+        arguments, name = take(arguments, "--preset")
+        name = name or self.task.default_preset
+        return arguments, name, self.preset(name)
+
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
         from tasks.checkpoints.manager import load_newest
@@ -153,7 +172,7 @@ class CommandLine(ABC):
             checkpoint = load_newest(path) if group.first else None
             group.broadcast(None)
             checkpoint = checkpoint or load_newest(path)
-            config = read_config(self.task, checkpoint, path).changed(**changed)
+            config = read_config(self.task, checkpoint).changed(**changed)
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         name = name or self.task.default_preset
         default = self.preset(name)
@@ -199,13 +218,12 @@ class CommandLine(ABC):
         """Train several models with equal parameters and budget, and print one table."""
         from tasks.training.stop_signal import Interrupted
 
-        arguments, name = take(arguments, "--preset")
-        name = name or self.task.default_preset
-        base = self.preset(name)
-        options = parse(self.compare_options, arguments, f"{self.program} compare")
+        arguments, name, base = self._take_preset(arguments)
+        kind, train_models = self.comparison()
+        options = parse(kind, arguments, f"{self.program} compare")
         options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
-            self.compare_models(name, base, options)
+            train_models(name, base, options)
         except Interrupted:
             with contextlib.suppress(OSError):  # the terminal may be closed
                 print(
@@ -218,9 +236,8 @@ class CommandLine(ABC):
         """Print the memory, time and cost that a run will need, without building the model."""
         from tasks.planning.report import PlanOptions, report, show
 
-        arguments, name = take(arguments, "--preset")
-        name = name or self.task.default_preset
-        default, program = self.preset(name), f"{self.program} plan"
+        arguments, name, default = self._take_preset(arguments)
+        program = f"{self.program} plan"
         options, rest = tyro.cli(
             PlanOptions,
             args=arguments,

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,10 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import modules_used_once
 from models.blocks import Block, PreNormBlock
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
 
 Kind = Literal["ddp", "fsdp"]
 # How long a process waits for another one before it gives up.
@@ -192,20 +188,5 @@ def no_sync(network: nn.Module, enabled: bool = True) -> contextlib.AbstractCont
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor in one piece; if it is sharded, every process must call it."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor
-
-
-def shard(tensor: Tensor, like: Tensor) -> Tensor:
-    """Undo `full_tensor`: shard a tensor as another one of its shape is, if that is sharded."""
-    if not _is_sharded(like) or tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    here = tensor.to(like.device)
-    # Every process has read the same file: nothing needs to be sent.
-    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def _is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
-    """Whether it is a `DTensor`, whose module takes a second to import."""
-    return hasattr(tensor, "full_tensor")
+    # A `DTensor`, whose module takes a second to import.
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore

@@ -50,10 +50,8 @@ class WrittenOut(nn.Module):
         step = torch.zeros((), dtype=torch.int64, device=norm.device)
         carried = (step, y, fy, value, norm, converged, num_steps)
 
-        def goes_on(
-            step: Tensor, y: State, fy: State, value: State, norm: Tensor, converged: Tensor,
-            num_steps: Tensor,
-        ) -> Tensor:  # fmt: skip
+        def goes_on(step: Tensor, *carried: Any) -> Tensor:
+            *_, converged, _ = carried
             return (step < self.max_steps) & ~converged.all()
 
         def update(

@@ -66,11 +66,7 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
         ValueError: An argument is none of this command's, or a value is out of its range.
     """
     found, rest = tyro.cli(
-        kind,
-        args=arguments,
-        prog=program,
-        description=described(kind),
-        return_unknown_args=True,
+        kind, args=arguments, prog=program, description=described(kind), return_unknown_args=True
     )
     hints = get_type_hints(kind, include_extras=True)
     names = [

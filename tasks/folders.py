@@ -58,7 +58,8 @@ class FolderLock:
         file = os.open(folder / LOCK, flags, 0o666)
         self.release = weakref.finalize(self, os.close, file)
         try:
-            self.held = _try_to_lock(file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.held = True
         except BlockingIOError:
             holder = _holder(file)
             self.release()
@@ -66,6 +67,8 @@ class FolderLock:
                 f"{folder} is in use by {holder}. Wait until it ends, or stop it by Ctrl-C or "
                 "SIGTERM, which lets it save. A new run can take another folder by `--out`."
             ) from None
+        except OSError:  # a file system without locks
+            pass
         _locks.add(self)
         if self.held:
             with contextlib.suppress(OSError):  # a full disk: then the message names no process
@@ -90,22 +93,6 @@ def _leave_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
-
-
-def _try_to_lock(file: int) -> bool:
-    """Lock an open file; False where that is not possible.
-
-    Raises:
-        BlockingIOError: Another process has locked it.
-    """
-    assert fcntl is not None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return False
-    return True
 
 
 def _this_process() -> bytes:

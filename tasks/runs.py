@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from solvers.registry import UnknownName
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, load_weights
+from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError
+from tasks.device import choose_device
 
 RUNS = Path("runs")
 
@@ -32,7 +32,7 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
-            config = read_config(task, Checkpoint.load(path), path)
+            config = read_config(task, Checkpoint.load(path))
         except CheckpointError:
             continue
         if fits(config):
@@ -43,14 +43,14 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
     )
 
 
-def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
+def read_config(task: Any, checkpoint: Checkpoint) -> Any:
     """The configuration that a checkpoint was trained with.
 
     Raises:
         CheckpointError: It belongs to another task, or to another version, or names a solver or
             mode that no module has registered.
     """
-    trained = checkpoint.meta.get("task")
+    path, trained = checkpoint.path, checkpoint.meta.get("task")
     if trained != task.name:
         raise CheckpointError(
             f"{path} was trained on {trained!r:.100}, not on {task.name!r}. Name a checkpoint of "
@@ -68,17 +68,29 @@ def read_config(task: Any, checkpoint: Checkpoint, path: Path) -> Any:
         ) from error
 
 
-def averaged_model(config: Any, checkpoint: Checkpoint, path: Path) -> Any:
-    """The model of a configuration with the averaged weights of a checkpoint.
+def load_model(
+    task: Any, source: Path | Checkpoint, *, device: str = "auto", solver: str | None = None
+) -> tuple[Any, Any]:
+    """The averaged model of a checkpoint, ready for evaluation, and its configuration.
+
+    Args:
+        task: What it was trained on.
+        source: The checkpoint, or its file.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        solver: Another solver than that of the configuration.
 
     Raises:
-        CheckpointError: The checkpoint has none, or they are not of such a model.
+        CheckpointError: The file is not a checkpoint of this task and version.
+        ValueError: Unknown device or solver.
     """
-    weights = averaged_weights(checkpoint)
-    with bounded_by(weights, config, path):
+    checkpoint = Checkpoint.load(source) if isinstance(source, Path) else source
+    config, weights = read_config(task, checkpoint), averaged_weights(checkpoint)
+    with bounded_by(weights, config, checkpoint.path):
         model = config.build()
-    load_weights(model, weights, path)
-    return model
+    load_weights(model, weights, checkpoint.path)
+    if model.solving is not None:
+        model.solving.solver = config.solve.evaluation_solver(solver)
+    return model.to(choose_device(device)).eval(), config
 
 
 def averaged_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

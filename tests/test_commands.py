@@ -23,7 +23,7 @@ import tyro
 
 import tasks.checkpoints.manager
 import tasks.experiments.compare
-import tasks.lm.compare
+import tasks.lm.experiment
 import tasks.planning.report
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
@@ -104,7 +104,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def cli(kind: Any, **options: Any) -> Any:
         found = parse(kind, **options)
         # Of a configuration and of a comparison, more is checked than the flags alone.
-        later = (tasks.lm.compare.CompareOptions, tasks.planning.report.PlanOptions)
+        later = (tasks.lm.experiment.CompareOptions, tasks.planning.report.PlanOptions)
         _, rest = found
         if rest or kind in later or kind.__name__ == "Config":
             return found

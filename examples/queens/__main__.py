@@ -4,7 +4,7 @@ import sys
 
 from examples.queens.task import QueensTask
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.serving import serve
 
 
 def main(arguments: list[str]) -> int:

@@ -12,8 +12,7 @@ from examples.queens.board import QUEEN, SYMBOLS, QueensRecipe, complete
 from models import GridSpec
 from tasks.puzzles.config import GridConfig, GridData
 from tasks.puzzles.puzzle import Puzzle, smallest_copy
-from tasks.puzzles.task import GridTask, Sampler
-from tasks.puzzles.tensors import square_symmetries
+from tasks.puzzles.task import GridTask, Sampler, square_symmetries
 from tasks.puzzles.workers import train_and_test
 
 

@@ -1,20 +1,23 @@
 """What a checkpoint holds, and its way into models and optimisers and out of them."""
 
+import contextlib
 import copy
+import dataclasses
 import math
 import reprlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from tasks.checkpoints import file
 from tasks.checkpoints.file import CheckpointError, refusing
-from tasks.distributed import shard
 
 # The newest checkpoint of a run, as one file or as a folder of files.
 NAME, FOLDER = "checkpoint.safetensors", "checkpoint"
@@ -146,6 +149,17 @@ def load_weights(
         module.load_state_dict({name: shard(weights[name], ours[name]) for name in ours})
 
 
+def shard(tensor: Tensor, like: Any) -> Tensor:
+    """Shard a tensor that is in one piece as another one of its shape is, if that is sharded."""
+    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+
+    here = tensor.to(like.device)
+    # Every process has read the same file: nothing needs to be sent.
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def _described(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
@@ -225,3 +239,77 @@ def restore_random(
     torch.set_rng_state(tensors["torch"])
     if device.type != "cpu" and device.type in tensors:
         torch.get_device_module(device).set_rng_state(tensors[device.type], device)
+
+
+# What a model may have besides the weights in a file, such as masks.
+MORE_NUMBERS, MORE_PARAMETERS = 2**22, 16
+SIZED = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+
+
+# Whoever wrote a file chose its configuration as well, and a few bytes there can ask for any number
+# of weights. A model that needs more than its file holds is refused before they are allocated.
+
+
+@contextlib.contextmanager
+def bounded_by(weights: Mapping[str, Tensor], config: Any, source: Any) -> Iterator[None]:
+    """Refuse to build a model that has more weights than a file.
+
+    Args:
+        weights: The weights in the file.
+        config: The options in the file, which have a section `model`.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: The model has more weights, or cannot be built at all.
+    """
+    numbers = sum(tensor.nbytes for tensor in weights.values()) // torch.float32.itemsize
+    for name in [option.name for option in dataclasses.fields(config.model)]:
+        value = getattr(config.model, name)
+        if isinstance(value, int) and value > max(numbers, 1000):
+            raise CheckpointError(
+                f"{source} does not fit its configuration: it has {numbers:,} weights, which "
+                f"`{name}` = {value:,} exceeds. Use another file, or train again."
+            )
+    left = len(weights) + MORE_PARAMETERS
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _TooMany(f"it needs more than the {len(weights):,} weight tensors in the file")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with refusing(source, "does not fit its configuration"), _Budget(numbers):
+            yield
+    finally:
+        hook.remove()
+
+
+class _TooMany(ValueError):
+    """A model has more weights than the file that it comes from."""
+
+
+class _Budget(TorchFunctionMode):
+    """Raises before a tensor is made that the numbers in a file could not fill."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.numbers, self.left = numbers, numbers + MORE_NUMBERS
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        wanted = 0
+        if func in SIZED:
+            size = kwargs.get("size", args[0] if len(args) == 1 else args)
+            wanted = math.prod(size) if isinstance(size, Sequence) else size
+        elif func is torch.stack and args:
+            wanted = sum(part.numel() for part in args[0])
+        self.left -= wanted
+        if self.left < 0:
+            raise _TooMany(
+                f"it needs a tensor of {wanted:,} numbers, of which the file has {self.numbers:,}"
+            )
+        return func(*args, **kwargs)

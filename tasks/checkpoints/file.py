@@ -19,8 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tasks.folders import draft
-
 # Files of the first format have no checksum.
 FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
 # How code answers values that it was not written for.
@@ -90,6 +88,8 @@ def write(
     Raises:
         OSError: It could not be written, and what was at `path` is untouched.
     """
+    from tasks.folders import draft  # what only reads does without it
+
     flat = {n: tensor.cpu().contiguous() for n, tensor in flattened(tensors).items()}
     text = json.dumps(meta)
     header = {"format": FORMAT, "meta": text, "sha256": _checksum(flat, text)}
@@ -195,6 +195,8 @@ def grouped(flat: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def hardlink(path: Path, name: Path) -> None:
     """Give a file a second name in one step, which stays when the first one is replaced."""
+    from tasks.folders import draft
+
     with draft(name) as temporary:
         link(path, temporary)
 

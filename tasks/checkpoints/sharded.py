@@ -15,14 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tasks.checkpoints.file import (
-    FAULTS,
-    CheckpointError,
-    brief,
-    grouped,
-    parse_object,
-    to_disk,
-)
+from tasks.checkpoints.file import FAULTS, CheckpointError, brief, grouped, parse_object, to_disk
 
 MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
 
@@ -99,13 +92,7 @@ def ignore_warning_of_one_process() -> None:
 
 
 def write_manifest(folder: Path, meta: dict[str, Any], sums: dict[str, str]) -> None:
-    """Write the file that makes a folder of shards a checkpoint.
-
-    Args:
-        folder: Has the shards.
-        meta: JSON values.
-        sums: The checksum of each shard, by name.
-    """
+    """Write the file that makes a folder of shards a checkpoint; `sums` has a checksum of each."""
     content = {"format": FORMAT, "meta": json.dumps(meta), "files": sums}
     path = folder / MANIFEST
     path.write_text(json.dumps({**content, "sha256": _checksum_of(content)}))

@@ -70,7 +70,14 @@ class ShardedCheckpointManager(CheckpointManager):
         tensors = checkpoint.tensors
         if not self.group.first:  # every process has its own generators: the first one's are kept
             tensors = {name: part for name, part in tensors.items() if name != "random"}
-        written = _start_writing(self.temporary, tensors, self.mesh, self.writers)
+        written = async_save(  # every process must call it
+            flattened(tensors),
+            storage_writer=HuggingFaceStorageWriter(str(self.temporary), save_distributed=True),
+            async_stager=_Copies(self.mesh),
+            process_group=self.writers,
+            no_dist=self.writers is None,
+        )
+        assert isinstance(written, Future)
         self.saving = step
         self.pending = self.thread.submit(self._complete, written, checkpoint.meta, best)
 
@@ -156,41 +163,10 @@ class ShardedCheckpointManager(CheckpointManager):
         self.temporary.rename(self.newest)
 
 
-def _start_writing(
-    folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    mesh: DeviceMesh | None,
-    writers: ProcessGroup | None,
-) -> Future[Any]:
-    """Copy this process's share of the state, and begin to write it; every process must call it.
-
-    Args:
-        folder: Receives the files; it exists.
-        tensors: Named groups, as each process has them: `DTensor`s where it has a share.
-        mesh: The processes, on their CPUs; None for one.
-        writers: The group in which they meet while they write; None for one.
-
-    Returns:
-        What is done when the files of all processes are there.
-    """
-    written = async_save(
-        flattened(tensors),
-        storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-        async_stager=_Copies(mesh),
-        process_group=writers,
-        no_dist=writers is None,
-    )
-    assert isinstance(written, Future)
-    return written
-
-
 class _Copies(BlockingAsyncStager):
     """Copies the state to the CPU, so that training can continue during the write.
 
     torch's own stagers fail on the shards of FSDP.
-
-    Args:
-        mesh: The processes, on their CPUs; None for one.
     """
 
     def __init__(self, mesh: DeviceMesh | None):

@@ -5,10 +5,8 @@ held-out data; then more seeds with the best rate. The table reports the other h
 is never repeated, and an interrupted one goes on.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -16,11 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks.checkpoints.manager import load_newest
-from tasks.experiments.folder import checkpoint_in, lock_folder
-from tasks.experiments.jobs import Job, SearchOptions, search_and_repeat
-from tasks.experiments.run import Experiment, train
-from tasks.folders import draft
+from tasks.experiments.folder import lock_folder
+from tasks.experiments.jobs import Run, SearchOptions, search_and_repeat
 from tasks.training.options import Config
 
 # The columns that every table has.
@@ -29,55 +24,6 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "parameters": lambda row: f"{row['parameters']:,}",
     "rate": lambda row: f"{row['rate']:g}",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Job):
-    """One training run and its evaluation.
-
-    Attributes:
-        experiment: Of the task.
-        preset: Its name.
-        config: The options.
-        folder: Of the comparison.
-        label: The name of this run in the table.
-    """
-
-    experiment: Experiment
-    preset: str
-    config: Config
-    folder: Path
-    label: str
-
-    @property
-    def place(self) -> Path:
-        """See `Job`."""
-        rate, seed = self.config.train.learning_rate, self.config.train.seed
-        return self.folder / f"{self.label}-{rate:g}-seed{seed}"
-
-    def finish(self) -> None:
-        """Train, or go on, and evaluate on each half of the held-out data."""
-        config = self.config.changed(out=self.place)
-        with lock_folder(self.place):
-            path = checkpoint_in(self.place)
-            checkpoint = load_newest(path) if path is not None else None
-            trainer, held_out, result = train(
-                self.experiment, self.preset, config, self.place, checkpoint, validate=False
-            )
-            model = self.experiment.model(config, trainer.path)
-            result |= self.experiment.halves(model, held_out, config)
-            result["config"] = config.to_json()
-            with draft(self.done) as file:  # a part of it would count as done
-                file.write_text(json.dumps(result) + "\n")
-
-    def score(self) -> float:
-        """See `Job`."""
-        return self.experiment.sign * self.result()["choosing"][self.experiment.metric]
-
-    def summary(self) -> str:
-        """See `Job`."""
-        metric = self.experiment.metric
-        return f"{self.result()['reported'][metric]:.4f} {metric.replace('_', ' ')}"
 
 
 def matched(config: Any, **changes: Any) -> Any:

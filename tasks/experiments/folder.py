@@ -13,10 +13,7 @@ from tasks.runs import RUNS
 
 
 def lock_folder(folder: Path) -> FolderLock:
-    """Keep a folder for a run of this process, and tidy up after one that was killed in it.
-
-    Args:
-        folder: It is created if need be.
+    """Make and keep a folder for a run of this process; tidy up after one that was killed in it.
 
     Raises:
         FolderInUse: Another process has a run in it.

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -19,46 +18,75 @@ from typing import Any, Self
 
 import tyro
 
+from tasks.checkpoints.manager import load_newest
+from tasks.experiments.folder import checkpoint_in, lock_folder
+from tasks.experiments.run import Experiment, train
+from tasks.folders import draft
+from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
 
 
-class Job(ABC):
-    """A training run with a folder of its own; it must be possible to pickle it."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run of a comparison, and its evaluation.
+
+    Attributes:
+        experiment: Of the task.
+        preset: Its name.
+        config: The options.
+        folder: Of the comparison.
+        label: The name of this run in the table.
+    """
+
+    experiment: Experiment
+    preset: str
+    config: Config
+    folder: Path
+    label: str
 
     @property
-    @abstractmethod
     def place(self) -> Path:
         """The folder of the run."""
+        rate, seed = self.config.train.learning_rate, self.config.train.seed
+        return self.folder / f"{self.label}-{rate:g}-seed{seed}"
 
     @property
     def done(self) -> Path:
         """The file that holds the result; it exists once the run is finished."""
         return self.place / "compare.json"
 
-    @abstractmethod
     def finish(self) -> None:
-        """Train and evaluate as far as that is not done yet, and write the file `done`."""
+        """Train, or go on, and evaluate on each half of the held-out data."""
+        config = self.config.changed(out=self.place)
+        with lock_folder(self.place):
+            path = checkpoint_in(self.place)
+            checkpoint = load_newest(path) if path is not None else None
+            trainer, held_out, result = train(
+                self.experiment, self.preset, config, self.place, checkpoint, validate=False
+            )
+            model = self.experiment.model(config, trainer.path)
+            result |= self.experiment.halves(model, held_out, config)
+            result["config"] = config.to_json()
+            with draft(self.done) as file:  # a part of it would count as done
+                file.write_text(json.dumps(result) + "\n")
 
-    @abstractmethod
     def score(self) -> float:
         """How good the learning rate is, on data that the report does not use; higher is better."""
+        return self.experiment.sign * self.result()["choosing"][self.experiment.metric]
 
-    @abstractmethod
     def summary(self) -> str:
         """The main result in a few words."""
+        metric = self.experiment.metric
+        return f"{self.result()['reported'][metric]:.4f} {metric.replace('_', ' ')}"
 
     def result(self) -> dict[str, Any]:
         """The content of the file `done`."""
         return json.loads(self.done.read_text())
 
     def repeated(self, rate: float, seed: int) -> Self:
-        """The same run with another learning rate and seed.
-
-        A job is a dataclass with a field `config`.
-        """
-        job: Any = self
-        config = job.config.changed(learning_rate=rate, seed=seed)
-        return dataclasses.replace(job, config=config)
+        """The same run with another learning rate and seed."""
+        config = self.config.changed(learning_rate=rate, seed=seed)
+        return dataclasses.replace(self, config=config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,12 +132,8 @@ class SearchOptions:
         return base.changed(**changes)
 
 
-def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float]:
+def search_and_repeat(jobs: Sequence[Run], options: SearchOptions) -> list[float]:
     """Try every rate with one seed, then more seeds with the best one of each job.
-
-    Args:
-        jobs: What to compare.
-        options: Rates, seeds, and how many runs at a time.
 
     Returns:
         The chosen rates.
@@ -126,7 +150,7 @@ def search_and_repeat(jobs: Sequence[Job], options: SearchOptions) -> list[float
     return best
 
 
-def _finish_all(jobs: Sequence[Job], options: SearchOptions) -> None:
+def _finish_all(jobs: Sequence[Run], options: SearchOptions) -> None:
     """Finish the jobs that are not done: in this process, or several at once in others."""
     missing = [job for job in jobs if not job.done.is_file()]
     if options.jobs == 1:
@@ -157,14 +181,12 @@ def _pool(count: int, modules: Sequence[str]) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(modules: Sequence[str]) -> None:
-    """Prepare a process: import modules, and stop with the command that started it."""
+    """Prepare a process: import modules, and stop with the command that started it.
+
+    A process whose command is killed saves its run, as after any SIGTERM.
+    """
     for module in modules:
         importlib.import_module(module)
-    _stop_with_parent()
-
-
-def _stop_with_parent() -> None:
-    """Stop this process, which then saves its run, if the command that started it is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -175,7 +197,7 @@ def _stop_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _finish_quietly(job: Job) -> None:
+def _finish_quietly(job: Run) -> None:
     """Finish a job, and write what it prints to a file in its folder."""
     job.place.mkdir(parents=True, exist_ok=True)
     with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):

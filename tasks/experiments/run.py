@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
 from tasks.device import choose_device, compile_blocks
-from tasks.reports.curves import Subplot, plot_learning
+from tasks.reports.plots import Subplot, plot_learning
 from tasks.runs import export
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
@@ -64,12 +63,9 @@ class Experiment(ABC):
 
     @abstractmethod
     def load(self, config: Any, checkpoint: Checkpoint | None, validate: bool = True) -> Data:
-        """The data of a run.
+        """The data of a run, which goes on from a checkpoint or not.
 
-        Args:
-            config: The options.
-            checkpoint: Where an earlier run stopped.
-            validate: Whether held-out data are looked at during training.
+        Held-out data are not looked at during training unless `validate` says so.
         """
 
     @abstractmethod
@@ -110,14 +106,9 @@ def run(
     folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
-    """Train, or continue from a checkpoint, then evaluate.
+    """Train, or continue from a checkpoint of the same configuration, then evaluate.
 
-    Args:
-        experiment: Of the task.
-        preset: Its name.
-        config: The options.
-        folder: Receives checkpoint, weights, log, pictures and `result.json`.
-        checkpoint: Where an earlier run of the same configuration stopped.
+    The folder receives checkpoint, weights, log, pictures and `result.json`.
 
     Returns:
         The result, as JSON values.
@@ -164,14 +155,6 @@ def train(
 ) -> tuple[Trainer, Any, dict[str, Any]]:
     """Train as `run` does, without evaluating.
 
-    Args:
-        experiment: See `run`.
-        preset: See `run`.
-        config: See `run`.
-        folder: Receives checkpoint and log.
-        checkpoint: See `run`.
-        validate: Whether held-out data are looked at during training.
-
     Returns:
         The trainer, the held-out data, and what the result says of the training.
     """
@@ -183,7 +166,12 @@ def train(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     data = experiment.load(config, checkpoint, validate)
-    model = _build(config, checkpoint).to(choose_device(options.device))
+    if checkpoint is None:
+        model = config.build()
+    else:  # it has the size of its weights
+        with bounded_by(checkpoint.group("model"), config, checkpoint.path):
+            model = config.build()
+    model = model.to(choose_device(options.device))
     if options.compile:
         compile_blocks(model)
     meta = {"task": experiment.task, "preset": preset, "config": config.to_json(), **data.meta}
@@ -212,11 +200,3 @@ def train(
     if config.unit == "token":
         figures["train_tokens"] = trainer.step * options.batch_size * config.units_per_sample
     return trainer, data.held_out, figures
-
-
-def _build(config: Config, checkpoint: Checkpoint | None) -> nn.Module:
-    """The model of a run; one that goes on from a checkpoint has the size of its weights."""
-    if checkpoint is None:
-        return config.build()
-    with bounded_by(checkpoint.group("model"), config, checkpoint.path):
-        return config.build()

@@ -4,11 +4,7 @@ import sys
 
 from tasks.lm.commands import LanguageCommands
 
-
-def main(arguments: list[str]) -> int:
-    """Run a command."""
-    return LanguageCommands().run(arguments)
-
+main = LanguageCommands().run
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -79,10 +79,6 @@ class GenerateOptions(Sampling):
         checkpoint: The model; by default the newest one under `runs/`.
         max_steps: Budget of solver updates per token; by default the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        temperature: Divides the logits; 0 takes the likeliest token.
-        top_k: Only among so many of the likeliest.
-        top_p: Only among the likeliest that together have this probability.
-        seed: Of the draws.
     """
 
     prompt: Annotated[tuple[str, ...], tyro.conf.Positional] = ("",)

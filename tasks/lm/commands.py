@@ -13,7 +13,6 @@ import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine, print_json
-from tasks.device import choose_device
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
@@ -25,11 +24,11 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.runs import averaged_model, export, newest_checkpoint, read_config
+from tasks.runs import export, load_model, newest_checkpoint
 
 if TYPE_CHECKING:
+    from tasks.experiments.jobs import SearchOptions
     from tasks.experiments.run import Experiment
-    from tasks.lm.compare import CompareOptions
 
 UNSOLVED = "on a model that is solved; this one is not"
 
@@ -41,25 +40,27 @@ class LanguageCommands(CommandLine):
         super().__init__(LanguageTask())
 
     @property
-    def usage(self) -> str:
+    def purpose(self) -> str:
+        """See `CommandLine`."""
+        return "Train, evaluate and use causal language models."
+
+    @property
+    def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
         presets = ", ".join(PRESETS)
-        return (
-            "Train, evaluate and use causal language models.\n\n"
-            f"  {self.program}                      train ({DEFAULT_PRESET}), evaluate\n"
-            f"  {self.program} train --preset NAME  {presets}\n"
-            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 loss, perplexity, bits per byte; --max-steps\n"
-            f"  {self.program} generate PROMPT...   go on with a text\n"
-            f"  {self.program} internalise          what fewer solver steps cost\n"
-            f"  {self.program} compare              models at equal size and budget, one table\n"
-            f"  {self.program} harness --tasks ...  tasks of the lm-evaluation-harness\n"
-            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n"
-            f"  {self.program} export FOLDER        a folder as the Hugging Face Hub has it\n"
-            f"  {self.program} export FILE.pt2      a program that runs without this project\n\n"
-            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
-            "that registers solvers or backward modes.\n"
-        )
+        return {
+            "": f"train ({DEFAULT_PRESET}), evaluate",
+            "train --preset NAME": f"{presets}",
+            "train --resume FILE": "go on with an interrupted run",
+            "eval": "loss, perplexity, bits per byte; --max-steps",
+            "generate PROMPT...": "go on with a text",
+            "internalise": "what fewer solver steps cost",
+            "compare": "models at equal size and budget, one table",
+            "harness --tasks ...": "tasks of the lm-evaluation-harness",
+            "plan": "memory, time and cost on GPUs; --gpus",
+            "export FOLDER": "a folder as the Hugging Face Hub has it",
+            "export FILE.pt2": "a program that runs without this project",
+        }
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """See `CommandLine`."""
@@ -81,18 +82,11 @@ class LanguageCommands(CommandLine):
 
         return TextExperiment()
 
-    @property
-    def compare_options(self) -> type[CompareOptions]:
+    def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
         """See `CommandLine`."""
-        from tasks.lm.compare import CompareOptions
+        from tasks.lm.experiment import CompareOptions, compare_language
 
-        return CompareOptions
-
-    def compare_models(self, preset: str, base: Any, options: Any) -> object:
-        """See `CommandLine`."""
-        from tasks.lm.compare import compare_language
-
-        return compare_language(preset, base, options)
+        return CompareOptions, compare_language
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
@@ -144,8 +138,8 @@ class LanguageCommands(CommandLine):
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
             from implicit.diagnostics.plots import plot_trajectory
-            from tasks.lm.pictures import SUBPLOTS, plot_budgets
-            from tasks.reports.curves import plot_learning
+            from tasks.lm.experiment import SUBPLOTS, plot_budgets
+            from tasks.reports.plots import plot_learning
 
             options.draw.mkdir(parents=True, exist_ok=True)
             plot_budgets(found["by_budget"], options.draw / "budgets.png")
@@ -249,12 +243,8 @@ class LanguageCommands(CommandLine):
     ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
         path = path or self._newest()
         checkpoint = Checkpoint.load(path)
-        config = read_config(self.task, checkpoint, path)
-        tokenizer = read_tokenizer(checkpoint, config)
-        model = averaged_model(config, checkpoint, path)
-        if model.solving is not None:
-            model.solving.solver = config.solve.build_solver(solver)
-        return path, model.to(choose_device(device)).eval(), config, tokenizer
+        model, config = load_model(self.task, checkpoint, device=device, solver=solver)
+        return path, model, config, read_tokenizer(checkpoint, config)
 
     def _load_all(self, options: HeldOutOptions) -> tuple[Path, Any, LanguageConfig, Any]:
         from tasks.lm.stream import load_batches

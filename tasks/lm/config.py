@@ -13,8 +13,7 @@ from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
 from solvers import FixedPointSolver, get_solver
-from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, NoSolve, Section
+from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
 LanguageModule = AttractorLM | TransformerLM | ParcaeLM
@@ -89,8 +88,7 @@ class Parcae(Transformer):
 
     def __post_init__(self) -> None:
         self.require(0, "coda_blocks")
-        self.require(1, "loops")
-        self.limit(1000, "loops")
+        self.require(1, "loops", most=1000)
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
@@ -109,7 +107,9 @@ class Solved(Network):
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
-        return AttractorLM(spec, solve.build_solver(), solve.build_backward(), solve.eval_max_steps)
+        return AttractorLM(
+            spec, solve.evaluation_solver(), solve.backward_mode(), solve.eval_max_steps
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +170,9 @@ class Solve(Section):
     def __post_init__(self) -> None:
         self.require(0, "eval_max_steps")
         self.require(1, "recorded_steps")
-        self.limit(1000, "history")
-        self.build_solver()
-        self.build_backward()
+        self.require(0, "history", most=1000)
+        self.evaluation_solver()
+        self.backward_mode()
 
     def unused(self) -> dict[str, str]:
         """See `Section`."""
@@ -188,7 +188,7 @@ class Solve(Section):
         """Solver updates in training, at most."""
         return self.train_max_steps
 
-    def build_solver(self, name: str | None = None) -> FixedPointSolver:
+    def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
         """The solver, or another one by name, with this run's tolerance and window."""
         name = name or self.solver
         options: dict[str, Any] = {"rtol": self.rtol}
@@ -196,7 +196,7 @@ class Solve(Section):
             options["history"] = self.history
         return get_solver(name, **options)
 
-    def build_backward(self) -> BackwardMode:
+    def backward_mode(self) -> BackwardMode:
         """The backward mode, with the options of this run."""
         mode = get_backward(self.backward)
         if isinstance(mode, Phantom):
@@ -294,16 +294,6 @@ class LanguageConfig(Config):
     def num_inputs(self) -> int:
         """Number of tokens of the vocabulary."""
         return self.data.vocabulary
-
-    @property
-    def num_classes(self) -> int:
-        """Number of tokens of the vocabulary."""
-        return self.data.vocabulary
-
-    @property
-    def units_per_sample(self) -> int:
-        """Number of tokens in a row of the batch."""
-        return self.data.context
 
     @property
     def train_steps(self) -> int:

@@ -1,8 +1,12 @@
-"""Tokens to train on and held out, and batches of them for the training loop."""
+"""Text to train on and held out, its tokens, and batches of them for the training loop."""
 
 import dataclasses
+import hashlib
 import math
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -11,9 +15,93 @@ from torch.nn import functional as F
 
 from models import LanguageModel
 from tasks.lm.config import LanguageConfig
-from tasks.lm.corpus import read_texts, split
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import Task
+
+# Texts whose hash falls into this share are held out.
+HELD_OUT = 0.05
+MIN_BYTES = 10_000
+
+
+def read_texts(source: Path | None, max_bytes: int) -> list[str]:
+    """The texts of a file, of all files of a folder, or of the standard library, shuffled.
+
+    The order, and with it what `max_bytes` cuts off, depends on the files alone.
+
+    Args:
+        source: A UTF-8 file, or a folder whose text files are read; None: the library.
+        max_bytes: Stop after so many.
+
+    Raises:
+        ValueError: No such source, bytes that are not UTF-8, or too little text.
+    """
+    if source is None:
+        paths = _library()
+    elif source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if path.is_file())
+    elif source.is_file():
+        paths = [source]
+    else:
+        raise ValueError(f"There is no text at {source}. Name a file or a folder with `--text`.")
+    Random(0).shuffle(paths)
+    texts, left = [], max_bytes
+    for path in paths:
+        text = _read(path, strict=source is not None)
+        if text:
+            texts.append(text.encode()[:left].decode(errors="ignore"))
+            left -= len(texts[-1].encode())
+        if left <= 0:
+            break
+    total = sum(len(text.encode()) for text in texts)
+    if total < MIN_BYTES:
+        where = source or "the standard library"
+        raise ValueError(
+            f"{where} has {total:,} bytes of text, too few to train on: at least {MIN_BYTES:,} "
+            "are needed."
+        )
+    return texts
+
+
+def split(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Split texts into training and held-out ones: by their hash, or at the end of few texts.
+
+    No text is in both, whatever the order, also if it occurs twice.
+    """
+    if len(texts) < 40:
+        whole = "\n".join(texts)
+        cut = round(len(whole) * (1 - HELD_OUT))
+        return [whole[:cut]], [whole[cut:]]
+    train, held_out = [], []
+    for text in texts:
+        (held_out if is_held_out(text) else train).append(text)
+    return train, held_out
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text is never trained on; its hash alone decides."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
+
+
+def _library() -> list[Path]:
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts = [".", "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http",
+             "importlib", "json", "logging", "multiprocessing", "pydoc_data", "unittest",
+             "urllib", "xml", "xmlrpc", "zoneinfo"]  # fmt: skip
+    return sorted(path for part in parts for path in (folder / part).glob("*.py"))
+
+
+def _read(path: Path, strict: bool) -> str:
+    try:
+        return path.read_text(encoding="utf-8").removeprefix("\ufeff")  # a byte order mark
+    except UnicodeDecodeError as error:
+        if not strict:
+            return ""
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}. "
+            "Convert it, or name other files with `--text`."
+        ) from error
+
 
 VALIDATION_TOKENS = 8192
 # Logits of more at a time would not fit, of a vocabulary of usual size.
@@ -68,12 +156,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 
 
 class Batches(Task):
-    """A corpus as the training loop sees it: sequences from random places of the text.
-
-    Args:
-        corpus: The tokens.
-        config: The run.
-    """
+    """A corpus as the training loop sees it: sequences from random places of the text."""
 
     def __init__(self, corpus: Corpus, config: LanguageConfig):
         self.corpus, self.config = corpus, config
@@ -130,26 +213,24 @@ def measure(
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    context = config.data.context
-    windows = min(limit or config.data.eval_tokens, len(corpus.held_out) - 1) // context
-    windows = max(windows, 1)
+    device, context = next(model.parameters()).device, config.data.context
+    wanted = min(limit or config.data.eval_tokens, len(corpus.held_out) - 1)
+    windows = max(wanted // context, 1)
     used = corpus.held_out[: windows * context + 1]
     x, target = used[:-1].view(windows, context), used[1:].view(windows, context)
-    nats, solutions, scales, distances = 0.0, [], [], []
-    at_once = max(
-        1, min(config.train.batch_size // config.train.accumulate, TOKENS_AT_ONCE // context)
-    )
-    for at in range(0, windows, at_once):
-        rows = slice(at, at + at_once)
-        out = model(x[rows].to(device), max_steps=max_steps)
+    in_batch = config.train.batch_size // config.train.accumulate
+    at_once = max(1, min(in_batch, TOKENS_AT_ONCE // context))
+    nats, solved = 0.0, []
+    for rows, right in zip(x.split(at_once), target.split(at_once), strict=True):
+        out = model(rows.to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
-        nats += F.cross_entropy(logits, target[rows].flatten().to(device), reduction="sum").item()
+        nats += F.cross_entropy(logits, right.flatten().to(device), reduction="sum").item()
         if out.solution is not None and out.solution.num_evals:
-            solutions.append(out.solution)
-            state, proposal = out.state.float(), out.proposal.float()
-            scales.append(state.square().mean(-1).sqrt())
-            distances.append((proposal - state).norm(dim=-1) / state.norm(dim=-1))
+            found, state, proposal = out.solution, out.state.float(), out.proposal.float()
+            scale = state.square().mean(-1).sqrt()
+            distance = (proposal - state).norm(dim=-1) / state.norm(dim=-1)
+            parts = found.converged, found.num_steps, found.residual / scale, distance
+            solved.append([part.flatten().float() for part in parts])
     model.train(was_training)
     tokens = windows * context
     num_bytes = len(corpus.tokenizer.decode(used[1:].tolist()).encode())
@@ -159,15 +240,12 @@ def measure(
         "bits_per_byte": nats / math.log(2) / num_bytes,
         "tokens": tokens,
     }
-    if solutions:
-        residual = torch.cat([s.residual.flatten() for s in solutions])
-        scale = torch.cat([scale.flatten() for scale in scales])
-        converged = torch.cat([s.converged.flatten() for s in solutions])
-        steps = torch.cat([s.num_steps.flatten() for s in solutions])
+    if solved:
+        converged, steps, residual, distance = map(torch.cat, zip(*solved, strict=True))
         figures |= {
-            "converged": converged.float().mean().item(),
-            "mean_steps": steps.float().mean().item(),
-            "median_residual": (residual / scale).median().item(),
-            "distance": torch.cat([d.flatten() for d in distances]).mean().item(),
+            "converged": converged.mean().item(),
+            "mean_steps": steps.mean().item(),
+            "median_residual": residual.median().item(),
+            "distance": distance.mean().item(),
         }
     return figures

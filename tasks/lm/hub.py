@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import LanguageOutput
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import Checkpoint, load_weights
+from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError, parse_object, read_tensors, refusing
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.generate import Sampling, generate
@@ -55,7 +54,7 @@ class PretrainedLM(
         self.tokenizer = load_tokenizer(tokenizer, self.settings.data.vocabulary)
         self.model: Any = self.settings.build()
         if self.model.solving is not None:
-            self.model.solving.solver = self.settings.solve.build_solver()
+            self.model.solving.solver = self.settings.solve.evaluation_solver()
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "PretrainedLM":
@@ -65,7 +64,7 @@ class PretrainedLM(
             CheckpointError: The file is none, or of another version.
         """
         checkpoint = Checkpoint.load(path)
-        config = read_config(LanguageTask, checkpoint, path)
+        config = read_config(LanguageTask, checkpoint)
         read_tokenizer(checkpoint, config)
         weights = averaged_weights(checkpoint)
         with bounded_by(weights, config, path):

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.lm.config import LanguageConfig
-from tasks.lm.corpus import is_held_out
-from tasks.lm.data import Batches, Corpus, load_corpus
+from tasks.lm.data import Batches, Corpus, is_held_out, load_corpus
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import SourceLost
 
@@ -32,9 +31,6 @@ DAMAGED = (ValueError, TypeError, LookupError, AttributeError)
 
 class Documents:
     """Reads the texts of a data set in order, from any position, and retries after interruptions.
-
-    Args:
-        config: Names the data set.
 
     Attributes:
         position: Where the next document is, as JSON values: how many were read, and what the
@@ -117,13 +113,7 @@ class Documents:
 
 
 class StreamedBatches(Batches):
-    """Documents as the training loop sees them; nothing is drawn at random.
-
-    Args:
-        corpus: Tokenizer and held-out text.
-        documents: Where to read on.
-        config: The run.
-    """
+    """Documents as the training loop sees them; nothing is drawn at random."""
 
     def __init__(self, corpus: Corpus, documents: Documents, config: LanguageConfig):
         super().__init__(corpus, config)
@@ -181,10 +171,7 @@ class StreamedBatches(Batches):
             if text is None:
                 self._passes += 1
                 read = self.documents.position["documents"]
-                print(
-                    f"All {read:,} documents are read: starting again.",
-                    flush=True,
-                )
+                print(f"All {read:,} documents are read: starting again.", flush=True)
                 self.documents.rewind()
             elif text and not is_held_out(text):
                 tokens = [*self.corpus.tokenizer.encode(text), END]

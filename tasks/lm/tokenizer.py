@@ -55,9 +55,6 @@ class BytePairs:
     The package numbers its tokens otherwise: here 0..255 stand for its first 256, 256 ends a
     text, and the merged ones follow.
 
-    Args:
-        state: What `to_json` returned.
-
     Raises:
         ValueError: The package is not installed, or the state is none of ours.
     """

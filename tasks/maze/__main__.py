@@ -4,13 +4,9 @@ import sys
 
 from tasks.maze.task import MazeTask
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.serving import serve
 
-
-def main(arguments: list[str]) -> int:
-    """Run a command."""
-    return Commands(MazeTask(), serve).run(arguments)
-
+main = Commands(MazeTask(), serve).run
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tasks.maze.maze import label
-from tasks.puzzles.tensors import square_symmetries
+from tasks.puzzles.task import square_symmetries
 
 
 class Symmetries:

@@ -27,9 +27,7 @@ class MazeData(GridData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.side < 3:
-            raise ValueError(f"`side` must be at least 3, got {self.side}.")
-        self.limit(1000, "side")
+        self.require(3, "side", most=1000)
         made = "min_path" not in self.unused()
         if made and not 2 <= self.min_path <= (self.max_path or self.min_path) <= self.side**2:
             raise ValueError(
@@ -65,74 +63,33 @@ class MazeConfig(GridConfig):
 
 # The published recipes of TRM and EqR: arXiv:2510.04871, sec. 5 and app.; arXiv:2605.21488.
 _PUBLISHED = MazeConfig.of(
-    model="reasoner",
-    side=30,
-    min_path=110,
-    train_puzzles=1000,
-    layout="attention",
-    width=512,
-    expansion=3.0,
-    num_heads=8,
-    batch_size=128,
-    segments=16,
-    learning_rate=1e-4,
-    warmup=2000,
-    steps=600_000,
-    recorded_steps=2,
-    solver="anderson",
-    weight_decay=1.0,
-    averaging=0.999,
-    loss="stablemax",
-    halting=True,
-    autocast=True,
-)
+    model="reasoner", side=30, min_path=110, train_puzzles=1000, layout="attention", width=512,
+    expansion=3.0, num_heads=8, batch_size=128, segments=16, learning_rate=1e-4, warmup=2000,
+    steps=600_000, recorded_steps=2, solver="anderson", weight_decay=1.0, averaging=0.999,
+    loss="stablemax", halting=True, autocast=True,
+)  # fmt: skip
 
 PRESETS: dict[str, MazeConfig] = {
     "tiny": MazeConfig.of(
-        side=9,
-        min_path=14,
-        minutes=2.4,
-        test_puzzles=500,
-        optimizer="muon",
-        learning_rate=5e-3,
+        side=9, min_path=14, minutes=2.4, test_puzzles=500, optimizer="muon", learning_rate=5e-3,
         averaging=0.995,
     ),
     "mini": MazeConfig.of(
-        side=15,
-        min_path=30,
-        minutes=16.0,
-        test_puzzles=500,
-        width=40,
-        averaging=0.995,
+        side=15, min_path=30, minutes=16.0, test_puzzles=500, width=40, averaging=0.995,
         eval_max_steps=128,
     ),
     "hard": MazeConfig.of(
-        side=30,
-        min_path=110,
-        minutes=100.0,
-        train_puzzles=1000,
-        test_puzzles=100,
-        width=48,
-        segments=16,
-        averaging=0.997,
-        eval_max_steps=256,
+        side=30, min_path=110, minutes=100.0, train_puzzles=1000, test_puzzles=100, width=48,
+        segments=16, averaging=0.997, eval_max_steps=256,
     ),
     "unique": MazeConfig.of(
-        side=30,
-        kind="unique",
-        min_path=100,
-        max_path=140,
-        minutes=100.0,
-        train_puzzles=1000,
-        width=48,
-        segments=16,
-        averaging=0.999,
-        eval_max_steps=256,
+        side=30, kind="unique", min_path=100, max_path=140, minutes=100.0, train_puzzles=1000,
+        width=48, segments=16, averaging=0.999, eval_max_steps=256,
     ),
     "maze-hard-7m": _PUBLISHED,
     "maze-hard-27m": _PUBLISHED.changed(refiner_blocks=8, batch_size=48),
     "maze-hard-trm-7m": _PUBLISHED.changed(model="trm"),
     "maze-hard-eqr-7m": _PUBLISHED.changed(model="eqr"),
     "maze-hard-hrm-27m": _PUBLISHED.changed(model="hrm", refiner_blocks=4),
-}
+}  # fmt: skip
 DEFAULT_PRESET = "mini"

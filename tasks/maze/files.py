@@ -29,7 +29,7 @@ from tasks.maze.maze import (
 )
 from tasks.puzzles.files import PuzzleFormat
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
+from tasks.puzzles.task import to_tensors
 
 _DIGITS = set("0123456789.")
 _OTHER_TASK = "Digits and dots are no maze: this looks like another task's file."

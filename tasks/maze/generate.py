@@ -25,7 +25,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tasks.maze.maze import FREE, GOAL, START, WALL, complete
 from tasks.puzzles.puzzle import Puzzle, smallest_copy
@@ -119,15 +119,8 @@ def train_and_test(
 
     Args and errors are those of `generate`; the training set is what it returns.
     """
-    make = functools.partial(
-        generate,
-        side=side,
-        kind=kind,
-        min_path=min_path,
-        max_path=max_path,
-        seed=seed,
-        workers=workers,
-    )
+    options: dict[str, Any] = {"kind": kind, "min_path": min_path, "max_path": max_path}
+    make = functools.partial(generate, side=side, seed=seed, workers=workers, **options)
     train = make(train_count)
     taken = {smallest_copy(maze.question) for maze in train}
     test: list[Puzzle] = []

@@ -1,5 +1,6 @@
 """Pictures of mazes: one answer, and the convergence of a solve."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,65 +12,38 @@ from matplotlib.patches import Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
 from tasks.puzzles.pictures import RED, Frame, GridPicture, caption
-from tasks.reports.style import BLUE, DPI, GREEN, ORANGE, new_figure, save
+from tasks.reports.plots import BLUE, GREEN, ORANGE, new_figure, save_png
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
 GROUND = {WALL: "#3A3A3A", FREE: "#FFFFFF", START: GREEN, GOAL: PURPLE}
-LEGEND = (
-    "blue: path, right",
-    "red: path, wrong",
-    "yellow: path missed",
-    "orange: wrong otherwise",
-)
+LEGEND = ("blue: path, right", "red: path, wrong", "yellow: path missed", "orange: wrong otherwise")
 
 
 def draw_maze(
-    question: Sequence[int],
-    answer: Sequence[int],
-    path: Path,
-    *,
-    truth: Sequence[int] | None = None,
-    title: str = "",
+    question: Sequence[int], answer: Sequence[int], truth: Sequence[int], path: Path
 ) -> Path:
     """Draw one maze with a path into a PNG.
 
     Args:
         question: Codes.
         answer: Codes of the path to be drawn, right or wrong.
+        truth: Codes of the right answer: cells where `answer` has something else stand out.
         path: The PNG, in a folder that exists.
-        truth: Codes of the right answer: cells where `answer` has something else stand out. By
-            default any path counts as right, and only changes of the question stand out.
-        title: Above the maze.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: The grids differ in size, or are no square.
         OSError: The file cannot be written.
     """
-    side = round(len(question) ** 0.5)
-    grids = {"question": question, "answer": answer}
-    if truth is None:
-        truth = [
-            PATH if got == PATH else asked for asked, got in zip(question, answer, strict=False)
-        ]
-    else:
-        grids["truth"] = truth
-    for name, grid in grids.items():
-        if not side or len(grid) != side * side:
-            raise ValueError(
-                f"`{name}` must have the cells of one square, {side * side}, got {len(grid)}."
-            )
-    figure = new_figure(5, 5.2 + 0.3 * bool(title))
+    figure = new_figure(5, 5.2)
     axes = figure.subplots()
     axes.axis("off")
-    _draw_cells(axes, question, answer, [1.0] * len(answer), truth, letter_size=250 / side)
+    size = 250 / math.isqrt(len(question))
+    _draw_cells(axes, question, answer, [1.0] * len(answer), truth, letter_size=size)
     figure.supxlabel("    ".join(LEGEND), fontsize=7.5, color="0.35")
-    if title:
-        figure.suptitle(title, fontsize=12)
-    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    return save_png(figure, path)
 
 
 @dataclass(frozen=True)
@@ -101,7 +75,7 @@ def _draw_cells(
     letter_size: float,
 ) -> None:
     """Draw the maze and the predicted path over it; the y axis points down, as rows do."""
-    side = round(len(question) ** 0.5)
+    side = math.isqrt(len(question))
     colors = [_color(*cell) for cell in zip(question, found, confidences, answer, strict=True)]
     axes.imshow(np.array(colors).reshape(side, side, 3), interpolation="nearest")
     border = Rectangle((-0.5, -0.5), side, side, fill=False, edgecolor=GROUND[WALL], clip_on=False)
@@ -110,15 +84,9 @@ def _draw_cells(
         if code in (START, GOAL):
             row, column = divmod(cell, side)
             axes.text(
-                column,
-                row,
-                SYMBOLS[code],
-                color="white",
-                weight="bold",
-                fontsize=letter_size,
-                ha="center",
-                va="center_baseline",
-            )
+                column, row, SYMBOLS[code], color="white", weight="bold", fontsize=letter_size,
+                ha="center", va="center_baseline",
+            )  # fmt: skip
 
 
 def _color(asked: int, got: int, confidence: float, right: int) -> np.ndarray:

@@ -113,5 +113,5 @@ class MazeTask(GridTask[MazeConfig]):
 
         (question,), (answer,) = (t.tolist() for t in self.encode([puzzle], config))
         found = frames[-1][2].argmax(-1).tolist()
-        drawn = draw_maze(question, found, folder / "maze.png", truth=answer)
+        drawn = draw_maze(question, found, answer, folder / "maze.png")
         return [drawn, *super().draw(puzzle, frames, config, folder)]

@@ -204,31 +204,28 @@ def fits(plan: Plan, cluster: Cluster) -> list[Fit]:
 def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | None, str]:
     """The first way that fits, and the advice in words."""
     name = sample_name(plan.config.unit)[:-1]
+
+    def counted(samples: int) -> str:
+        return f"{samples} {name}{'s' * (samples != 1)}"
+
     chosen = next((way for way in ways if way.enough), None)
+    usable = f"{cluster.usable_bytes / 1e9:.1f} usable"
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.total).memory
         more = "take more GPUs or larger ones" if cluster.gpus > 1 else "take several, with FSDP"
-        count = least.micro_batch
-        if count > 1:
+        if (count := least.micro_batch) > 1:
             more = f"raise `--accumulate`, {more}"
         return None, (
-            f"Does not fit: {count} {name}{'s' * (count != 1)} at a time "
-            f"take{'s' * (count == 1)} {least.total / 1e9:.1f} GB of "
-            f"{cluster.usable_bytes / 1e9:.1f} usable, with {_way(least)}. Go on: {more}, or make "
+            f"Does not fit: {counted(count)} at a time take{'s' * (count == 1)} "
+            f"{least.total / 1e9:.1f} GB of {usable}, with {_way(least)}. Go on: {more}, or make "
             f"the model or its {'context' if plan.config.unit == 'token' else 'batch'} smaller."
         )
     at = chosen.memory
-    local = chosen.parts * at.micro_batch
-    work = f"{local} {name}{'s' * (local != 1)} per GPU at once (at most {chosen.largest} fit)"
+    work = f"{counted(at.micro_batch)} per GPU at once (at most {chosen.largest} fit)"
     if chosen.parts > 1:
-        work = (
-            f"{chosen.parts} micro-batches of {at.micro_batch} {name}{'s' * (at.micro_batch != 1)} "
-            f"per GPU (at most {chosen.largest} fit)"
-        )
-    text = (
-        f"Fits: {_way(at)}, {work}, {at.total / 1e9:.1f} GB of {cluster.usable_bytes / 1e9:.1f} "
-        "usable."
-    )
+        rows = counted(at.micro_batch)
+        work = f"{chosen.parts} micro-batches of {rows} per GPU (at most {chosen.largest} fit)"
+    text = f"Fits: {_way(at)}, {work}, {at.total / 1e9:.1f} GB of {usable}."
     flags = ["--parallel fsdp"] * (at.parallel == "FSDP")
     flags += [f"--accumulate {chosen.parts}"] * (chosen.parts > 1)
     flags += ["--checkpoint-activations"] * at.checkpoint

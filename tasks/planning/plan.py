@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from implicit import FixedPointLayer
-from models import checkpoint_activations, modules_used_once, recomputes
+from models import modules_used_once, recompute_activations, recomputes
 from tasks.planning.stand_ins import FLOAT32
-from tasks.planning.step import FakeTraining, Plannable, StepCost
+from tasks.planning.step import FakeTraining, StepCost
+from tasks.training.options import Config
 
 # A batch of one would not do: where another one is copied, it may be only viewed.
 FEW_SAMPLES = 2
@@ -36,16 +37,10 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the passes of training cost.
+    """What the passes of training cost, with the solver at its budget; see `StepCost`.
 
     Attributes:
-        flops: Operations for a sample, with the solver at its budget.
-        kept: What is alive when the backward pass begins, without weights, gradients and the
-            solver's memory.
-        peak: What is alive at the worst moment, with the solver's memory.
-        networks: The same without it.
-        solver: The solver's memory.
-        state: Of the state that a sample's next segment goes on from.
+        flops: Operations for a sample.
     """
 
     flops: int
@@ -70,9 +65,6 @@ class Plan:
     taken to use its whole budget. The mode "unrolled" also records a solver's windows, which are
     not counted.
 
-    Args:
-        config: The run.
-
     Attributes:
         parameters: How many, by part; see `parts`.
         block_parameters: Parameters of the largest block of the backbone.
@@ -82,7 +74,7 @@ class Plan:
         ValueError: It is to compute the activations of a backbone anew, and has none.
     """
 
-    def __init__(self, config: Plannable) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         model = _meta(config)
         self.solves = any(isinstance(module, FixedPointLayer) for module in model.modules())
@@ -196,14 +188,9 @@ class Plan:
         return _difference(self._own.passes(FEW_SAMPLES, few + 1), base)
 
 
-def _meta(config: Plannable) -> nn.Module:
+def _meta(config: Config) -> nn.Module:
     with torch.device("meta"):
         return config.build()
-
-
-def plan(config: Plannable) -> Plan:
-    """Estimate the cost of training; see `Plan`."""
-    return Plan(config)
 
 
 def _difference(more: StepCost, less: StepCost) -> StepCost:
@@ -218,7 +205,7 @@ def backbone(model: nn.Module, required: bool) -> list[nn.Module]:
         ValueError: There is none, and one is required.
     """
     try:
-        checkpoint_activations(model)
+        recompute_activations(model)
     except ValueError:
         if required:
             raise

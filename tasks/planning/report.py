@@ -9,15 +9,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tasks.planning.cluster import (
-    Cluster,
-    duration,
-    fits,
-    recommend,
-    sample_name,
-    steps_shown,
-)
-from tasks.planning.plan import plan, show_bytes
+from tasks.planning.cluster import Cluster, duration, fits, recommend, sample_name, steps_shown
+from tasks.planning.plan import Plan, show_bytes
 
 PURPOSES = {
     "weights": "weights",
@@ -42,11 +35,6 @@ class PlanOptions(Cluster):
         tokens: Budget in tokens, or in puzzles and optimiser steps; by default the preset's
             steps times its batch.
         json: Also write the result here.
-        gpus: How many GPUs.
-        gpu_memory: Memory of each, in GB of 10^9 bytes.
-        utilisation: Share of the peak that training reaches, in (0, 1].
-        peak_tflops: Peak of each in TFLOP/s; by default that of an H100 SXM in bfloat16, dense.
-        price: Of a GPU for an hour, in any currency.
     """
 
     tokens: Annotated[int | None, tyro.conf.arg(aliases=["--puzzles"])] = None
@@ -63,7 +51,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
 
     See `tasks.planning.plan.Plan` for what the estimates leave out.
     """
-    found = plan(config)
+    found = Plan(config)
     ways = fits(found, options)
     chosen, advice = recommend(found, options, ways)
     units = options.tokens

@@ -9,15 +9,11 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from implicit import FixedPointLayer
 from solvers.torch_internals import FakeTensorMode, cpu_attention, pytree
@@ -25,6 +21,7 @@ from tasks.planning.peak_memory import PeakMemory
 from tasks.planning.stand_ins import Assumed, PlainSteps, SolverMemory, solve_plainly
 from tasks.training.micro_batches import forward
 from tasks.training.optimizers import build_optimizers
+from tasks.training.options import Config
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
@@ -40,72 +37,6 @@ def _attention_backward(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) ->
 ATTENTION: dict[Any, Any] = dict(
     zip(cpu_attention(), (_attention, _attention_backward), strict=True)
 )
-
-
-class Plannable(Protocol):
-    """What a plan needs of a configuration, besides what the optimisers and the loss read."""
-
-    # What is counted: "token" or "puzzle".
-    unit: ClassVar[str]
-
-    @property
-    def train(self) -> Any:
-        """How it is trained, as `Trainer` reads it."""
-        ...
-
-    @property
-    def units_per_sample(self) -> int:
-        """How many of them a row of the batch is."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Inputs of a row."""
-        ...
-
-    @property
-    def train_steps(self) -> int:
-        """Budget of solver updates, or their number."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of an optimiser step."""
-        ...
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches of a process's share of the rows."""
-        ...
-
-    @property
-    def checkpoint_activations(self) -> bool:
-        """Compute the activations of the backbone's blocks anew."""
-        ...
-
-    @property
-    def segments(self) -> int:
-        """Optimiser steps of a sample; a state goes from one to the next."""
-        ...
-
-    @property
-    def autocast(self) -> bool:
-        """Run networks in bfloat16."""
-        ...
-
-    @property
-    def clip(self) -> float:
-        """Largest gradient norm."""
-        ...
-
-    @property
-    def loss(self) -> str:
-        """See `answer_loss`."""
-        ...
-
-    def build(self) -> Any:
-        """The model."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +68,7 @@ class FakeTraining:
         config: The run.
     """
 
-    def __init__(self, model: nn.Module, config: Plannable) -> None:
+    def __init__(self, model: nn.Module, config: Config) -> None:
         self.model, self.config = model, config
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
@@ -206,9 +137,8 @@ class FakeTraining:
 
     @functools.cached_property
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        config: Any = self.config
         with self.mode:
-            optimizers = build_optimizers(self.model, config)
+            optimizers = build_optimizers(self.model, self.config)
             self._set_gradients(True)
             for optimizer in optimizers:
                 optimizer.step()  # the first one makes the state

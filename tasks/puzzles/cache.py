@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.puzzles.files import write_puzzles
+from tasks.puzzles.files import replacing, write_puzzles
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.rows import replacing
 
 
 def default_directory(task: str) -> Path:
@@ -61,8 +60,7 @@ class SetCache:
         name = f"{self.size}-{label}-{key}"
         paths = [self.folder / f"{name}-{part}.csv" for part in ("train", "test")]
         sums = self.folder / f"{name}.sha256"
-        stored = self._load(paths, sums, counts)
-        if stored is not None:
+        if (stored := self._load(paths, sums, counts)) is not None:
             return stored[0], stored[1]
         sets = make()
         self._store(paths, sums, sets)

@@ -17,14 +17,15 @@ import tyro
 
 from tasks.cli import CommandLine, print_json
 from tasks.flags import parse, require_defaults
+from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
-from tasks.puzzles.loading import load_model, newest_grid_checkpoint
 from tasks.puzzles.task import GridTask
+from tasks.runs import load_model, newest_checkpoint
 from tasks.training.options import flag
 
 if TYPE_CHECKING:
+    from tasks.experiments.jobs import SearchOptions
     from tasks.experiments.run import Experiment
-    from tasks.puzzles.compare import CompareOptions
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
@@ -32,15 +33,31 @@ UNSOLVED = "on a model that is solved; this one is not"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class ModelOptions:
+    """Which trained model a command uses, and how.
+
+    Attributes:
+        checkpoint: The model; by default the newest one under `runs/` of the default size, or in
+            `solve` of the puzzle's.
+        max_steps: Budget of solver updates; by default the run's.
+        solver: Another solver than the run's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    checkpoint: Path | None = None
+    max_steps: int | None = None
+    solver: str | None = None
+    device: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(ModelOptions):
     """Evaluate a trained model.
 
     Attributes:
-        checkpoint: The model; by default the newest one under `runs/` of the default size.
         data: A file of puzzles; by default the test puzzles of the run.
         skip_bad: Skip malformed lines of the file instead of stopping at the first.
         limit: Only so many puzzles, from the top.
-        max_steps: Budget of solver updates; by default the run's.
         breadth: Starts per puzzle: the model's own and perturbed ones.
         choose: How one answer is chosen from several starts: the smallest residual, the most
             frequent answer, or one that keeps the rules.
@@ -49,26 +66,20 @@ class EvalOptions:
             cells. Needs puzzles of which further cells can be given, such as Sudoku.
         guesses: Cells guessed in an attempt, at most, one after the other.
         quick: Only the scores at the budget: no perturbed restart, no curves.
-        solver: Another solver than the run's.
-        device: "auto", "cpu", "cuda" or "cuda:N".
         compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
         json: Also write the result here.
         draw: A folder for the plots of depth, breadth and calibration.
     """
 
-    checkpoint: Path | None = None
     data: Path | None = None
     skip_bad: bool = False
     limit: int | None = None
-    max_steps: int | None = None
     breadth: int = 1
     choose: Choice = "residual"
     noise: float = 1.0
     attempts: int = 0
     guesses: int = 4
     quick: bool = False
-    solver: str | None = None
-    device: str = "auto"
     compile: bool = False
     json: Path | None = None
     draw: Path | None = None
@@ -89,23 +100,15 @@ class EvalOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SolveOptions:
+class SolveOptions(ModelOptions):
     """Solve puzzles with a trained model.
 
     Attributes:
         puzzles: Puzzles, or files with one per line.
-        checkpoint: The model; by default the newest one under `runs/` for the puzzle's size.
-        max_steps: Budget of solver updates; by default the run's.
-        solver: Another solver than the run's.
-        device: "auto", "cpu", "cuda" or "cuda:N".
         draw: A folder for pictures of the last puzzle's solve.
     """
 
     puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
-    checkpoint: Path | None = None
-    max_steps: int | None = None
-    solver: str | None = None
-    device: str = "auto"
     draw: Path | None = None
 
 
@@ -142,23 +145,25 @@ class Commands(CommandLine):
         self.serve = serve
 
     @property
-    def usage(self) -> str:
+    def purpose(self) -> str:
+        """See `CommandLine`."""
+        return f"Train, evaluate and use models that solve a {self.task.name}."
+
+    @property
+    def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
         presets = ", ".join(self.task.presets)
-        return (
-            f"Train, evaluate and use models that solve a {self.task.name}.\n\n"
-            f"  {self.program}                      train ({self.task.default_preset}), evaluate\n"
-            f"  {self.program} train --preset NAME  {presets}\n"
-            f"  {self.program} train --resume FILE  go on with an interrupted run\n"
-            f"  {self.program} eval                 accuracy, convergence; --max-steps, --breadth\n"
-            f"  {self.program} solve PUZZLE...      puzzles, or files of them\n"
-            f"  {self.program} compare              models at equal size and time, one table\n"
-            f"  {self.program} serve                answers over HTTP, and a page\n"
-            f"  {self.program} export FILE.pt2      a program that runs without this project\n"
-            f"  {self.program} plan                 memory, time and cost on GPUs; --gpus\n\n"
-            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
-            "that registers solvers or backward modes.\n"
-        )
+        return {
+            "": f"train ({self.task.default_preset}), evaluate",
+            "train --preset NAME": f"{presets}",
+            "train --resume FILE": "go on with an interrupted run",
+            "eval": "accuracy, convergence; --max-steps, --breadth",
+            "solve PUZZLE...": "puzzles, or files of them",
+            "compare": "models at equal size and time, one table",
+            "serve": "answers over HTTP, and a page",
+            "export FILE.pt2": "a program that runs without this project",
+            "plan": "memory, time and cost on GPUs; --gpus",
+        }
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """See `CommandLine`."""
@@ -179,35 +184,53 @@ class Commands(CommandLine):
 
         return GridExperiment(self.task)
 
-    @property
-    def compare_options(self) -> type[CompareOptions]:
+    def comparison(self) -> tuple[type[SearchOptions], Callable[[str, Any, Any], object]]:
         """See `CommandLine`."""
-        from tasks.puzzles.compare import CompareOptions
+        from tasks.puzzles.experiment import CompareOptions, compare_puzzles
 
-        return CompareOptions
+        return CompareOptions, functools.partial(compare_puzzles, self.task)
 
-    def compare_models(self, preset: str, base: Any, options: Any) -> object:
-        """See `CommandLine`."""
-        from tasks.puzzles.compare import compare_puzzles
+    def trained(self, options: Any, side: int | None = None) -> tuple[Path, Any, GridConfig, Any]:
+        """The model of a command, and where it is.
 
-        return compare_puzzles(self.task, preset, base, options)
+        Args:
+            options: Names the checkpoint, or the newest one is taken; see `ModelOptions`.
+            side: Of the grids that it must have been trained on; by default the default preset's.
+
+        Returns:
+            The path, the model, its configuration, and the budget of solver updates; None for a
+            model that is not solved.
+
+        Raises:
+            CheckpointError: There is no such checkpoint.
+            ValueError: An option that this model has no use for, or unknown device or solver.
+        """
+        wanted: int = side or self.task.presets[self.task.default_preset].spec().side
+        path = options.checkpoint or newest_checkpoint(
+            self.task,
+            # A transformer, which has no solve, must be named.
+            lambda config: config.spec().side == wanted and config.model.name != "transformer",
+            f"for boards of {wanted**2} cells",
+        )
+        device = getattr(options, "device", "cpu")
+        model, config = load_model(self.task, path, device=device, solver=options.solver)
+        if config.solve.eval_max_steps is None:
+            require_defaults(options, SOLVING, UNSOLVED)
+        budget = options.max_steps
+        return path, model, config, config.solve.eval_max_steps if budget is None else budget
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
-        default_side = self.task.presets[self.task.default_preset].spec().side
-        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
-        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
-        if config.solve.eval_max_steps is None:
-            require_defaults(options, SOLVING, UNSOLVED)
+        path, model, config, steps = self.trained(options)
         if options.compile:
             from tasks.device import compile_blocks
 
             compile_blocks(model)
         if options.max_steps is not None:
-            config = config.changed(eval_max_steps=options.max_steps)
+            config = config.changed(eval_max_steps=steps)
         if options.data is None:
             puzzles = self.task.load(config)[1]
         else:
@@ -243,10 +266,7 @@ class Commands(CommandLine):
         if len(sides) > 1:
             raise ValueError(f"All {self.task.noun}s of one call must be of one size.")
         side = sides.pop()
-        path = options.checkpoint or newest_grid_checkpoint(self.task, side)
-        model, config = load_model(self.task, path, device=options.device, solver=options.solver)
-        if config.solve.eval_max_steps is None:
-            require_defaults(options, SOLVING, UNSOLVED)
+        path, model, config, steps = self.trained(options, side)
         if config.spec().side != side:
             trained = config.spec().side
             raise ValueError(
@@ -255,7 +275,7 @@ class Commands(CommandLine):
             )
         print(f"Solving with {path}")
         x, _ = self.task.encode(puzzles, config)
-        found, _ = solve_batch(model, x, max_steps=options.max_steps or config.solve.eval_max_steps)
+        found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
         for row, ok in enumerate(valid):
             print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
@@ -265,7 +285,7 @@ class Commands(CommandLine):
             print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
-            frames = list(trajectory(model, x[-1], 32, lambda logits: logits.softmax(-1)))
+            frames = list(trajectory(model, x[-1], 32))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
@@ -275,14 +295,7 @@ class Commands(CommandLine):
         from tasks.export import write_program
 
         options = parse(ExportOptions, arguments, f"{self.program} export")
-        default_side = self.task.presets[self.task.default_preset].spec().side
-        path = options.checkpoint or newest_grid_checkpoint(self.task, default_side)
-        model, config = load_model(self.task, path, device="cpu", solver=options.solver)
-        steps = config.solve.eval_max_steps
-        if steps is None:
-            require_defaults(options, SOLVING, UNSOLVED)
-        else:
-            steps = steps if options.max_steps is None else options.max_steps
+        _, model, config, steps = self.trained(options)
         x = torch.tensor([self.task.question(self.task.example(config), config)] * 2)
         about = {"task": self.task.name, "max_steps": steps, "config": config.to_json()}
         write_program(model, x, steps, options.file, about)

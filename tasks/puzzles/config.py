@@ -10,8 +10,7 @@ from implicit import Phantom, get_backward
 from implicit.base import BackwardMode
 from models import GridAttractor, GridSpec, GridTransformer, TokenLayout
 from solvers import FixedPointSolver, Picard, get_solver
-from tasks.training.config import TrainOptions
-from tasks.training.options import Config, Kind, NoSolve, Section
+from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 if TYPE_CHECKING:
     from models import GridModel
@@ -389,11 +388,6 @@ class GridConfig(Config):
     def num_classes(self) -> int:
         """Number of symbols that an answer may have."""
         return self.spec().num_symbols
-
-    @property
-    def units_per_sample(self) -> int:
-        """Number of puzzles in a row of the batch."""
-        return 1
 
     def build(self) -> "GridModel":
         """The model, with fresh weights."""

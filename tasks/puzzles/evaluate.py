@@ -6,9 +6,8 @@ set may have any size. Inside a batch, puzzles leave the solve as they converge.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from solvers.types import State
 if TYPE_CHECKING:
     from models import GridAttractor, GridModel, Reasoner
 
-# How one answer is chosen from those of several starts; see `starts.Starts.choose`.
+# How one answer is chosen from those of several starts; see `search.Starts.choose`.
 Choice = Literal["residual", "vote", "valid"]
 # The perturbed restart starts this far (relative, root mean square) from the equilibrium.
 PERTURBATION = 0.5
@@ -31,8 +30,7 @@ RESTARTED = 300
 BATCH = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """The answers of a model to some puzzles, and how its solves ended; all on the CPU.
 
     Attributes:
@@ -61,15 +59,13 @@ class Predictions:
         return cls(classes, residual, converged, solution.num_steps.cpu())
 
     @classmethod
-    def join(cls, parts: list[Predictions]) -> Predictions:
+    def join(cls, parts: Sequence[Predictions]) -> Predictions:
         """Concatenate the predictions of several batches."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
     def at(self, rows: Tensor) -> Predictions:
         """The predictions of these rows."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return Predictions(**{name: getattr(self, name)[rows] for name in names})
+        return Predictions(*(values[rows] for values in self))
 
 
 def perturbed(state: State, strength: float, generator: torch.Generator) -> State:
@@ -108,9 +104,8 @@ def batches(x: Tensor) -> tuple[Tensor, ...]:
 
 def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
     """Predict a whole set, batch by batch."""
-    return Predictions.join(
-        [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
-    )
+    parts = [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
+    return Predictions.join(parts)
 
 
 def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
@@ -168,7 +163,7 @@ def evaluate(
             start = perturbed(ended, PERTURBATION, generator)
             again, _ = solve_batch(model, rows[some], max_steps=max_steps, start=start)
             same.append((again.classes == first.classes[some]).all(1))
-    at_budget, longer = (Predictions.join(list(p)) for p in zip(*passes, strict=True))
+    at_budget, longer = map(Predictions.join, zip(*passes, strict=True))
     restarted = torch.cat(same)
     return {
         "puzzles": len(x),
@@ -198,19 +193,18 @@ def step_curve(
             part, state = solve_batch(model, rows, max_steps=count - done, start=state)
             found[count].append(part)
             done = count
-    curve = []
-    for count, parts in found.items():
-        joined = Predictions.join(parts)
-        exact = scores(joined.classes, target)["exact_accuracy"]
-        curve.append((count, exact, joined.residual.median().item()))
-    return curve
+    curve = [(count, Predictions.join(parts)) for count, parts in found.items()]
+    return [
+        (count, scores(at.classes, target)["exact_accuracy"], at.residual.median().item())
+        for count, at in curve
+    ]
 
 
 @torch.no_grad()
 def trajectory(
-    model: GridAttractor | Reasoner, x: Tensor, steps: int, read: Callable[[Tensor], Tensor]
+    model: GridAttractor | Reasoner, x: Tensor, steps: int
 ) -> Iterator[tuple[int, float, Tensor]]:
-    """Follow the solve of one grid: (number, relative residual, read(logits)) of each evaluation.
+    """Follow the solve of one grid: (number, relative residual, probabilities) of each evaluation.
 
     Number 0 is the start. A solve that converges ends early.
     """
@@ -225,4 +219,4 @@ def trajectory(
         watch.remove()
     for number, (y, fy) in enumerate(points):
         residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
-        yield number, residual.item(), read(model.read(y)[0]).cpu()
+        yield number, residual.item(), model.read(y)[0].softmax(-1).cpu()

@@ -1,21 +1,72 @@
-"""The experiments of a grid puzzle; see `tasks.experiments.run`."""
+"""The experiments of a grid puzzle, and which models a comparison trains."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from models import GridModel
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.experiments.compare import COLUMNS
+from tasks.experiments.compare import COLUMNS, compare, matched
+from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
-from tasks.puzzles.batches import VALIDATION_PUZZLES, Batches
-from tasks.puzzles.config import GridConfig
-from tasks.puzzles.loading import load_model
+from tasks.puzzles.config import GridConfig, ModelName, TwoLatents
+from tasks.puzzles.evaluate import predict, scores
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
-from tasks.puzzles.task import GridTask
+from tasks.puzzles.task import GridTask, Sampler
+from tasks.runs import RUNS, load_model
+from tasks.training.task import Task
+
+# Held-out puzzles of a validation during training.
+VALIDATION_PUZZLES = 100
+
+
+class Batches(Task):
+    """Batches of puzzles from a sampler, and the scores of a validation.
+
+    Args:
+        sampler: Source of batches.
+        count: Training puzzles that it draws from.
+        held_out: Symbols and classes of the puzzles for validation.
+        max_steps: Solver budget of validation; None for a model without a solve.
+    """
+
+    def __init__(
+        self, sampler: Sampler, count: int, held_out: tuple[Tensor, Tensor], max_steps: int | None
+    ):
+        self.sampler, self.count, self.max_steps = sampler, count, max_steps
+        self.held_out = held_out
+
+    def batch(
+        self, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Random training puzzles, each as a random symmetric copy of itself."""
+        rows = torch.randint(self.count, (size,), generator=generator)
+        return self.sampler(rows, generator, progress)
+
+    def validate(self, model: GridModel) -> dict[str, float]:
+        """See `Task`: here, exact accuracy on the held-out puzzles."""
+        x, target = self.held_out
+        if len(x) == 0:
+            return {}
+        found = predict(model, x, max_steps=self.max_steps)
+        return {"test_exact": scores(found.classes, target)["exact_accuracy"]}
+
+    def selection_score(self, validation: dict[str, float]) -> float:
+        """See `Task`: here, exact accuracy."""
+        return validation["test_exact"]
+
+    def metrics(self, right: Tensor) -> dict[str, float]:
+        """See `Task`: here, accuracy of cells and of whole answers."""
+        return {
+            "cell_accuracy": right.float().mean().item(),
+            "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
+        }
 
 
 def _exact(row: dict[str, Any]) -> str:
@@ -58,9 +109,9 @@ class GridExperiment(Experiment):
 
     def describe(self, config: Any) -> str:
         """See `Experiment`: here, what the run costs."""
-        from tasks.planning.plan import plan
+        from tasks.planning.plan import Plan
 
-        return plan(config).describe()
+        return Plan(config).describe()
 
     def evaluate(self, model: Any, held_out: Any, config: Any, folder: Path) -> dict[str, Any]:
         """See `Experiment`."""
@@ -116,3 +167,62 @@ class GridExperiment(Experiment):
 
 def _cell(row: dict[str, Any], key: str, form: str) -> str:
     return format(row[key], form) if key in row else "-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions(SearchOptions):
+    """Compare models of equal size, trained for equal time.
+
+    Attributes:
+        models: Which.
+        test_puzzles: Held-out puzzles, half of them to choose with; by default the preset's.
+        width: Width of the attractor, whose parameter count the others match; by default the
+            preset's.
+        compile: Compile the blocks of every model; see `train --help`.
+    """
+
+    models: tuple[ModelName, ...] = get_args(ModelName)
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    test_puzzles: int | None = None
+    width: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.models:
+            raise ValueError("`models` must not be empty: name those to compare.")
+
+
+def sized(config: GridConfig, model: ModelName) -> GridConfig:
+    """The configuration of another model, of as many parameters as can be had.
+
+    The two-latent models have no backbone, and put its blocks into their network; HRM splits
+    its blocks between two networks.
+    """
+    if not issubclass(config.kinds[model].model, TwoLatents):
+        return matched(config, model=model)
+    whole: Any = config.adapted(model="attractor")
+    blocks = whole.model.backbone_blocks + whole.model.refiner_blocks
+    return matched(
+        config, model=model, refiner_blocks=-(-blocks // 2) if model == "hrm" else blocks
+    )
+
+
+def compare_puzzles(
+    task: GridTask[Any], preset: str, base: GridConfig, options: CompareOptions
+) -> dict[str, Any]:
+    """Compare models; see `compare`."""
+    names = ("minutes", "test_puzzles", "width", "threads", "compile")
+    base = options.applied(base, names)
+    minutes = f"{base.train.minutes:g}"
+    label = f"{preset}-{minutes}min-width{base.model.width}-{base.data.test_puzzles}puzzles"
+    if base.train.threads is not None:
+        label += f"-{base.train.threads}threads"
+    if base.train.compile:
+        label += "-compiled"
+    folder = options.out or RUNS / task.name / "compare" / label
+    experiment = GridExperiment(task)
+    runs = [Run(experiment, preset, sized(base, model), folder, model) for model in options.models]
+    task.enlarged(task.load(base)[0], base)  # once, before several processes look for them
+    title = f"{task.name} {preset}, {minutes} minutes each"
+    return compare(title, {"minutes": base.train.minutes}, runs, options)

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from tasks.reports.style import BLUE, DPI, save
+from tasks.reports.plots import BLUE, save, save_png
 
 # Step, relative residual (NaN if not measured), and probabilities of shape (cells, classes).
 Frame = tuple[int, float, Tensor]
@@ -76,29 +76,17 @@ class GridPicture:
         axes.set(xlim=(-0.1, self.side + 0.1), ylim=(self.side + 0.1, -0.1), aspect="equal")
 
     def _draw_cell(
-        self,
-        axes: Axes,
-        cell: int,
-        symbol: int,
-        color: str,
-        tint: str,
-        sure: float | None = None,
+        self, axes: Axes, cell: int, symbol: int, color: str, tint: str, sure: float | None = None
     ) -> None:
         """Draw a symbol on its tint; `sure` sets size and opacity, and is None if it is given."""
         row, column = divmod(cell, self.side)
         axes.add_patch(Rectangle((column, row), 1, 1, facecolor=tint, linewidth=0))
         strength = 1.0 if sure is None else min(max(sure, 0.0), 1.0)
         axes.text(
-            column + 0.5,
-            row + 0.53,
-            self.characters[symbol],
-            color=color,
-            weight="bold" if sure is None else "normal",
-            alpha=0.4 + 0.6 * strength,
-            fontsize=(70 + 35 * strength) / self.side,
-            ha="center",
-            va="center_baseline",
-        )
+            column + 0.5, row + 0.53, self.characters[symbol], color=color,
+            weight="bold" if sure is None else "normal", alpha=0.4 + 0.6 * strength,
+            fontsize=(70 + 35 * strength) / self.side, ha="center", va="center_baseline",
+        )  # fmt: skip
 
     def _draw_lines(self, axes: Axes) -> None:
         side = self.side
@@ -109,30 +97,7 @@ class GridPicture:
                 axes.plot(*ends, color="black", linewidth=width, solid_capstyle="projecting")
 
 
-def check(frames: Sequence[Frame], picture: GridPicture) -> None:
-    """Check that frames can be drawn.
-
-    Raises:
-        ValueError: No frames, or a grid or a tensor of another size.
-    """
-    if not frames:
-        raise ValueError("`frames` must hold at least one frame, got none.")
-    shape = (picture.side**2, len(picture.characters) - picture.first_symbol)
-    for name in ("question", "answer"):
-        if (length := len(getattr(picture, name))) != shape[0]:
-            size = f"{picture.side}x{picture.side}"
-            raise ValueError(
-                f"`{name}` must have {shape[0]} cells on a {size} board, got {length}."
-            )
-    for step, _, probabilities in frames:
-        if tuple(probabilities.shape) != shape:
-            raise ValueError(
-                f"The probabilities of step {step} must have shape {shape}, one row a cell: got "
-                f"{tuple(probabilities.shape)}."
-            )
-
-
-def draw_sheet(frames: Sequence[Frame], picture: GridPicture, path: Path, title: str = "") -> Path:
+def draw_sheet(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
     """Draw up to eight moments of a solve into one PNG; see `moments`.
 
     Args:
@@ -140,35 +105,27 @@ def draw_sheet(frames: Sequence[Frame], picture: GridPicture, path: Path, title:
             probabilities are (cells, classes).
         picture: Draws one of them.
         path: The PNG, in a folder that exists.
-        title: Above the sheet.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: No frames, or a grid or a tensor of another size.
         OSError: The file cannot be written.
     """
-    check(frames, picture)
-    legend = picture.legend
-    chosen = moments(frames)
+    legend, chosen = picture.legend, moments(frames)
     columns = min(COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     # One grid alone would be narrower than the legend.
-    width, height = max(2.6 * columns, 3.6), 3.05 * rows + 0.3 + 0.35 * bool(title)
-    figure = Figure(figsize=(width, height), layout=_layout())
+    figure = Figure(figsize=(max(2.6 * columns, 3.6), 3.05 * rows + 0.3), layout=_layout())
     grids = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grids:
         axes.axis("off")
     for axes, frame in zip(grids, chosen, strict=False):
         picture.draw(axes, frame)
-    middle = len(legend) // 2
-    halves = [_in_line(legend[:middle]), _in_line(legend[middle:])]
-    text = _in_line(halves) if columns > 1 else "\n".join(halves)
-    figure.supxlabel(text, fontsize=8.5, color="0.35")
-    if title:
-        figure.suptitle(title, fontsize=12)
-    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+    gap, middle = " " * 5, len(legend) // 2
+    halves = [gap.join(legend[:middle]), gap.join(legend[middle:])]
+    figure.supxlabel((gap if columns > 1 else "\n").join(halves), fontsize=8.5, color="0.35")
+    return save_png(figure, path)
 
 
 def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
@@ -176,7 +133,6 @@ def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
 
     Args and errors are those of `draw_sheet`. 33 frames of 81 cells take about 0.1 MB.
     """
-    check(frames, picture)
     figure = Figure(figsize=(3.4, 3.9), dpi=GIF_DPI, layout=_layout())
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -191,17 +147,8 @@ def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
         images.append(image.convert("RGB"))
     first, *others = _share_palette(images)
     durations = [FRAME_MS] * len(others) + [HOLD_MS]
-    return save(
-        path,
-        lambda temporary: first.save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=others,
-            duration=durations,
-            loop=0,
-        ),
-    )
+    options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+    return save(path, lambda temporary: first.save(temporary, format="GIF", **options))
 
 
 def moments(frames: Sequence[Frame]) -> list[Frame]:
@@ -228,11 +175,6 @@ def caption(frame: Frame) -> str:
 def _layout() -> ConstrainedLayoutEngine:
     """A layout with little space around and between grids, in inches."""
     return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-
-
-def _in_line(parts: Sequence[str]) -> str:
-    """Join the parts of a legend into one line."""
-    return "     ".join(parts)
 
 
 def _share_palette(images: Sequence[Image.Image]) -> list[Image.Image]:

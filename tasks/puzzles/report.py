@@ -10,17 +10,17 @@ from torch import Tensor
 from models import GridAttractor, GridModel, Reasoner
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
-from tasks.puzzles.guessing import search
-from tasks.puzzles.starts import (
+from tasks.puzzles.search import (
     CASES,
     breadth_curve,
     calibration,
     diagnose,
+    search,
     solve_from_starts,
 )
 from tasks.puzzles.task import GridTask
-from tasks.reports.curves import Subplot, plot_curves, plot_steps
 from tasks.reports.logger import print_table
+from tasks.reports.plots import Subplot, plot_curves, plot_steps
 
 CURVE_PUZZLES = 300
 FRAMES = 32
@@ -49,15 +49,7 @@ def measure(
     config: GridConfig,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """All metrics of a list of puzzles, as JSON values.
-
-    Args:
-        task: What kind they are.
-        model: In evaluation mode.
-        puzzles: The set.
-        config: The run's; `eval_max_steps` is the budget.
-        quick: Only the scores at the budget.
-    """
+    """All metrics of a list of puzzles, as JSON values; `quick`: only the scores at the budget."""
     x, target = task.encode(puzzles, config)
     if quick:
         predictions = predict(model, x, max_steps=config.solve.eval_max_steps)
@@ -104,11 +96,7 @@ def _by_rating(
 
 
 def scale(
-    task: GridTask[Any],
-    model: GridModel,
-    puzzles: Sequence[Any],
-    config: GridConfig,
-    options: Any,
+    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
 ) -> dict[str, Any]:
     """Breadth, calibration and diagnosis, for `eval --breadth`; plots if a folder is named."""
     _check_solves(model, "--breadth")
@@ -144,11 +132,7 @@ def scale(
 
 
 def search_curve(
-    task: GridTask[Any],
-    model: GridModel,
-    puzzles: Sequence[Any],
-    config: GridConfig,
-    options: Any,
+    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
 ) -> dict[str, Any]:
     """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
     _check_solves(model, "--attempts")
@@ -222,7 +206,7 @@ def draw_run(
         f"Held-out {task.noun}s against solver steps",
     )
     x, _ = task.encode([puzzle], config)
-    frames = list(trajectory(model, x[0], FRAMES, lambda logits: logits.softmax(-1)))
+    frames = list(trajectory(model, x[0], FRAMES))
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tasks.puzzles.config import GridConfig, GridData
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
 
 if TYPE_CHECKING:
     from tasks.puzzles.cache import SetCache
@@ -123,7 +122,7 @@ class GridTask(ABC, Generic[C]):
         """Whether answers keep the rules and fit their questions, shape (puzzles,)."""
 
     def assume(self, x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
-        """The questions with one more cell filled in, each; see `tasks.puzzles.guessing`."""
+        """The questions with one more cell filled in, each; see `tasks.puzzles.search`."""
         if self.first_symbol != 1:
             raise ValueError(
                 f"`--attempts` guesses cells of a question, but a {self.noun} cannot show any of "
@@ -216,3 +215,41 @@ class GridTask(ABC, Generic[C]):
         """How many test puzzles are symmetric copies of a training puzzle."""
         known = {self.identity(puzzle, config) for puzzle in train}
         return sum(self.identity(puzzle, config) in known for puzzle in test)
+
+
+def to_tensors(puzzles: Sequence[Puzzle], side: int, symbols: str) -> tuple[Tensor, Tensor]:
+    """Questions and answers as numbers of symbols, which are the characters of a cell in order.
+
+    Returns:
+        Two long tensors of shape (puzzles, side * side).
+
+    Raises:
+        ValueError: A puzzle is of another size.
+    """
+    for number, puzzle in enumerate(puzzles):
+        if not len(puzzle.question) == len(puzzle.answer) == side**2:
+            raise ValueError(
+                f"Puzzle {number} has a question of {len(puzzle.question)} cells and an answer of "
+                f"{len(puzzle.answer)}; a grid of {side}x{side} has {side**2}."
+            )
+    numbers = bytes.maketrans(symbols.encode(), bytes(range(len(symbols))))
+
+    def rows(texts: list[str]) -> Tensor:
+        if not texts:
+            return torch.empty(0, side**2, dtype=torch.long)
+        cells = bytearray("".join(texts).encode("ascii").translate(numbers))
+        return torch.frombuffer(cells, dtype=torch.uint8).long().view(len(texts), -1)
+
+    return rows([p.question for p in puzzles]), rows([p.answer for p in puzzles])
+
+
+def square_symmetries(num_cells: int) -> Tensor:
+    """The rotations and reflections of a square grid.
+
+    Returns:
+        Shape (8, cells): for each cell of each copy, the cell of the original that it is.
+    """
+    side = math.isqrt(num_cells)
+    cells = torch.arange(num_cells).view(side, side)
+    turned = [cells.rot90(turns) for turns in range(4)]
+    return torch.stack([copy.flatten() for grid in turned for copy in (grid, grid.T)])

@@ -64,12 +64,9 @@ class Recipe(ABC):
 
 
 def draw_all(recipe: Recipe, indices: range, workers: int | None) -> list[Puzzle]:
-    """Make the puzzles of these numbers.
+    """Make the puzzles of these numbers, by default in a process for each CPU core.
 
-    Args:
-        recipe: Makes one.
-        indices: Numbers of puzzles.
-        workers: Processes, by default one per CPU core. Their number changes no puzzle.
+    The number of processes changes no puzzle.
     """
     workers = min(workers or num_cores(), len(indices) // recipe.fewest_per_worker)
     if workers <= 1:
@@ -82,11 +79,7 @@ def draw_all(recipe: Recipe, indices: range, workers: int | None) -> list[Puzzle
 
 
 def answer_draws(recipe: Callable[..., Recipe]) -> None:
-    """Make the puzzles of the job on standard input; the other side of `draw_all`.
-
-    Args:
-        recipe: The class of the recipe.
-    """
+    """Make the puzzles of the job on standard input; the other side of `draw_all`."""
 
     def work(job: Job) -> list[Puzzle]:
         made = recipe(**job["recipe"])
@@ -101,13 +94,7 @@ def different(
     workers: int | None,
     taken: Callable[[Puzzle], bool] = lambda puzzle: False,
 ) -> list[Puzzle]:
-    """The first puzzles of a recipe with different questions.
-
-    Args:
-        count: How many.
-        recipe: Makes them.
-        workers: See `draw_all`.
-        taken: Puzzles to leave out.
+    """The first puzzles of a recipe with different questions, without those that are taken.
 
     Raises:
         ValueError: There are fewer, or nearly so.
@@ -134,13 +121,7 @@ def train_and_test(
     identity: Callable[[Puzzle], Any],
     workers: int | None = None,
 ) -> tuple[list[Puzzle], list[Puzzle]]:
-    """Make a training and a test set that share no puzzle.
-
-    Args:
-        counts: Puzzles of each set.
-        recipes: What each is made by.
-        identity: No value that this returns of a training puzzle is one of a test puzzle.
-        workers: See `draw_all`.
+    """Make a training and a test set that share no puzzle: no value of `identity` is in both.
 
     Raises:
         ValueError: There are too few puzzles.
@@ -152,12 +133,10 @@ def train_and_test(
 
 
 def in_processes(module: str, jobs: Sequence[Job], workers: int) -> list[Puzzle]:
-    """Do jobs in worker processes; the puzzles of all jobs in order.
+    """Do jobs in worker processes, each of which runs a module that calls `answer`.
 
-    Args:
-        module: Calls `answer` when it is run.
-        jobs: What to do.
-        workers: Processes at a time.
+    Returns:
+        The puzzles of all jobs in order.
 
     Raises:
         ValueError: A job raised one.
@@ -192,11 +171,7 @@ def _in_process(module: str, job: Job) -> list[list[Any]]:
 
 
 def answer(work: Callable[[Job], Iterable[Puzzle]]) -> None:
-    """Do the job on standard input, and write its puzzles; the other side of `in_processes`.
-
-    Args:
-        work: Makes the puzzles of a job.
-    """
+    """Do the job on standard input, and write its puzzles; the other side of `in_processes`."""
     given = json.load(sys.stdin)
     if os.name == "posix":
         threading.Thread(target=_end_with, args=(given["parent"],), daemon=True).start()

@@ -75,7 +75,8 @@ class Reporter:
 
     def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
         """Move the bar; without a terminal, print a line now and then."""
-        text = describe(figures) + f" | {_clock(seconds_left)} left"
+        minutes, seconds = divmod(int(seconds_left), 60)
+        text = f"{describe(figures)} | {minutes}:{seconds:02d} left"
         self.bar.update(self.row, completed=progress, figures=text)
         if not self.console.is_terminal and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
@@ -166,17 +167,10 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
     Console().print(table)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each metric over the rows that have it, without values that are not finite.
 
     A metric that is finite in no row keeps the mean of its values.
-
-    Args:
-        rows: Figures of steps; those of a skipped step may not be finite.
     """
     found = {}
     for name in {name: None for row in rows for name in row}:

@@ -119,10 +119,6 @@ class Service:
         self.rates, self.hosts, self.metrics = Rates(rate), hosts, Metrics(engine)
         self.draining, self.in_flight = False, 0
 
-    def count(self, path: str, status: int, seconds: float) -> None:
-        """Count a reply in the metrics."""
-        self.metrics.count(path, status, seconds)
-
     def parse(self, puzzle: str) -> Tensor:
         """Symbols of a question, shape (cells,).
 
@@ -253,11 +249,7 @@ async def _misshapen(request: Request, error: Exception) -> JSONResponse:
 
 
 class Metrics:
-    """Counts and times of requests, in the text format of Prometheus.
-
-    Args:
-        engine: Whose load is shown.
-    """
+    """Counts and times of requests, in the text format of Prometheus."""
 
     PATHS = ("/", "/solve", "/trajectory", "/health", "/metrics")
 

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -28,25 +28,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class LimitedService(Protocol):
-    """What the middleware needs of a service.
-
-    Attributes:
-        rates: Limits each address.
-        hosts: The hosts that requests may be for, or None for any.
-        draining: Whether new requests are refused because the end has come.
-        in_flight: Requests that are being worked on; the middleware counts them.
-    """
-
-    rates: "Rates"
-    hosts: frozenset[str] | None
-    draining: bool
-    in_flight: int
-
-    def count(self, path: str, status: int, seconds: float) -> None:
-        """Count a reply in the metrics."""
-
-
 class LimitsMiddleware:
     """ASGI middleware that refuses requests beyond the limits, and adds headers to all replies.
 
@@ -55,12 +36,11 @@ class LimitsMiddleware:
 
     Args:
         app: The application.
-        service: Has the limits, and counts requests.
+        service: The `app.Service`, which lies above: has the limits `rates` and `hosts`, says
+            whether it is `draining`, and counts requests in `in_flight` and in `metrics`.
     """
 
-    def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: LimitedService
-    ):
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: Any):
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +55,7 @@ class LimitsMiddleware:
                 extra = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
                 message["headers"] = [*message.get("headers", []), *extra]
                 seconds = time.monotonic() - began
-                service.count(scope["path"], message["status"], seconds)
+                service.metrics.count(scope["path"], message["status"], seconds)
             await send(message)
 
         service.in_flight += 1

@@ -27,11 +27,7 @@ EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Server(uvicorn.Server):
-    """A server that drains before it stops: it answers requests in progress and refuses new ones.
-
-    Args:
-        service: What it serves.
-    """
+    """A server that drains before it stops: it answers open requests and refuses new ones."""
 
     def __init__(self, service: Service):
         most = affordable()

@@ -3,14 +3,10 @@
 import sys
 
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.task import SudokuTask
 
-
-def main(arguments: list[str]) -> int:
-    """Run a command."""
-    return Commands(SudokuTask(), serve).run(arguments)
-
+main = Commands(SudokuTask(), serve).run
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

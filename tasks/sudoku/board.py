@@ -51,9 +51,10 @@ class Board:
             raise ValueError(f"`side` must be 4, 6 or 9, got {self.side!r}.")
 
     @staticmethod
+    @functools.cache
     def of(side: int) -> Board:
         """The board of this side: always the same object, so its tables are built once."""
-        return _board(side)
+        return Board(side)
 
     @staticmethod
     def for_length(num_cells: int) -> Board:
@@ -131,11 +132,6 @@ class Board:
     def place(self, cell: int) -> str:
         """Row and column of a cell for messages, counted from 1, as `(row 1, column 9)`."""
         return f"(row {self.row_of[cell] + 1}, column {self.column_of[cell] + 1})"
-
-
-@functools.cache
-def _board(side: int) -> Board:
-    return Board(side)
 
 
 def parse(text: str, board: Board | None = None, *, check_clues: bool = True) -> list[int]:

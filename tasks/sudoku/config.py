@@ -73,64 +73,28 @@ class SudokuConfig(GridConfig):
 
 
 _HARD = SudokuConfig.of(
-    min_clues=22,
-    max_clues=26,
-    minimal=True,
-    minutes=18.0,
-    segments=8,
-    learning_rate=3e-3,
-    recorded_steps=3,
-    averaging=0.995,
-    eval_max_steps=128,
-)
+    min_clues=22, max_clues=26, minimal=True, minutes=18.0, segments=8, learning_rate=3e-3,
+    recorded_steps=3, averaging=0.995, eval_max_steps=128,
+)  # fmt: skip
 # The published recipes of TRM and EqR: arXiv:2510.04871, sec. 5 and app.; arXiv:2605.21488.
 _PUBLISHED = SudokuConfig.of(
-    model="reasoner",
-    layout="attention",
-    min_clues=17,
-    max_clues=25,
-    minimal=True,
-    copies=1000,
-    width=512,
-    expansion=3.0,
-    num_heads=8,
-    batch_size=768,
-    segments=16,
-    refill=True,
-    learning_rate=1e-4,
-    warmup=2000,
-    steps=1_000_000,
-    weight_decay=1.0,
-    averaging=0.999,
-    loss="stablemax",
-    halting=True,
-    autocast=True,
-    eval_solver="picard",
-)
+    model="reasoner", layout="attention", min_clues=17, max_clues=25, minimal=True, copies=1000,
+    width=512, expansion=3.0, num_heads=8, batch_size=768, segments=16, refill=True,
+    learning_rate=1e-4, warmup=2000, steps=1_000_000, weight_decay=1.0, averaging=0.999,
+    loss="stablemax", halting=True, autocast=True, eval_solver="picard",
+)  # fmt: skip
 
 PRESETS: dict[str, SudokuConfig] = {
     "tiny": SudokuConfig.of(
-        side=4,
-        min_clues=4,
-        max_clues=6,
-        minimal=True,
-        minutes=0.5,
-        threads=1,
-        test_puzzles=500,
+        side=4, min_clues=4, max_clues=6, minimal=True, minutes=0.5, threads=1, test_puzzles=500,
         eval_max_steps=32,
     ),
     "mini": SudokuConfig.of(side=6, min_clues=9, max_clues=11, minutes=2.5, test_puzzles=500),
     "standard": SudokuConfig.of(minutes=5.6),
     "hard": _HARD,
     "extreme": _HARD.changed(
-        min_clues=17,
-        max_clues=25,
-        min_guesses=20,
-        relatives=15,
-        minutes=100.0,
-        start_noise=0.5,
-        averaging=0.999,
-        eval_max_steps=128,
+        min_clues=17, max_clues=25, min_guesses=20, relatives=15, minutes=100.0, start_noise=0.5,
+        averaging=0.999, eval_max_steps=128,
         # Solves four to six points more of the Sudoku-Extreme kind than `broyden`.
         eval_solver="picard",
     ),
@@ -140,5 +104,5 @@ PRESETS: dict[str, SudokuConfig] = {
     "sudoku-extreme-trm-5m": _PUBLISHED.changed(model="trm", layout="mixer"),
     "sudoku-extreme-eqr-5m": _PUBLISHED.changed(model="eqr", layout="mixer"),
     "sudoku-extreme-hrm-27m": _PUBLISHED.changed(model="hrm", refiner_blocks=4),
-}
+}  # fmt: skip
 DEFAULT_PRESET = "standard"

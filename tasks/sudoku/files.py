@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tasks.puzzles.files import PuzzleFormat
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
+from tasks.puzzles.task import to_tensors
 from tasks.sudoku.board import (
     SYMBOLS,
     Board,
@@ -29,10 +29,7 @@ from tasks.sudoku.solver import complete
 
 
 def read_puzzles(
-    path: str | Path,
-    board: Board | None = None,
-    *,
-    skip_bad: bool = False,
+    path: str | Path, board: Board | None = None, *, skip_bad: bool = False
 ) -> list[Puzzle]:
     """Read a CSV or plain text file of puzzles, checking every line.
 

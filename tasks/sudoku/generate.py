@@ -122,20 +122,7 @@ def train_and_test(
     its name has a copy of each: a 4x4 run shows that the machinery works, not that a model
     generalises beyond the symmetries.
 
-    Args:
-        train_count: Size of the training set.
-        test_count: Size of the test set.
-        board: See `generate`, like all that follow.
-        clues: See `generate`.
-        minimal: See `generate`.
-        seed: See `generate`.
-        workers: See `generate`.
-
-    Returns:
-        Training puzzles and test puzzles.
-
-    Raises:
-        ValueError: See `generate`.
+    Args and errors are those of `generate`.
     """
     train, test = (_recipe(board, clues, minimal, f"{seed}/{part}") for part in ("train", "test"))
     key = str if board.side == 4 else symmetry_invariant

@@ -11,12 +11,7 @@ LOG_EVERY = 10  # optimiser steps between rows
 
 
 class History:
-    """The rows of a run's log, and the metrics of the steps since the last row.
-
-    Args:
-        score: See `Task.selection_score`.
-        monitor: Is shown every row, and says what to warn of.
-    """
+    """The rows of a run's log, and the metrics of the steps since the last row."""
 
     def __init__(self, score: Callable[[dict[str, float]], float], monitor: ConvergenceMonitor):
         self.score, self.monitor = score, monitor

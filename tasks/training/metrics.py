@@ -49,9 +49,6 @@ def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
     The spectral radius is measured inside the first solve: there FSDP has the weights in one
     piece, and no process waits for another. The map is in evaluation mode meanwhile.
 
-    Args:
-        model: Has the `FixedPointLayer`s whose solves are measured.
-
     Yields:
         Metrics, filled in at the end and empty if nothing was solved: `test_converged`,
         `test_residual` and `test_residual_90`, here relative to rms(y), `test_steps`; and of the
@@ -84,7 +81,13 @@ def solve_metrics(model: nn.Module) -> Iterator[dict[str, float]]:
         converged, residual, steps = map(torch.cat, zip(*solved, strict=True))
         measured = _solve_summary(converged, residual, steps)
         measured["steps"] = measured.pop("solver_steps")
-        measured |= _radius_summary(found[0])
+        radius, real = found[0].radius, found[0].eigenvalue.real
+        measured |= {
+            "radius": radius.median().item(),
+            "radius_max": radius.max().item(),
+            "radius_real": real.median().item(),
+            "expanding": (radius - found[0].residual > 1).float().mean().item(),
+        }
         metrics |= {f"test_{name}": value for name, value in measured.items()}
 
 
@@ -96,16 +99,6 @@ def _solve_summary(converged: Tensor, residual: Tensor, num_steps: Tensor) -> di
     values = [converged.float().mean(), ordered[low], ordered[high], num_steps.float().mean()]
     names = ("converged", "residual", "residual_90", "solver_steps")
     return dict(zip(names, torch.stack(values).tolist(), strict=True))
-
-
-def _radius_summary(found: SpectralRadius) -> dict[str, float]:
-    radius = found.radius
-    return {
-        "radius": radius.median().item(),
-        "radius_max": radius.max().item(),
-        "radius_real": found.eigenvalue.real.median().item(),
-        "expanding": (radius - found.residual > 1).float().mean().item(),
-    }
 
 
 def _radius_at(layer: FixedPointLayer, value: State, args: tuple[Any, ...]) -> SpectralRadius:

@@ -52,7 +52,13 @@ class ConvergenceMonitor:
         if not judged or "test_converged" not in row:
             return None
         self.validations.append(row)
-        now = {name: text for name, text in self._symptoms().items() if text is not None}
+        symptoms = {
+            "expanding": self._expanding(),
+            "falling": self._falling(),
+            "growing": self._growing(),
+            "short": self._short(),
+        }
+        now = {name: text for name, text in symptoms.items() if text is not None}
         new = [text for name, text in now.items() if name not in self.warned]
         self.warned = set(now)
         if not new:
@@ -67,15 +73,6 @@ class ConvergenceMonitor:
         """Whether solves should converge; published baselines take a fixed number of steps."""
         solver = self.layer and self.layer.solver
         return solver is not None and (solver.rtol > 0 or solver.atol > 0)
-
-    def _symptoms(self) -> dict[str, str | None]:
-        """A description of each symptom by its name; None for a symptom that is absent."""
-        return {
-            "expanding": self._expanding(),
-            "falling": self._falling(),
-            "growing": self._growing(),
-            "short": self._short(),
-        }
 
     def _expanding(self) -> str | None:
         if not self._lately(2, lambda row: row["test_expanding"] >= MOST):

@@ -7,6 +7,7 @@ kind. Options have one flat namespace all the same: `--width` on the command lin
 
 import dataclasses
 import functools
+import math
 import reprlib
 import types
 from abc import ABC, abstractmethod
@@ -20,11 +21,7 @@ from solvers.registry import unknown
 PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
 # names, and are translated when they are read; the command line answers with the new ones.
-RENAMED = {
-    "free_steps": "train_max_steps",
-    "eval_steps": "eval_max_steps",
-    "depth": "max_steps",
-}
+RENAMED = {"free_steps": "train_max_steps", "eval_steps": "eval_max_steps", "depth": "max_steps"}
 # The longest text and the largest whole number of an option.
 MAX_TEXT, MAX_NUMBER = 4096, 2**63 - 1
 WORDS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -55,28 +52,19 @@ class Section:
         hints = get_type_hints(cls, include_extras=True)
         return {name: hints[name] for name in cls.names()}
 
-    def limit(self, most: float, *names: str) -> None:
-        """Check that options are at most so large, or None.
+    def require(self, least: float, *names: str, most: float = math.inf) -> None:
+        """Check that options lie in a range, or are None.
 
         Raises:
-            ValueError: One is larger.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value > most:
-                raise ValueError(f"`{name}` must be at most {most:,}, got {value!r}.")
-
-    def require(self, least: float, *names: str) -> None:
-        """Check that options are at least so large, or None.
-
-        Raises:
-            ValueError: One is smaller.
+            ValueError: One does not.
         """
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
                 bound = "0 or more" if least == 0 else f"at least {least:g}"
                 raise ValueError(f"`{name}` must be {bound}, got {value!r}.")
+            if value is not None and value > most:
+                raise ValueError(f"`{name}` must be at most {most:,}, got {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +125,14 @@ class Config(ABC):
         """Number of values that an input may have, from 0 on."""
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
         """Number of classes, from 0 on."""
+        return self.num_inputs
 
     @property
-    @abstractmethod
     def units_per_sample(self) -> int:
         """Number of units, see `unit`, in a row of the batch."""
+        return self.length if self.unit == "token" else 1
 
     @property
     def train_steps(self) -> int:
@@ -188,18 +176,11 @@ class Config(ABC):
     def _from(cls, values: Mapping[str, Any], options: Mapping[str, Any]) -> Self:
         """A configuration of those `values` that apply, and of `options`, all of which must."""
         values = {**cls.defaults, **values, **options}
-        config = cls(
-            **{
-                part: section(
-                    **{
-                        name: checked(name, values[name], hint)
-                        for name, hint in section.hints().items()
-                        if name in values
-                    }
-                )
-                for part, section in cls.sections(values["model"]).items()
-            }
-        )
+        sections = {}
+        for part, section in cls.sections(values["model"]).items():
+            hints = {n: hint for n, hint in section.hints().items() if n in values}
+            sections[part] = section(**{n: checked(n, values[n], h) for n, h in hints.items()})
+        config = cls(**sections)
         config.refuse_unused(options)
         return config
 
@@ -252,12 +233,9 @@ class Config(ABC):
         unused = self.unused()
         found: dict[str, Any] = {}
         for part in PARTS:
-            values = {n: getattr(getattr(self, part), n) for n in getattr(self, part).names()}
-            found[part] = {
-                name: str(value) if isinstance(value, Path) else value
-                for name, value in values.items()
-                if name not in unused
-            }
+            section = getattr(self, part)
+            values = {n: getattr(section, n) for n in section.names() if n not in unused}
+            found[part] = {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
         found["model"] = {"name": self.model.name, **found["model"]}
         return found
 
@@ -340,3 +318,78 @@ def _listed(names: Sequence[str]) -> str:
 def literal(hint: Any) -> tuple[Any, ...]:
     """The choices of an option's type; none if it may have other values."""
     return () if isinstance(hint, types.UnionType) else get_args(hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Section):
+    """How to train. docs/training.md says more about each option.
+
+    Attributes:
+        minutes: Budget in minutes of training time.
+        steps: Budget in optimiser steps instead.
+        seed: Of weights, data and augmentation.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads; by default torch's choice.
+        out: Folder of the run; by default in `runs/`.
+        save_every: Seconds between checkpoints.
+        checkpoints: One file, or a share per process.
+        keep_last: Checkpoints to keep besides the best.
+        batch_size: Samples of an optimiser step.
+        accumulate: Micro-batches that a batch is split into.
+        learning_rate: Peak, reached after `warmup`.
+        schedule: Of the rate: falls at once, or late.
+        optimizer: "muon": for matrices, AdamW for others.
+        warmup: Steps of linear warm-up.
+        weight_decay: Of the optimiser.
+        clip: Largest gradient norm.
+        averaging: Decay of the averaged weights.
+        autocast: Networks in bfloat16.
+        parallel: How processes share the work.
+        checkpoint_activations: Recompute the backbone's.
+        compile: Compile the blocks, for some 20 s.
+    """
+
+    minutes: float = 8.0
+    steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    out: Path | None = None
+    save_every: float = 60.0
+    # Not chosen by `parallel`: a file is easier to move, and shares only pay where gathering and
+    # writing all of it takes long.
+    checkpoints: Literal["file", "sharded"] = "file"
+    keep_last: int = 2
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    schedule: Literal["cosine", "trapezoid"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    warmup: int = 50
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    averaging: float = 0.99
+    autocast: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_activations: bool = False
+    compile: bool = False
+
+    # What the training loop reads of every run. Models whose samples stay in the batch for several
+    # segments have options of these names.
+    segments = 1
+    refill = False
+    loss = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "batch_size", "learning_rate", "clip", "save_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
+        self.require(1, "steps", "accumulate")
+        self.require(1, "threads", most=1000)
+        self.require(2, "keep_last", most=1000)
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"`averaging` must lie in [0, 1), got {self.averaging!r}.")
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        return {} if self.steps is None else {"minutes": "without `--steps`"}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint_activations
+from models import recompute_activations
 from tasks.checkpoints.checkpoint import (
     Checkpoint,
     load_weights,
@@ -79,7 +79,7 @@ class Trainer:
         config = self.config.train
         self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)
         if config.checkpoint_activations:
-            checkpoint_activations(self.model)
+            recompute_activations(self.model)
         self.average = averaged(self.model, config.averaging)
         self.network = distribute(self.model, self.average.module, config.parallel, self.group)
         self.optimizers = build_optimizers(self.model, self.config)
@@ -132,11 +132,7 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write the checkpoint, or warn; see `CheckpointManager`. Every process must call it."""
-        self.manager.save(self._checkpoint(), best)
-
-    def _checkpoint(self) -> Checkpoint:
-        """All state, of which each process may have a share; see `CheckpointManager.collect`."""
-        collect = self.manager.collect
+        collect = self.manager.collect  # what this process holds of it
         tensors = {
             "model": collect(self.model.state_dict()),
             "average": collect(self.average.state_dict()),
@@ -155,7 +151,7 @@ class Trainer:
             "unlogged": self.history.unlogged,
             "position": self.task.state_dict(),
         }
-        return Checkpoint(tensors, {**self.meta, **state})
+        self.manager.save(Checkpoint(tensors, {**self.meta, **state}), best)
 
     def run(self) -> nn.Module:
         """Train until the budget is used; return the averaged model.
@@ -232,7 +228,11 @@ class Trainer:
     def _train_segment(self) -> dict[str, float]:
         """Solve, take the loss and one optimiser step; the metrics of that."""
         batch_size = self.config.train.batch_size
-        samples = refilled(self.samples, batch_size, self._draw, self.group, self.device)
+
+        def draw(count: int) -> tuple[Tensor, Tensor]:
+            return self.task.batch(count, self.generator, self.progress)
+
+        samples = refilled(self.samples, batch_size, draw, self.group, self.device)
         self.samples = samples
         fresh = samples.age == 0
         self.group.seed_step(self.config.train.seed, self.step)
@@ -271,9 +271,6 @@ class Trainer:
         if config.segments > 1 and outcome.solve is not None:
             samples.store(rows, state)
         return outcome
-
-    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
-        return self.task.batch(count, self.generator, self.progress)
 
     def _update(self) -> None:
         """Take one optimiser step, or skip it and its samples if the gradient is not finite."""

@@ -23,7 +23,7 @@ from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.hub import PretrainedLM
 from tasks.lm.tokenizer import BytePairs, load_tokenizer
-from tasks.puzzles.loading import load_model
+from tasks.runs import load_model
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from cases import Fault, must_refuse
 
-from tasks.lm.corpus import read_texts
+from tasks.lm.data import read_texts
 from tasks.lm.lambada import read_passages
 from tasks.maze.files import read_mazes
 from tasks.maze.task import MazeTask

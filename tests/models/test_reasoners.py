@@ -101,9 +101,9 @@ def test_fresh_rows_start_anew_and_the_others_go_on() -> None:
 
 def test_random_start_differs_between_calls_and_learned_does_not() -> None:
     x = torch.zeros(2, 16, dtype=torch.long)
-    assert torch.equal(reasoner().first_state(x)[0], reasoner().first_state(x)[0])
+    assert torch.equal(reasoner().problem(x)[0][0], reasoner().problem(x)[0][0])
     model = reasoner(start="random")
-    assert not torch.equal(model.first_state(x)[0], model.first_state(x)[0])
+    assert not torch.equal(model.problem(x)[0][0], model.problem(x)[0][0])
 
 
 def test_halting_head_starts_by_betting_against() -> None:

@@ -24,7 +24,7 @@ from tasks.lm.commands import LanguageCommands
 from tasks.lm.config import LanguageConfig
 from tasks.maze.config import MazeConfig
 from tasks.maze.task import MazeTask
-from tasks.puzzles.loading import load_model
+from tasks.runs import load_model
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 

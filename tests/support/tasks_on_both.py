@@ -19,8 +19,8 @@ from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import train_tokenizer
 from tasks.maze.config import MazeConfig
 from tasks.maze.task import MazeTask
-from tasks.puzzles.batches import Batches as GridBatches
 from tasks.puzzles.evaluate import evaluate, step_curve, trajectory
+from tasks.puzzles.experiment import Batches as GridBatches
 from tasks.serving.engine import Engine
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask

@@ -26,7 +26,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.tokenizer import train_tokenizer
-from tasks.puzzles.batches import Batches as GridBatches
+from tasks.puzzles.experiment import Batches as GridBatches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

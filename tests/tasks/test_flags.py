@@ -308,7 +308,7 @@ def test_a_comparison_is_given_the_modules(
     zigzag: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[Any] = []
-    module = importlib.import_module("tasks.puzzles.compare")
+    module = importlib.import_module("tasks.puzzles.experiment")
     monkeypatch.setattr(module, "compare_puzzles", lambda *given: seen.append(given[-1]))
     assert MAINS["sudoku"](["compare", "--preset", "tiny", "--import", zigzag]) == 0
     assert seen[0].modules == (zigzag,)

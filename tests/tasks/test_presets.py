@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tasks.maze.config import PRESETS as MAZE
-from tasks.puzzles.batches import Batches
 from tasks.puzzles.config import GridConfig
+from tasks.puzzles.experiment import Batches
 from tasks.sudoku.config import PRESETS as SUDOKU
 from tasks.training.trainer import Trainer
 

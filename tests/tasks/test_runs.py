@@ -15,13 +15,13 @@ from tasks.checkpoints.checkpoint import BEST, FOLDER, NAME, PREVIOUS, Checkpoin
 from tasks.checkpoints.file import CheckpointError
 from tasks.distributed import Group
 from tasks.experiments import run as experiment
-from tasks.experiments.compare import Run, compare
+from tasks.experiments.compare import compare
 from tasks.experiments.folder import checkpoint_in, lock_folder, new_folder
-from tasks.experiments.jobs import SearchOptions
+from tasks.experiments.jobs import Run, SearchOptions
 from tasks.folders import FolderInUse, FolderLock
 from tasks.puzzles.commands import Commands
 from tasks.runs import RUNS, export
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.checkpoints import sharded
-from tasks.checkpoints.bounds import bounded_by
-from tasks.checkpoints.checkpoint import load_weights
+from tasks.checkpoints.checkpoint import bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError
 from tasks.sudoku.config import SudokuConfig
 from tests.support.hostile_files import CONFIGS, configurations, good, loader, write, wrong_answer

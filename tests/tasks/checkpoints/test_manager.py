@@ -18,9 +18,9 @@ from tasks.checkpoints.manager import CheckpointManager, NotSaved, load_newest
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.lm.config import LanguageConfig
-from tasks.puzzles.batches import Batches
 from tasks.puzzles.commands import Commands
-from tasks.serving.command import serve
+from tasks.puzzles.experiment import Batches
+from tasks.serving import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

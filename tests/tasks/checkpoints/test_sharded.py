@@ -24,10 +24,10 @@ from tasks.checkpoints.manager import NotSaved, load_newest
 from tasks.checkpoints.sharded_manager import ShardedCheckpointManager
 from tasks.distributed import Group
 from tasks.experiments.folder import new_folder
-from tasks.puzzles.batches import Batches
 from tasks.puzzles.commands import Commands
+from tasks.puzzles.experiment import Batches
 from tasks.runs import export
-from tasks.serving.command import serve
+from tasks.serving import serve
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

@@ -7,8 +7,8 @@ import torch
 
 from models.language import Mixer
 from tasks.experiments.compare import matched
-from tasks.lm.compare import ablated
 from tasks.lm.config import PRESETS, LanguageConfig, ModelName
+from tasks.lm.experiment import ablated
 
 
 def size(config: LanguageConfig) -> int:

@@ -10,8 +10,7 @@ from torch import nn
 
 from models import LanguageOutput
 from tasks.lm.config import LanguageConfig
-from tasks.lm.corpus import read_texts, split
-from tasks.lm.data import Batches, Corpus, encode, load_corpus, measure
+from tasks.lm.data import Batches, Corpus, encode, load_corpus, measure, read_texts, split
 from tasks.lm.tokenizer import END, BytePairs, ByteTokenizer, load_tokenizer, train_tokenizer
 
 TEXT = "def f(x):\n    return x  # \N{GREEK SMALL LETTER PI}\n" * 40

@@ -14,7 +14,7 @@ from tasks.experiments.run import train
 from tasks.lm import stream
 from tasks.lm.__main__ import main
 from tasks.lm.config import LanguageConfig
-from tasks.lm.corpus import is_held_out
+from tasks.lm.data import is_held_out
 from tasks.lm.experiment import TextExperiment
 from tasks.lm.stream import Documents, StreamedBatches, load_batches
 from tasks.lm.tokenizer import END, train_tokenizer

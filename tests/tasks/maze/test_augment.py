@@ -25,7 +25,7 @@ from tasks.maze.maze import (
     parse_answer,
 )
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
+from tasks.puzzles.task import to_tensors
 
 
 def random_mazes(count: int, side: int, seed: int = 0) -> list[Puzzle]:

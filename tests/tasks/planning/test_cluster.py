@@ -17,14 +17,14 @@ from tasks.planning.cluster import (
     scaling,
     steps_shown,
 )
-from tasks.planning.plan import Plan, plan
+from tasks.planning.plan import Plan
 from tasks.planning.stand_ins import FLOAT32
 from tasks.planning.step import ATTENTION
 
 
 @pytest.fixture(scope="module")
 def found() -> Plan:
-    return plan(PRESETS["tiny"])
+    return Plan(PRESETS["tiny"])
 
 
 def test_ddp_holds_everything_and_fsdp_its_share(found: Plan) -> None:
@@ -67,7 +67,7 @@ def test_less_memory_is_met_in_order_of_cost(found: Plan) -> None:
 
 def test_what_the_run_is_told_is_what_is_planned() -> None:
     told = PRESETS["tiny"].adapted(accumulate=4, checkpoint_activations=True)
-    given, cluster = plan(told), Cluster(gpus=2)
+    given, cluster = Plan(told), Cluster(gpus=2)
     ways = fits(given, cluster)
     assert [(way.memory.checkpoint, way.parts, way.memory.micro_batch) for way in ways] == [
         (True, 4, 2)
@@ -91,7 +91,7 @@ def test_micro_batches_cost_fsdp_whole_gradients_and_more_gathering(found: Plan)
     whole, part = (memory(found, Cluster(gpus=2), "FSDP", False, rows) for rows in (8, 4))
     assert part.exchange - whole.exchange == size
     assert part.slots == whole.slots == 8 * found.slot_bytes
-    told = plan(PRESETS["tiny"].adapted(accumulate=2))
+    told = Plan(PRESETS["tiny"].adapted(accumulate=2))
     rows = scaling(told, Cluster(), 4, [2])
     assert rows[0]["fsdp_bytes"] == 5 / 2 * size
 

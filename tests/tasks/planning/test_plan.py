@@ -11,18 +11,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import models.language
-from models import checkpoint_activations
+from models import recompute_activations
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.planning.cluster import Cluster, memory
 from tasks.planning.peak_memory import PeakMemory
-from tasks.planning.plan import plan
+from tasks.planning.plan import Plan
 from tasks.planning.step import ATTENTION
 from tasks.puzzles.config import GridConfig, ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
-from tasks.training.loss import answer_loss
-from tasks.training.micro_batches import loss_of
+from tasks.training.micro_batches import answer_loss, loss_of
 from tasks.training.task import Task
 from tasks.training.trainer import Trainer
 
@@ -72,7 +71,7 @@ def step_anew(config: Any) -> tuple[int, int]:
     """As `step`, with activation checkpointing; bytes that are alive before the backward pass."""
     torch.manual_seed(0)
     network = config.build().train()
-    checkpoint_activations(network)
+    recompute_activations(network)
     x = torch.zeros(config.train.batch_size, config.length, dtype=torch.long)
     counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter, PeakMemory([*network.parameters(), *network.buffers()]) as live:
@@ -86,7 +85,7 @@ def step_anew(config: Any) -> tuple[int, int]:
 
 
 def agrees(config: Any, steps: int | None = None) -> None:
-    expected = plan(config)
+    expected = Plan(config)
     flops, kept = step(config)
     assert expected.num_parameters == sum(p.numel() for p in config.build().parameters())
     assert config.train.batch_size * expected.flops(steps) == pytest.approx(flops, rel=0.05)
@@ -135,7 +134,7 @@ def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> No
 )  # fmt: skip
 def test_a_step_that_computes_its_activations_anew(config: Any) -> None:
     config = config.adapted(batch_size=2, rtol=0.0)
-    expected = plan(config)
+    expected = Plan(config)
     flops, kept = step_anew(config)
     steps = LOOPS if config.model.name == "parcae" else None
     planned = config.train.batch_size * expected.flops(steps, checkpoint=True)
@@ -225,11 +224,11 @@ def test_memory_of_training_within_5_percent(
         trainer.run()
     rows = config.train.batch_size // config.train.accumulate
     cluster = Cluster(gpus=1)
-    found = memory(plan(config), cluster, "one device", config.train.checkpoint_activations, rows)
+    found = memory(Plan(config), cluster, "one device", config.train.checkpoint_activations, rows)
     assert found.total == pytest.approx(live.peak, rel=0.05)
 
 
 def test_description_names_every_figure() -> None:
-    text = plan(SUDOKU["mini"].adapted(train_max_steps=2)).describe()
+    text = Plan(SUDOKU["mini"].adapted(train_max_steps=2)).describe()
     assert "37,185 parameters, 744 kB" in text
     assert "GFLOP per optimiser step" in text

@@ -11,7 +11,7 @@ from implicit import BackwardMode, Exact, FixedPointLayer, Phantom, Unrolled
 from models import GridOutput
 from solvers import Picard
 from solvers.torch_internals import FakeTensorMode
-from tasks.planning.plan import plan
+from tasks.planning.plan import Plan
 from tasks.planning.stand_ins import Assumed
 from tasks.planning.step import FakeTraining, flop_counter
 from tasks.sudoku.config import PRESETS, SudokuConfig
@@ -68,20 +68,20 @@ def test_a_model_and_a_mode_that_nobody_knows(mode: BackwardMode) -> None:
     with flop_counter() as counter:
         out = model(torch.zeros(3, 16, dtype=torch.long), max_steps=given.train_steps)
         out.logits.sum().backward()
-    found = plan(given)
+    found = Plan(given)
     assert 3 * found.flops() == counter.get_total_flops()
     assert found.parameters == {"embedding": 40, "refiner": 72, "head": 36}
 
 
 def test_an_adjoint_solver_of_its_own_is_replaced_too() -> None:
     own, usual = Exact(solver="gmres", max_steps=3), Exact(max_steps=3)
-    assert plan(config(own)).flops() == plan(config(usual)).flops()
+    assert Plan(config(own)).flops() == Plan(config(usual)).flops()
 
 
 def test_a_step_more_costs_what_the_mode_makes_of_it() -> None:
     call = 2 * 8 * 8 * 16
-    assert plan(config(Phantom(steps=3))).flops_of_update == call
-    assert plan(config(Exact())).flops_of_update == 2 * call
+    assert Plan(config(Phantom(steps=3))).flops_of_update == call
+    assert Plan(config(Exact())).flops_of_update == 2 * call
 
 
 def test_no_weight_is_allocated() -> None:
@@ -95,7 +95,7 @@ def test_no_weight_is_allocated() -> None:
 
 def test_a_model_without_a_backbone_cannot_recompute_it() -> None:
     with pytest.raises(ValueError, match="Model has none"):
-        plan(config(TwoCalls(), checkpoint_activations=True))
+        Plan(config(TwoCalls(), checkpoint_activations=True))
 
 
 def test_what_is_read_of_fake_tensors() -> None:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tasks.maze.config import PRESETS as MAZE
-from tasks.puzzles.compare import CompareOptions, compare_puzzles, sized
 from tasks.puzzles.config import ModelName
+from tasks.puzzles.experiment import CompareOptions, compare_puzzles, sized
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.config import PRESETS as SUDOKU
 from tasks.sudoku.task import SudokuTask

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.maze.task import MazeTask
-from tasks.puzzles.guessing import search
+from tasks.puzzles.search import search
 from tasks.sudoku.task import SudokuTask
 
 PUZZLES, CELLS = 40, 7

@@ -21,7 +21,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
 from tasks.puzzles.evaluate import predict
-from tasks.puzzles.loading import load_model
+from tasks.runs import load_model
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from playwright import sync_api as playwright
 
-from tasks.puzzles.loading import load_model
+from tasks.runs import load_model
 from tasks.serving.app import Service
 from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen

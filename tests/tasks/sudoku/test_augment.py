@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.tensors import to_tensors
+from tasks.puzzles.task import to_tensors
 from tasks.sudoku.augment import augment, numbered_copies, reveal
 from tasks.sudoku.board import SYMBOLS, Board, format_line, is_valid_solution, parse
 from tasks.sudoku.config import PRESETS

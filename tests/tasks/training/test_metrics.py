@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer
 from solvers import Picard, Solution
-from tasks.puzzles.batches import Batches
+from tasks.puzzles.experiment import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

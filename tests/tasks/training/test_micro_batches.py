@@ -15,7 +15,7 @@ from tasks.lm.tokenizer import train_tokenizer
 from tasks.maze.config import MazeConfig
 from tasks.maze.task import MazeTask
 from tasks.planning.peak_memory import PeakMemory
-from tasks.puzzles.batches import Batches as GridBatches
+from tasks.puzzles.experiment import Batches as GridBatches
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 from tasks.training.micro_batches import micro_batch

@@ -13,7 +13,7 @@ from implicit import FixedPointLayer, Phantom
 from solvers import Broyden, Picard
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.config import LanguageConfig
-from tasks.puzzles.batches import Batches
+from tasks.puzzles.experiment import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

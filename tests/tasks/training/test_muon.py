@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.training.muon import Muon, orthogonalised
+from tasks.training.optimizers import Muon, orthogonalised
 
 SHAPES = [(8, 8), (24, 8), (8, 24)]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

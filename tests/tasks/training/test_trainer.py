@@ -15,7 +15,7 @@ from parameters import slow
 from models import GridModel
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import CheckpointError
-from tasks.puzzles.batches import Batches
+from tasks.puzzles.experiment import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate

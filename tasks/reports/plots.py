@@ -1,16 +1,53 @@
-"""Curves of training, and of accuracy against solver steps; these know no task."""
+"""How plots look and are written, and curves of training and of solver steps; no task is known."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.reports.style import BLUE, GREEN, ORANGE, new_figure, save_png
+from tasks.folders import draft
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+DPI = 150
+
+
+def save(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file in the folder of `path`, then rename it to `path`.
+
+    A failure leaves an old file at `path` as it was, and no temporary file.
+
+    Raises:
+        OSError: The file cannot be written; of the class that the system raised.
+    """
+    try:
+        with draft(path) as temporary:
+            write(temporary)
+    except OSError as error:
+        # The system's message would name the temporary file, which nobody asked for.
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}). Make sure that its folder "
+            "exists, is writable and has room, or name another."
+        ) from error
+    return path
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches. matplotlib is loaded at the first one: it takes half a second."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_png(figure: "Figure", path: Path) -> Path:
+    """Write a figure, atomically; return `path`."""
+    return save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +88,14 @@ def plot_learning(
     every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
     for axes, subplot in zip(every[:, 0], subplots, strict=True):
         for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
-            held_out = key.startswith("test_")
-            scale = 100 if subplot.percent else 1
-            _curve(axes, history, key, name, color, scale=scale, marker="o" if held_out else "")
+            rows = [row for row in history if key in row]
+            if not rows:
+                continue
+            # One point makes no line: it needs a marker to be seen.
+            marker = "o" if key.startswith("test_") or len(rows) == 1 else ""
+            values = [row[key] * (100 if subplot.percent else 1) for row in rows]
+            minutes, style = [row["minutes"] for row in rows], {"linewidth": 1.3, "markersize": 5}
+            axes.plot(minutes, values, color=color, label=name, marker=marker, **style)
         axes.set_ylabel(subplot.label)
         if subplot.percent:
             axes.set_ylim(-3, 103)
@@ -73,11 +115,7 @@ def plot_learning(
 
 
 def plot_steps(
-    steps: Sequence[int],
-    exact: Sequence[float],
-    residual: Sequence[float],
-    path: Path,
-    title: str,
+    steps: Sequence[int], exact: Sequence[float], residual: Sequence[float], path: Path, title: str
 ) -> Path:
     """Exact accuracy, and on a second axis the residual, against the number of solver steps.
 
@@ -92,14 +130,8 @@ def plot_steps(
         `path`.
 
     Raises:
-        ValueError: The lists differ in length.
         OSError: The file cannot be written.
     """
-    if not len(steps) == len(exact) == len(residual):
-        raise ValueError(
-            "`steps`, `exact` and `residual` must have the same length: got "
-            f"{len(steps)}, {len(exact)} and {len(residual)}."
-        )
     figure = new_figure(7, 4.2)
     left = figure.subplots()
     right = left.twinx()
@@ -123,11 +155,7 @@ def plot_steps(
 
 
 def plot_curves(
-    x: Sequence[float],
-    shares: Mapping[str, Sequence[float]],
-    path: Path,
-    label: str,
-    title: str,
+    x: Sequence[float], shares: Mapping[str, Sequence[float]], path: Path, label: str, title: str
 ) -> Path:
     """Curves of accuracy against a quantity on a logarithmic axis.
 
@@ -142,17 +170,12 @@ def plot_curves(
         `path`.
 
     Raises:
-        ValueError: A curve is not as long as `x`.
         OSError: The file cannot be written.
     """
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
     for (name, values), color in zip(shares.items(), colors, strict=False):
-        if len(values) != len(x):
-            raise ValueError(
-                f"The curve {name!r} has {len(values)} values for {len(x)} positions: give as many."
-            )
         axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
     doubles = min(x, default=1) >= 1
     axes.set_xscale("log", base=2 if doubles else 10)
@@ -163,26 +186,6 @@ def plot_curves(
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
     return save_png(figure, path)
-
-
-def _curve(
-    axes: "Axes",
-    history: Sequence[dict[str, float]],
-    key: str,
-    label: str,
-    color: str = BLUE,
-    *,
-    scale: float = 1.0,
-    marker: str = "",
-) -> None:
-    rows = [row for row in history if key in row]
-    if not rows:
-        return
-    minutes = [row["minutes"] for row in rows]
-    values = [scale * row[key] for row in rows]
-    # One point makes no line: it needs a marker to be seen.
-    marker = marker or ("o" if len(rows) == 1 else "")
-    axes.plot(minutes, values, color=color, label=label, marker=marker, linewidth=1.3, markersize=5)
 
 
 def _log_scale(axes: "Axes") -> None:
