@@ -39,6 +39,8 @@ class StatePacking:
         _check_leaves(leaves, batch_dims)
         self.batch_dims = batch_dims
         self.batch_shape = leaves[0].shape[:batch_dims]
+        # Kept apart, since the first dim may be a symbol while a program is traced.
+        self.inner_shape = tuple(self.batch_shape[1:])
         self.shapes = [leaf.shape[batch_dims:] for leaf in leaves]
         self.dtypes = [leaf.dtype for leaf in leaves]
         self.sizes = [
@@ -73,7 +75,7 @@ class StatePacking:
     @property
     def samples_per_row(self) -> int:
         """Number of samples that stay or leave together, such as the tokens of one sequence."""
-        return math.prod(self.batch_shape[1:])
+        return math.prod(self.inner_shape)
 
     @property
     def has_tokens(self) -> bool:
@@ -102,11 +104,11 @@ class StatePacking:
         if self.is_matrix:
             return flat
         if self.is_view:
-            lead = (-1, *self.batch_shape[1:]) if self.batch_dims else ()
+            lead = (-1, *self.inner_shape) if self.batch_dims else ()
             return flat.reshape((*lead, *self.shapes[0]))
         batch = self.batch_shape
         if self.batch_dims and self.num_samples:
-            batch = (flat.shape[0] // self.samples_per_row, *batch[1:])
+            batch = (flat.shape[0] // self.samples_per_row, *self.inner_shape)
         parts = flat.split(self.sizes, 1) if len(self.sizes) > 1 else (flat,)
         leaves = [
             _leaf(part, (*batch, *shape), dtype)

@@ -87,6 +87,12 @@ class Exact(AdjointMode):
     warm_start: WarmStart | None = None
     preconditioner: Preconditioner | None = None
 
+    @property
+    def fits_graph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Without what reads or keeps something in the backward pass."""
+        kept = self.warm_start is not None or self.preconditioner is not None
+        return not kept and self.on_failure != "raise"
+
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
             if self.solver not in SOLVERS and self.solver not in LINEAR:

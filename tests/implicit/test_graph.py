@@ -91,8 +91,17 @@ def test_a_bad_sample_harms_no_gradient(mode: str) -> None:
     compare(FixedPointLayer(Pull(), tight, mode, max_steps=80), x, good)
 
 
-@pytest.mark.parametrize("backward", ["shine", "unrolled"])
-def test_a_mode_that_no_graph_holds_is_refused(backward: str) -> None:
+@pytest.mark.parametrize(
+    "backward",
+    [
+        "shine",
+        "unrolled",
+        implicit.get_backward("exact", on_failure="raise"),
+        implicit.get_backward("exact", preconditioner=lambda v: v),
+    ],
+    ids=["shine", "unrolled", "on_failure", "preconditioner"],
+)
+def test_a_mode_that_no_graph_holds_is_refused(backward: Any) -> None:
     with pytest.raises(ValueError, match="needs more of the solve than a graph can hold"):
         fixed_point(torch.cos, torch.zeros(2, 1), backward=backward, loop="graph")
 

@@ -40,7 +40,7 @@ def own_process() -> None:
     torch.compiler.reset()
 
 
-def built(name: str, rtol: float = 1e-2) -> tuple[Any, Tensor]:
+def built(name: str, rtol: float = 1e-2, solver: str = "picard") -> tuple[Any, Tensor]:
     """A model whose samples converge after various numbers of steps, and five inputs."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -55,7 +55,7 @@ def built(name: str, rtol: float = 1e-2) -> tuple[Any, Tensor]:
         config = SUDOKU["tiny"].changed(width=16, model=kind)
         x = torch.randint(0, 5, (5, 16), generator=generator)
     model = config.build().double().eval()
-    model.solving.solver = get_solver("picard", rtol=rtol, atol=0.0)
+    model.solving.solver = get_solver(solver, rtol=rtol, atol=0.0)
     return model, x
 
 
@@ -83,9 +83,10 @@ def test_a_fixed_budget_gives_what_the_solve_gives(name: str, rtol: float) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
 @pytest.mark.parametrize("name", ["sudoku", "maze", "lm"])
-def test_a_program_needs_no_code_of_ours(name: str, tmp_path: Path) -> None:
-    model, x = built(name)
+def test_a_program_needs_no_code_of_ours(name: str, solver: str, tmp_path: Path) -> None:
+    model, x = built(name, solver=solver)
     path = tmp_path / "model.pt2"
     longest = 64 if name == "lm" else None
     write_program(model, x[:2], STEPS, path, {"max_steps": STEPS}, longest)
@@ -160,14 +161,31 @@ def test_a_fixed_budget_can_be_compiled_as_a_whole(name: str) -> None:
         agree(compiled(x), model, x)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_program_becomes_a_library_without_python(tmp_path: Path) -> None:
+    """AOTInductor compiles the file, loop included, for batches of any size."""
+    model, x = built("sudoku", solver="anderson")
+    write_program(model, x[:2], STEPS, tmp_path / "model.pt2", {})
+    program = torch.export.load(tmp_path / "model.pt2")
+    path = str(tmp_path / "library.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=path)
+    run = torch._inductor.aoti_load_package(path)
+    for rows in (x, x[:1], x[:3]):
+        agree(run(rows), model, rows)
+
+
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     model, x = built("sudoku")
     with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
         Inference(model, 0)
     with pytest.raises(ValueError, match=r"ends in `\.pt2`: got"):
         write_program(model, x, STEPS, tmp_path / "model.onnx", {})
-    model.solving.solver = get_solver("anderson")
-    with pytest.raises(ValueError, match=r"Anderson.* cannot be exported.* Use `--solver picard`"):
+    model.solving.solver = get_solver("newton_krylov")
+    with pytest.raises(
+        ValueError, match=r"NewtonKrylov .* which a graph cannot hold\. Use another"
+    ):
         Inference(model, STEPS)
 
 
