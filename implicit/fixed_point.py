@@ -9,16 +9,14 @@ from torch import Tensor
 
 from implicit.autograd import attach_vjp
 from implicit.base import BackwardMode, SolveContext
-from implicit.graph import fixed_point_in_graph
 from implicit.isolation import Isolation, attach_isolated, isolated
 from implicit.modes.unrolled import Unrolled
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.checks import check_callable, check_flag
-from solvers.compiler import opaque
+from solvers.compiler import LoopName, graph_wanted, opaque, run_graph
 from solvers.counted_map import CheckedMap
 from solvers.has_aux import first_of_pair, with_aux
-from solvers.loop_choice import LoopName, graph_wanted, run_graph
 from solvers.options import options_of
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
@@ -91,6 +89,8 @@ def fixed_point(
     }
     only_y = first_of_pair(f) if has_aux else f
     if graph_wanted(loop, chosen, mode.fits_graph or not torch.is_grad_enabled(), mode):
+        from implicit.graph import fixed_point_in_graph  # most programs never need it
+
         solution = run_graph(fixed_point_in_graph, only_y, y0, args, {"mode": mode, **options})
         if throw:
             raise_if_failed(solution, options["independent"])

@@ -8,7 +8,7 @@ from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
-from solvers.loop_choice import LoopName
+from solvers.compiler import LoopName
 from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.types import State

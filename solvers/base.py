@@ -87,6 +87,19 @@ class FixedPointSolver(ABC):
         """Drop all but these samples, in ascending order, from the memory."""
         return take_rows(carry, samples)
 
+    def for_affine(self, max_steps: int) -> "tuple[FixedPointSolver, int]":
+        """Return the solver, and its budget, that takes this one's place on affine maps."""
+        return self, max_steps
+
+    def check_graph(self) -> None:
+        """Raise a ValueError if a graph cannot hold the solver's loop."""
+        if self.whole or self.calls_map:
+            how = "makes whole solves" if self.whole else "calls the map within its steps"
+            raise ValueError(
+                f"{type(self).__name__} {how}, which a graph cannot hold. Use another solver "
+                "there, such as 'anderson', or pass `loop='eager'`."
+            )
+
     def check_tokens(self, packing: StatePacking) -> None:
         """Raise a ValueError if tokens are to have verdicts but the solver mixes tokens."""
         if packing.has_tokens and not self.promises.tokens:

@@ -1,15 +1,28 @@
-"""Keep the eager loop out of `torch.compile`, but let it compile the map inside.
+"""Which loop a solve runs in, and how the eager one stays out of `torch.compile`.
 
-After every step it reads which samples have converged, which no compiled graph can do. So the
-compiler sees it as one opaque call, with one graph break whatever the number of steps, and is
-switched on again inside `f`.
+The loop of `solvers.graph` is part of a graph. The eager one cannot be: after every step it reads
+which samples have converged. So the compiler sees it as one opaque call, with one graph break
+whatever the number of steps, and is switched on again inside `f`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
-from solvers.torch_internals import set_eval_frame, skip_this_frame, transforms_in_force
+import torch
+
+from solvers.torch_internals import (
+    one_graph_asked_for,
+    set_eval_frame,
+    skip_this_frame,
+    transforms_in_force,
+)
+from solvers.types import Map, State
+
+if TYPE_CHECKING:
+    from solvers.base import FixedPointSolver
+    from solvers.solution import Solution
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,6 +30,55 @@ WHY = (
     "This solver, backward mode or option needs the eager loop, which depends on verdicts; "
     "docs/transforms.md says what a graph can hold."
 )
+
+
+LoopName: TypeAlias = Literal["auto", "eager", "graph"]
+LOOPS = ("auto", "eager", "graph")
+
+
+def graph_wanted(
+    loop: LoopName, solver: "FixedPointSolver", able: bool = True, mode: object = None
+) -> bool:
+    """Whether a solve runs in the loop of `solvers.graph`.
+
+    Args:
+        loop: What the caller asks for.
+        solver: The solver.
+        able: Whether a graph can hold the backward mode.
+        mode: The backward mode.
+
+    Raises:
+        ValueError: An unknown loop, or a graph cannot hold that of this solver.
+    """
+    if loop not in LOOPS:
+        raise ValueError(f"`loop` must be one of {', '.join(map(repr, LOOPS))}: got {loop!r}.")
+    if loop == "graph":
+        solver.check_graph()
+        if not able:
+            raise ValueError(
+                f"{type(mode).__name__} needs more of the solve than a graph can hold. Use another "
+                "backward mode there, such as 'exact', or pass `loop='eager'`."
+            )
+        return True
+    able = able and not (solver.whole or solver.calls_map)
+    return loop == "auto" and able and one_graph_asked_for()
+
+
+def run_graph(
+    solve: Callable[..., "Solution"], f: Map, y0: State, args: tuple[Any, ...], options: Any
+) -> "Solution":
+    """Call a function that solves in a graph: as part of the graph that is traced, or its own."""
+    if torch.compiler.is_compiling():
+        return solve(f, y0, args, **options)
+    solution = _compiled(solve)(f, y0, args, **options)
+    counts = {name: int(getattr(solution, name)) for name in ("num_evals", "rows_evaluated")}
+    return dataclasses.replace(solution, **counts)
+
+
+@functools.cache
+def _compiled(solve: Callable[..., "Solution"]) -> Callable[..., "Solution"]:
+    """The function as one graph, which torch makes anew for other maps, solvers and shapes."""
+    return torch.compile(solve, fullgraph=True)
 
 
 def opaque(solve: Callable[P, T]) -> Callable[P, T]:

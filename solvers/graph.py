@@ -95,7 +95,7 @@ class GraphLoop:
         rhs: State | None = None,
     ):
         check_counts(max_steps, batch_dims)
-        check_graph(solver)
+        solver.check_graph()
         self.packing = packing = StatePacking(y0, batch_dims, scale)
         solver.check_tokens(packing)
         check_args(args, packing)
@@ -255,21 +255,6 @@ class GraphLoop:
             f"{type(self.solver).__name__} cannot be part of a graph: its memory changes its "
             "structure from step to step. Define `init_static`, whose memory keeps it, or pass "
             "`loop='eager'`."
-        )
-
-
-def fits_graph(solver: FixedPointSolver) -> bool:
-    """Whether the solver only steps, so that a graph can hold its loop."""
-    return not (solver.whole or solver.calls_map)
-
-
-def check_graph(solver: FixedPointSolver) -> None:
-    """Raise a ValueError if a graph cannot hold the solver's loop."""
-    if not fits_graph(solver):
-        how = "makes whole solves" if solver.whole else "calls the map within its steps"
-        raise ValueError(
-            f"{type(solver).__name__} {how}, which a graph cannot hold. Use another solver there, "
-            "such as 'anderson', or pass `loop='eager'`."
         )
 
 

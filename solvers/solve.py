@@ -6,10 +6,8 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_callable, check_flag
-from solvers.compiler import opaque
-from solvers.graph import solve_in_graph
+from solvers.compiler import LoopName, graph_wanted, opaque, run_graph
 from solvers.has_aux import first_of_pair, with_aux
-from solvers.loop_choice import LoopName, graph_wanted, run_graph
 from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, raise_if_failed
@@ -89,6 +87,8 @@ def solve(
     only_y = first_of_pair(f) if has_aux else f
     with torch.no_grad():
         if graph_wanted(loop, chosen):
+            from solvers.graph import solve_in_graph  # most programs never need it
+
             solution = run_graph(solve_in_graph, only_y, y0, args, options)
         else:
             solution = _solve_eagerly(only_y, y0, args, compact=compact, **options)

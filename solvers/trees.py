@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from solvers.torch_internals import pytree
@@ -63,3 +64,20 @@ def _attributes(leaf: Any, within: tuple[Any, ...]) -> dict[str, Any]:
         return {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}
     container = isinstance(leaf, Mapping | UserList | SimpleNamespace)
     return getattr(leaf, "__dict__", {}) if container else {}
+
+
+def of_turn(turn: int | Tensor, *branches: Callable[[], Any]) -> Any:
+    """What the branch of a turn returns; within a graph, where `turn` is a tensor, a choice of all.
+
+    Each branch returns a pytree of tensors and numbers of the same structure.
+    """
+    if not isinstance(turn, Tensor):
+        return branches[turn]()
+
+    def choose(*options: Any) -> Tensor:
+        chosen = torch.as_tensor(options[-1], device=turn.device)
+        for i, option in enumerate(options[:-1]):
+            chosen = torch.where(turn == i, option, chosen)
+        return chosen
+
+    return pytree.tree_map(choose, *(branch() for branch in branches))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from implicit import FixedPointLayer
-from solvers.graph import check_graph
 
 
 class Inference(nn.Module):
@@ -37,7 +36,7 @@ class Inference(nn.Module):
             return
         if steps is None or steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {steps!r}.")
-        check_graph(layer.solver)
+        layer.solver.check_graph()
         self.options["max_steps"] = steps
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def loaded(new_process: Run) -> dict[str, list[str]]:
 # Loading more is a decision: it slows every start down, and is more to read.
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("solvers", 27), ("exact gradient", 46), ("phantom gradient", 40), ("grid model", 43)],
+    [("solvers", 27), ("exact gradient", 42), ("phantom gradient", 40), ("grid model", 43)],
 )
 def test_no_more_is_loaded_than_is_used(name: str, most: int, loaded: dict[str, list[str]]) -> None:
     assert len(loaded[name]) <= most

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from implicit.base import SolveContext
 from solvers import FixedPointSolver, Result, Solution
-from solvers.graph import solve_in_graph
-from solvers.methods.linear.gmres import Gmres
-from solvers.methods.newton_krylov import NewtonKrylov
 from solvers.norms import scaled_norms
 from solvers.packing import StatePacking
 from solvers.registry import LINEAR, SOLVERS
@@ -49,11 +46,7 @@ def adjoint_solver(
         # The forward `atol` has the units of y; u has those of the loss over y, so that a loss
         # divided by a large batch would end the solve at once. Relative tolerance only.
         solver = dataclasses.replace(solver, rtol=solver.rtol + solver.atol, atol=0.0)
-    if isinstance(solver, NewtonKrylov):
-        # Newton's method on an affine map is one linear solve, without products to be derived.
-        budget *= solver.inner_steps
-        solver = Gmres(rtol=solver.rtol, atol=solver.atol, history=solver.inner_steps)
-    return solver, budget
+    return solver.for_affine(budget)
 
 
 def solve_affine(
@@ -101,6 +94,8 @@ def solve_affine_in_graph(
     context: SolveContext,
 ) -> tuple[list[Tensor], Tensor]:
     """As `solve_affine`, as part of a graph; also return which samples have converged."""
+    from solvers.graph import solve_in_graph  # most programs never need it
+
     joint = solver.linear and not context.independent
     batch_dims = 0 if joint else min(context.batch_dims, 1)
     solution = solve_in_graph(

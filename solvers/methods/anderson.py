@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
-from solvers.methods.static import StaticHistory
 from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index
+
+if TYPE_CHECKING:
+    from solvers.methods.static import StaticHistory
 
 # With a ridge below the rounding of inner products, the weights of linearly dependent differences
 # would be arbitrary.
@@ -76,8 +78,10 @@ class Anderson(FixedPointSolver):
         """An empty window."""
         return History.empty(y, self.history)
 
-    def init_static(self, y: Flat) -> StaticHistory:
+    def init_static(self, y: Flat) -> "StaticHistory":
         """An empty window of fixed size."""
+        from solvers.methods.static import StaticHistory  # most programs never need it
+
         return StaticHistory.empty(y, self.history)
 
     def keep(self, carry: History, samples: Index) -> History:

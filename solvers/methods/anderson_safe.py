@@ -2,23 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_at_least_0, check_damping, check_history
-from solvers.methods.static import StaticHistory
 from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index, Mask, PerSample
+
+if TYPE_CHECKING:
+    from solvers.methods.static import StaticHistory
 
 
 class Guarded(NamedTuple):
     """The window, which of its slots are in use, the best point, and failures in a row."""
 
-    window: History | StaticHistory
+    window: "History | StaticHistory"
     valid: Tensor
     y: Flat
     fy: Flat
@@ -96,9 +98,11 @@ class AndersonSafe(FixedPointSolver):
 
     def init_static(self, y: Flat) -> Guarded:
         """The same with a window of fixed size."""
+        from solvers.methods.static import StaticHistory  # most programs never need it
+
         return self._start(y, StaticHistory.empty(y, self.history))
 
-    def _start(self, y: Flat, window: History | StaticHistory) -> Guarded:
+    def _start(self, y: Flat, window: "History | StaticHistory") -> Guarded:
         ones = y.new_ones(y.shape[0], requires_grad=False)
         valid = torch.zeros(y.shape[0], self.history, dtype=torch.bool, device=y.device)
         return Guarded(window, valid, y, y, ones * torch.inf, torch.zeros_like(ones))
@@ -131,7 +135,7 @@ class AndersonSafe(FixedPointSolver):
             window=window.moved(fy - y, fy), valid=valid
         )
 
-    def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple[History | StaticHistory, Tensor]:
+    def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple["History | StaticHistory", Tensor]:
         """Add the newest differences, of consecutive points whether accepted or not."""
         window = best.window
         if window.point is None:
@@ -142,7 +146,7 @@ class AndersonSafe(FixedPointSolver):
         return window.with_gram(column, column, self.ridge), valid
 
     def _weights(
-        self, window: History | StaticHistory, valid: Tensor, best: Guarded
+        self, window: "History | StaticHistory", valid: Tensor, best: Guarded
     ) -> tuple[Tensor, Mask]:
         """Solve least squares over the valid slots; also mark ill-conditioned samples."""
         count = window.filled
@@ -164,7 +168,7 @@ class AndersonSafe(FixedPointSolver):
         weights = (solved[:, :, 0] / root).to(best.y.dtype).nan_to_num(0.0, 0.0, 0.0)
         return weights, ill
 
-    def _propose(self, window: History | StaticHistory, weights: Tensor, best: Guarded) -> Flat:
+    def _propose(self, window: "History | StaticHistory", weights: Tensor, best: Guarded) -> Flat:
         """Anderson's step from the best point."""
         y_next = torch.lerp(best.fy, best.y, self.damping) if self.damping else best.fy
         if window.filled == 0:

@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_damping, check_history
-from solvers.methods.static import StaticHistory
 from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index
+
+if TYPE_CHECKING:
+    from solvers.methods.static import StaticHistory
 
 
 @final
@@ -65,8 +67,10 @@ class AndersonType1(FixedPointSolver):
         """An empty window, with no more slots than differences can be linearly independent."""
         return History.empty(y, max(1, min(self.history, y.shape[1])))
 
-    def init_static(self, y: Flat) -> StaticHistory:
+    def init_static(self, y: Flat) -> "StaticHistory":
         """An empty window of fixed size."""
+        from solvers.methods.static import StaticHistory  # most programs never need it
+
         return StaticHistory.empty(y, max(1, min(self.history, y.shape[1])))
 
     def keep(self, carry: History, samples: Index) -> History:

@@ -19,17 +19,19 @@ where w is stored like a step, but forms no update with the step after it.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
-from solvers.methods.static_steps import StaticSteps, newest_update, weight
 from solvers.methods.window import NO_WEIGHT, keep_rows, products, write
 from solvers.promises import Promises
-from solvers.types import Flat, Index, Small, Window
+from solvers.types import Flat, Index, PerSample, Small, Window
+
+if TYPE_CHECKING:
+    from solvers.methods.static_steps import StaticSteps
 
 
 class Steps(NamedTuple):
@@ -114,6 +116,21 @@ class Steps(NamedTuple):
         )
 
 
+def newest_update(step: Flat, y: Flat, fy: Flat, change: Flat) -> tuple[Flat, PerSample, Flat]:
+    """The next point after a restart, |step|^2, and the vector w of the update that is kept."""
+    size, on_change, along = products(step[:, None], 1, step, change, fy - y)
+    # Where the update is singular, or a number overflows, take a plain step.
+    inverse = (size - on_change).reciprocal().nan_to_num(0.0, 0.0, 0.0)
+    follower = change * (size * inverse).nan_to_num(0.0, 0.0, 0.0)
+    y_next = torch.addcmul(fy, change, (along * inverse).nan_to_num(0.0, 0.0, 0.0))
+    return y_next, size, follower
+
+
+def weight(size: Tensor) -> Tensor:
+    """The diagonal of the system for steps of squared length `size`; zero gets no weight."""
+    return size.double().masked_fill(size == 0, NO_WEIGHT)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Broyden(FixedPointSolver):
@@ -169,8 +186,10 @@ class Broyden(FixedPointSolver):
         system = torch.zeros(y.shape[0], capacity, capacity, dtype=torch.float64, device=y.device)
         return Steps(steps, system, None, None, 0)
 
-    def init_static(self, y: Flat) -> StaticSteps:
+    def init_static(self, y: Flat) -> "StaticSteps":
         """No steps, and space for all that are ever kept."""
+        from solvers.methods.static_steps import StaticSteps  # most programs never need it
+
         return StaticSteps.empty(y, self.history + 1)
 
     def keep(self, carry: Steps, samples: Index) -> Steps:

@@ -122,6 +122,13 @@ class NewtonKrylov(FixedPointSolver):
         for name, least in (("inner_steps", 1), ("opening", 0)):
             check_integer(name, getattr(self, name), least)
 
+    def for_affine(self, max_steps: int) -> tuple[FixedPointSolver, int]:
+        """Newton's method on an affine map is one linear solve, without products to be derived."""
+        from solvers.methods.linear.gmres import Gmres
+
+        linear = Gmres(rtol=self.rtol, atol=self.atol, history=self.inner_steps)
+        return linear, max_steps * self.inner_steps
+
     def init(self, y: Flat) -> Search:
         """An infinite norm and record, so that the first point is accepted."""
         one = y.new_ones(len(y), requires_grad=False)

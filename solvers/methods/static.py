@@ -7,14 +7,12 @@ point: then nothing is written. The rest is as in `solvers.methods.window` and i
 solver.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from solvers.methods.window import NO_WEIGHT
-from solvers.torch_internals import pytree
 from solvers.types import Flat, Mask, PerSample, Small, Window
 
 # Systems of more unknowns are left to LAPACK: one kernel for each unknown takes longer.
@@ -137,20 +135,3 @@ def put(window: Window, slots: Mask, new: Flat) -> Window:
 def dots(window: Window, vector: Flat) -> PerSample:
     """Inner products of all slots with a vector per sample."""
     return (window * vector[:, None]).sum(2)
-
-
-def of_turn(turn: int | Tensor, *branches: Callable[[], Any]) -> Any:
-    """What the branch of a turn returns; within a graph, where `turn` is a tensor, a choice of all.
-
-    Each branch returns a pytree of tensors and numbers of the same structure.
-    """
-    if not isinstance(turn, Tensor):
-        return branches[turn]()
-
-    def choose(*options: Any) -> Tensor:
-        chosen = torch.as_tensor(options[-1], device=turn.device)
-        for i, option in enumerate(options[:-1]):
-            chosen = torch.where(turn == i, option, chosen)
-        return chosen
-
-    return pytree.tree_map(choose, *(branch() for branch in branches))

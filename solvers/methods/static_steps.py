@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.methods.broyden import newest_update, weight
 from solvers.methods.static import dots, no_equations, put, solve_lower
-from solvers.methods.window import NO_WEIGHT, products
-from solvers.types import Flat, Mask, PerSample, Small, Window
+from solvers.types import Flat, Mask, Small, Window
 
 
 class StaticSteps(NamedTuple):
@@ -67,18 +67,3 @@ class StaticSteps(NamedTuple):
         new = torch.where(at, weight(row), new)
         system = torch.where(at[:, None], new[:, None], self.system)
         return self._replace(steps=steps, system=system), rhs.double()
-
-
-def newest_update(step: Flat, y: Flat, fy: Flat, change: Flat) -> tuple[Flat, PerSample, Flat]:
-    """The next point after a restart, |step|^2, and the vector w of the update that is kept."""
-    size, on_change, along = products(step[:, None], 1, step, change, fy - y)
-    # Where the update is singular, or a number overflows, take a plain step.
-    inverse = (size - on_change).reciprocal().nan_to_num(0.0, 0.0, 0.0)
-    follower = change * (size * inverse).nan_to_num(0.0, 0.0, 0.0)
-    y_next = torch.addcmul(fy, change, (along * inverse).nan_to_num(0.0, 0.0, 0.0))
-    return y_next, size, follower
-
-
-def weight(size: Tensor) -> Tensor:
-    """The diagonal of the system for steps of squared length `size`; zero gets no weight."""
-    return size.double().masked_fill(size == 0, NO_WEIGHT)

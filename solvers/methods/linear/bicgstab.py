@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from solvers.base import FixedPointSolver
-from solvers.methods.static import of_turn
+from solvers.trees import of_turn
 from solvers.types import Flat, PerSample
 
 
