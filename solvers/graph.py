@@ -178,8 +178,10 @@ class GraphLoop:
         stale = ~stored & (known.result != int(Result.converged))
         # After the last point that the budget allows, no sample moves.
         moving = (known.result == RUNNING) & (now.step < self.max_steps)
-        with self.f.full_precision():
-            y_next, memory = solver.step(y, fy, now.memory)
+        y_next, memory = y, now.memory
+        if y.shape[1]:  # else there is nothing to move
+            with self.f.full_precision():
+                y_next, memory = solver.step(y, fy, now.memory)
         rounded = self.packing.round(y_next)
         known, rested = self._give_up(known, moving, memory, now.rested)
         if memory is None and y_next is not fy and not coupling.coupled:
@@ -245,7 +247,8 @@ class GraphLoop:
         return doubtful(self.rule, known, row_norms(value))
 
     def _evaluate(self, y: Flat) -> Flat:
-        return self.packing.pack(self.f(self.packing.unpack(y), *self.args))
+        # A copy, which compilers drop, since `f` may write into its argument.
+        return self.packing.pack(self.f(self.packing.unpack(y.clone()), *self.args)).clone()
 
     def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
         return row_norms(fy - y), row_norms(fy) if self.rhs is None else self.rhs.clone()

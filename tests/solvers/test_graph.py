@@ -197,6 +197,11 @@ def test_a_failure_raises_at_run_time():
     assert torch.is_grad_enabled()
 
 
+def test_a_map_that_writes_into_its_argument_does_no_harm():
+    graph = compiled(named("picard"), lambda y: y.mul_(0.5).add_(1))
+    same(graph(torch.ones(2, 3)), named("picard").iterate(lambda y: 0.5 * y + 1, torch.ones(2, 3)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NONLINEAR)
 def test_compiled_by_hand(name: str):
