@@ -209,7 +209,7 @@ def test_a_short_command_runs(
 def test_commands_are_found_and_wrong_ones_refused() -> None:
     lines = {line for line, _ in SHOWN}
     assert (
-        "python -m tasks.sudoku export sudoku.pt2 --solver picard   # runs with torch alone"
+        "python -m tasks.sudoku export sudoku.pt2                   # runs with torch alone"
         in lines
     )
     assert len([line for line in lines if "-m tasks." in line]) > 40

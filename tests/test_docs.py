@@ -72,7 +72,10 @@ def test_code_runs_and_prints_what_is_shown(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    space: dict[str, Any] = {"__name__": "__main__"}
+    # Dynamo looks up in its module what a function reads.
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    space = vars(module)
     text = page.read_text()
     for block in BLOCK.finditer(text):
         # Line numbers as in the page.
