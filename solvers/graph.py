@@ -248,10 +248,10 @@ class GraphLoop:
 
     def _evaluate(self, y: Flat) -> Flat:
         # A copy, which compilers drop, since `f` may write into its argument.
-        return self.packing.pack(self.f(self.packing.unpack(y.clone()), *self.args)).clone()
+        return self.packing.pack(self.f(self.packing.unpack(y.clone()), *self.args))
 
     def _norms(self, y: Flat, fy: Flat) -> tuple[PerSample, PerSample]:
-        return row_norms(fy - y), row_norms(fy) if self.rhs is None else self.rhs.clone()
+        return row_norms(fy - y), row_norms(fy) if self.rhs is None else self.rhs
 
     def _why_not(self) -> str:
         return (
@@ -270,14 +270,14 @@ def repeat(
 ) -> Any:
     """Apply `body` to a pytree as long as `goes_on` holds, as one operator.
 
-    A compiled loop writes its results to the memory of what it was given, and compilers drop copies
-    and merge equal constants: so every tensor at the start is the result of an operation of its
-    own. What is no tensor stays as it is.
+    A compiled loop writes its results to the memory of what it was given, although compilers drop
+    copies and merge equal tensors: so each tensor that is carried is kept apart from all others.
+    What is no tensor stays as it is.
 
     Args:
         goes_on: From what a step hands on to a bool tensor without dims.
         body: From what a step is given to what it hands on, in the same structure.
-        start: What the first step is given.
+        start: What the first step is given. Its first leaf is a count or a truth value.
         data: A tensor whose values no compiler can know.
         why_not: The message if the structure changes.
 
@@ -297,19 +297,17 @@ def repeat(
         after, after_spec = pytree.tree_flatten(body(join(leaves)))
         if after_spec != spec:
             raise ValueError(why_not)
-        given = list(leaves)
-        for leaf in after:
-            if isinstance(leaf, Tensor):
-                twice = any(leaf is other for other in given)
-                given.append(leaf.clone() if twice else leaf)
-        return tuple(_numbers(leaf) for leaf in given[len(leaves) :])
+        return _apart([leaf for leaf in after if isinstance(leaf, Tensor)], leaves[0])
 
-    always = data.isnan().sum() >= 0
-    carried = tuple(
-        torch.where(always, _numbers(leaf), number) for number, leaf in enumerate(tensors)
-    )
+    carried = _apart(tensors, data.isnan().sum())
     return join(while_loop(lambda *leaves: goes_on(join(leaves)), step, carried))
 
 
-def _numbers(leaf: Tensor) -> Tensor:
-    return leaf.to(torch.int8) if leaf.dtype == torch.bool else leaf
+def _apart(leaves: Sequence[Tensor], count: Tensor) -> tuple[Tensor, ...]:
+    """The same values in memory of their own, which no compiler can merge or leave out.
+
+    `count` is at least 0, which the compiler cannot know. Truth values become numbers, of which
+    there are more than two.
+    """
+    whole = [leaf.to(torch.int8) if leaf.dtype == torch.bool else leaf for leaf in leaves]
+    return tuple(torch.where(count >= 0, leaf, number) for number, leaf in enumerate(whole))

@@ -160,3 +160,19 @@ def test_inductor(mode: str) -> None:
     layer = FixedPointLayer(Pull(), tight, mode, max_steps=80)
     x = torch.randn(6, 4, dtype=torch.float64)
     compare(layer, x, torch.ones(6, dtype=torch.bool), backend="inductor")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_by_hand(mode: str) -> None:
+    """`loop="graph"` outside a compiler: numbers are numbers, and gradients those of the loop."""
+    tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
+    model, x = Pull(), torch.randn(6, 4, dtype=torch.float64)
+    good = torch.ones(6, dtype=torch.bool)
+    found = {}
+    for loop in ("eager", "graph"):
+        layer = FixedPointLayer(model, tight, mode, max_steps=80, loop=loop)
+        found[loop] = gradients(layer, layer, torch.zeros_like(x), x, good)
+    assert isinstance(found["graph"][1].num_evals, int)
+    for a, b in zip(found["graph"][0], found["eager"][0], strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)

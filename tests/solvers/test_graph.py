@@ -22,6 +22,7 @@ NONLINEAR = [
     "picard",
     "squarem",
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 REFUSED = ["newton_krylov", "robust"]
 ALL = [*NONLINEAR, *LINEAR.names()]
 
