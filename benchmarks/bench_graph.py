@@ -1,5 +1,6 @@
 """The loop of a graph beside the eager loop and as many bare calls of `f`."""
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 import solvers
 from implicit import FixedPointLayer
+from tasks.device import compile_blocks
+from tasks.lm.config import PRESETS as LANGUAGE
+from tasks.sudoku.config import PRESETS as SUDOKU
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]
 SOLVERS = ("picard", "anderson", "broyden")
@@ -37,7 +41,7 @@ class Tanh(nn.Module):
 def test_solve(benchmark: Any, problem: str) -> None:
     """Seconds of a solve to 1e-6, and of the first call, which compiles."""
     if problem == "a":
-        posed = PROBLEMS["a"].to(torch.float32)
+        posed = PROBLEMS["a"]().to(torch.float32)
         f, y0, args = posed.f, posed.y0, posed.args
     else:
         torch.manual_seed(0)
@@ -104,6 +108,33 @@ def test_training_step(benchmark: Any) -> None:
     show("forward and backward", ["mode", "eager ms", "graph ms", "gain"], rows)
     _keep({"training step": found})
     benchmark.extra_info.update(found)
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
+@pytest.mark.parametrize("task", ["sudoku", "lm"])
+def test_a_model_as_one_graph(benchmark: Any, task: str) -> None:
+    """Forward and backward of a whole model: eager, with compiled blocks, and as one graph."""
+    torch.manual_seed(0)
+    config: Any = SUDOKU["standard"] if task == "sudoku" else LANGUAGE["small"]
+    model = config.build()
+    x = torch.randint(0, 10, (16, 81)) if task == "sudoku" else torch.randint(0, 200, (2, 128))
+    blocks: Any = copy.deepcopy(model)
+    compile_blocks(blocks)
+
+    def step(called: Any) -> Callable[[], object]:
+        def go() -> None:
+            called.zero_grad()
+            called(x, max_steps=4).logits.square().mean().backward()
+
+        return go
+
+    whole = torch.compile(copy.deepcopy(model), fullgraph=True)
+    calls = {"eager": step(model), "blocks": step(blocks), "one graph": step(whole)}
+    seconds = interleaved(calls, rounds=9)
+    rows = [[task, *(f"{1e3 * seconds[name]:.1f}" for name in calls)]]
+    show("a training step, ms", ["model", *calls], rows)
+    _keep({f"model, {task}": seconds})
+    benchmark.extra_info.update(seconds)
     benchmark.pedantic(lambda: None, rounds=1)
 
 

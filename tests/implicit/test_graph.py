@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from parameters import long
 from torch import Tensor, nn
 
 import implicit
@@ -152,8 +153,7 @@ class OnlyValue(nn.Module):
         return solution.value, solution.result
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [long(mode, unless=mode == "exact") for mode in MODES])
 def test_inductor(mode: str) -> None:
     """A compiler that writes into memory that it takes for its own has given wrong adjoints."""
     tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
@@ -162,8 +162,7 @@ def test_inductor(mode: str) -> None:
     compare(layer, x, torch.ones(6, dtype=torch.bool), backend="inductor")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [long(mode, unless=mode == "exact") for mode in MODES])
 def test_by_hand(mode: str) -> None:
     """`loop="graph"` outside a compiler: numbers are numbers, and gradients those of the loop."""
     tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)

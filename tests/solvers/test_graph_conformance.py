@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parameters import slow
+from parameters import long, slow
 from torch import Tensor
 
 import solvers.graph
@@ -19,6 +19,8 @@ ALL = [
     "aitken", "anderson", "anderson_safe", "anderson_type1", "broyden", "picard", "squarem",
     *LINEAR.names(),
 ]  # fmt: skip
+# Those that need more than the usual methods; the others are run now and then.
+CASES: dict[str, Callable[..., Any]] = {"anderson": pytest.param, "broyden": slow, "gmres": slow}
 # No sample leaves a graph.
 NOT_HERE = {"work_follows_need", "leaving_the_batch_changes_no_answer"}
 
@@ -47,7 +49,7 @@ def graph_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FixedPointSolver, "iterate", in_graph)
 
 
-@pytest.mark.parametrize("name", [slow(name, unless=name == "anderson") for name in ALL])
+@pytest.mark.parametrize("name", [CASES.get(name, long)(name) for name in ALL])
 def test_conforms(name: str) -> None:
     chosen = resolve(name)
     runs: list[Any] = [(p, (chosen,)) for p in PROPERTIES if p.__name__ not in NOT_HERE]

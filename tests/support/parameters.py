@@ -12,6 +12,12 @@ def slow(*values: Any, unless: bool = False) -> Any:
     return pytest.param(*values, marks=() if unless else pytest.mark.slow)
 
 
+def long(*values: Any, unless: bool = False) -> Any:
+    """Values of a case that `make test-slow` leaves out as well, unless it is the one given."""
+    marks = pytest.mark.slow if unless else (pytest.mark.slow, pytest.mark.long)
+    return pytest.param(*values, marks=marks)
+
+
 # The peers' own solvers are slow, and two problems and first derivatives have tests in
 # tests/solvers/test_contrib.py.
 PEERS_WHEN_SLOW = [slow(name) if "." in name else name for name in solvers.names()]

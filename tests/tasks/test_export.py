@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from parameters import long
 from torch import Tensor
 
 from models import TokenLayout
@@ -21,6 +22,7 @@ from tasks.puzzles.config import ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU
 
 STEPS = 12
+PROGRAMS = [("sudoku", "anderson"), ("maze", "broyden"), ("lm", "picard")]
 PRESETS: dict[str, Any] = {"sudoku": SUDOKU, "maze": MAZES, "lm": LANGUAGE}
 # What a user has who got a file, and torch.
 READER = """
@@ -82,9 +84,14 @@ def test_a_fixed_budget_gives_what_the_solve_gives(name: str, rtol: float) -> No
     assert evidence.converged.any() if rtol > 1e-6 else not evidence.converged.all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
-@pytest.mark.parametrize("name", ["sudoku", "maze", "lm"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        long(name, solver, unless=(name, solver) in PROGRAMS)
+        for name in ("sudoku", "maze", "lm")
+        for solver in ("picard", "anderson", "broyden")
+    ],
+)
 def test_a_program_needs_no_code_of_ours(name: str, solver: str, tmp_path: Path) -> None:
     model, x = built(name, solver=solver)
     path = tmp_path / "model.pt2"
@@ -162,6 +169,7 @@ def test_a_fixed_budget_can_be_compiled_as_a_whole(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_program_becomes_a_library_without_python(tmp_path: Path) -> None:
