@@ -106,9 +106,10 @@ class StatePacking:
         if self.is_view:
             lead = (-1, *self.inner_shape) if self.batch_dims else ()
             return flat.reshape((*lead, *self.shapes[0]))
-        batch = self.batch_shape
-        if self.batch_dims and self.num_samples:
+        if self.batch_dims and self.samples_per_row:
             batch = (flat.shape[0] // self.samples_per_row, *self.inner_shape)
+        else:
+            batch = self.batch_shape
         parts = flat.split(self.sizes, 1) if len(self.sizes) > 1 else (flat,)
         leaves = [
             _leaf(part, (*batch, *shape), dtype)

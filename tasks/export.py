@@ -7,6 +7,7 @@ file (`.pt2`) holds weights and operations, and needs only `torch.export.load`.
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,12 @@ def write_program(
     sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if longest is not None:
         sizes[1] = torch.export.Dim("length", min=1, max=longest)
-    program = torch.export.export(
-        Inference(model, steps), (x,), dynamic_shapes=(sizes,), strict=True
-    )
+    with warnings.catch_warnings():
+        # Blocks of `transformers` note for their own use that they were called.
+        warnings.filterwarnings("ignore", "While compiling, we found certain side effects")
+        program = torch.export.export(
+            Inference(model, steps), (x,), dynamic_shapes=(sizes,), strict=True
+        )
     # What torch notes here within a loop, types in place of their names, it cannot write.
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
