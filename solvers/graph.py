@@ -20,7 +20,7 @@ from solvers.coupling import Coupling
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
-from solvers.stopped import beside
+from solvers.stopped import beside, confirmed, doubtful, measured
 from solvers.torch_internals import pytree, while_loop
 from solvers.trees import map_tensors
 from solvers.types import Flat, Map, Mask, PerSample, State
@@ -31,10 +31,7 @@ from solvers.verdicts import (
     Reading,
     StopRule,
     Verdicts,
-    confirmed,
-    doubtful,
     judge,
-    measured,
     out_of_budget,
 )
 

@@ -2,10 +2,16 @@
 
 Those of an independent batch leave it, and return in the solution. Some verdicts hang on a last
 value of the map. Coupled samples whose best points stem from different steps are measured anew, as
-one point. And a claim of convergence may be in doubt (see `solvers.verdicts`): then the entries are
-changed by +-NUDGE in turn.
+one point. And a claim of convergence may be in doubt:
+
+A residual that was larger than the first one on the way may have been so elsewhere only, as that of
+|y| + 1 is at negative y. So a sample that has converged where s > FAR * max(s0, r0), and rounding
+would hide a residual of r0, must show that y can be told from the points beside it: its entries are
+changed by +-NUDGE in turn, and the residual there must be above NOISE unit roundoffs of f.
+Otherwise it has diverged. (s, s0 and r0 are as in `solvers.verdicts`.)
 """
 
+import math
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,9 +20,10 @@ from torch import Tensor
 
 from solvers.coupling import Coupling
 from solvers.norms import row_norms
+from solvers.solution import Result
 from solvers.trees import take_rows
-from solvers.types import Flat, Index, Mask, Memory, Watch
-from solvers.verdicts import Past, confirmed, doubtful, measured
+from solvers.types import Flat, Index, Mask, Memory, PerSample, Watch
+from solvers.verdicts import FALL, Past, Reading, StopRule, Verdicts
 
 if TYPE_CHECKING:
     from solvers.counted_map import CountedMap
@@ -31,7 +38,7 @@ FEW_ROWS, ENTRIES = 4, range(64, 1025)
 # What is reported of each sample, and what else is held of those in the batch.
 REPORTED = ("index", "value", "norm", "result", "num_steps")
 COLUMNS = (*REPORTED, "best", "mark", "rested")
-NUDGE = 2.0**-10
+NUDGE, NOISE = 2.0**-10, 10.0
 
 # Those of `REPORTED`.
 Columns: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -140,3 +147,25 @@ def beside(y: Flat, samples: Mask, coupling: Coupling, roundoff: float) -> Flat:
     signs = 1 - 2 * ((turn[:, None] + entries) % 2).to(y)
     nudge = max(NUDGE, 16 * roundoff)
     return torch.where(samples[:, None], (1 + nudge * signs) * y, y)
+
+
+def measured(rule: StopRule, known: Verdicts, now: Reading) -> Verdicts:
+    """The residuals and verdicts of points that were measured once more, as one point."""
+    converged = rule.converged(now.norm, now.scale, known.past)
+    result = known.result.masked_fill(known.result == int(Result.converged), int(Result.max_steps))
+    return known._replace(
+        norm=now.norm.nan_to_num(nan=math.inf, posinf=math.inf),
+        result=result.masked_fill(converged, int(Result.converged)),
+    )
+
+
+def doubtful(rule: StopRule, known: Verdicts, size: PerSample) -> Mask:
+    """Samples that have converged at a point of norm `size`, so far away that it is in doubt."""
+    hidden = rule.roundoff * size > FALL * known.past.first
+    return (known.result == int(Result.converged)) & rule.far(size, known.past) & hidden
+
+
+def confirmed(rule: StopRule, known: Verdicts, samples: Mask, now: Reading) -> Verdicts:
+    """Let samples that cannot be told from the points beside them have diverged."""
+    lost = samples & ~(now.norm > NOISE * rule.roundoff * now.scale)
+    return known._replace(result=known.result.masked_fill(lost, int(Result.diverged)))

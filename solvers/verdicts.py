@@ -18,11 +18,6 @@ n the number of entries that depend on each other: a nilpotent map grows for n s
 an exact end, and Broyden's method on a linear one for 2 n (D. M. Gay, Some Convergence Properties
 of Broyden's Method, SIAM J. Numer. Anal. 1979).
 
-A residual that was larger than the first one on the way may have been so elsewhere only, as that of
-|y| + 1 is at negative y. So a sample that has converged where s > FAR * max(s0, r0), and rounding
-would hide a residual of r0, must show that y can be told from points beside it: there, the residual
-must be above NOISE unit roundoffs of f. Otherwise it has diverged.
-
 Linear equations b + K y are measured against |b| instead of s, and their growth is not judged: the
 solution of a nearly singular one is as large as one likes.
 """
@@ -55,8 +50,6 @@ STALL_STEPS = 50
 # monotone. One above STALL_SPREAD times the best and STALL_SHARE of the first is no stall, but on
 # its way to diverge.
 STALL_SHARE, STALL_GAIN, STALL_FLOOR, STALL_SPREAD = 0.01, 0.1, 1e-5, 1e3
-# Where a residual of so many unit roundoffs of f(y) cannot be told from rounding.
-NOISE = 10.0
 # The verdict of a sample that has none yet.
 RUNNING = -1
 
@@ -261,25 +254,3 @@ def out_of_budget(rule: StopRule, known: Verdicts, now: Reading) -> Tensor:
         diverged &= ~now.trial
     result = known.result.masked_fill(running, int(Result.max_steps))
     return result.masked_fill(diverged & running, int(Result.diverged))
-
-
-def measured(rule: StopRule, known: Verdicts, now: Reading) -> Verdicts:
-    """The residuals and verdicts of points that were measured once more, as one point."""
-    converged = rule.converged(now.norm, now.scale, known.past)
-    result = known.result.masked_fill(known.result == int(Result.converged), int(Result.max_steps))
-    return known._replace(
-        norm=now.norm.nan_to_num(nan=math.inf, posinf=math.inf),
-        result=result.masked_fill(converged, int(Result.converged)),
-    )
-
-
-def doubtful(rule: StopRule, known: Verdicts, size: PerSample) -> Mask:
-    """Samples that have converged at a point of norm `size`, so far away that it is in doubt."""
-    hidden = rule.roundoff * size > FALL * known.past.first
-    return (known.result == int(Result.converged)) & rule.far(size, known.past) & hidden
-
-
-def confirmed(rule: StopRule, known: Verdicts, samples: Mask, now: Reading) -> Verdicts:
-    """Let samples that cannot be told from the points beside them have diverged."""
-    lost = samples & ~(now.norm > NOISE * rule.roundoff * now.scale)
-    return known._replace(result=known.result.masked_fill(lost, int(Result.diverged)))
