@@ -12,6 +12,11 @@ def slow(*values: Any, unless: bool = False) -> Any:
     return pytest.param(*values, marks=() if unless else pytest.mark.slow)
 
 
+def some(values: list[Any], *fast: Any) -> list[Any]:
+    """All values, of which `make test` runs the fast ones."""
+    return [slow(value, unless=value in fast) for value in values]
+
+
 def long(*values: Any, unless: bool = False) -> Any:
     """Values of a case that `make test-slow` leaves out as well, unless it is the one given."""
     marks = pytest.mark.slow if unless else (pytest.mark.slow, pytest.mark.long)
