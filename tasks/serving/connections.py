@@ -163,8 +163,9 @@ class Connection(H11Protocol):
             body = json.dumps({"error": "The head of the request did not arrive in time."})
             head = [("content-type", "application/json"), ("connection", "close")]
             head.append(("content-length", str(len(body))))
-            for event in (h11.Response(status_code=408, headers=head), h11.Data(body.encode())):
-                self.transport.write(self.conn.send(event) or b"")
+            events = h11.Response(status_code=408, headers=head), h11.Data(body.encode())
+            # In one piece, since what the client still sends may reset the connection.
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
