@@ -82,7 +82,7 @@ def affine_map(y: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     return (matrix @ y[..., None])[..., 0] + shift
 
 
-@pytest.mark.parametrize("independent", [True, slow(False)])
+@pytest.mark.parametrize("independent", [True, long(False)])
 @pytest.mark.parametrize("name", some(ALL, "broyden"))
 def test_agrees_with_the_eager_loop(name: str, independent: bool):
     """On random batches, with samples that are NaN and, where growth is judged, run away."""
@@ -118,7 +118,13 @@ def test_runaways_have_the_same_verdicts(name: str):
         same(graph(y0, kind), solver.iterate(f, y0, (kind,), max_steps=max_steps, independent=True))
 
 
-@pytest.mark.parametrize("name", some(NONLINEAR, "anderson"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anderson",
+        *(long(name, unless=name == "picard") for name in NONLINEAR if name != "anderson"),
+    ],
+)
 def test_tokens_keep_their_verdicts_and_causality(name: str):
     """Every token as in the eager loop; and a changed token changes none before it."""
     generator = torch.Generator().manual_seed(0)
