@@ -102,7 +102,8 @@ def _stepped(name: str, device: torch.device) -> Any:
     run, rows = solvers.Run(f, y0, *args, solver=name), []
     fourth = torch.arange(ROWS, device=device) == 4
     # Which few solves ask for: samples that end far off may be looked at from beside.
-    beside = stopped.beside(run.status, fourth)
+    value, coupling = run.status.value, run.status.coupling
+    beside = stopped.beside(value, fourth, coupling, run.status.rule.roundoff)
     while run.point is not None:
         run.tell(f(run.point, *run.args))
         rows.append(run.newly_stopped()[0])

@@ -129,7 +129,7 @@ def _evaluation(name: str, device: torch.device) -> Any:
     model = config.build().double().to(device).eval()
     figures, predictions = evaluate(model, x, target, max_steps=6)
     curve = step_curve(model, x, target, max_steps=4)
-    path = [(number, residual) for number, residual, _ in trajectory(model, x[0], 4, torch.clone)]
+    path = [(number, residual) for number, residual, _ in trajectory(model, x[0], 4)]
     engine = Engine(model, 6, max_batch=2, max_waiting=8)
     answers = [engine.submit(row, timeout=60) for row in x]
     answered = [future.result().num_steps.item() for future in answers]
