@@ -21,7 +21,12 @@ from solvers.options import options_of
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS
 from solvers.solution import raise_if_failed
-from solvers.torch_internals import dual_level_in_force, pytree, transforms_in_force
+from solvers.torch_internals import (
+    dual_level_in_force,
+    pytree,
+    skip_this_frame,
+    transforms_in_force,
+)
 from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
@@ -66,7 +71,8 @@ def fixed_point(
 
     Raises:
         SolveError: A sample failed and `throw` is True; carries the `Solution`.
-        ValueError: Unknown names, a bad budget, or `f` changed the shape of the state.
+        ValueError: Unknown names, a bad budget, a `loop` that cannot hold the solver or the mode,
+            or `f` changed the shape of the state.
         TypeError: `y0` holds integers, or `f` changed dtype or structure.
 
     Example:
@@ -79,30 +85,38 @@ def fixed_point(
     check_callable("f", f)
     check_flag("has_aux", has_aux)
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
-    only_y = first_of_pair(f) if has_aux else f
+    independent = bool(args) if independent is None else independent
     options = {
         "solver": chosen,
         "max_steps": max_steps,
         "batch_dims": batch_dims,
-        "independent": bool(args) if independent is None else independent,
+        "independent": independent,
         "scale": scale,
     }
-    only_y = first_of_pair(f) if has_aux else f
-    if graph_wanted(loop, chosen, mode.fits_graph or not torch.is_grad_enabled(), mode):
-        from implicit.graph import fixed_point_in_graph  # most programs never need it
+    if not graph_wanted(loop, chosen, mode.fits_graph or not torch.is_grad_enabled(), mode):
+        how = {"mode": mode, "compact": compact, "throw": throw, "has_aux": has_aux}
+        return _solve_eagerly(f, y0, args, **how, **options)
+    from implicit.graph import fixed_point_in_graph  # most programs never need it
 
-        solution = run_graph(fixed_point_in_graph, only_y, y0, args, {"mode": mode, **options})
-        if throw:
-            raise_if_failed(solution, options["independent"])
-    else:
-        solution = _solve_eagerly(
-            only_y, y0, args, mode=mode, compact=compact, throw=throw, **options
-        )
+    only_y = first_of_pair(f) if has_aux else f
+    solution = run_graph(fixed_point_in_graph, only_y, y0, args, {"mode": mode, **options})
+    if throw:
+        raise_if_failed(solution, independent)
     return with_aux(solution, f, args) if has_aux else solution
+
+
+skip_this_frame(fixed_point.__wrapped__)  # type: ignore[attr-defined]
 
 
 @opaque
 def _solve_eagerly(
+    f: Map, y0: State, args: tuple[Any, ...], *, has_aux: bool, **options: Any
+) -> Solution:
+    solution = _solve_with_gradient(first_of_pair(f) if has_aux else f, y0, args, **options)
+    return with_aux(solution, f, args) if has_aux else solution
+
+
+def _solve_with_gradient(
     f: Map,
     y0: State,
     args: tuple[Any, ...],

@@ -6,6 +6,7 @@ graph nor keep evidence of what happened. So products with J^T come from `torch.
 calls `f` anew; nothing is appended to `Solution.adjoints`, and nothing warns.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def fixed_point_in_graph(
     checked = CheckedMap(f, StatePacking(y0, context.batch_dims))
     bad = bad_samples(solution.residual, solution.result)
     value = _attached(mode, checked, solution.value, args, bad, context)
-    return _with_value(solution, value)
+    return dataclasses.replace(solution, value=value)
 
 
 def _attached(
@@ -45,8 +46,6 @@ def _attached(
     context: SolveContext,
 ) -> State:
     """Attach the gradient of a mode, without contributions of bad samples; see `isolation`."""
-    if bad.ndim == 0:  # nothing could stand in for the one state
-        return _attach(mode, lambda y: f(y, *args), y_star, context)
     isolation = Isolation.of(bad, args, context.independent)
     clean, good_args = isolation.state(y_star), isolation.args(args)
     frozen = isolation.frozen(lambda y: f(y, *good_args), clean)
@@ -97,14 +96,3 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> Any:
         return (None, None, *(None,) * ctx.count, *ctx.rule(ctx.saved_tensors, v))
-
-
-def _with_value(solution: Solution, value: State) -> Solution:
-    return Solution(
-        value=value,
-        residual=solution.residual,
-        result=solution.result,
-        num_steps=solution.num_steps,
-        num_evals=solution.num_evals,
-        rows_evaluated=solution.rows_evaluated,
-    )

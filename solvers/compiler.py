@@ -30,8 +30,6 @@ WHY = (
     "This solver, backward mode or option needs the eager loop, which depends on verdicts; "
     "docs/transforms.md says what a graph can hold."
 )
-
-
 LoopName: TypeAlias = Literal["auto", "eager", "graph"]
 LOOPS = ("auto", "eager", "graph")
 
@@ -48,7 +46,7 @@ def graph_wanted(
         mode: The backward mode.
 
     Raises:
-        ValueError: An unknown loop, or a graph cannot hold that of this solver.
+        ValueError: An unknown loop, or a graph cannot hold this solver, mode or transform.
     """
     if loop not in LOOPS:
         raise ValueError(f"`loop` must be one of {', '.join(map(repr, LOOPS))}: got {loop!r}.")
@@ -58,6 +56,11 @@ def graph_wanted(
             raise ValueError(
                 f"{type(mode).__name__} needs more of the solve than a graph can hold. Use another "
                 "backward mode there, such as 'exact', or pass `loop='eager'`."
+            )
+        if not torch.compiler.is_compiling() and transforms_in_force():
+            raise ValueError(
+                "`loop='graph'` does not work under torch.func, whose transforms cannot enter a "
+                "graph. Pass `loop='eager'`, or leave it out."
             )
         return True
     able = able and not (solver.whole or solver.calls_map)
@@ -70,7 +73,15 @@ def run_graph(
     """Call a function that solves in a graph: as part of the graph that is traced, or its own."""
     if torch.compiler.is_compiling():
         return solve(f, y0, args, **options)
-    solution = _compiled(solve)(f, y0, args, **options)
+    try:
+        solution = _compiled(solve)(f, y0, args, **options)
+    except Exception as error:
+        if type(error).__module__.startswith("torch._"):
+            error.add_note(
+                "`loop='graph'` traces `f` and the solver: neither may branch on the values of "
+                "tensors. `loop='eager'` has no such limit."
+            )
+        raise
     counts = {name: int(getattr(solution, name)) for name in ("num_evals", "rows_evaluated")}
     return dataclasses.replace(solution, **counts)
 

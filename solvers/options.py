@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from solvers.registry import Registry
+from solvers.torch_internals import skip_this_frame
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +43,7 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
                     advice = found or "It is no option here."
                 raise TypeError(f"{error}. {advice}") from None
 
+        skip_this_frame(explained)
         return explained
 
     return decorate

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.torch_internals import pytree
+from solvers.torch_internals import assert_async, pytree
 from solvers.types import Flat, Index, State
 
 # `dtype.to_real` is nothing that Dynamo can trace.
@@ -140,7 +140,10 @@ class StatePacking:
             fits = tensor.ndim <= len(shape) and all(
                 a in (1, b) for a, b in zip(tensor.shape[::-1], shape[::-1], strict=False)
             )
-            if not fits or not bool(((tensor > 0) & tensor.isfinite()).all()):
+            positive = ((tensor > 0) & tensor.isfinite()).all()
+            if fits and torch.compiler.is_compiling():
+                assert_async(positive, "`scale` must be positive and finite.")
+            elif not fits or not bool(positive):
                 raise ValueError(
                     "`scale` holds, for each tensor of `y0`, a positive number or a tensor of them "
                     f"that broadcasts to one sample, of shape {tuple(shape)}: got {value!r}."

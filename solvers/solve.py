@@ -11,6 +11,7 @@ from solvers.has_aux import first_of_pair, with_aux
 from solvers.options import options_of
 from solvers.registry import SOLVERS
 from solvers.solution import Solution, raise_if_failed
+from solvers.torch_internals import skip_this_frame
 from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
 
@@ -61,16 +62,17 @@ def solve(
             more call of `f` on the whole batch.
         loop: "eager" runs the loop in Python, which reads verdicts and drops stopped samples;
             "graph" compiles it, with `f`, to one program in which all samples keep their places
-            (`solvers.graph`). "auto" is "graph" under `torch.compile` and `torch.export`, where
-            the solver allows it, and else "eager". There, `num_evals` and `rows_evaluated` are
-            tensors.
+            (`solvers.graph`). "auto" is "graph" under `torch.compile(fullgraph=True)` and
+            `torch.export`, where the solver allows it, and else "eager". In a graph that the
+            caller compiles, `num_evals` and `rows_evaluated` are tensors.
 
     Returns:
         A `Solution`: value, and per sample the residual, verdict and step count.
 
     Raises:
         SolveError: A sample failed and `throw` is True; carries the `Solution`.
-        ValueError: Unknown solver, bad budget, or `f` changed the shape of the state.
+        ValueError: Unknown solver, bad budget, a `loop` that is unknown or cannot hold the solver,
+            or `f` changed the shape of the state.
         TypeError: `y0` holds integers, or `f` changed dtype or structure.
     """
     check_callable("f", f)
@@ -84,24 +86,39 @@ def solve(
         "independent": independent,
         "scale": scale,
     }
-    only_y = first_of_pair(f) if has_aux else f
-    with torch.no_grad():
-        if graph_wanted(loop, chosen):
-            from solvers.graph import solve_in_graph  # most programs never need it
+    if not graph_wanted(loop, chosen):
+        how = {"compact": compact, "throw": throw, "has_aux": has_aux}
+        return _solve_eagerly(f, y0, args, **how, **options)
+    from solvers.graph import solve_in_graph  # most programs never need it
 
-            solution = run_graph(solve_in_graph, only_y, y0, args, options)
-        else:
-            solution = _solve_eagerly(only_y, y0, args, compact=compact, **options)
-    # An error within a graph would leave the grad mode as it is there.
+    only_y = first_of_pair(f) if has_aux else f
+    solution = run_graph(solve_in_graph, only_y, y0, args, options)
+    # In the caller's grad mode, since an error within a graph leaves the mode as it is there.
     if throw:
         raise_if_failed(solution, independent)
     with torch.no_grad():
         return with_aux(solution, f, args) if has_aux else solution
 
 
+skip_this_frame(solve.__wrapped__)  # type: ignore[attr-defined]
+
+
 @opaque
+@torch.no_grad()
 def _solve_eagerly(
-    f: Map, y0: State, args: tuple[Any, ...], *, solver: FixedPointSolver, **options: Any
+    f: Map,
+    y0: State,
+    args: tuple[Any, ...],
+    *,
+    solver: FixedPointSolver,
+    independent: bool,
+    throw: bool,
+    has_aux: bool,
+    **options: Any,
 ) -> Solution:
+    only_y = first_of_pair(f) if has_aux else f
     with no_loop_under_vmap("solvers.solve"):
-        return solver.iterate(f, y0, args, **options)
+        solution = solver.iterate(only_y, y0, args, independent=independent, **options)
+    if throw:
+        raise_if_failed(solution, independent)
+    return with_aux(solution, f, args) if has_aux else solution

@@ -59,9 +59,9 @@ try:
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    # Whether a transform of `torch.func` is in force.
     # An assertion that is part of a graph.
     assert_async: Any = getattr(torch, "_assert_async")  # noqa: B009
+    # Whether a transform of `torch.func` is in force.
     transforms_in_force = _are_functorch_transforms_active
     set_fwd_grad_enabled = forward_ad._set_fwd_grad_enabled
     _PROXY = _TorchDispatchModeKey.PROXY

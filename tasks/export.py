@@ -37,7 +37,11 @@ class Inference(nn.Module):
             return
         if steps is None or steps < 1:
             raise ValueError(f"`steps` must be at least 1, got {steps!r}.")
-        layer.solver.check_graph()
+        if layer.solver.whole or layer.solver.calls_map:
+            raise ValueError(
+                f"{layer.solver} cannot be exported: it does more than step, which no program "
+                "holds. Use `--solver anderson`, or another that only steps."
+            )
         self.options["max_steps"] = steps
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -64,8 +64,7 @@ def solve_affine(
     Linear solvers, whose recurrences hold for a whole system only, also take samples that may be
     coupled as one system. Each sample gets the verdict of its system.
     """
-    joint = solver.linear and not context.independent
-    batch_dims = 0 if joint else min(context.batch_dims, 1)
+    batch_dims = _batch_dims(solver, context)
     # A single tensor is passed without its list, which the solvers pack faster.
     single = len(v) == 1
     with torch.no_grad():
@@ -96,8 +95,7 @@ def solve_affine_in_graph(
     """As `solve_affine`, as part of a graph; also return which samples have converged."""
     from solvers.graph import solve_in_graph  # most programs never need it
 
-    joint = solver.linear and not context.independent
-    batch_dims = 0 if joint else min(context.batch_dims, 1)
+    batch_dims = _batch_dims(solver, context)
     solution = solve_in_graph(
         affine,
         list(v),
@@ -110,9 +108,12 @@ def solve_affine_in_graph(
     )
     lost = _lost(solution.value, v, solution, solver, batch_dims, context.independent)
     u = [torch.where(as_wide(lost, a), b, a) for a, b in zip(solution.value, v, strict=True)]
-    converged = solution.converged & ~lost
-    shape = v[0].shape[: context.batch_dims]
-    return u, converged.view(*converged.shape, *[1] * (len(shape) - converged.ndim)).expand(shape)
+    return u, _spread(solution.converged & ~lost, v[0].shape[: context.batch_dims])
+
+
+def _batch_dims(solver: FixedPointSolver, context: SolveContext) -> int:
+    joint = solver.linear and not context.independent
+    return 0 if joint else min(context.batch_dims, 1)
 
 
 def _lost(
@@ -161,16 +162,16 @@ def _withdrawn(
 
 def _by_sample(solution: Solution, shape: torch.Size) -> Solution:
     """Give every sample the residual, verdict and steps of the system it belongs to."""
-
-    def spread(part: Tensor) -> Tensor:
-        return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
-
     return dataclasses.replace(
         solution,
-        residual=spread(solution.residual),
-        result=spread(solution.result),
-        num_steps=spread(solution.num_steps),
+        residual=_spread(solution.residual, shape),
+        result=_spread(solution.result, shape),
+        num_steps=_spread(solution.num_steps, shape),
     )
+
+
+def _spread(part: Tensor, shape: torch.Size) -> Tensor:
+    return part.view((*part.shape, *[1] * (len(shape) - part.ndim))).expand(shape)
 
 
 def record_evidence(u: list[Tensor], solution: Solution, context: SolveContext) -> Solution:

@@ -1,4 +1,4 @@
-"""The steps of Broyden's method in a window of fixed size, and what both windows compute alike.
+"""The steps of Broyden's method in a window of fixed size.
 
 See `solvers.methods.static` for what such windows are, and `solvers.methods.broyden` for the
 mathematics.

@@ -9,6 +9,7 @@ import torch
 from parameters import slow
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
+from torch._dynamo.utils import counters
 
 import implicit
 import solvers
@@ -303,6 +304,21 @@ def test_backbone_and_decoder_are_compiled() -> None:
         compiled(make(seed)[2].detach()).backward()
     assert graphs.run >= 3 * 2
     assert graphs.compiled <= MOST_BREAKS
+
+
+def test_a_solve_breaks_the_graph_once() -> None:
+    """And the layer around it once more, since it is called from a graph that is broken there."""
+    model, y0, x = make()
+    layer = FixedPointLayer(model, backward="phantom")
+    calls = {
+        1: lambda x: solvers.solve(model, y0, x, throw=False).value.sum(),
+        2: lambda x: layer(y0, x).value.sum(),
+    }
+    for breaks, call in calls.items():
+        torch._dynamo.reset()
+        counters.clear()
+        torch.compile(call, backend="eager")(x.detach())
+        assert sum(counters["graph_break"].values()) == breaks
 
 
 @pytest.mark.parametrize("option", [{"solver": "newton_krylov"}, {"backward": "shine"}])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from parameters import long, some
+from parameters import long, slow, some
 from torch import Tensor, nn
 
 import implicit
@@ -93,6 +93,46 @@ def test_a_bad_sample_harms_no_gradient(mode: str) -> None:
     good = torch.arange(6) != 2
     tight = solvers.get_solver("anderson", rtol=1e-11, atol=1e-12)
     compare(FixedPointLayer(Pull(), tight, mode, max_steps=80), x, good)
+
+
+def test_one_unbatched_state_that_is_nan() -> None:
+    """A loss that does not use it has a gradient of zero, not NaN."""
+    weight = torch.ones(3, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        f = lambda y: torch.tanh(weight * y) + x  # noqa: E731
+        solution = fixed_point(f, torch.zeros(3), batch_dims=0, backward="phantom", throw=False)
+        return (0 * solution.value).nan_to_num().sum()
+
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        weight.grad = None
+        call(torch.tensor([1.0, torch.nan, 1.0])).backward()
+        assert weight.grad is not None
+        assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("mode", [slow("exact"), "phantom"])
+def test_autocast(mode: str) -> None:
+    """`f` computes in bfloat16, within a graph as outside; the gradient is in float32."""
+    linear, x = nn.Linear(4, 4), torch.randn(6, 4)
+
+    def call() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return fixed_point(
+                lambda y, x: torch.tanh(0.3 * linear(y) + x), torch.zeros_like(x), x,
+                solver=solvers.Anderson(rtol=1e-2), backward=mode, throw=False,
+            ).value  # fmt: skip
+
+    values, grads = [], []
+    for solve in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        linear.zero_grad()
+        values.append(solve())
+        values[-1].sum().backward()
+        assert linear.weight.grad is not None
+        grads.append(linear.weight.grad.clone())
+    assert values[1].dtype == grads[1].dtype == torch.float32
+    assert torch.allclose(*values, atol=1e-2)
+    assert torch.allclose(*grads, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from parameters import long, slow, some
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import solvers
 from solvers import FixedPointSolver, Solution
@@ -194,6 +195,28 @@ def test_a_solver_that_no_graph_holds_is_refused(name: str):
         solvers.solve(torch.cos, torch.zeros(2, 1), solver=name, loop="graph")
 
 
+def test_under_a_transform_it_is_refused():
+    with pytest.raises(ValueError, match=r"`loop='graph'` does not work under torch\.func"):
+        torch.func.vmap(lambda y: solvers.solve(torch.cos, y, loop="graph").value)(torch.ones(2, 3))
+
+
+def test_what_cannot_be_traced_says_what_to_use_instead():
+    def f(y: Tensor) -> Tensor:
+        return y / 2 if y.sum() > 0 else y / 3
+
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException) as found:
+        solvers.solve(f, torch.ones(2, 3), loop="graph")
+    assert any("`loop='eager'` has no such limit" in note for note in found.value.__notes__)
+
+
+@pytest.mark.parametrize("scale", [2.0, torch.tensor([1.0, 2.0, 4.0])], ids=["number", "tensor"])
+def test_a_scale(scale: Any):
+    y0, x = torch.zeros(4, 3), torch.randn(4, 3)
+    solver, f = named("anderson"), lambda y, x: torch.cos(y) * 0.5 + x
+    eager = solver.iterate(f, y0, (x,), scale=scale, independent=True)
+    same(compiled(solver, f, scale=scale, independent=True)(y0, x), eager)
+
+
 def test_an_unknown_loop_is_refused():
     with pytest.raises(ValueError, match="`loop` must be one of 'auto', 'eager', 'graph': got 'x'"):
         solvers.solve(torch.cos, torch.zeros(2, 1), loop="x")  # type: ignore[arg-type]
@@ -217,9 +240,10 @@ def test_a_map_that_writes_into_its_argument_does_no_harm():
 def test_compiled_by_hand(name: str):
     """By inductor, with counts that are numbers, and without a compilation for every batch size."""
     matrix, shift = matrices(9, 6, 0), torch.randn(9, 6).double()
-    sizes = (9, 8, 5, 3)
-    for size in sizes:
+    counters.clear()
+    for size in (9, 8, 5, 3):
         args = matrix[:size], shift[:size]
         graph = solvers.solve(tanh_map, torch.zeros_like(args[1]), *args, solver=name, loop="graph")
         assert isinstance(graph.num_evals, int)
         same(graph, solvers.solve(tanh_map, torch.zeros_like(args[1]), *args, solver=name))
+    assert counters["stats"]["unique_graphs"] == 2  # the first size, and all others

@@ -191,9 +191,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in `\.pt2`: got"):
         write_program(model, x, STEPS, tmp_path / "model.onnx", {})
     model.solving.solver = get_solver("newton_krylov")
-    with pytest.raises(
-        ValueError, match=r"NewtonKrylov .* which a graph cannot hold\. Use another"
-    ):
+    with pytest.raises(ValueError, match=r"NewtonKrylov.* cannot be exported.* anderson`"):
         Inference(model, STEPS)
 
 
