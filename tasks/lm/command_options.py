@@ -102,7 +102,7 @@ class ExportOptions:
             `.pt2`, a file that `torch.export.load` reads without this project.
         checkpoint: The model; by default the newest one under `runs/`.
         max_steps: A program's budget of solver updates; by default the run's.
-        solver: A program's; "picard", as others cannot be exported.
+        solver: A program's, by default the model's; one that only steps, such as "anderson".
     """
 
     target: tyro.conf.Positional[Path]

@@ -120,7 +120,7 @@ class ExportOptions:
         file: The program, which ends in `.pt2`; `torch.export.load` reads it.
         checkpoint: The model; by default the newest one under `runs/` of the default size.
         max_steps: Budget of solver updates; by default the run's.
-        solver: "picard": others cannot be exported.
+        solver: By default the model's; one that only steps, such as "anderson".
     """
 
     file: tyro.conf.Positional[Path]
