@@ -62,7 +62,8 @@ class Loop:
         self.compact = compact and bool(args) and independent and memory is None
         y = packing.pack(y0)
         check_readable(y)
-        self.status = SampleStatus(y, packing, solver=solver, independent=independent, rhs=constant)
+        judge = SampleStatus if y.is_cpu else _deferred()
+        self.status = judge(y, packing, solver=solver, independent=independent, rhs=constant)
         self.carry = solver.init(y)
         self.point: State | None = None
         self._y: Flat | None = None
@@ -142,6 +143,13 @@ class Loop:
         """What is known now; samples that still run count as `max_steps`."""
         evaluate, ended = self.map, self.point is None
         return self.status.finish(evaluate.num_evals, evaluate.rows_evaluated, ended=ended)
+
+
+def _deferred() -> type[SampleStatus]:
+    """The status for accelerators, which most solves never need."""
+    from solvers.deferred import DeferredStatus
+
+    return DeferredStatus
 
 
 def _check_steps(solver: FixedPointSolver, f: Map | None) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from solvers import stopped
 from solvers.loop import Loop
 from solvers.solution import Result, Solution
 from solvers.types import Index, Mask, State
@@ -23,7 +22,8 @@ class Run(Loop):
     Between two steps the solve can be looked at, or samples told to stop. Nothing is recorded for
     gradients. A solver that calls the map itself within a step, as `newton_krylov` does for
     derivatives, uses `f` for that; without such calls `f` is not needed here, and may be None.
-    Values told are counted as calls.
+    Values told are counted as calls. On an accelerator verdicts are read every few steps only, so
+    that the point may be asked for a few times more after the last sample has stopped.
 
     Args:
         f: The map, or None if all its values are told. Then solvers that call it are refused, and
@@ -116,6 +116,7 @@ class Run(Loop):
             return
         status, y = self.status, self._y
         status.stop(samples.flatten()[status.index], result)
+        status.refresh(again=True)
         self.point = self._y = None
         if status.num_running == 0:
             self._close()
@@ -145,8 +146,9 @@ class Run(Loop):
             ended = torch.ones_like(before)
         elif not self.status.coupling.coupled:
             status = self.status
+            status.refresh()
             now = status.result >= 0
-            if (doubt := stopped.in_doubt(status)) is not None:
+            if (doubt := status.in_doubt()) is not None:
                 now &= ~doubt
             ended = torch.ones_like(before).index_copy(0, status.index, now)
         new, self._reported = ended & ~before, ended

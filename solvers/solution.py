@@ -61,7 +61,8 @@ class Solution:
             entries; NaN where nothing was evaluated.
         result: Shape `(*batch,)`, int8 codes of `Result`.
         num_steps: Shape `(*batch,)`. Updates that each sample received.
-        num_evals: Calls of `f` in the solve, counted exactly.
+        num_evals: Calls of `f` in the solve, counted exactly. On an accelerator, whose verdicts are
+            read every few steps, up to seven more than the samples needed.
         rows_evaluated: Rows of the batch that `f` was called on, summed over its calls;
             compaction makes this smaller.
         aux: What `f` returned besides f(value), under `has_aux=True`; else None.

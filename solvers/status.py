@@ -11,7 +11,7 @@ from solvers.coupling import Coupling
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
-from solvers.stopped import Columns, in_order
+from solvers.stopped import COLUMNS, Columns, doubtful, in_order
 from solvers.torch_internals import version_of
 from solvers.types import Flat, Index, Mask, PerSample
 from solvers.verdicts import (
@@ -42,6 +42,9 @@ class SampleStatus:
     samples of one row when `batch_dims` > 1, such as tokens; there the last joint point is
     reported, since best points of different steps do not belong together.
     """
+
+    # What is held of each sample in the batch.
+    columns = COLUMNS
 
     def __init__(
         self,
@@ -109,13 +112,17 @@ class SampleStatus:
             recorded = self.improved if usual else self._judge(y, fy, step, trial)
         if recorded is None:
             self.value, self.borrowed, self.version = y, True, version_of(y)
-            return self.num_running
+        else:
+            self.record(recorded, y)
+        return self.num_running
+
+    def record(self, samples: Mask, y: Flat) -> None:
+        """Store the points of these samples."""
         if self.borrowed:
             check_unchanged(self.value, self.version)
         in_place = not self.borrowed and not torch.is_grad_enabled()
         out = self.value if in_place else None
-        self.value, self.borrowed = torch.where(recorded[:, None], y, self.value, out=out), False
-        return self.num_running
+        self.value, self.borrowed = torch.where(samples[:, None], y, self.value, out=out), False
 
     def advance(self, y: Flat, y_next: Flat) -> Flat:
         """Count one update of the running samples, and keep the others where they are."""
@@ -159,6 +166,29 @@ class SampleStatus:
         alone = self.coupling.independent or not bool((self.result > 0).any())
         self.routine = self.stopped is None or (alone and not self.coupling.joint)
         self.may_compact = len(rows) > 0
+
+    def refresh(self, again: bool = False) -> None:
+        """Bring up to date what Python knows. Here it always is."""
+
+    def in_doubt(self) -> Mask | None:
+        """Samples that have converged so far away that a call of `f` must decide; None: none."""
+        # Without a residual larger than the first one there is no doubt.
+        if self.given_scale or self.past.peak is self.past.first:
+            return None
+        found = doubtful(self.rule, self.known, row_norms(self.value))
+        return found if bool(found.any()) else None
+
+    def alive(self) -> tuple[Mask, int]:
+        """The rows of the batch for which `f` will be called again, and how many these are."""
+        rows = self.rows_alive(self.in_doubt())
+        return rows, int(rows.sum())
+
+    def rows_alive(self, doubts: Mask | None) -> Mask:
+        """Rows with a sample that runs, or is in doubt."""
+        alive = self.result == RUNNING
+        if doubts is not None:
+            alive |= doubts
+        return alive.view(-1, self.packing.samples_per_row).any(1) if self.coupling.joint else alive
 
     def count_steps(self) -> None:
         """Write to each sample what was counted for all who run."""

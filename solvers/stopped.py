@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from solvers.coupling import Coupling
-from solvers.norms import row_norms
 from solvers.solution import Result
 from solvers.trees import take_rows
 from solvers.types import Flat, Index, Mask, Memory, PerSample, Watch
@@ -54,26 +53,20 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
     if not status.may_compact or (status.num_running > most and not status.coupling.joint):
         return None
     status.may_compact = False
-    packing, alive = status.packing, status.result < 0
-    if (samples := in_doubt(status)) is not None:  # the last call of `f` is for them
-        alive |= samples
-    if status.coupling.joint:
-        alive = alive.view(-1, packing.samples_per_row).any(1)
-    rows = alive.nonzero().flatten()
-    fewest = FEW_ROWS if status.value.numel() // len(alive) in ENTRIES else 0
-    if len(rows) < fewest:
-        padding = (~alive).nonzero().flatten()[: fewest - len(rows)]
-        rows = alive.index_fill_(0, padding, True).nonzero().flatten()
-    if len(rows) > (1 - COMPACT_SHARE) * len(alive):
+    packing, (alive, count) = status.packing, status.alive()
+    if status.value.numel() // len(alive) in ENTRIES:
+        count = max(count, FEW_ROWS)
+    if count > (1 - COMPACT_SHARE) * len(alive):
         return None
-    gone = packing.sample_index((~alive).nonzero().flatten())
+    order = alive.to(torch.int8).argsort(descending=True, stable=True)
+    rows, gone = order[:count].sort().values, packing.sample_index(order[count:])
     kept = packing.sample_index(rows)
     if status.mixes_steps:  # samples that stay are judged at the next step anyway
         measure(status, evaluate(status.value), gone)
     status.count_steps()
     left = tuple(getattr(status, name).index_select(0, gone) for name in REPORTED)
     status.removed.append(left)  # type: ignore[arg-type]
-    for name in COLUMNS:
+    for name in status.columns:
         setattr(status, name, getattr(status, name).index_select(0, kept))
     status.past = Past(*(part.index_select(0, kept) for part in status.past))
     status.latest = take_rows(status.latest, kept)
@@ -102,14 +95,16 @@ def last_points(
     status: "SampleStatus", evaluate: "CountedMap", watch: Watch | None
 ) -> Generator[Flat, Flat | None, None]:
     """Yield the points on whose values verdicts still hang after the last step; take the values."""
+    status.refresh()
     if status.mixes_steps:
         y = status.value
         fy = yield y
         assert fy is not None
         measure(status, fy)
+        status.refresh(again=True)
         if watch is not None:
             watch(evaluate, status, y, fy)
-    samples = in_doubt(status)
+    samples = status.in_doubt()
     if samples is not None:
         near = beside(status.value, samples, status.coupling, status.rule.roundoff)
         y = evaluate.packing.round(near)
@@ -126,15 +121,6 @@ def measure(status: "SampleStatus", fy: Flat, samples: Index | None = None) -> N
         norm = status.norm.index_copy(0, samples, norm[samples])
         result = status.result.index_copy(0, samples, result[samples])
     status.norm, status.result = norm, result
-
-
-def in_doubt(status: "SampleStatus") -> Mask | None:
-    """Samples that have converged so far away that another call must decide; None if none has."""
-    past = status.past
-    if status.given_scale or past.peak is past.first:  # no residual was larger than the first one
-        return None
-    found = doubtful(status.rule, status.known, row_norms(status.value))
-    return found if bool(found.any()) else None
 
 
 def beside(y: Flat, samples: Mask, coupling: Coupling, roundoff: float) -> Flat:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from solvers.methods.linear.gmres import Krylov, subtract
 from solvers.methods.window import products
+from solvers.trend import LONGEST, Trend, read, way_left
 from solvers.types import Flat, Mask, PerSample, Window
 
 if TYPE_CHECKING:
@@ -107,16 +108,23 @@ def build(
     g = torch.where(wanted[:, None], g, 0.0)
     space, left = Krylov.empty(g), g
     live, direction, norm = wanted, g, torch.ones_like(forcing)
-    for _ in range(inner_steps):
+    trend = Trend(1 if g.is_cpu else LONGEST)
+    for count in range(1, inner_steps + 1):
         space, new, left = _extend(space, jacobian, direction, live, left)
         before, norm = norm, torch.linalg.vector_norm(left, dim=1)
         live = live & (norm > forcing)
-        if not bool(live.any()):
-            break
         slow = norm > (1 - LEAST_GAIN) * before
         direction = torch.where(slow[:, None], space.images[:, -1], left / norm[:, None])
+        if count < trend.due:
+            continue
         spent = live & ~new
-        if bool(spent.any()):  # the Krylov space is exhausted
+        running, exhausted, *ways = read(
+            live.any(), spent.any(), way_left(norm, forcing, live), way_left(1.0, forcing, live)
+        )
+        trend.follow(count, *ways)
+        if not running:
+            break
+        if exhausted:  # the Krylov space
             descent = _descent(jacobian, left)
             if descent is None:
                 live = live & new

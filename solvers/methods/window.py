@@ -108,7 +108,8 @@ class History(NamedTuple):
         gram = self.gram[:, : self.filled, : self.filled]
         solved, info = torch.linalg.solve_ex(gram, rhs.double()[:, :, None])
         weights = solved[:, :, 0].to(self.left.dtype).nan_to_num(0.0, 0.0, 0.0)
-        return weights.masked_fill((info != 0)[:, None], 0.0) if bool(info.any()) else weights
+        regular = info.is_cpu and not bool(info.any())  # on another device, reading would wait
+        return weights if regular else weights.masked_fill((info != 0)[:, None], 0.0)
 
     def combine(self, weights: Tensor, window: Window, onto: Flat) -> Flat:
         """Subtract sum_i weights_i * window_i from `onto`, per sample."""

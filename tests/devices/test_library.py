@@ -3,6 +3,7 @@
 import models_on_both as models
 import pytest
 import solves_on_both as solves
+import standin_cases
 import tasks_on_both as tasks
 from parameters import slow
 from standin_process import on_standin
@@ -12,6 +13,8 @@ import solvers
 from solvers.registry import linear_names
 
 NATIVE = [name for name in solvers.names() if "." not in name]
+# Their steps consist of many evaluations.
+SOLVES_WITHIN = ["newton_krylov", "robust"]
 # The others take longer.
 QUICK_SOLVES = {"independent", "coupled", "structured"}
 QUICK_MODELS = {
@@ -29,6 +32,22 @@ DERIVED = [name for name in implicit.backward_modes() if name != "shine"]  # whi
 )
 def test_solves(name: str, kind: str) -> None:
     on_standin(solves.solve, name, kind)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("name", [name for name in NATIVE if name not in SOLVES_WITHIN])
+def test_a_solve_seldom_waits(name: str, spread: bool) -> None:
+    """No step waits for more than one number, and few for any; nothing is copied to the device."""
+    found = on_standin(standin_cases.counted, name, spread)
+    assert max(waits.reads for waits in found) == 1
+    assert sum(waits.reads for waits in found) <= 0.3 * len(found)
+    assert not any(waits.uploads for waits in found)
+
+
+def test_a_step_that_solves_waits_less_often_than_it_multiplies() -> None:
+    """Newton's method takes a dozen products with the Jacobian a step, and reads every few."""
+    found = on_standin(standin_cases.counted, "newton_krylov", False)
+    assert sum(waits.reads for waits in found) <= 6 * len(found)
 
 
 @pytest.mark.parametrize("mode", implicit.backward_modes())

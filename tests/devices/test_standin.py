@@ -30,9 +30,9 @@ def test_a_comparison_that_finds_another_value_or_device_fails() -> None:
 
 
 def test_the_waits_of_a_solve_are_counted_step_by_step() -> None:
-    """One number, until samples converge; and all lines are of the solvers."""
+    """At some steps one number is read, and all lines are of the solvers."""
     found = on_standin(standin_cases.counted, "picard", False, compact=False)
     assert len(found) > 5
-    assert found[1].reads == 1 < found[-1].reads
+    assert {waits.reads for waits in found} == {0, 1}
     assert all(line.startswith("solvers/") for waits in found for _, line in waits)
     assert len(on_standin(standin_cases.counted, "robust", True)) == 1

@@ -36,8 +36,8 @@ def contraction(
 
 
 def evidence(s: Solution) -> Any:
-    """All that a solution says."""
-    return s.value, s.residual, s.result, s.num_steps, s.num_evals, s.rows_evaluated
+    """What a solution says of its samples; a device may call `f` a few times more."""
+    return s.value, s.residual, s.result, s.num_steps
 
 
 def _independent(name: str, device: torch.device) -> Any:
