@@ -45,6 +45,7 @@ def autotune(
     batch_dims: int = 1,
     candidates: Iterable[str | FixedPointSolver] | None = None,
     rounds: int = 3,
+    graphs: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TuningResult:
     """Measure solvers on this problem and return the fastest that solves all of it.
@@ -71,6 +72,8 @@ def autotune(
         candidates: Registered names (with default options) and instances; by default every
             solver of this library that is registered, some with several options.
         rounds: Timed solves of each candidate that takes part in the race, at least 1.
+        graphs: How many of the fastest candidates race once more with `loop="graph"`. Compiling
+            one takes half a minute, which does not count; nor does a graph drop samples.
         clock: Source of seconds; one of your own makes the choice reproducible.
 
     Returns:
@@ -91,8 +94,12 @@ def autotune(
         >>> tuning.name
         'anderson'
     """
-    for label, value in (("max_steps", max_steps), ("rounds", rounds)):
-        check_integer(label, value, 1)
+    for label, value, least in (
+        ("max_steps", max_steps, 1),
+        ("rounds", rounds, 1),
+        ("graphs", graphs, 0),
+    ):
+        check_integer(label, value, least)
     packing = StatePacking(y0, batch_dims)
     if not packing.num_samples:
         raise ValueError(f"`y0` has no samples to measure: batch shape {(*packing.batch_shape,)}.")
@@ -101,6 +108,10 @@ def autotune(
     with kept_random_state(packing.device):
         _try_all(benchmark, entrants)
         racing = _race(benchmark, _worth_a_race(entrants), rounds)
+        compiled = _compiled(benchmark, racing, graphs)
+        entrants += compiled
+        if able := [candidate for candidate in compiled if candidate.refused is None]:
+            racing = _race(benchmark, racing + _worth_a_race(able), rounds)
         winner, verdict = _decide(benchmark, racing, entrants)
     advice = _advice(winner, packing.num_samples)
     if advice:
@@ -110,6 +121,7 @@ def autotune(
         solver=winner.solver,
         name=_name(winner.solver),
         options=_options(winner.solver),
+        loop=winner.loop,
         table=tuple(candidate.trial(packing.num_samples) for candidate in entrants),
         num_evals=benchmark.num_evals,
         advice=advice,
@@ -173,6 +185,16 @@ def _worth_a_race(entrants: list[Candidate]) -> list[Candidate]:
         return [min(best, key=lambda candidate: candidate.worst_residual)]
     limit = HOPELESS * min(candidate.first_seconds for candidate in best) + GRACE_SECONDS
     return [candidate for candidate in best if candidate.first_seconds <= limit]
+
+
+def _compiled(benchmark: Benchmark, racing: list[Candidate], count: int) -> list[Candidate]:
+    """The fastest candidates that a graph can hold, compiled."""
+    able = [one for one in racing if not (one.solver.whole or one.solver.calls_map)]
+    fastest = sorted(able, key=lambda candidate: candidate.seconds)[:count]
+    graphs = [Candidate(one.solver, f"{one.label} in a graph", "graph") for one in fastest]
+    for candidate in graphs:
+        benchmark.compile(candidate)
+    return graphs
 
 
 def _race(benchmark: Benchmark, racing: list[Candidate], rounds: int) -> list[Candidate]:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.compiler import LoopName
 from solvers.counted_map import CheckedMap
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
+from solvers.solve import solve
 from solvers.status import SampleStatus
 from solvers.tools.tuning import Trial
 from solvers.torch_internals import is_functorch_wrapped_tensor, pytree
@@ -40,6 +42,7 @@ class Candidate:
 
     Attributes:
         label: Name and options, as they are printed.
+        loop: The loop that it runs in; see `solve`.
         num_converged: Samples that converged; -1 if no solve has ended.
         worst_residual: Largest relative residual over the samples.
         failure: The most frequent result of samples that did not converge.
@@ -52,6 +55,7 @@ class Candidate:
 
     solver: FixedPointSolver
     label: str
+    loop: LoopName = "eager"
     num_converged: int = -1
     worst_residual: float = math.inf
     failure: Result = Result.converged
@@ -134,6 +138,28 @@ class Benchmark:
             )  # fmt: skip
             return solution, self.now() - began
 
+    def compile(self, candidate: Candidate) -> None:
+        """Compile a candidate's solve, and record what it finds; or what the compiler raised."""
+        try:
+            solution, candidate.first_seconds = self._in_graph(candidate.solver)
+        except Exception as error:
+            candidate.refused, candidate.first_seconds = error, math.inf
+            candidate.reason = f"cannot be compiled: {type(error).__name__}"
+            return
+        self.num_evals += solution.num_evals
+        candidate.num_evals = solution.num_evals
+        candidate.rows_evaluated = solution.rows_evaluated
+        self._judge(candidate, solution)
+
+    def _in_graph(self, solver: FixedPointSolver) -> tuple[Solution, float]:
+        with kept_random_state(self.packing.device):
+            began = self.now()
+            solution = solve(
+                self.f, self.y0, *self.args, solver=solver, max_steps=self.max_steps,
+                batch_dims=self.packing.batch_dims, throw=False, loop="graph",
+            )  # fmt: skip
+            return solution, self.now() - began
+
     def try_once(self, candidate: Candidate, limit: float) -> None:
         """Solve once with a time limit in seconds, and record all measurements."""
         calls, rows, began = self.num_evals, self.rows_evaluated, self.now()
@@ -160,7 +186,10 @@ class Benchmark:
 
     def time(self, candidate: Candidate) -> None:
         """Solve once more and record the time, without the overhead of counting calls."""
-        solution, seconds = self.solve(candidate.solver, self.f)
+        if candidate.loop == "graph":
+            solution, seconds = self._in_graph(candidate.solver)
+        else:
+            solution, seconds = self.solve(candidate.solver, self.f)
         self.num_evals += solution.num_evals
         candidate.times.append(seconds)
 

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from solvers.base import FixedPointSolver
+from solvers.compiler import LoopName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class TuningResult:
         solver: The winner at the requested tolerances, for `solve(solver=...)`.
         name: Its registered name: `get_solver(name, **options)` builds it again.
         options: All of its options.
+        loop: The loop that it ran in, for `solve(loop=...)`: "eager", or "graph" where those were
+            tried.
         table: A row per candidate, the winner first.
         num_evals: Calls of `f` that the whole choice took, exactly.
         advice: What went wrong and what to do if not all samples converged; otherwise empty.
@@ -62,6 +65,7 @@ class TuningResult:
     solver: FixedPointSolver
     name: str
     options: dict[str, Any]
+    loop: LoopName
     table: tuple[Trial, ...]
     num_evals: int
     advice: str
