@@ -110,7 +110,8 @@ def autotune(
         racing = _race(benchmark, _worth_a_race(entrants), rounds)
         compiled = _compiled(benchmark, racing, graphs)
         entrants += compiled
-        if able := [candidate for candidate in compiled if candidate.refused is None]:
+        able = [one for one in compiled if one.num_converged == racing[0].num_converged]
+        if able:
             racing = _race(benchmark, racing + _worth_a_race(able), rounds)
         winner, verdict = _decide(benchmark, racing, entrants)
     advice = _advice(winner, packing.num_samples)
