@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers.methods.linear.gmres import Krylov, subtract
 from solvers.methods.window import products
-from solvers.trend import LONGEST, Trend, read, way_left
+from solvers.trend import Trend, read, way_left
 from solvers.types import Flat, Mask, PerSample, Window
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def build(
     g = torch.where(wanted[:, None], g, 0.0)
     space, left = Krylov.empty(g), g
     live, direction, norm = wanted, g, torch.ones_like(forcing)
-    trend = Trend(1 if g.is_cpu else LONGEST)
+    trend = Trend()
     for count in range(1, inner_steps + 1):
         space, new, left = _extend(space, jacobian, direction, live, left)
         before, norm = norm, torch.linalg.vector_norm(left, dim=1)
@@ -118,10 +118,11 @@ def build(
         if count < trend.due:
             continue
         spent = live & ~new
-        running, exhausted, *ways = read(
-            live.any(), spent.any(), way_left(norm, forcing, live), way_left(1.0, forcing, live)
-        )
-        trend.follow(count, *ways)
+        # On the CPU, where reading is free, every direction is looked at.
+        ways = () if g.is_cpu else (way_left(norm, forcing, live), way_left(1.0, forcing, live))
+        running, exhausted, *found = read(live.any(), spent.any(), *ways)
+        if found:
+            trend.follow(count, *found)
         if not running:
             break
         if exhausted:  # the Krylov space
