@@ -138,6 +138,45 @@ def test_a_model_as_one_graph(benchmark: Any, task: str) -> None:
     benchmark.pedantic(lambda: None, rounds=1)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_launches(benchmark: Any) -> None:
+    """Kernels and graphs that a step launches on a CUDA device, and its time."""
+    torch.manual_seed(0)
+    f, y0, args = Tanh(256).cuda(), torch.zeros(64, 256).cuda(), (torch.randn(64, 256).cuda(),)
+    found: dict[str, dict[str, float]] = {}
+    for name in SOLVERS:
+        solver = solvers.get_solver(name, rtol=1e-6)
+
+        def solve(y0: Tensor, *args: Tensor, solver: Any = solver) -> solvers.Solution:
+            return solvers.solve(f, y0, *args, solver=solver, max_steps=100)
+
+        ways: dict[str, Any] = {"eager": solve}
+        for mode in ("default", "reduce-overhead"):
+            ways[mode] = torch.compile(solve, fullgraph=True, mode=mode)
+        for way, called in ways.items():
+            for _ in range(3):
+                evals = int(called(y0, *args).num_evals)
+            with torch.profiler.profile() as profile:
+                called(y0, *args)
+                torch.cuda.synchronize()
+            launches = sum(event.count for event in profile.key_averages() if "Launch" in event.key)
+            began = time.perf_counter()
+            called(y0, *args)
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - began
+            found[f"{name}, {way}"] = {"launches": launches / evals, "seconds": seconds / evals}
+    rows = [
+        [name, f"{row['launches']:.1f}", f"{1e6 * row['seconds']:.0f}"]
+        for name, row in found.items()
+    ]
+    show("a step on a CUDA device", ["solver and loop", "launches", "us"], rows)
+    _keep({"launches": found})
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
 def _keep(found: dict[str, Any]) -> None:
     path = report.folder("graph") / "result.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
