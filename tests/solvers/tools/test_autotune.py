@@ -353,29 +353,6 @@ def test_same_choice_every_time_and_random_state_kept() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.slow
-def test_the_fastest_candidates_race_in_a_graph_as_well() -> None:
-    tuning = autotune(
-        easy, torch.zeros_like(X), X, candidates=["picard", "newton_krylov"], graphs=2
-    )
-    rows = {trial.solver: trial for trial in tuning.table}
-    assert set(rows) == {"picard", "newton_krylov", "picard in a graph"}
-    assert rows["picard in a graph"].num_evals == rows["picard"].num_evals
-    assert rows["picard in a graph"].converged == 1.0
-    assert tuning.loop == ("graph" if "in a graph" in tuning.table[0].solver else "eager")
-    s = solvers.solve(easy, torch.zeros_like(X), X, solver=tuning.solver, loop=tuning.loop)
-    assert s.converged.all()
-
-
-def test_a_map_that_cannot_be_compiled_is_tried_in_the_eager_loop_only() -> None:
-    def branching(y: Tensor, x: Tensor) -> Tensor:
-        return easy(y, x) if bool(y.isfinite().all()) else y
-
-    tuning = autotune(branching, torch.zeros_like(X), X, candidates=["picard"], graphs=1)
-    assert tuning.loop == "eager"
-    assert [trial.reason.split(":")[0] for trial in tuning.table] == ["won", "cannot be compiled"]
-
-
 def test_table_has_a_row_per_candidate() -> None:
     candidates = ["picard", solvers.Picard(damping=0.3), "picard"]
     tuning = tuned(easy, candidates=candidates, rtol=1e-3, atol=1e-6)
