@@ -53,9 +53,9 @@ NOTES = [
     "`worst residual` is recomputed from the returned value; `converged`: it is at most "
     f"{SLACK:g} times the tolerance. `ms`: median of interleaved rounds, after a warm-up; one "
     f"run if it takes more than {SLOW:g} s, interrupted after {LIMIT:g} s.",
-    "`f compiled`: f went through `torch.compile`, the loop did not; everything jitted by JAX "
-    "includes its loop. `compile ms`: the first call, compiling included; of the second solver "
-    "over a compiled f, what the first has left to compile.",
+    "`f compiled`: f went through `torch.compile`, the loop did not; `one graph`, and everything "
+    "jitted by JAX, includes its loop. `compile ms`: the first call, compiling included; of the "
+    "second solver over a compiled f, what the first has left to compile.",
     "`overhead`: time over as many bare calls of the same f on the whole batch; below 1 where "
     "samples left the batch. `time / torchdeq's`: over the quickest torchdeq solver of "
     "that family that converged.",
@@ -77,7 +77,7 @@ def test_peers(benchmark: Any, name: str, dtype: torch.dtype, tolerance: float) 
         title=title, tolerance=tolerance, max_steps=problem.max_steps, rounds=report.rounds(5),
     )  # fmt: skip
     report.write_markdown("peers", "Peers", content, COLUMNS, NOTES)
-    report.bars("peers", content)
+    report.dots("peers", content)
     show(title, list(COLUMNS), [[form(row) for form in COLUMNS.values()] for row in rows])
     benchmark.extra_info.update({row["solver"]: row["wall_ms"] for row in rows})
     benchmark.pedantic(lambda: None, rounds=1)
@@ -119,7 +119,7 @@ def measure(
             calls[bare[name]] = functools.partial(repeat, given[name], row["evaluations"])
     seconds = interleaved(calls, rounds)
     for name, row in rows.items():
-        if contenders[name].compiled:
+        if contenders[name].compiled or contenders[name].graph:
             row["compile_ms"] = 1e3 * first[name]
         if row["wall_ms"] is not None:
             row["wall_ms"] = 1e3 * seconds.get(name, row["wall_ms"] / 1e3)
@@ -132,7 +132,8 @@ def warm_up(contender: Contender, posed: Posed, tolerance: float, max_steps: int
 
     Compiled maps are given all batch sizes that they will meet; the others need two steps.
     """
-    rtol, budget = (tolerance, max_steps) if contender.compiled else (0.5, 2)
+    whole = contender.compiled or contender.graph
+    rtol, budget = (tolerance, max_steps) if whole else (0.5, 2)
     began = time.perf_counter()
     with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
         contender.solve(posed.f, posed.y0, posed.args, rtol, budget)
@@ -147,7 +148,8 @@ def observe(
     row = blank(name, contender.library, contender.family)
     began = time.perf_counter()
     try:
-        answer = contender.solve(f, posed.y0, posed.args, tolerance, max_steps)
+        given = posed.f if contender.graph else f
+        answer = contender.solve(given, posed.y0, posed.args, tolerance, max_steps)
     except TimeoutError as error:
         return row | {"note": str(error)}
     except (RuntimeError, ValueError, ArithmeticError) as error:
@@ -155,8 +157,8 @@ def observe(
             raise
         return row | {"note": type(error).__name__}
     row["wall_ms"] = 1e3 * (time.perf_counter() - began)
-    row["evaluations"] = f.evaluations
-    row["rows_per_sample"] = f.rows / len(posed.y0)
+    row["evaluations"] = answer.evaluations if contender.graph else f.evaluations
+    row["rows_per_sample"] = row["evaluations"] if contender.graph else f.rows / len(posed.y0)
     judge(row, posed, answer.value, tolerance)
     return row
 

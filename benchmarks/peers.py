@@ -19,10 +19,14 @@ Map = Callable[..., Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a solver returned, and the samples (a bool each) for which it claims success."""
+    """What a solver returned, and the samples (a bool each) for which it claims success.
+
+    Only a compiled loop, in which calls cannot be counted from outside, says how many it made.
+    """
 
     value: Tensor
     claimed: Tensor
+    evaluations: int | None = None
 
 
 # solve(f, y0, args, rtol, max_steps): stop at |f(y) - y| <= rtol * |f(y)| for every sample.
@@ -31,12 +35,16 @@ Solve = Callable[[Map, Tensor, tuple[Tensor, ...], float, int], Answer]
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A solver, its library, the family within which it is compared, and whether f is compiled."""
+    """A solver, its library, the family within which it is compared, and what is compiled.
+
+    That is `compiled` for f, and `graph` for the loop with f in it.
+    """
 
     library: str
     family: str
     solve: Solve
     compiled: bool = False
+    graph: bool = False
 
 
 class Observed:
@@ -60,13 +68,13 @@ def native_names() -> list[str]:
     return [name for name in solvers.names() if "." not in name]
 
 
-def ours(name: str, **options: Any) -> Solve:
+def ours(name: str, loop: Any = "auto", **options: Any) -> Solve:
     """A registered solver; per-sample data go through `args`, so that samples can leave."""
 
     def solve(f: Map, y0: Tensor, args: Any, rtol: float, max_steps: int) -> Answer:
         solver = solvers.get_solver(name, rtol=rtol, atol=0.0, **options)
-        s = solvers.solve(f, y0, *args, solver=solver, max_steps=max_steps, throw=False)
-        return Answer(s.value, s.converged)
+        s = solvers.solve(f, y0, *args, solver=solver, max_steps=max_steps, throw=False, loop=loop)
+        return Answer(s.value, s.converged, s.num_evals)
 
     return solve
 
@@ -146,11 +154,14 @@ def our_contenders() -> dict[str, Contender]:
 
 
 def compiled_contenders() -> dict[str, Contender]:
-    """Two of ours over a map that went through torch.compile."""
-    return {
+    """Some of ours over a map that went through torch.compile, and as one graph with it."""
+    found = {
         f"{name}, f compiled": Contender("ours", name, ours(name), compiled=True)
         for name in ("picard", "anderson")
     }
+    for name in ("picard", "anderson", "broyden"):
+        found[f"{name}, one graph"] = Contender("ours", name, ours(name, "graph"), graph=True)
+    return found
 
 
 def their_contenders() -> dict[str, Contender]:

@@ -92,8 +92,8 @@ def number(key: str, form: str) -> Callable[[Row], str]:
     return lambda row: "-" if row.get(key) is None else format(row[key], form)
 
 
-def bars(name: str, content: dict[str, Any]) -> None:
-    """Wall time per solver, a panel per section; who did not converge is hatched and pale."""
+def dots(name: str, content: dict[str, Any]) -> None:
+    """Time over that of our `anderson`, a panel per section; hollow: it did not converge."""
     panels = {key: part for key, part in content.items() if part["rows"]}
     tallest = max(len(part["rows"]) for part in panels.values())
     lines = math.ceil(len(panels) / ACROSS)
@@ -104,16 +104,16 @@ def bars(name: str, content: dict[str, Any]) -> None:
         axis.set_axis_off()
     for axis, part in zip(axes.flat, panels.values(), strict=False):
         rows = [row for row in part["rows"] if row["wall_ms"] is not None][::-1]
-        drawn = axis.barh(
-            [row["solver"] for row in rows],
-            [row["wall_ms"] for row in rows],
-            color=[COLOURS[row["library"]] for row in rows],
-        )
-        for bar, row in zip(drawn, rows, strict=True):
-            if not row["converged"]:
-                bar.set(alpha=0.4, hatch="///")
-        axis.set(xscale="log", xlabel="ms (hatched: did not converge)")
+        unit = next(row["wall_ms"] for row in rows if row["solver"] == "anderson")
+        axis.axvline(1.0, color="#c0c0c0", linewidth=1, zorder=0)
+        for height, row in enumerate(rows):
+            colour = COLOURS[row["library"]]
+            inside = colour if row["converged"] else "none"
+            axis.scatter(row["wall_ms"] / unit, height, s=22, facecolor=inside, edgecolor=colour)
+        axis.set_yticks(range(len(rows)), [row["solver"] for row in rows])
+        axis.set(xscale="log", xlabel="time / that of our anderson (hollow: did not converge)")
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.grid(True, axis="x", which="major", alpha=0.3)
         axis.set_title(textwrap.fill(part["title"], 48), fontsize=8)
         axis.tick_params(labelsize=7)
     _finish(figure, name)
