@@ -1,6 +1,6 @@
 """No solver makes a false claim on any problem of the zoo, however difficult.
 
-The fast part runs one seed of every kind and dtype; `-m slow` runs all.
+The fast part runs one seed of every kind and dtype; `-m slow` and `-m long` run all.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import zoo
+from parameters import long
 from zoo import KINDS, MAX_STEPS, Specimen, evidence, specimen, specimens
 
 import solvers
@@ -17,6 +18,16 @@ NATIVE = [name for name in solvers.names() if "." not in name]
 EACH = pytest.mark.parametrize("name", NATIVE)
 # A step of this one is a whole linear solve.
 BUDGETS = {"newton_krylov": 30, "robust": 120}
+# The kinds on which these are tried by `make test-slow`, as they take most of the time of all.
+HARD = {
+    "discontinuous",
+    "no_fixed_point",
+    "near_singular",
+    "poisoned",
+    "runaway",
+    "saturated",
+    "far",
+}
 # Relative error of a residual computed in float32 (or float64) over at most 64 entries.
 ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 
@@ -77,9 +88,14 @@ def test_no_claim_is_false(name: str, kind: str) -> None:
         check(p, run(name, p, BUDGETS.get(name, MAX_STEPS) // 6))
 
 
-@pytest.mark.slow
-@EACH
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        long(name, kind, unless=name not in BUDGETS or kind in HARD)
+        for name in NATIVE
+        for kind in KINDS
+    ],
+)
 def test_no_claim_is_false_in_the_whole_zoo(name: str, kind: str) -> None:
     for p in specimens(kinds=[kind]):
         check(p, run(name, p, BUDGETS.get(name, MAX_STEPS)))
