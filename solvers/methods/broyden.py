@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
-from solvers.methods.window import NO_WEIGHT, keep_rows, products, write
+from solvers.methods.window import NO_WEIGHT, enlarge, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.types import Flat, Index, PerSample, Small, Window
 
@@ -204,11 +204,3 @@ class Broyden(FixedPointSolver):
     def step(self, y: Flat, fy: Flat, carry: Steps) -> tuple[Flat, Steps]:
         """Take one quasi-Newton step; the module's docstring has the update."""
         return carry.advance(y, fy, self.history)
-
-
-def enlarge(window: Tensor, extra: int) -> Tensor:
-    """Room for more slots, left unset: they are written before they are read."""
-    samples, capacity, entries = window.shape
-    larger = window.new_empty(samples, capacity + extra, entries)
-    larger[:, :capacity] = window
-    return larger

@@ -153,3 +153,11 @@ def write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> 
     else:
         torch.sub(new, old, out=buffer[:, slot])
     return buffer
+
+
+def enlarge(window: Tensor, extra: int) -> Tensor:
+    """Room for more slots, left unset: they are written before they are read."""
+    samples, capacity, entries = window.shape
+    larger = window.new_empty(samples, capacity + extra, entries)
+    larger[:, :capacity] = window
+    return larger
