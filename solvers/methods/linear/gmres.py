@@ -71,7 +71,8 @@ class Krylov(NamedTuple):
         slots = self.image_slots, self.step_slots
         if self.filled == self.image_slots.shape[1]:
             slots = [enlarge(window, self.filled) for window in slots]
-        images, steps = map(write, slots, 2 * [self.filled], (image, step))
+        images = write(slots[0], {self.filled: (image, None)})
+        steps = write(slots[1], {self.filled: (step, None)})
         more = self._replace(image_slots=images, step_slots=steps, filled=self.filled + 1)
         return more, new
 
