@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 from forks import Run
+from help_pages import TASKS, rendered
 
 from tasks import __version__, entry
 from tasks.extras import advice
@@ -55,9 +57,27 @@ def test_a_command_begins_without_torch(new_process: Run) -> None:
     code = (
         "import sys\n"
         "from tasks.sudoku.__main__ import main\n"
-        "assert main(['--version']) == 0\n"
+        "assert main(['--version']) == main(['--help']) == main(['train', '--help']) == 0\n"
         "ours = [n for n in sys.modules if n.split('.')[0] in ('solvers', 'models', 'tyro')]\n"
         "assert ours == [], ours\n"
     )
     ended = new_process(code)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_help_pages_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """If not: `PYTHONPATH=.:tests/support python tests/support/help_pages.py`."""
+    pages = dict(rendered())
+    assert len(pages) == sum(len(list(entry.help_folder(t).iterdir())) for t in TASKS)
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, path
+    for task in TASKS:
+        assert import_module(f"tasks.{task}.__main__").main(["eval", "--help"]) == 0
+        assert capsys.readouterr().out == pages[entry.help_folder(task) / "eval.txt"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["eval", "--help", "--quick"], ["../maze/help/eval", "-h"], ["evil", "-h"], []]
+)
+def test_other_arguments_have_no_page(arguments: list[str]) -> None:
+    assert entry.help_page("sudoku", arguments) is None
