@@ -1,5 +1,8 @@
 """Which extra installs a package that the core does without, for those who meet its absence."""
 
+import contextlib
+from collections.abc import Iterator
+
 # Packages by the name that they are imported by. The extras are those of `pyproject.toml`.
 EXTRAS = {
     **dict.fromkeys(
@@ -28,3 +31,21 @@ def advice(error: ImportError, what: str) -> str | None:
         f"{what} needs the package `{package}`, which is not installed: install the extra with "
         f"`pip install 'attractor-models[{extra}]'`."
     )
+
+
+@contextlib.contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Let an import that fails in the context say which extra to install.
+
+    Args:
+        what: What needs the packages, to begin a sentence with.
+
+    Raises:
+        ModuleNotFoundError: One of them is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (message := advice(error, what)) is None:
+            raise
+        raise ModuleNotFoundError(message, name=error.name) from error

@@ -5,6 +5,7 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.runs import export, load_model, newest_checkpoint
+from tasks.runs import choose_checkpoint, export, load_model, locate, read_checkpoint
+from tasks.shipped import called
 
 if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
@@ -161,7 +163,7 @@ class LanguageCommands(CommandLine):
                 "`harness` needs the package `lm-eval`: install the extra with `pip install "
                 "'attractor-models[lm-eval]'`."
             ) from error
-        path = options.checkpoint or self._newest()
+        path = self._path(options.checkpoint)
         model = HarnessLM(path, options.device, options.batch_size, options.max_steps)
         found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
@@ -172,7 +174,7 @@ class LanguageCommands(CommandLine):
     def export(self, arguments: list[str]) -> int:
         """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
         options = parse(ExportOptions, arguments, f"{self.program} export")
-        path = options.checkpoint or self._newest()
+        path = self._path(options.checkpoint)
         if options.target.suffix == ".pt2":
             return self._export_program(options, path)
         if (options.max_steps, options.solver) != (None, None):
@@ -208,15 +210,19 @@ class LanguageCommands(CommandLine):
         print(f"Written: {options.target}, for {length}{budget}.")
         return 0
 
-    def _newest(self) -> Path:
-        return newest_checkpoint(self.task, lambda _: True, "of a language model")
+    def _path(self, named: Path | None) -> Path:
+        """The checkpoint of a command, which may name none."""
+        if named is not None:
+            return locate(self.task, named)
+        return choose_checkpoint(self.task, lambda _: True, "of a language model")
 
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
         from tasks.lm.generate import generate
 
         options = parse(GenerateOptions, arguments, f"{self.program} generate")
-        _, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        path, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        print(f"Writing with {called(path)}", file=sys.stderr)
         _refuse_unused(options, config)
         prompts = [[END, *tokenizer.encode(text)] for text in options.prompt]
         for text, prompt in zip(options.prompt, prompts, strict=True):
@@ -241,8 +247,8 @@ class LanguageCommands(CommandLine):
     def _load(
         self, path: Path | None, device: str, solver: str | None = None
     ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
-        path = path or self._newest()
-        checkpoint = Checkpoint.load(path)
+        path = self._path(path)
+        checkpoint = read_checkpoint(path)
         model, config = load_model(self.task, checkpoint, device=device, solver=solver)
         return path, model, config, read_tokenizer(checkpoint, config)
 
