@@ -21,7 +21,7 @@ class HeldOutOptions:
         limit: Only so many tokens.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     checkpoint: Path | None = None
@@ -125,7 +125,7 @@ class HarnessOptions:
         max_steps: Budget of solver updates; by default the run's.
         batch_size: Texts at a time.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     tasks: str

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.cli import CommandLine, print_json
+from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
@@ -25,6 +25,7 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
+from tasks.output import print_result, visible
 from tasks.runs import choose_checkpoint, export, load_model, locate, read_checkpoint
 from tasks.shipped import called
 
@@ -90,6 +91,11 @@ class LanguageCommands(CommandLine):
 
         return CompareOptions, compare_language
 
+    def next_steps(self, config: LanguageConfig, folder: str) -> list[str]:
+        """See `CommandLine`."""
+        write = f"{self.program} generate 'def read(' --checkpoint {folder}"
+        return [write, *super().next_steps(config, folder)]
+
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
         from tasks.lm.data import measure
@@ -107,7 +113,7 @@ class LanguageCommands(CommandLine):
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )
         print_figures(str(path), figures)
-        print_json({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
+        print_result({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
         return 0
 
     def internalise(self, arguments: list[str]) -> int:
@@ -150,7 +156,7 @@ class LanguageCommands(CommandLine):
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
-        print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
+        print_result({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
         return 0
 
     def harness(self, arguments: list[str]) -> int:
@@ -168,7 +174,7 @@ class LanguageCommands(CommandLine):
         found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
         result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
-        print_json(result, options.json)
+        print_result(result, options.json)
         return 0
 
     def export(self, arguments: list[str]) -> int:
@@ -241,7 +247,7 @@ class LanguageCommands(CommandLine):
             return 0
         rows = torch.stack(list(drawn), 1).tolist()
         for text, row in zip(options.prompt, rows, strict=True):
-            print(f"{text}{tokenizer.decode(row)}\n")
+            print(f"{text}{visible(tokenizer.decode(row))}\n")
         return 0
 
     def _load(
@@ -292,6 +298,6 @@ def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
         tokens.append(int(token))
         text = tokenizer.decode(tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
+            print(visible(text[len(shown) :]), end="", flush=True)
             shown = text
     print()

@@ -34,7 +34,7 @@ class PlanOptions(Cluster):
     Attributes:
         tokens: Budget in tokens, or in puzzles and optimiser steps; by default the preset's
             steps times its batch.
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     tokens: Annotated[int | None, tyro.conf.arg(aliases=["--puzzles"])] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +17,9 @@ import torch
 import tyro
 
 from tasks import shipped
-from tasks.cli import CommandLine, print_json
+from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
+from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.task import GridTask
@@ -71,7 +73,7 @@ class EvalOptions(ModelOptions):
         guesses: Cells guessed in an attempt, at most, one after the other.
         quick: Only the scores at the budget: no perturbed restart, no curves.
         compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
         draw: A folder for the plots of depth, breadth and calibration.
     """
 
@@ -226,6 +228,13 @@ class Commands(CommandLine):
         budget = options.max_steps
         return path, model, config, config.solve.eval_max_steps if budget is None else budget
 
+    def next_steps(self, config: GridConfig, folder: str) -> list[str]:
+        """See `CommandLine`."""
+        example = self.task.example(config)
+        puzzle = shlex.quote(example) if len(example) <= LINE else "FILE"
+        solve = f"{self.program} solve {puzzle} --checkpoint {folder}"
+        return [solve, *super().next_steps(config, folder)]
+
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
@@ -255,7 +264,7 @@ class Commands(CommandLine):
             "eval": figures,
             "config": config.to_json(),
         }
-        print_json(result, options.json)
+        print_result(result, options.json)
         return 0
 
     def _held_out(

@@ -309,4 +309,12 @@ class Trainer:
         if not self.history.unlogged:
             reporter.record(row)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
-        reporter.show({**self.history.last_validation, **row}, self.progress, left)
+        if validation := {n: v for n, v in metrics.items() if n.startswith("test_")}:
+            reporter.look(validation, row)
+        units = self.step * self.config.train.batch_size * self.config.units_per_sample
+        pace = {
+            f"{self.config.unit}s_per_second": units / max(self.seconds, 1e-9),
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+        }
+        figures = {**self.history.last_validation, **row, **pace}
+        reporter.show(figures, self.progress, left)

@@ -67,9 +67,9 @@ def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     exported = tmp_path / "cheap.safetensors"
     options = ["--limit", "512", "--export", str(exported)]
     assert main(["internalise", *checkpoint, *draw, *options]) == 0
-    out = capsys.readouterr().out
-    assert "of the refiner's work" in out
-    found = json.loads(out.splitlines()[-1])["internalise"]
+    out, err = capsys.readouterr()
+    assert "of the refiner's work" in err
+    found = json.loads(out)["internalise"]
     assert found["spectral_radius"] > 0
     assert 0 < found["converged"]["distance"] < 10
     for name in ("budgets", "training", "trajectory"):

@@ -58,16 +58,16 @@ def test_eval_with_guesses(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     checkpoint = str(run / "checkpoint.safetensors")
     options = ["--quick", "--max-steps", "2", "--attempts", "3", "--guesses", "2"]
     assert main(["eval", "--checkpoint", checkpoint, *options]) == 0
-    out = capsys.readouterr().out
-    figures = json.loads(out.splitlines()[-1])["eval"]
+    out, err = capsys.readouterr()
+    figures = json.loads(out)["eval"]
     curve = figures["search_curve"]
     assert [row["attempts"] for row in curve] == [0, 1, 2, 3]
     assert curve[0]["valid"] == figures["valid"]
     valid = [row["valid"] for row in curve]
     assert valid == sorted(valid)
     assert valid[0] < valid[-1]
-    assert "2 attempts with guesses" in out
-    assert "with guesses, rating" in out
+    assert "2 attempts with guesses" in err
+    assert "with guesses, rating" in err
 
 
 def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,7 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [*command, "train", *options],
-        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         env={**os.environ, **environment},
@@ -218,7 +218,7 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    _, out = process.communicate(timeout=60)
     assert process.returncode == 130
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     assert f"--resume {checkpoint}" in out
