@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.task import GridTask
-from tasks.runs import choose_checkpoint, load_model, locate
+from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.training.options import flag
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
+# How the name of a file ends or a path begins, and no puzzle.
+FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,5}$|[/\\]")
 # Characters that fit in a line of a terminal.
 LINE = 100
 UNSOLVED = "on a model that is solved; this one is not"
@@ -303,7 +306,7 @@ class Commands(CommandLine):
                 f"{path} solves {trained}x{trained} boards, but the {self.task.noun} is "
                 f"{side}x{side}. Name another with `--checkpoint`."
             )
-        print(f"Solving with {shipped.called(path)}")
+        print(f"Solving with {self._called(path)}")
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
@@ -326,6 +329,13 @@ class Commands(CommandLine):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
 
+    def _called(self, path: Path) -> str:
+        """How `solve` names its model: with its last score in training, if that is known."""
+        history = read_checkpoint(path).meta.get("history", [])
+        scores = [row["test_exact"] for row in history if "test_exact" in row]
+        score = f", {scores[-1]:.0%} of held-out {self.task.noun}s right" if scores else ""
+        return shipped.called(path) + score
+
     def export(self, arguments: list[str]) -> int:
         """Write a program with a fixed budget of steps."""
         from tasks.export import write_program
@@ -343,6 +353,12 @@ class Commands(CommandLine):
         """The puzzles in an argument or, if it is the name of a file, in that file."""
         path = Path(text)
         if "\n" in text or len(text) >= 200 or not path.is_file():
+            if FILE_NAME.search(text) and "\n" not in text:
+                what = "a folder" if path.is_dir() else "no such file"
+                raise ValueError(
+                    f"{text!r:.200} is {what}. Name a file with one {self.task.noun} a line, or "
+                    f"type the {self.task.noun} itself."
+                )
             return [text]
         try:
             return self.task.split(path.read_text(encoding="utf-8-sig"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,9 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["eval", "--guesses", "0"], "`--guesses` must be at least 1, got 0"),
         (["solve", "1234"], "16"),
         (["solve", "x" * 16], "x"),
+        (["solve", "nofile.txt"], "error: 'nofile.txt' is no such file. Name a file with one"),
+        (["solve", "missing/puzzles"], "error: 'missing/puzzles' is no such file."),
+        (["solve", "./"], "error: './' is a folder."),
         (["solve", "11" + "." * 14], "1"),
         (["solve", "." * 16], "more than one solution"),
         (["solve", "1234341221.343.1"], "No checkpoint for boards of 16 cells"),
@@ -163,7 +167,10 @@ def test_newest_run_is_found_and_baselines_and_broken_files_are_passed_over(
     assert main(["train", *TINY, "--steps", "2", "--model", "transformer"]) == 0
     capsys.readouterr()
     assert main(["solve", "1234341221.343.1"]) in (0, 1)
-    assert "Solving with runs/sudoku/mine/" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^Solving with runs/sudoku/mine/\S+, \d+% of held-out puzzles right$", out, re.M
+    )
 
 
 def test_unknown_flag_is_refused() -> None:
