@@ -199,12 +199,17 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def print_table(title: str, rows: Mapping[str, str]) -> None:
-    """Print a table of two columns, names and values."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+def print_table(title: str, *sections: Mapping[str, str]) -> None:
+    """Print a table of two columns, names and values, with a line between sections."""
+    table = Table(show_header=False)
+    for rows in sections:
+        for name, value in rows.items():
+            table.add_row(name, value)
+        table.add_section()
+    console = Console()
+    # Not as the title of the table, which would be as narrow as that.
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
