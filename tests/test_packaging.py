@@ -123,6 +123,10 @@ def test_a_wheel_works_where_nothing_else_is_installed(built: Path, tmp_path: Pa
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: `python -m tasks.sudoku` needs the package `")
     assert ended.stderr.endswith("`pip install 'attractor-models[tasks]'`.\n")
+    ended = environment.run("-c", "import tasks.maze; tasks.maze.load()", cwd=tmp_path)
+    assert ended.stderr.splitlines()[-1].startswith(
+        "ModuleNotFoundError: `tasks.maze.load` needs the"
+    )
     for package in closure(PROJECT["optional-dependencies"]["tasks"]) - core:
         environment.link(package)
     environment.install(wheel, "tasks")
