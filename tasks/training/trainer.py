@@ -148,7 +148,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history.rows,
-            "unlogged": self.history.unlogged,
+            "unlogged": self.history.window,
             "position": self.task.state_dict(),
         }
         self.manager.save(Checkpoint(tensors, {**self.meta, **state}), best)
@@ -306,7 +306,7 @@ class Trainer:
         row = self.history.add(metrics, self.step, self.seconds)
         if reporter is None:
             return
-        if not self.history.unlogged:
+        if self.history.is_row(self.step):
             reporter.record(row)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
         if validation := {n: v for n, v in metrics.items() if n.startswith("test_")}:

@@ -159,6 +159,16 @@ def test_eval_of_a_run_whose_puzzles_are_elsewhere(
     assert "`--data FILE`" in error
 
 
+@pytest.mark.parametrize("name", ["train-data", "test-data"])
+def test_training_on_a_file_that_is_not_there(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--preset", "tiny", "--train-puzzles", "32", "--steps", "1"]
+    assert sudoku(["train", *small, f"--{name}", "nowhere.csv"]) == 2
+    error = capsys.readouterr().err
+    assert f"There is no file of puzzles at nowhere.csv, which `--{name}` names" in error
+
+
 def test_nothing_fits_where_nothing_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "paths", lambda task: [])
     with pytest.raises(CheckpointError, match="No checkpoint of any kind under runs/sudoku"):
