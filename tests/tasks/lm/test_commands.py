@@ -149,7 +149,7 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["compare", "--ablations", "tied=no"], "must be one of 'true', 'false'"),
     (["compare", "--ablations", "seed=3"], "one of the options"),
     (["--model", "parcae", "--coda-blocks", "-1"], "0 or more"),
-    (["eval"], "No checkpoint of a language model"),
+    (["eval", "--checkpoint", "smal"], "These come with the package: small. Did you mean 'small'?"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
