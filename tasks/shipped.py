@@ -76,7 +76,12 @@ def repairing(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         if not holds(path):
             raise
+        checkout = (Path(__file__).parents[1] / ".git").exists()
+        repair = (
+            f"git checkout -- {path}"
+            if checkout
+            else "pip install --force-reinstall --no-deps attractor-models"
+        )
         raise CheckpointError(
-            f"{error} This file came with the package: `pip install --force-reinstall --no-deps "
-            "attractor-models` brings it back."
+            f"{error} This file came with the package: `{repair}` brings it back."
         ) from error

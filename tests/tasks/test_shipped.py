@@ -126,7 +126,8 @@ def test_damaged_weights_of_the_package_say_how_to_get_them_back(
     assert "is damaged" in error
     assert "`pip install --force-reinstall --no-deps attractor-models` brings it back" in error
     copied.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"truncated.*brings it back"):
+    copied.parents[3].joinpath(".git").mkdir()
+    with pytest.raises(CheckpointError, match=r"truncated.*`git checkout -- .*` brings it back"):
         read_checkpoint(copied)
 
 
