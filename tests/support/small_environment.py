@@ -74,8 +74,8 @@ class Environment:
         command = [sys.executable, "-m", "pip", "--python", str(self.python), "install",
                    "--no-index", "--quiet", "--disable-pip-version-check", what]  # fmt: skip
         ended = subprocess.run(
-            command, capture_output=True, text=True, check=False,
-            env={k: v for k, v in os.environ.items() if not k.startswith("PIP_")},
+            command, capture_output=True, text=True, check=False, cwd=self.site,
+            env={k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))},
         )  # fmt: skip
         assert ended.returncode == 0, ended.stderr
 
