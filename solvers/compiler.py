@@ -7,12 +7,13 @@ whatever the number of steps, and is switched on again inside `f`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 
 from solvers.torch_internals import (
+    compiled_with_constants,
     one_graph_asked_for,
     set_eval_frame,
     skip_this_frame,
@@ -32,6 +33,8 @@ WHY = (
 )
 LoopName: TypeAlias = Literal["auto", "eager", "graph"]
 LOOPS = ("auto", "eager", "graph")
+# Graphs of one map, solver and mode: dtypes, structures, a first and then any batch size.
+GRAPHS_EACH = 64
 
 
 def graph_wanted(
@@ -73,8 +76,10 @@ def run_graph(
     """Call a function that solves in a graph: as part of the graph that is traced, or its own."""
     if torch.compiler.is_compiling():
         return solve(f, y0, args, **options)
+    how = repr(options["solver"]), repr(options.get("mode"))
+    compiled = _compiled(solve, _which(f), *how)
     try:
-        solution = _compiled(solve)(f, y0, args, **options)
+        solution = compiled_with_constants(compiled, f, y0, args, **options)
     except Exception as error:
         if type(error).__module__.startswith("torch._"):
             error.add_note(
@@ -86,11 +91,25 @@ def run_graph(
     return dataclasses.replace(solution, **counts)
 
 
-@functools.cache
-def _compiled(solve: Callable[..., "Solution"]) -> Callable[..., "Solution"]:
-    """The function as one graph, which torch makes anew for other maps, solvers and shapes."""
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    solve: Callable[..., "Solution"], f: Hashable, solver: str, mode: str
+) -> Callable[..., "Solution"]:
+    """The function as one graph of its own for each map, solver and mode.
+
+    Otherwise torch would search all of them at each call, and refuse to make more than eight.
+    """
+    alone: Any = {"isolate_recompiles": True, "recompile_limit": GRAPHS_EACH}
     # The loop itself in C++ as well: Python's takes twice the time where `f` is small.
-    return torch.compile(solve, fullgraph=True, options={"cpp_wrapper": True})
+    return torch.compile(solve, fullgraph=True, options={"cpp_wrapper": True}, **alone)
+
+
+def _which(f: Any) -> Hashable:
+    """What tells maps apart: the code of a function, whatever it closes over, or the object."""
+    while (inner := getattr(f, "__wrapped__", getattr(f, "func", None))) is not None:
+        f = inner
+    code = getattr(f, "__code__", None)
+    return (code, id(getattr(f, "__self__", None))) if code else (type(f), id(f))
 
 
 def opaque(solve: Callable[P, T]) -> Callable[P, T]:

@@ -6,6 +6,7 @@ shapes are fixed and a compiler can fuse what lies between two calls of the map.
 and counts are those of `solvers.loop`, which drops stopped samples from the batch instead.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ class GraphLoop:
     ):
         check_counts(max_steps, batch_dims)
         solver.check_graph()
+        solver = _settled(solver)
         self.packing = packing = StatePacking(y0, batch_dims, scale)
         solver.check_tokens(packing)
         check_args(args, packing)
@@ -256,6 +258,21 @@ class GraphLoop:
             "structure from step to step. Define `init_static`, whose memory keeps it, or pass "
             "`loop='eager'`."
         )
+
+
+def _settled(solver: FixedPointSolver) -> FixedPointSolver:
+    """The same solver, with numbers that are constants of the graph.
+
+    A compiler makes a symbol of a number that is another one than at its first call, and no loop
+    takes a symbol that is not an integer. What is read from a string is a constant.
+    """
+    values = {name: getattr(solver, name) for name in solver.__dataclass_fields__}
+    numbers = {
+        name: float.fromhex(value.hex())
+        for name, value in values.items()
+        if isinstance(value, float)
+    }
+    return dataclasses.replace(solver, **numbers)
 
 
 def repeat(

@@ -20,6 +20,7 @@ def first_of_pair(f: Map) -> Map:
             )
         return returned[0]
 
+    only.__wrapped__ = f  # type: ignore[attr-defined]
     return only
 
 

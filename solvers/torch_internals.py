@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,6 +88,7 @@ __all__ = [
     "FakeTensorMode",
     "TorchDispatchMode",
     "assert_async",
+    "compiled_with_constants",
     "cpu_attention",
     "dual_level_in_force",
     "get_unwrapped",
@@ -179,6 +180,25 @@ def _no_break_allowed() -> bool:
 
 # Dynamo calls this while it traces, instead of tracing it.
 _no_break_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def compiled_with_constants(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that torch compiled, with numbers as constants if that is needed.
+
+    Dynamo makes a symbol of a number that is another one than at the first call. No loop takes a
+    symbol that is not an integer: then the number becomes a constant of a graph of its own.
+    """
+    try:
+        from torch._dynamo import config
+        from torch._dynamo.exc import TorchRuntimeError
+
+        patch = config.patch
+    except (ImportError, AttributeError) as error:
+        raise missing(error) from error
+    with contextlib.suppress(AssertionError, TorchRuntimeError):
+        return call(*args, **kwargs)
+    with patch(specialize_float=True):
+        return call(*args, **kwargs)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -1,5 +1,6 @@
 """The loop of a graph gives the values, verdicts and counts of the eager loop."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch._dynamo.utils import counters
 
 import solvers
 from solvers import FixedPointSolver, Solution
+from solvers.compiler import _compiled
 from solvers.graph import solve_in_graph
 from solvers.registry import LINEAR, SOLVERS
 from solvers.torch_internals import pytree
@@ -247,3 +249,46 @@ def test_compiled_by_hand(name: str):
         assert isinstance(graph.num_evals, int)
         same(graph, solvers.solve(tanh_map, torch.zeros_like(args[1]), *args, solver=name))
     assert counters["stats"]["unique_graphs"] == 2  # the first size, and all others
+
+
+def test_any_number_of_maps_and_solvers_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once; torch by itself refuses the ninth graph of one function."""
+    made: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        made.append(graph)
+        return graph.forward
+
+    compile_ = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compile_(f, **(options | {"options": None}))
+    )
+    _compiled.cache_clear()
+    y0 = torch.zeros(3, 2)
+
+    def scaled(number: float) -> Callable[[Tensor], Tensor]:
+        return lambda y: number * torch.cos(y) + number
+
+    def solve(scale: float, rtol: float) -> None:
+        code = f"def f(y): return {scale} * torch.cos(y)"
+        exec(code, space := {"torch": torch})
+        maps.append(space["f"])
+        solvers.solve(
+            maps[-1], y0, solver=solvers.Picard(rtol=rtol), loop="graph", max_steps=5, throw=False
+        )
+
+    maps: list[Callable[..., Tensor]] = []
+    for number in range(10):
+        solve(0.01 * number, 1e-5)
+        solve(0.5, 1e-5 * (1 + number))
+    count = len(made)
+    assert count >= 20
+    for number in (0.1, 0.2, 0.3):  # closed over by the same code
+        s = solvers.solve(scaled(number), y0, loop="graph")
+        assert torch.allclose(s.value, scaled(number)(s.value), atol=1e-4)
+    count = len(made)
+    solver = solvers.Picard(rtol=1e-5)
+    for f in maps[::2]:
+        solvers.solve(f, y0, solver=solver, loop="graph", max_steps=5, throw=False)
+    assert len(made) == count
+    _compiled.cache_clear()
