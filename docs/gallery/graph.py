@@ -39,7 +39,7 @@ W = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
 W.requires_grad_()
 X = torch.zeros(side * side, width, dtype=torch.float64)
 X[0] = 1.0
-anderson, picard = (S(rtol=1e-9, atol=1e-12) for S in (solvers.Anderson, solvers.Picard))
+anderson, picard = (S(rtol=1e-11, atol=1e-14) for S in (solvers.Anderson, solvers.Picard))
 exact = implicit.Exact(solver="gmres", max_steps=500)
 
 
@@ -72,7 +72,7 @@ print(f"difference of the answers: {(joint.value - nodes.value).abs().max().item
 arrived = joint.value[-1].square().sum()
 (gradient,) = torch.autograd.grad(arrived, W)
 direction = torch.randn_like(W)
-h = 1e-4
+h = 1e-5
 with torch.no_grad():
     ends = [solve(W + s * direction, batch_dims=0).value[-1].square().sum() for s in (h, -h)]
 slope, difference = (gradient * direction).sum().item(), (ends[0] - ends[1]).item() / (2 * h)
