@@ -68,7 +68,8 @@ def make(path: Path, out: Path, key: Any) -> None:
     run = run_page(path, out)
     if run.returncode or run.stderr:
         raise PluginError(f"{path.relative_to(ROOT)} failed, or printed a warning:\n{run.stderr}")
-    kept.write_text(key.hexdigest())
+    if any(kept.parent.glob("*.png")):  # else it has only said what to install
+        kept.write_text(key.hexdigest())
     return None
 
 
