@@ -73,7 +73,7 @@ clean:
 	@touch $@
 
 .venv/user: .venv/torch pyproject.toml
-	$(PIP) -e .
+	$(PIP) -e '.[tasks]'
 	@touch $@
 
 .venv/dev: .venv/torch pyproject.toml

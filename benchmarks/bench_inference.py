@@ -1,7 +1,7 @@
 """What solving many puzzles costs when those that have converged leave the batch, and when not.
 
 Ten thousand puzzles of uneven difficulty (BENCH_PUZZLES sets another number), in the batches of
-`eval`, with the trained model in `results/`.
+`eval`, with the trained model that comes with the package.
 """
 
 import json
@@ -15,13 +15,14 @@ import torch
 from timing import show
 from torch import Tensor
 
+from tasks import shipped
 from tasks.puzzles.evaluate import predict
 from tasks.runs import load_model
 from tasks.sudoku.augment import augment
 from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.benchmark
-CHECKPOINT = report.RESULTS / "sudoku" / "extreme" / "model.safetensors"
+CHECKPOINT = shipped.path_of("sudoku", "extreme")
 PUZZLES = report.setting_or("BENCH_PUZZLES", 10_000)
 MADE, MAX_STEPS = 500, 256
 

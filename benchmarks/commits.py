@@ -60,6 +60,14 @@ def training_step(backward: str) -> Callable[[], object]:
     return step
 
 
+@torch.no_grad()
+def large_state() -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
+    """A map of 512 x 1024 numbers, and its input: a window of eight states has 16 MB."""
+    g = torch.Generator().manual_seed(0)
+    weight = 0.9 * torch.randn(1024, 1024, generator=g) / 32
+    return lambda y, x: torch.tanh(torch.addmm(x, y, weight)), torch.randn(512, 1024, generator=g)
+
+
 def cases() -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     import solvers
@@ -75,6 +83,13 @@ def cases() -> dict[str, Callable[[], object]]:
                     max_steps=most, throw=False,
                 )
             )  # fmt: skip
+    f, x = large_state()
+    for name in ("picard", "anderson", "broyden"):
+        found[f"512 x 1024, {name}"] = lambda name=name: solvers.solve(
+            f, torch.zeros_like(x), x, solver=solvers.get_solver(name, rtol=RTOL), compact=False
+        )
+    # About as many as these solvers make.
+    found["512 x 1024, 28 calls of f"] = lambda: [f(x, x) for _ in range(28)]
     for backward in ("phantom", "exact"):
         found[f"training step, {backward}"] = training_step(backward)
     return found

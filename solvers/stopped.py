@@ -69,7 +69,7 @@ def remove(status: "SampleStatus", evaluate: "CountedMap") -> tuple[Index, Index
     for name in status.columns:
         setattr(status, name, getattr(status, name).index_select(0, kept))
     status.past = Past(*(part.index_select(0, kept) for part in status.past))
-    status.latest = take_rows(status.latest, kept)
+    status.latest = None if status.latest is None else status.latest.of(kept)
     status.borrowed = False
     status.set_stopped(status.result >= 0)
     return rows, kept

@@ -32,7 +32,7 @@ from torch import Tensor
 from solvers.coupling import Coupling
 from solvers.packing import StatePacking
 from solvers.solution import Result
-from solvers.types import Mask, PerSample
+from solvers.types import Index, Mask, PerSample
 
 if TYPE_CHECKING:
     from solvers.base import FixedPointSolver
@@ -177,6 +177,12 @@ class Reading(NamedTuple):
     trial: Mask | None
     step: int | Tensor
     look: bool | Tensor
+
+    def of(self, samples: Index) -> "Reading":
+        """The same for these samples only; `take_rows` takes twenty times as long."""
+        norm, scale = (part.index_select(0, samples) for part in (self.norm, self.scale))
+        trial = None if self.trial is None else self.trial.index_select(0, samples)
+        return self._replace(norm=norm, scale=scale, trial=trial)
 
 
 class Verdicts(NamedTuple):

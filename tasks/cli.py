@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import json
 import os
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import tyro
 from solvers.registry import unknown
 from tasks.device import choose_device
 from tasks.flags import described, parse, parse_config, refuse_renamed, take
+from tasks.output import print_result, result_alone
 from tasks.runs import program, read_config
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
     from tasks.experiments.run import Experiment
     from tasks.folders import FolderLock
+
+# Commands that end with a result in numbers; see `tasks.output`.
+WITH_RESULT = ("train", "eval", "plan", "internalise", "harness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +117,16 @@ class CommandLine(ABC):
             named = bool(arguments) and not arguments[0].startswith("-")
             command = arguments[0] if named else "train"
             if command not in commands:
-                raise ValueError(f"Unknown command {command!r}. Commands: {', '.join(commands)}.")
+                raise ValueError(unknown("command", command, list(commands), "Commands"))
             if _num_processes() > 1 and command != "train":
                 raise ValueError(
                     f"`torchrun` can run `train` alone: start `{command}` as one process."
                 )
-            return commands[command](arguments[1:] if named else arguments)
+            rest = arguments[1:] if named else arguments
+            shows_help = not {"-h", "--help"}.isdisjoint(rest)
+            with_result = command in WITH_RESULT and not shows_help
+            with result_alone() if with_result else contextlib.nullcontext():
+                return commands[command](rest)
         except KeyboardInterrupt:
             print("\nStopped before there was anything to save.")
             return 130
@@ -138,7 +146,11 @@ class CommandLine(ABC):
         model, _, rest = name.partition("-")
         if rest in presets and model in self.task.config_type.kinds:
             return presets[rest].changed(model=model)
-        raise ValueError(unknown("preset", name, list(presets), "Presets"))
+        others = [kind for kind in self.task.config_type.kinds if kind != "attractor"]
+        raise ValueError(
+            f"{unknown('preset', name, list(presets), 'Presets')} With another model: "
+            f"`{others[0]}-{next(iter(presets))}` and the like, of {', '.join(others)}."
+        )
 
     def _take_preset(self, arguments: list[str]) -> tuple[list[str], str, Any]:
         """The other arguments, the preset that these name, and its configuration."""
@@ -174,6 +186,10 @@ class CommandLine(ABC):
             checkpoint = checkpoint or load_newest(path)
             config = read_config(self.task, checkpoint).changed(**changed)
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
+        if name is None and arguments and arguments[0] in self.task.presets:
+            raise ValueError(
+                f"Unexpected argument {arguments[0]!r}. Did you mean `--preset {arguments[0]}`?"
+            )
         name = name or self.task.default_preset
         default = self.preset(name)
         top = {
@@ -201,8 +217,8 @@ class CommandLine(ABC):
                     result = run(
                         self.experiment, start.preset, start.config, start.folder, start.checkpoint
                     )
-                print(json.dumps(result))
-                print(f"Checkpoint, log and pictures are in {start.folder}")
+                if start.lock is not None:  # of several processes, the first
+                    self._show_end(start, result)
         except Interrupted as stop:
             command = self.program
             if (size := _num_processes()) > 1:
@@ -213,6 +229,23 @@ class CommandLine(ABC):
                 print(f"  {command} train --resume {stop.path}{flags}")
             return 130
         return 0
+
+    def _show_end(self, start: Start, result: dict[str, Any]) -> None:
+        """Print the result of a run, where it is, and what can be done with it."""
+        print(f"Checkpoint, log and pictures are in {start.folder}. What next:")
+        for command in self.next_steps(start.config, shlex.quote(str(start.folder))):
+            print(f"  {command}")
+        print(f"  tensorboard --logdir {shlex.quote(str(start.folder / 'tensorboard'))}")
+        print_result(result)
+
+    def next_steps(self, config: Any, folder: str) -> list[str]:
+        """Commands that use a run, with real paths.
+
+        Args:
+            config: The options of the run.
+            folder: Its folder, quoted for a shell.
+        """
+        return [f"{self.program} eval --checkpoint {folder}"]
 
     def compare(self, arguments: list[str]) -> int:
         """Train several models with equal parameters and budget, and print one table."""
@@ -250,7 +283,7 @@ class CommandLine(ABC):
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}
-        print_json(result | {"config": config.to_json()}, options.json)
+        print_result(result | {"config": config.to_json()}, options.json)
         return 0
 
 
@@ -286,11 +319,3 @@ def import_modules(arguments: list[str]) -> tuple[list[str], list[str]]:
                 raise  # One that the module imports.
             raise absent from error
         modules.append(name)
-
-
-def print_json(result: dict[str, Any], path: Path | None) -> None:
-    """Print a result as one line of JSON, and write it to a file if `path` is given."""
-    line = json.dumps(result)
-    if path is not None:
-        path.write_text(line + "\n")
-    print(line)

@@ -1,5 +1,6 @@
 """What a run has left in its folder: the newest checkpoint, its configuration and its weights."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from solvers.registry import UnknownName
+from tasks import shipped
 from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError
 from tasks.device import choose_device
 
 RUNS = Path("runs")
+# The averaged weights alone, in the folder of a run.
+WEIGHTS = "model.safetensors"
 
 
 def program(task: Any) -> str:
@@ -19,10 +23,51 @@ def program(task: Any) -> str:
     return f"python -m {type(task).__module__.rpartition('.')[0]}"
 
 
-def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path:
-    """The most recent checkpoint in `runs/` whose configuration `fits`.
+def locate(task: Any, named: Path) -> Path:
+    """The checkpoint that a user names: a file, the folder of a run, or a model of the package.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if named.exists():
+        return in_run_folder(named)
+    name = str(named)
+    if name in shipped.names(task.name):
+        return shipped.path_of(task.name, name)
+    known = shipped.names(task.name)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    those = f" These come with the package: {', '.join(known)}.{hint}" if known else ""
+    raise CheckpointError(
+        f"No checkpoint at {named}. Train one first, or name another: a file, the folder of a "
+        f"run, or a model by its name.{those}"
+    )
+
+
+def in_run_folder(path: Path) -> Path:
+    """The newest checkpoint in the folder of a run; other paths stay as they are."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in (NAME, FOLDER) if (path / name).exists()]
+    weights = path / WEIGHTS
+    found = found or ([weights] if weights.is_file() and not _is_hub_folder(path) else [])
+    return max(found, key=lambda each: each.stat().st_mtime) if found else path
+
+
+def _is_hub_folder(path: Path) -> bool:
+    """Whether `lm export` wrote a folder, whose weights are in the Hub's form."""
+    return (path / "config.json").is_file()
+
+
+def choose_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path:
+    """The checkpoint of a command that names none: the newest run's, or else the package's.
 
     Checkpoints of other versions must be named to be used.
+
+    Args:
+        task: What it was trained on.
+        fits: Whether a configuration is one to use.
+        what: What kind of checkpoint it is, for messages.
 
     Raises:
         CheckpointError: There is none.
@@ -30,17 +75,34 @@ def newest_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
     folder = RUNS / task.name
     found = [path for name in (NAME, FOLDER) for path in folder.glob(f"*/{name}")]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
+    others: list[str] = []
+    for path in (*found, *shipped.paths(task.name)):
         try:
-            config = read_config(task, Checkpoint.load(path))
+            config = read_config(task, read_checkpoint(path))
         except CheckpointError:
+            if shipped.holds(path):
+                raise
             continue
         if fits(config):
             return path
+        others.append(path.stem if shipped.holds(path) else str(path))
+    presets = [name for name, config in task.presets.items() if fits(config)]
+    preset = f" train --preset {presets[0]}" if presets else ""
+    there = f" Others that are there: {', '.join(others[:5])}." if others else ""
     raise CheckpointError(
-        f"No checkpoint {what} under {folder}. Train one with `{program(task)}`, or name "
-        "one with `--checkpoint`."
+        f"No checkpoint {what} under {folder}, and none comes with the package.{there} Train one "
+        f"with `{program(task)}{preset}`, or name one with `--checkpoint`."
     )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Load a checkpoint; see `Checkpoint.load`.
+
+    Raises:
+        CheckpointError: It is missing or damaged; of one of the package, with how to get it back.
+    """
+    with shipped.repairing(path):
+        return Checkpoint.load(path)
 
 
 def read_config(task: Any, checkpoint: Checkpoint) -> Any:
@@ -83,7 +145,7 @@ def load_model(
         CheckpointError: The file is not a checkpoint of this task and version.
         ValueError: Unknown device or solver.
     """
-    checkpoint = Checkpoint.load(source) if isinstance(source, Path) else source
+    checkpoint = read_checkpoint(source) if isinstance(source, Path) else source
     config, weights = read_config(task, checkpoint), averaged_weights(checkpoint)
     with bounded_by(weights, config, checkpoint.path):
         model = config.build()

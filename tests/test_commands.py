@@ -88,7 +88,7 @@ def spelled_out(command: str) -> Iterator[list[str]]:
 SHOWN = sorted({(line, str(page.relative_to(ROOT))) for page in PAGES for line in shown(page)})
 
 
-# Those that end soon: what a run would cost, and answers of a trained model in `results/`.
+# Those that end soon: what a run would cost, and answers of the trained model of the package.
 SHORT = [
     (line, page)
     for line, page in SHOWN
@@ -199,7 +199,7 @@ def test_a_short_command_runs(
     command: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = ["--checkpoint", str(ROOT / "results/sudoku/extreme/model.safetensors")]
+    model = ["--checkpoint", "extreme"]
     for words in spelled_out(command):
         arguments = words[3:] + (model if words[3] == "solve" else [])
         assert COMMANDS[words[2].removeprefix("tasks.")](arguments) == 0

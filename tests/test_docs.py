@@ -26,7 +26,7 @@ from solvers.registry import LINEAR, SOLVERS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+WITH_CODE = [page for page in (*PAGES, ROOT / "README.md") if "```python\n" in page.read_text()]
 # A Python block; a text block right after it is what it prints.
 BLOCK = re.compile(r"```python\n(.*?)```(?:\n+```text\n(.*?)```)?", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*[A-Za-z_])")
@@ -34,7 +34,7 @@ EXTERNAL = re.compile(r"<(?:script|img|iframe)[^>]+src=\"?https?:|<link[^>]+styl
 
 
 def name_of(page: Path) -> str:
-    return page.relative_to(DOCS).with_suffix("").as_posix()
+    return page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT).with_suffix("").as_posix()
 
 
 def table(page: str, heading: str) -> list[str]:

@@ -2,21 +2,27 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from small_environment import Environment, closure
 
 import implicit
 import models
 import solvers
 import tasks
+from tasks.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 PACKAGES = ["solvers", "implicit", "models", "tasks"]
 # What is not in version control.
 LEFT_OUT = shutil.ignore_patterns(
@@ -77,6 +83,63 @@ def test_wheel_is_typed_and_says_what_it_is(built: Path, tmp_path: Path) -> None
     ended = python("-c", code, cwd=tmp_path, path=tmp_path / "installed")
     expected = f"{tmp_path / 'installed' / 'solvers' / '__init__.py'} {solvers.__version__}\n"
     assert ended.stdout == expected, ended.stderr
+
+
+def test_core_adds_few_packages_to_those_of_torch() -> None:
+    core = PROJECT["dependencies"]
+    names = sorted(re.split(r"[<>=\[]", each)[0] for each in core)
+    assert names == ["jaxtyping", "numpy", "scipy", "torch", "torchdeq"]
+    added = closure(core) - closure(["torch"])
+    assert len(added | {"attractor-models"}) <= 6, added
+
+
+def test_every_extra_is_there_and_all_has_what_users_need() -> None:
+    extras = PROJECT["optional-dependencies"]
+    users = {"tasks", "lm", "lm-data", "lm-eval", "serve"}
+    assert users | {"all"} <= set(extras)
+    (everything,) = extras["all"]
+    assert set(re.findall(r"[\w-]+", everything.partition("[")[2])) | {"tasks"} == users
+    named = {
+        package.replace("PIL", "pillow").replace("_", "-"): extra
+        for package, extra in EXTRAS.items()
+    }
+    for extra in users:
+        for requirement in extras[extra]:
+            name = re.split(r"[<>=\[]", requirement)[0].replace("_", "-")
+            assert name == "attractor-models" or named[name] == extra
+
+
+@pytest.mark.slow
+def test_a_wheel_works_where_nothing_else_is_installed(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    core = closure(PROJECT["dependencies"])
+    environment = Environment(tmp_path / "venv", core)
+    environment.install(wheel)
+    code = "import implicit, models, tasks; print(implicit.__file__, implicit.backward_modes())"
+    ended = environment.run("-c", code, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(str(environment.site / "implicit"))
+    ended = environment.run("-m", "tasks.sudoku", "solve", PUZZLE, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: `python -m tasks.sudoku` needs the package `")
+    assert ended.stderr.endswith("`pip install 'attractor-models[tasks]'`.\n")
+    ended = environment.run("-c", "import tasks.maze; tasks.maze.load()", cwd=tmp_path)
+    assert ended.stderr.splitlines()[-1].startswith(
+        "ModuleNotFoundError: `tasks.maze.load` needs the"
+    )
+    for package in closure(PROJECT["optional-dependencies"]["tasks"]) - core:
+        environment.link(package)
+    environment.install(wheel, "tasks")
+    ended = environment.run("-m", "tasks.sudoku", "solve", PUZZLE, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (
+        "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+        in ended.stdout
+    )
+    tiny = ["--preset", "tiny", "--steps", "3", "--train-puzzles", "32", "--test-puzzles", "8"]
+    ended = environment.run("-m", "tasks.sudoku", "train", *tiny, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (tmp_path / "runs/sudoku/tiny/model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -108,4 +108,4 @@ def test_commands_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[
     with Image.open(tmp_path / "pictures/convergence.gif") as image:
         assert image.n_frames > 1  # type: ignore[attr-defined]
     assert main(["solve", board]) == 2
-    assert "`python -m examples.queens`" in capsys.readouterr().err
+    assert "`python -m examples.queens train --preset tiny`" in capsys.readouterr().err

@@ -37,8 +37,15 @@ def test_every_backward_mode_is_listed() -> None:
 
 def test_readme_example_runs() -> None:
     code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 1000
+    assert (ROOT / "docs" / "solve.gif").stat().st_size <= 10**6
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

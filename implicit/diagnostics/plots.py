@@ -10,14 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from solvers.packing import StatePacking
 from solvers.solution import Result
 from solvers.tools.trace import Trace
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "Pictures of solves need the package `matplotlib`, which is not installed: install the "
+        "extra with `pip install 'attractor-models[tasks]'`.",
+        name=error.name,
+    ) from error
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish as well.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]

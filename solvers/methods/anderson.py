@@ -95,7 +95,7 @@ class Anderson(FixedPointSolver):
         g = fy - y
         if carry.point is not None:
             memory, newest = carry.push(g, fy)
-            column, rhs = memory.products(memory.left, newest, g)
+            column, rhs = memory.latest_products(newest, g)
             ridge = RIDGES[y.dtype] if self.ridge is None else self.ridge
             memory = memory.with_gram(column, column, ridge)
             weights = memory.coefficients(rhs)

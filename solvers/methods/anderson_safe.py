@@ -115,7 +115,8 @@ class AndersonSafe(FixedPointSolver):
 
     def step(self, y: Flat, fy: Flat, carry: Guarded) -> tuple[Flat, Guarded]:
         """Accept or reject y, and extrapolate from the best point."""
-        norm = torch.linalg.vector_norm(fy - y, dim=1)
+        g = fy - y
+        norm = torch.linalg.vector_norm(g, dim=1)
         spent = carry.failures > self.patience
         accepted = (norm <= self.growth * carry.norm) | spent
         failures = torch.where(accepted, 0.0, carry.failures + 1)
@@ -127,21 +128,21 @@ class AndersonSafe(FixedPointSolver):
             torch.where(accepted, norm, carry.norm),
             failures,
         )
-        window, valid = self._learn(y, fy, best)
+        window, valid = self._learn(g, fy, best)
         weights, ill = self._weights(window, valid, best)
         valid = valid & ~((failures > self.patience) | ill)[:, None]
         weights = weights * valid[:, : window.filled]
         return self._propose(window, weights, best), best._replace(
-            window=window.moved(fy - y, fy), valid=valid
+            window=window.moved(g, fy), valid=valid
         )
 
-    def _learn(self, y: Flat, fy: Flat, best: Guarded) -> tuple["History | StaticHistory", Tensor]:
+    def _learn(self, g: Flat, fy: Flat, best: Guarded) -> tuple["History | StaticHistory", Tensor]:
         """Add the newest differences, of consecutive points whether accepted or not."""
         window = best.window
         if window.point is None:
             return window, best.valid
         valid = best.valid | window.newest
-        window, newest = window.push(fy - y, fy)
+        window, newest = window.push(g, fy)
         (column,) = window.products(window.left, newest)
         return window.with_gram(column, column, self.ridge), valid
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
-from solvers.methods.window import NO_WEIGHT, keep_rows, products, write
+from solvers.methods.window import NO_WEIGHT, enlarge, inner, keep_rows, products, write
 from solvers.promises import Promises
 from solvers.types import Flat, Index, PerSample, Small, Window
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 class Steps(NamedTuple):
     """The steps since the last restart, their triangular system, and the last point and f(y).
 
+    The slot after the newest step holds g(y), so that one product serves both without a copy.
     Row i of `system` holds -s_i^T s_{j+1} for j < i, then d_i; entries above are not read.
     """
 
@@ -46,11 +47,12 @@ class Steps(NamedTuple):
     fy: Flat | None
     filled: int
 
-    def push(self, step: Flat, g: Flat, limit: int) -> tuple["Steps", Tensor]:
-        """Store the newest step and its row; also return the right-hand side of the system."""
+    def push(self, y: Flat, fy: Flat, limit: int) -> tuple["Steps", Tensor]:
+        """Store the newest step, g and the row; also return the right-hand side of the system."""
+        assert self.point is not None
         at, memory = self.filled, self._grown(limit)
-        steps = write(memory.steps, at, step)
-        row, rhs = products(steps, at + 1, step, g)
+        steps = write(memory.steps, {at: (y, self.point), at + 1: (fy, y)})
+        row, rhs = inner(steps[:, : at + 1], steps[:, at : at + 2])
         system = memory.system.clone() if torch.is_grad_enabled() else memory.system
         system[:, at, :at] = -row[:, 1:]
         system[:, at, at] = weight(row[:, at])
@@ -63,16 +65,14 @@ class Steps(NamedTuple):
         if self.filled > limit:
             y_next, memory = self.restart(y, fy)
             return y_next, memory._replace(point=y, fy=fy)
-        g = fy - y
-        memory, rhs = self.push(y - self.point, g, limit + 1)
+        memory, rhs = self.push(y, fy, limit + 2)
         a = memory.coefficients(rhs)
         pivot = 1 - a[:, -1:]
         scale = pivot.masked_fill(pivot == 0, 1.0).reciprocal()
-        y_next = torch.addcmul(y, g, scale.to(y.dtype))
-        if memory.filled > 1:
-            weights = (a[:, :-1] * scale).to(y.dtype)[:, None]
-            later = memory.steps[:, 1 : memory.filled]
-            y_next = torch.baddbmm(y_next[:, None], weights, later)[:, 0]
+        # The steps after the first, and g, which lies behind them.
+        weights = torch.cat((a[:, :-1] * scale, scale), 1).to(y.dtype)[:, None]
+        later = memory.steps[:, 1 : memory.filled + 1]
+        y_next = torch.baddbmm(y[:, None], weights, later)[:, 0]
         return y_next, memory._replace(point=y, fy=fy)
 
     def restart(self, y: Flat, fy: Flat) -> tuple[Flat, "Steps"]:
@@ -84,7 +84,7 @@ class Steps(NamedTuple):
         system = self.system.clone() if torch.is_grad_enabled() else self.system
         system[:, 0, 0] = weight(size[:, 0])
         system[:, 1, 0], system[:, 1, 1] = 0.0, NO_WEIGHT
-        steps = write(write(self.steps, 0, step), 1, follower)
+        steps = write(self.steps, {0: (step, None), 1: (follower, None)})
         return y_next, self._replace(steps=steps, system=system, filled=2)
 
     def coefficients(self, rhs: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class Steps(NamedTuple):
         return torch.baddbmm(v[:, None], weights, self.steps[:, :pairs])[:, 0]
 
     def _grown(self, limit: int) -> "Steps":
-        """Double the capacity, to at most `limit`, if the window is full."""
+        """Double the capacity, to at most `limit`, if there is no room for a step and g."""
         capacity = self.steps.shape[1]
-        if self.filled < capacity:
+        if self.filled + 1 < capacity:
             return self
         extra = min(capacity, limit - capacity)
         return self._replace(
@@ -146,7 +146,7 @@ class Broyden(FixedPointSolver):
     Superlinear near a regular solution, and with full memory often the fewest evaluations
     on stiff problems. No line search: far from the solution of a strongly nonlinear map it
     may wander. Cost per step: one call of `f`, O(history * n) arithmetic, and 1 state of
-    memory per step since the last restart, up to `history` + 1.
+    memory per step since the last restart, up to `history` + 2.
 
     Args:
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
@@ -180,7 +180,7 @@ class Broyden(FixedPointSolver):
 
     def init(self, y: Flat) -> Steps:
         """No steps, and space for a few; the window grows on demand."""
-        capacity = min(self.history + 1, 4)
+        capacity = min(self.history + 2, 4)
         steps = y.new_empty(y.shape[0], capacity, y.shape[1], requires_grad=False)
         # The small matrices are cheap, and float64 has the range for squares of small numbers.
         system = torch.zeros(y.shape[0], capacity, capacity, dtype=torch.float64, device=y.device)
@@ -204,11 +204,3 @@ class Broyden(FixedPointSolver):
     def step(self, y: Flat, fy: Flat, carry: Steps) -> tuple[Flat, Steps]:
         """Take one quasi-Newton step; the module's docstring has the update."""
         return carry.advance(y, fy, self.history)
-
-
-def enlarge(window: Tensor, extra: int) -> Tensor:
-    """Room for more slots, left unset: they are written before they are read."""
-    samples, capacity, entries = window.shape
-    larger = window.new_empty(samples, capacity + extra, entries)
-    larger[:, :capacity] = window
-    return larger

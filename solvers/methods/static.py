@@ -72,6 +72,10 @@ class StaticHistory(NamedTuple):
         """See `History.products`."""
         return tuple(dots(window, vector) for vector in vectors)
 
+    def latest_products(self, newest: Flat, point: Flat) -> tuple[PerSample, ...]:
+        """See `History.latest_products`."""
+        return self.products(self.left, newest, point)
+
     def with_gram(
         self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | None = None
     ) -> "StaticHistory":

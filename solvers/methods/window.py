@@ -7,6 +7,9 @@ projects, and `image[:, i]`, the change of f(y). The small matrix
 
 gains one row and one column per step, so a step costs O(window * n). Overwriting a slot replaces
 its row and column. Each sample has its own matrix and coefficients.
+
+A large state makes a step as slow as memory is. So differences are computed where they stay, and
+the point they lead to lies in one more slot of `left`: products with both need no copy of either.
 """
 
 from typing import NamedTuple
@@ -18,15 +21,19 @@ from solvers.types import Flat, Index, Mask, PerSample, Small, Window
 
 # A diagonal entry so large that the coefficient of its slot becomes zero.
 NO_WEIGHT = 1e150
+# From so many numbers on, a window is read from memory rather than from a cache.
+LARGE = 2**21
 
 
 class History(NamedTuple):
-    """The window; `filled` slots are in use and `slot` is the next to be written."""
+    """The window; `filled` slots are in use and `slot` is the next to be written.
+
+    `left` has one slot more than `image`, the last: the latest point, once there is one.
+    """
 
     left: Window
     image: Window
     gram: Small
-    point: Flat | None
     fy: Flat | None
     filled: int
     slot: int
@@ -34,10 +41,11 @@ class History(NamedTuple):
     @classmethod
     def empty(cls, y: Flat, capacity: int) -> "History":
         """A window of `capacity` slots, none of them filled."""
-        window = y.new_empty(y.shape[0], capacity, y.shape[1], requires_grad=False)
+        left = y.new_empty(y.shape[0], capacity + 1, y.shape[1], requires_grad=False)
+        image = y.new_empty(y.shape[0], capacity, y.shape[1], requires_grad=False)
         # The small matrices are cheap, and float64 has the range for squares of small numbers.
         gram = torch.zeros(y.shape[0], capacity, capacity, dtype=torch.float64, device=y.device)
-        return cls(window, torch.empty_like(window), gram, None, None, 0, 0)
+        return cls(left, image, gram, None, 0, 0)
 
     def keep(self, samples: Index) -> "History":
         """Drop all but these samples, in place: the windows are most of a solver's memory."""
@@ -45,36 +53,53 @@ class History(NamedTuple):
             left=keep_rows(self.left, samples),
             image=keep_rows(self.image, samples),
             gram=keep_rows(self.gram, samples),
-            point=None if self.point is None else self.point.index_select(0, samples),
             fy=None if self.fy is None else self.fy.index_select(0, samples),
         )
 
     def push(self, point: Flat, fy: Flat) -> tuple["History", Flat]:
-        """Write the newest differences; also return the one written to `left`.
+        """Write the point and the newest differences; also return the one written to `left`.
 
         A `point` is y or f(y) - y, depending on what the method projects on. Afterwards the caller
-        must call `with_gram`, and store `point` and `fy` for the next call.
+        must call `with_gram`, and store `fy` for the next call.
         """
-        assert self.point is not None
         assert self.fy is not None
-        newest = point - self.point
-        left = write(self.left, self.slot, newest)
-        image = write(self.image, self.slot, fy, self.fy)
-        filled = min(self.filled + 1, self.left.shape[1])
-        return self._replace(left=left, image=image, filled=filled), newest
+        slot, last = self.slot, self.capacity
+        left = write(self.left, {slot: (point, self.left[:, last]), last: (point, None)})
+        image = write(self.image, {slot: (fy, self.fy)})
+        filled = min(self.filled + 1, self.capacity)
+        return self._replace(left=left, image=image, filled=filled), left[:, slot]
+
+    @property
+    def capacity(self) -> int:
+        """The largest number of differences."""
+        return self.image.shape[1]
+
+    @property
+    def point(self) -> Flat | None:
+        """The latest point."""
+        return None if self.fy is None else self.left[:, -1]
 
     @property
     def newest(self) -> Mask:
         """The slot that is written next, as a mask of shape (slots,)."""
-        return torch.arange(self.left.shape[1], device=self.left.device) == self.slot
+        return torch.arange(self.capacity, device=self.left.device) == self.slot
 
     def moved(self, point: Flat, fy: Flat) -> "History":
-        """Store the point and f(y) for the next call."""
-        return self._replace(point=point, fy=fy)
+        """Store f(y) for the next call, and the point if it was not pushed."""
+        if self.fy is not None:
+            return self._replace(fy=fy)
+        return self._replace(fy=fy, left=write(self.left, {self.capacity: (point, None)}))
 
     def products(self, window: Window, *vectors: Flat) -> tuple[PerSample, ...]:
         """Inner products of the slots in use with each vector."""
         return products(window, self.filled, *vectors)
+
+    def latest_products(self, newest: Flat, point: Flat) -> tuple[PerSample, ...]:
+        """Inner products of the slots of `left` with what was pushed last."""
+        if torch.is_grad_enabled():
+            return self.products(self.left, newest, point)
+        rows = self.left[:, self.slot :: self.capacity - self.slot]  # both, without a copy
+        return inner(self.left[:, : self.filled], rows)
 
     def with_gram(
         self, row: Tensor, column: Tensor, ridge: float = 0.0, noise: Tensor | None = None
@@ -94,7 +119,7 @@ class History(NamedTuple):
             diagonal.mul_(1 + ridge)
         none = diagonal == 0 if noise is None else diagonal.abs() <= noise
         diagonal.masked_fill_(none, NO_WEIGHT)
-        return self._replace(gram=gram, slot=(slot + 1) % self.left.shape[1])
+        return self._replace(gram=gram, slot=(slot + 1) % self.capacity)
 
     def coefficients(self, rhs: Tensor, symmetric: bool = True) -> Tensor:
         """Solve gram @ w = rhs per sample; shape (samples, filled).
@@ -127,10 +152,17 @@ class History(NamedTuple):
 
 def products(window: Window, count: int, first: Flat, *more: Flat) -> tuple[PerSample, ...]:
     """Inner products of the first `count` slots with each vector, in one pass over memory."""
-    # Vectors as rows, not columns: both operands are then read along memory, ten times faster.
-    # Pass no slot of a window as a vector: `stack` is several times slower if one is strided.
-    rows = torch.stack((first, *more), 1) if more else first[:, None]
-    return torch.bmm(rows, window[:, :count].mT).unbind(1)
+    rows = torch.stack((first, *more)).transpose(0, 1) if more else first[:, None]
+    return inner(window[:, :count], rows)
+
+
+def inner(window: Window, rows: Window) -> tuple[PerSample, ...]:
+    """Inner products of the slots with each of the rows, of shape (samples, slots) each."""
+    # Rows, not columns: both operands are then read along memory, ten times faster. Which of them
+    # comes first makes up to half of the time, one way in a cache and the other way in memory.
+    if window.numel() >= LARGE and rows.shape[1] > 1:
+        return torch.bmm(window, rows.mT).unbind(2)
+    return torch.bmm(rows, window.mT).unbind(1)
 
 
 def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
@@ -143,13 +175,26 @@ def keep_rows(window: Tensor, samples: Index, chunk: int = 64) -> Tensor:
     return window[: len(samples)]
 
 
-def write(buffer: Tensor, slot: int, new: Tensor, old: Tensor | None = None) -> Tensor:
-    """Set buffer[:, slot] = new - old: in place, or on a copy where autograd records."""
+def write(window: Window, slots: dict[int, tuple[Tensor, Tensor | None]]) -> Window:
+    """Set window[:, slot] = new - old for each, one after the other.
+
+    In place, or on a copy where autograd records. An `old` may be a slot that is written later.
+    """
     if torch.is_grad_enabled():
-        index = torch.tensor([slot], device=buffer.device)
-        return buffer.index_copy(1, index, (new if old is None else new - old)[:, None])
-    if old is None:
-        buffer[:, slot] = new
-    else:
-        torch.sub(new, old, out=buffer[:, slot])
-    return buffer
+        index = torch.tensor(list(slots), device=window.device)
+        values = [new if old is None else new - old for new, old in slots.values()]
+        return window.index_copy(1, index, torch.stack(values, 1))
+    for slot, (new, old) in slots.items():
+        if old is None:
+            window[:, slot] = new
+        else:
+            torch.sub(new, old, out=window[:, slot])
+    return window
+
+
+def enlarge(window: Tensor, extra: int) -> Tensor:
+    """Room for more slots, left unset: they are written before they are read."""
+    samples, capacity, entries = window.shape
+    larger = window.new_empty(samples, capacity + extra, entries)
+    larger[:, :capacity] = window
+    return larger

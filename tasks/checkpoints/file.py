@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,6 +114,12 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         CheckpointError: It is missing, truncated, damaged, or something else.
     """
     flat, header = read_tensors(path)
+    if _is_newer(header.get("format", "")):
+        raise CheckpointError(
+            f"{path} was written by a newer version of attractor-models: its format is "
+            f"{header['format']!r:.100}, and this version reads up to {FORMAT!r}. Get the newer "
+            "version with `pip install --upgrade attractor-models`."
+        )
     if header.get("format") not in (FORMAT, FIRST_FORMAT):
         raise CheckpointError(
             f"{path} is a safetensors file, but not a checkpoint of this project: its format "
@@ -128,6 +135,17 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
             "with. Use an earlier one, or train again."
         )
     return grouped(flat), parse_object(meta, path, "meta data")
+
+
+def _is_newer(name: str) -> bool:
+    """Whether a format is one of ours that comes after `FORMAT`."""
+    stem, _, number = name.rpartition("-")
+    ours, _, newest = FORMAT.rpartition("-")
+    return (
+        stem == ours
+        and re.fullmatch("[0-9]{1,6}", number) is not None
+        and int(number) > int(newest)
+    )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -165,13 +165,19 @@ def train(
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    print(
+        f"On {device}, threads {torch.get_num_threads()}, torch {torch.__version__}, seed "
+        f"{options.seed}",
+        flush=True,
+    )
     data = experiment.load(config, checkpoint, validate)
     if checkpoint is None:
         model = config.build()
     else:  # it has the size of its weights
         with bounded_by(checkpoint.group("model"), config, checkpoint.path):
             model = config.build()
-    model = model.to(choose_device(options.device))
+    model = model.to(device)
     if options.compile:
         compile_blocks(model)
     meta = {"task": experiment.task, "preset": preset, "config": config.to_json(), **data.meta}

@@ -1,1 +1,25 @@
 """Language modelling: train, evaluate, generate, and study equilibrium internalisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tasks.lm.writing import Writer
+
+
+def load(name: str | Path = "small", **options: Any) -> Writer:
+    """A trained model, ready to write; see `tasks.lm.writing.load`.
+
+    Args:
+        name: A model that comes with the package, the folder of a run, or a checkpoint.
+        **options: `device`.
+    """
+    from tasks.extras import explaining
+
+    with explaining("`tasks.lm.load`"):
+        from tasks.lm.writing import load
+
+        return load(name, **options)

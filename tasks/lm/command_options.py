@@ -15,12 +15,13 @@ class HeldOutOptions:
     """Which model is evaluated, and on what.
 
     Attributes:
-        checkpoint: The model; by default the newest one under `runs/`.
+        checkpoint: The model: a file, a run's folder, or the name of one that
+            comes with the package. By default the newest under `runs/`, or else the package's.
         text: Other text than the run's: a file or a folder. All of it is evaluated on.
         limit: Only so many tokens.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     checkpoint: Path | None = None
@@ -76,7 +77,8 @@ class GenerateOptions(Sampling):
     Attributes:
         prompt: Its beginning; several are answered side by side.
         tokens: How many to write.
-        checkpoint: The model; by default the newest one under `runs/`.
+        checkpoint: The model: a file, a run's folder, or the name of one that
+            comes with the package. By default the newest under `runs/`, or else the package's.
         max_steps: Budget of solver updates per token; by default the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
     """
@@ -100,7 +102,8 @@ class ExportOptions:
     Attributes:
         target: A folder, which receives `config.json` and `model.safetensors`; or, if it ends in
             `.pt2`, a file that `torch.export.load` reads without this project.
-        checkpoint: The model; by default the newest one under `runs/`.
+        checkpoint: The model: a file, a run's folder, or the name of one that
+            comes with the package. By default the newest under `runs/`, or else the package's.
         max_steps: A program's budget of solver updates; by default the run's.
         solver: A program's, by default the model's; one that only steps, such as "anderson".
     """
@@ -117,13 +120,12 @@ class HarnessOptions:
 
     Attributes:
         tasks: Their names, or YAML files that describe one, with commas between them.
-        checkpoint: The model, or a folder in the Hub's form; by default the newest one under
-            `runs/`.
+        checkpoint: The model, or a folder in the Hub's form; by default as in `eval`.
         limit: Only so many examples of each task.
         max_steps: Budget of solver updates; by default the run's.
         batch_size: Texts at a time.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     tasks: str

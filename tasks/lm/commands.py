@@ -5,6 +5,7 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.cli import CommandLine, print_json
+from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
     EvalOptions,
@@ -24,7 +25,9 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.runs import export, load_model, newest_checkpoint
+from tasks.output import print_result, visible
+from tasks.runs import choose_checkpoint, export, load_model, locate, read_checkpoint
+from tasks.shipped import called
 
 if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
@@ -88,6 +91,11 @@ class LanguageCommands(CommandLine):
 
         return CompareOptions, compare_language
 
+    def next_steps(self, config: LanguageConfig, folder: str) -> list[str]:
+        """See `CommandLine`."""
+        write = f"{self.program} generate 'def read(' --checkpoint {folder}"
+        return [write, *super().next_steps(config, folder)]
+
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
         from tasks.lm.data import measure
@@ -105,7 +113,7 @@ class LanguageCommands(CommandLine):
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )
         print_figures(str(path), figures)
-        print_json({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
+        print_result({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
         return 0
 
     def internalise(self, arguments: list[str]) -> int:
@@ -148,7 +156,7 @@ class LanguageCommands(CommandLine):
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
-        print_json({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
+        print_result({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
         return 0
 
     def harness(self, arguments: list[str]) -> int:
@@ -161,18 +169,18 @@ class LanguageCommands(CommandLine):
                 "`harness` needs the package `lm-eval`: install the extra with `pip install "
                 "'attractor-models[lm-eval]'`."
             ) from error
-        path = options.checkpoint or self._newest()
+        path = self._path(options.checkpoint)
         model = HarnessLM(path, options.device, options.batch_size, options.max_steps)
         found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
         result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
-        print_json(result, options.json)
+        print_result(result, options.json)
         return 0
 
     def export(self, arguments: list[str]) -> int:
         """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
         options = parse(ExportOptions, arguments, f"{self.program} export")
-        path = options.checkpoint or self._newest()
+        path = self._path(options.checkpoint)
         if options.target.suffix == ".pt2":
             return self._export_program(options, path)
         if (options.max_steps, options.solver) != (None, None):
@@ -208,15 +216,19 @@ class LanguageCommands(CommandLine):
         print(f"Written: {options.target}, for {length}{budget}.")
         return 0
 
-    def _newest(self) -> Path:
-        return newest_checkpoint(self.task, lambda _: True, "of a language model")
+    def _path(self, named: Path | None) -> Path:
+        """The checkpoint of a command, which may name none."""
+        if named is not None:
+            return locate(self.task, named)
+        return choose_checkpoint(self.task, lambda _: True, "of a language model")
 
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
         from tasks.lm.generate import generate
 
         options = parse(GenerateOptions, arguments, f"{self.program} generate")
-        _, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        path, model, config, tokenizer = self._load(options.checkpoint, options.device)
+        print(f"Writing with {called(path)}", file=sys.stderr)
         _refuse_unused(options, config)
         prompts = [[END, *tokenizer.encode(text)] for text in options.prompt]
         for text, prompt in zip(options.prompt, prompts, strict=True):
@@ -235,14 +247,14 @@ class LanguageCommands(CommandLine):
             return 0
         rows = torch.stack(list(drawn), 1).tolist()
         for text, row in zip(options.prompt, rows, strict=True):
-            print(f"{text}{tokenizer.decode(row)}\n")
+            print(f"{text}{visible(tokenizer.decode(row))}\n")
         return 0
 
     def _load(
         self, path: Path | None, device: str, solver: str | None = None
     ) -> tuple[Path, Any, LanguageConfig, Tokenizer]:
-        path = path or self._newest()
-        checkpoint = Checkpoint.load(path)
+        path = self._path(path)
+        checkpoint = read_checkpoint(path)
         model, config = load_model(self.task, checkpoint, device=device, solver=solver)
         return path, model, config, read_tokenizer(checkpoint, config)
 
@@ -286,6 +298,6 @@ def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
         tokens.append(int(token))
         text = tokenizer.decode(tokens)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(shown) :], end="", flush=True)
+            print(visible(text[len(shown) :]), end="", flush=True)
             shown = text
     print()

@@ -21,6 +21,7 @@ from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
+from tasks.output import visible
 from tasks.reports.logger import print_table
 from tasks.reports.plots import BLUE, ORANGE, Subplot, new_figure, save_png
 from tasks.runs import RUNS, load_model
@@ -188,7 +189,7 @@ def print_figures(title: str, figures: dict[str, Any]) -> None:
         rows[f"loss after {steps} step{'s' * (steps != 1)}"] = f"{row['loss']:.4f}"
     print_table(title, rows)
     if "sample" in figures:
-        print(figures["sample"])
+        print(visible(figures["sample"]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

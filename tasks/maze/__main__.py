@@ -1,12 +1,29 @@
 """The command line: `python -m tasks.maze [train|eval|solve|compare|serve] ...`."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
-from tasks.maze.task import MazeTask
-from tasks.puzzles.commands import Commands
-from tasks.serving import serve
+from tasks import entry
 
-main = Commands(MazeTask(), serve).run
+if TYPE_CHECKING:
+    from tasks.cli import CommandLine
+
+
+def commands() -> CommandLine:
+    """The command line; what it is made of is loaded here, since `--help` does without."""
+    from tasks.maze.task import MazeTask
+    from tasks.puzzles.commands import Commands
+    from tasks.serving import serve
+
+    return Commands(MazeTask(), serve)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command."""
+    return entry.run("maze", commands, arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

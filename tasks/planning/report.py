@@ -34,7 +34,7 @@ class PlanOptions(Cluster):
     Attributes:
         tokens: Budget in tokens, or in puzzles and optimiser steps; by default the preset's
             steps times its batch.
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
     """
 
     tokens: Annotated[int | None, tyro.conf.arg(aliases=["--puzzles"])] = None
@@ -80,9 +80,10 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
 
 
 def show(title: str, found: Mapping[str, Any]) -> None:
-    """Print three tables, and the recommendation."""
+    """Print the recommendation, and three tables."""
+    print(f"{title}: {found['recommendation']}\n")
     parts = [[name, f"{count:,}"] for name, count in found["parameters"].items()]
-    _print(title, ["part", "parameters"], parts)
+    _print("Parameters", ["part", "parameters"], parts)
     cluster, unit, budget = found["cluster"], found["unit"], found["budget"]
     ways = found["memory"]
     rows = [[label, *(show_bytes(row[key]) for row in ways)] for key, label in PURPOSES.items()]
@@ -105,7 +106,6 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         ["solver steps", f"GFLOP per {unit}", f"{unit}s per second", "days", "cost"],
         rows,
     )
-    print(found["recommendation"])
 
 
 def _way(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import tyro
 
-from tasks.cli import CommandLine, print_json
+from tasks import shipped
+from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
+from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.task import GridTask
-from tasks.runs import load_model, newest_checkpoint
+from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.training.options import flag
 
 if TYPE_CHECKING:
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
+# How the name of a file ends or a path begins, and no puzzle.
+FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,5}$|[/\\]")
+# Characters that fit in a line of a terminal.
+LINE = 100
 UNSOLVED = "on a model that is solved; this one is not"
 
 
@@ -37,8 +45,9 @@ class ModelOptions:
     """Which trained model a command uses, and how.
 
     Attributes:
-        checkpoint: The model; by default the newest one under `runs/` of the default size, or in
-            `solve` of the puzzle's.
+        checkpoint: The model: a file, a run's folder, or the name of one that comes with the
+            package. By default the newest under `runs/`, in `solve` of the puzzle's size, or else
+            one of the package.
         max_steps: Budget of solver updates; by default the run's.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -67,7 +76,7 @@ class EvalOptions(ModelOptions):
         guesses: Cells guessed in an attempt, at most, one after the other.
         quick: Only the scores at the budget: no perturbed restart, no curves.
         compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
-        json: Also write the result here.
+        json: Also write the result here; `-` prints it on a terminal too.
         draw: A folder for the plots of depth, breadth and calibration.
     """
 
@@ -118,7 +127,7 @@ class ExportOptions:
 
     Attributes:
         file: The program, which ends in `.pt2`; `torch.export.load` reads it.
-        checkpoint: The model; by default the newest one under `runs/` of the default size.
+        checkpoint: The model, as in `eval`.
         max_steps: Budget of solver updates; by default the run's.
         solver: By default the model's; one that only steps, such as "anderson".
     """
@@ -194,8 +203,8 @@ class Commands(CommandLine):
         """The model of a command, and where it is.
 
         Args:
-            options: Names the checkpoint, or the newest one is taken; see `ModelOptions`.
-            side: Of the grids that it must have been trained on; by default the default preset's.
+            options: Names the checkpoint, or one is chosen; see `ModelOptions`.
+            side: Of the grids that it must have been trained on; by default any.
 
         Returns:
             The path, the model, its configuration, and the budget of solver updates; None for a
@@ -205,19 +214,29 @@ class Commands(CommandLine):
             CheckpointError: There is no such checkpoint.
             ValueError: An option that this model has no use for, or unknown device or solver.
         """
-        wanted: int = side or self.task.presets[self.task.default_preset].spec().side
-        path = options.checkpoint or newest_checkpoint(
-            self.task,
+
+        def fits(config: GridConfig) -> bool:
             # A transformer, which has no solve, must be named.
-            lambda config: config.spec().side == wanted and config.model.name != "transformer",
-            f"for boards of {wanted**2} cells",
-        )
+            return side in (None, config.spec().side) and config.model.name != "transformer"
+
+        if options.checkpoint is not None:
+            path = locate(self.task, options.checkpoint)
+        else:
+            what = f"of {self.task.noun}s" if side is None else f"for boards of {side**2} cells"
+            path = choose_checkpoint(self.task, fits, what)
         device = getattr(options, "device", "cpu")
         model, config = load_model(self.task, path, device=device, solver=options.solver)
         if config.solve.eval_max_steps is None:
             require_defaults(options, SOLVING, UNSOLVED)
         budget = options.max_steps
         return path, model, config, config.solve.eval_max_steps if budget is None else budget
+
+    def next_steps(self, config: GridConfig, folder: str) -> list[str]:
+        """See `CommandLine`."""
+        example = self.task.example(config)
+        puzzle = shlex.quote(example) if len(example) <= LINE else "FILE"
+        solve = f"{self.program} solve {puzzle} --checkpoint {folder}"
+        return [solve, *super().next_steps(config, folder)]
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
@@ -231,15 +250,11 @@ class Commands(CommandLine):
             compile_blocks(model)
         if options.max_steps is not None:
             config = config.changed(eval_max_steps=steps)
-        if options.data is None:
-            puzzles = self.task.load(config)[1]
-        else:
-            puzzles = self.task.read(options.data, config, skip_bad=options.skip_bad)
+        puzzles, source = self._held_out(options, path, config)
         puzzles = puzzles[: options.limit]
         if not puzzles:
             where = options.data or "the test set"
             raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
-        source = str(options.data) if options.data else f"held-out {self.task.noun}s"
         figures = measure(self.task, model, puzzles, config, quick=options.quick)
         if options.breadth > 1 or options.draw is not None:
             figures |= scale(self.task, model, puzzles, config, options)
@@ -252,8 +267,26 @@ class Commands(CommandLine):
             "eval": figures,
             "config": config.to_json(),
         }
-        print_json(result, options.json)
+        print_result(result, options.json)
         return 0
+
+    def _held_out(
+        self, options: EvalOptions, path: Path, config: GridConfig
+    ) -> tuple[list[Any], str]:
+        """The puzzles to evaluate a model on, and what they are."""
+        if options.data is not None:
+            puzzles = self.task.read(options.data, config, skip_bad=options.skip_bad)
+            return puzzles, str(options.data)
+        test = config.data.test_data
+        if test is None or test.is_file():
+            return self.task.held_out(config), f"held-out {self.task.noun}s"
+        if (beside := shipped.held_out(path)) is not None:
+            return self.task.read(beside, config), f"the {self.task.noun}s of {beside}"
+        raise ValueError(
+            f"{path} was evaluated on {test}, which is not on this machine. Name a file of "
+            f"{self.task.noun}s with `--data FILE`: one a line, or a CSV file with the columns "
+            "source,question,answer,rating."
+        )
 
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
@@ -273,22 +306,35 @@ class Commands(CommandLine):
                 f"{path} solves {trained}x{trained} boards, but the {self.task.noun} is "
                 f"{side}x{side}. Name another with `--checkpoint`."
             )
-        print(f"Solving with {path}")
+        print(f"Solving with {self._called(path)}")
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
         for row, ok in enumerate(valid):
-            print(self.task.show(x[row].tolist(), found.classes[row].tolist()))
+            classes = found.classes[row].tolist()
+            print(self.task.show(x[row].tolist(), classes))
+            if len(classes) <= LINE:
+                print(self.task.line([c + self.task.first_symbol for c in classes]))
             effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
             if model.solving is None:
                 effort = "one pass without a solver"
             print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
+        print(self.task.legend, end="\n" if self.task.legend else "")
+        if len(valid) > 1:
+            print(f"{sum(valid)} of {len(valid)} answers: {self.task.verdict}.")
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
             frames = list(trajectory(model, x[-1], 32))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         return 0 if all(valid) else 1
+
+    def _called(self, path: Path) -> str:
+        """How `solve` names its model: with its last score in training, if that is known."""
+        history = read_checkpoint(path).meta.get("history", [])
+        scores = [row["test_exact"] for row in history if "test_exact" in row]
+        score = f", {scores[-1]:.0%} of held-out {self.task.noun}s right" if scores else ""
+        return shipped.called(path) + score
 
     def export(self, arguments: list[str]) -> int:
         """Write a program with a fixed budget of steps."""
@@ -307,6 +353,12 @@ class Commands(CommandLine):
         """The puzzles in an argument or, if it is the name of a file, in that file."""
         path = Path(text)
         if "\n" in text or len(text) >= 200 or not path.is_file():
+            if FILE_NAME.search(text) and "\n" not in text:
+                what = "a folder" if path.is_dir() else "no such file"
+                raise ValueError(
+                    f"{text!r:.200} is {what}. Name a file with one {self.task.noun} a line, or "
+                    f"type the {self.task.noun} itself."
+                )
             return [text]
         try:
             return self.task.split(path.read_text(encoding="utf-8-sig"))

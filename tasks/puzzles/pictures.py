@@ -145,7 +145,7 @@ def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
         pixels = bytes(canvas.buffer_rgba())
         image = Image.frombytes("RGBA", canvas.get_width_height(), pixels)
         images.append(image.convert("RGB"))
-    first, *others = _share_palette(images)
+    first, *others = share_palette(images)
     durations = [FRAME_MS] * len(others) + [HOLD_MS]
     options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
     return save(path, lambda temporary: first.save(temporary, format="GIF", **options))
@@ -177,7 +177,7 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
 
 
-def _share_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
+def share_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
     """Map all images to one palette; one for each frame would flicker and make the file larger."""
     width, height = images[0].size
     strip = Image.new("RGB", (width, height * len(images)))

@@ -212,40 +212,47 @@ def draw_run(
 
 def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> None:
     """Print the table of an evaluation."""
-    rows = {
+    main = {
         f"{task.noun}s": f"{figures['puzzles']}",
         "exact accuracy": f"{figures['exact_accuracy']:.1%}",
         task.verdict: f"{figures['valid']:.1%}",
         "cell accuracy": f"{figures['cell_accuracy']:.2%}",
     }
+    solves: dict[str, str] = {}
     if "median_residual" in figures:
-        rows |= {
+        solves |= {
             "converged": f"{figures['converged']:.1%}",
             "solver steps": f"{figures['mean_steps']:.1f} on average of {figures['max_steps']}",
             "median relative residual": f"{figures['median_residual']:.1e}",
         }
     if "exact_accuracy_4x" in figures:
-        rows |= {
+        solves |= {
             "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
             "same answer from a perturbed start": f"{figures['restart_agreement']:.1%} of "
             f"{figures['restarted']}",
         }
-    for row in figures.get("accuracy_by_residual", ()):
-        rows[f"residual {row['residual']}"] = _share(row, task)
-    for row in figures["accuracy_by_rating"]:
-        rows[f"rating {row['rating']}"] = _share(row, task)
+    residuals = {
+        f"exact where the residual is {row['residual']}": _share(row, task)
+        for row in figures.get("accuracy_by_residual", ())
+    }
+    ratings = {
+        f"exact where the rating is {row['rating']}": _share(row, task)
+        for row in figures["accuracy_by_rating"]
+    }
+    scaled: dict[str, str] = {}
     for row in figures.get("breadth_curve", ()):
         shares = ", ".join(f"{row[name]:.1%} by {name}" for name in row if name != "breadth")
-        rows[f"breadth {row['breadth']}"] = shares
+        scaled[f"breadth {row['breadth']}"] = shares
     for row in figures.get("search_curve", ()):
         if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
-            rows[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
+            scaled[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
     for row in figures.get("searched_accuracy_by_rating", ()):
-        rows[f"with guesses, rating {row['rating']}"] = _share(row, task)
+        scaled[f"with guesses, rating {row['rating']}"] = _share(row, task)
     for name, share in figures.get("cases", {}).items():
-        rows[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
-    print_table(title, rows)
+        scaled[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
+    print_table(title, main, solves, residuals, ratings, scaled)
 
 
 def _share(row: dict[str, Any], task: GridTask[Any]) -> str:
-    return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}s"
+    plural = "" if row["puzzles"] == 1 else "s"
+    return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}{plural}"

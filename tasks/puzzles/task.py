@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.puzzles.config import GridConfig, GridData
 from tasks.puzzles.puzzle import Puzzle
+from tasks.training.options import flag
 
 if TYPE_CHECKING:
     from tasks.puzzles.cache import SetCache
@@ -45,6 +46,7 @@ class GridTask(ABC, Generic[C]):
         noun: What one puzzle is called in messages.
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
+        legend: What `show` has besides the answer, in a sentence.
         symbols: The character of each symbol in order.
         first_symbol: The symbol that class 0 stands for; the others follow. If it is 1, symbol 0
             is a blank that any class may fill.
@@ -57,6 +59,7 @@ class GridTask(ABC, Generic[C]):
     noun: ClassVar[str] = "puzzle"
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
+    legend: ClassVar[str] = ""
     symbols: ClassVar[str]
     first_symbol: ClassVar[int] = 0
 
@@ -196,9 +199,15 @@ class GridTask(ABC, Generic[C]):
         """The training and test puzzles of a configuration, read from its files or generated.
 
         Raises:
-            ValueError: There are too few to fill a batch.
+            ValueError: There are too few to fill a batch, or a file is not there.
         """
         files = config.data.train_data, config.data.test_data
+        for name, file in zip(("train_data", "test_data"), files, strict=True):
+            if file is not None and not file.exists():
+                raise ValueError(
+                    f"There is no file of {self.noun}s at {file}, which `{flag(name)}` names, in "
+                    "this run or the one that it goes on from. Put it there, or name another."
+                )
         made = self.make(config) if None in files else ([], [])
         sets = [self.read(f, config) if f else m for f, m in zip(files, made, strict=True)]
         train, test = sets
@@ -210,6 +219,11 @@ class GridTask(ABC, Generic[C]):
                 f"{config.train.batch_size}. Give more of them, or lower `--batch-size`."
             )
         return train, test
+
+    def held_out(self, config: C) -> list[Puzzle]:
+        """The test puzzles of a configuration alone; see `load`."""
+        file = config.data.test_data
+        return self.make(config)[1] if file is None else self.read(file, config)
 
     def overlap(self, train: Sequence[Puzzle], test: Sequence[Puzzle], config: C) -> int:
         """How many test puzzles are symmetric copies of a training puzzle."""

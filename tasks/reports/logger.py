@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -46,15 +46,19 @@ class Reporter:
         )
         self.failed = False
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
+            # Only the figures give way on a narrow terminal.
+            BarColumn(bar_width=16, table_column=Column(min_width=8)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]} left", table_column=Column(no_wrap=True)),
+            TextColumn(
+                "{task.fields[figures]}",
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
+            expand=True,
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.row = self.bar.add_task("train", total=1.0, figures="")
+        self.row = self.bar.add_task("train", total=1.0, figures="", left="")
         self.next_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
@@ -75,13 +79,25 @@ class Reporter:
 
     def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
         """Move the bar; without a terminal, print a line now and then."""
-        minutes, seconds = divmod(int(seconds_left), 60)
-        text = f"{describe(figures)} | {minutes}:{seconds:02d} left"
-        self.bar.update(self.row, completed=progress, figures=text)
+        text, left = describe(figures), clock(seconds_left)
+        self.bar.update(self.row, completed=progress, figures=text, left=left)
         if not self.console.is_terminal and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
-            line = f"{progress:4.0%} {text}"
-            self._on_screen(lambda: self.console.print(line, highlight=False, soft_wrap=True))
+            self._print(f"{progress:4.0%} {text} | {left} left")
+
+    def look(self, validation: Mapping[str, float], figures: Mapping[str, float]) -> None:
+        """Print a line that stays about held-out samples.
+
+        Args:
+            validation: The metrics of the validation.
+            figures: Those of training up to it.
+        """
+        if said := describe_validation(validation):
+            rows = [said, f"loss {short(figures['loss'])}", clock(60 * figures["minutes"])]
+            self._print(f"step {figures['step']:.0f} | {' | '.join(rows)}")
+
+    def _print(self, line: str) -> None:
+        self._on_screen(lambda: self.console.print(line, highlight=False, soft_wrap=True))
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Append a row to the log and to TensorBoard; needs `step` among the figures."""
@@ -145,26 +161,55 @@ def _add(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None
 
 def describe(figures: Mapping[str, float]) -> str:
     """The most important metrics in one line."""
-    parts = [f"step {figures['step']:.0f}", f"loss {figures['loss']:.3f}"]
+    parts = [f"step {figures['step']:.0f}", f"loss {short(figures['loss'])}"]
     shares = {"cell_accuracy": "cells", "token_accuracy": "tokens", "exact_accuracy": "exact"}
     parts += [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
     if "residual" in figures:
         parts.append(f"solver {figures['solver_steps']:.1f} steps, res {figures['residual']:.0e}")
+    for unit in ("puzzle", "token"):
+        if (rate := figures.get(f"{unit}s_per_second")) is not None:
+            parts.append(f"{rate:,.0f} {unit}s/s")
+    if "learning_rate" in figures:
+        parts.append(f"lr {figures['learning_rate']:.1e}")
+    return " | ".join(filter(None, [*parts, describe_validation(figures)]))
+
+
+def describe_validation(figures: Mapping[str, float]) -> str:
+    """What a validation found, in one line; empty without one."""
+    parts = []
     if "test_exact" in figures:
         parts.append(f"held-out {figures['test_exact']:.0%}")
     if "test_bits" in figures:
         parts.append(f"held-out {figures['test_bits']:.3f} bits per byte")
+    if "test_converged" in figures:
+        parts.append(f"converged {figures['test_converged']:.0%}")
     if "test_radius" in figures:
         parts.append(f"radius {figures['test_radius']:.2f}")
     return " | ".join(parts)
 
 
-def print_table(title: str, rows: Mapping[str, str]) -> None:
-    """Print a table of two columns, names and values."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
+def short(value: float) -> str:
+    """A number with three digits that count, however small it is."""
+    return f"{value:#.3g}"
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def print_table(title: str, *sections: Mapping[str, str]) -> None:
+    """Print a table of two columns, names and values, with a line between sections."""
+    table = Table(show_header=False)
+    for rows in sections:
+        for name, value in rows.items():
+            table.add_row(name, value)
+        table.add_section()
+    console = Console()
+    # Not as the title of the table, which would be as narrow as that.
+    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import dataclasses
 
 from tasks.flags import parse
 from tasks.puzzles.commands import Commands, ModelOptions
+from tasks.shipped import called
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
             host, port = listener.getsockname()[:2]
             hosts = allowed_hosts(options.host, host)
             service = Service(task, config, engine, options.timeout, options.rate, hosts)
-            print(f"Serving {path} on http://{bracketed(host)}:{port}", flush=True)
+            print(f"Serving {called(path)} on http://{bracketed(host)}:{port}", flush=True)
             Server(service).run([listener])
     finally:
         engine.close()

@@ -1,1 +1,27 @@
 """Sudoku of side 4, 6 and 9: boards, exact solver, generator, files and augmentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tasks.puzzles.solving import Solver
+
+
+def load(name: str | Path = "extreme", **options: Any) -> Solver:
+    """A trained model, ready to solve; see `tasks.puzzles.solving.load`.
+
+    Args:
+        name: A model that comes with the package, the folder of a run, or a checkpoint.
+        **options: `device`, and `solver`, the name of another one than the model's.
+    """
+    # What only generates or reads puzzles does without torch.
+    from tasks.extras import explaining
+
+    with explaining("`tasks.sudoku.load`"):
+        from tasks.puzzles.solving import load
+        from tasks.sudoku.task import SudokuTask
+
+        return load(SudokuTask(), name, **options)

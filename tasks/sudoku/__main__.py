@@ -1,12 +1,29 @@
 """The command line: `python -m tasks.sudoku [train|eval|solve|compare|serve] ...`."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
-from tasks.puzzles.commands import Commands
-from tasks.serving import serve
-from tasks.sudoku.task import SudokuTask
+from tasks import entry
 
-main = Commands(SudokuTask(), serve).run
+if TYPE_CHECKING:
+    from tasks.cli import CommandLine
+
+
+def commands() -> CommandLine:
+    """The command line; what it is made of is loaded here, since `--help` does without."""
+    from tasks.puzzles.commands import Commands
+    from tasks.serving import serve
+    from tasks.sudoku.task import SudokuTask
+
+    return Commands(SudokuTask(), serve)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command."""
+    return entry.run("sudoku", commands, arguments)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -35,6 +35,7 @@ class SudokuTask(GridTask[SudokuConfig]):
     default_preset = DEFAULT_PRESET
     bands = (0, 3, 10, 30, 100)
     symbols = SYMBOLS
+    legend = "The digits with a * were given."
     first_symbol = 1
 
     @property

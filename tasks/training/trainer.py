@@ -148,7 +148,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history.rows,
-            "unlogged": self.history.unlogged,
+            "unlogged": self.history.window,
             "position": self.task.state_dict(),
         }
         self.manager.save(Checkpoint(tensors, {**self.meta, **state}), best)
@@ -306,7 +306,15 @@ class Trainer:
         row = self.history.add(metrics, self.step, self.seconds)
         if reporter is None:
             return
-        if not self.history.unlogged:
+        if self.history.is_row(self.step):
             reporter.record(row)
         left = self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
-        reporter.show({**self.history.last_validation, **row}, self.progress, left)
+        if validation := {n: v for n, v in metrics.items() if n.startswith("test_")}:
+            reporter.look(validation, row)
+        units = self.step * self.config.train.batch_size * self.config.units_per_sample
+        pace = {
+            f"{self.config.unit}s_per_second": units / max(self.seconds, 1e-9),
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+        }
+        figures = {**self.history.last_validation, **row, **pace}
+        reporter.show(figures, self.progress, left)

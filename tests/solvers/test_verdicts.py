@@ -79,7 +79,9 @@ def test_a_sample_that_is_in_doubt_stays_in_the_batch_until_it_is_judged() -> No
     f = lambda y, kink, x: torch.where(kink, y.abs() + 1, torch.sin(y) * x)  # noqa: E731
     y0, kink = torch.ones(8, 8, dtype=D), torch.arange(8)[:, None] == 0
     x = torch.tensor([[0.0], [1.0], *[[0.0]] * 6], dtype=D)
-    solver = solvers.Broyden(rtol=1e-9, atol=0.0)
+    # The steps of the first hang on rounding: 7 to 75 with a start 10 % off. A tight tolerance
+    # keeps the second one longer.
+    solver = solvers.Broyden(rtol=1e-14, atol=0.0)
     s = solvers.solve(f, y0, kink, x, solver=solver, max_steps=300, throw=False)
     assert s.num_steps[0] < s.num_steps[1]
     assert s.converged.tolist() == [False] + 7 * [True]

@@ -28,7 +28,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "tiny_runs",
-        "tasks.sudoku.__main__",
+        "tasks.puzzles.commands",
+        "tasks.serving",
+        "tasks.sudoku.task",
         "tasks.training.trainer",
         "torch.utils.tensorboard.writer",
     ]

@@ -113,7 +113,7 @@ def test_an_interrupted_run_says_what_to_import_when_it_goes_on(
     monkeypatch.setattr(Commands, "start", interrupted)
     assert main(["--import", "my_zigzag", "--import", "json"]) == 130
     expected = "train --resume run/checkpoint.safetensors --import my_zigzag --import json\n"
-    assert capsys.readouterr().out.endswith(expected)
+    assert capsys.readouterr().err.endswith(expected)
 
 
 def test_an_interruption_keeps_its_path_between_processes() -> None:

@@ -9,15 +9,21 @@ from torch import Tensor
 from solvers.base import FixedPointSolver
 from solvers.checks import check_history
 from solvers.methods.static import dots, put
-from solvers.methods.window import products
+from solvers.methods.window import enlarge, products, write
 from solvers.types import Flat, Mask, PerSample, Window
+
+# Slots at first; they are doubled whenever they are in use.
+FEW = 4
 
 
 class Krylov(NamedTuple):
-    """Orthonormal changes of the residual, the steps that cause them, and the last point."""
+    """Orthonormal changes of the residual, the steps that cause them, and the last point.
 
-    images: Window
-    steps: Window
+    The first `filled` slots of the windows are in use; these grow on demand.
+    """
+
+    image_slots: Window
+    step_slots: Window
     filled: int
     y: Flat | None = None
     g: Flat | None = None
@@ -25,8 +31,18 @@ class Krylov(NamedTuple):
     @classmethod
     def empty(cls, y: Flat) -> "Krylov":
         """A space without directions."""
-        window = y.new_empty(y.shape[0], 0, y.shape[1], requires_grad=False)
-        return cls(window, window, 0)
+        window = y.new_empty(y.shape[0], FEW, y.shape[1], requires_grad=False)
+        return cls(window, torch.empty_like(window), 0)
+
+    @property
+    def images(self) -> Window:
+        """The changes of the residual."""
+        return self.image_slots[:, : self.filled]
+
+    @property
+    def steps(self) -> Window:
+        """The steps that cause them."""
+        return self.step_slots[:, : self.filled]
 
     def overlap(self, image: Flat) -> PerSample:
         """Inner products with all directions."""
@@ -52,11 +68,13 @@ class Krylov(NamedTuple):
         give the direction no weight.
         """
         step, image, new = orthogonal(self, step, image, noise)
-        return self._replace(
-            images=torch.cat((self.images, image[:, None]), 1),
-            steps=torch.cat((self.steps, step[:, None]), 1),
-            filled=self.filled + 1,
-        ), new
+        slots = self.image_slots, self.step_slots
+        if self.filled == self.image_slots.shape[1]:
+            slots = [enlarge(window, self.filled) for window in slots]
+        images = write(slots[0], {self.filled: (image, None)})
+        steps = write(slots[1], {self.filled: (step, None)})
+        more = self._replace(image_slots=images, step_slots=steps, filled=self.filled + 1)
+        return more, new
 
 
 class StaticKrylov(NamedTuple):

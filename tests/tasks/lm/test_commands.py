@@ -67,9 +67,9 @@ def test_internalise(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     exported = tmp_path / "cheap.safetensors"
     options = ["--limit", "512", "--export", str(exported)]
     assert main(["internalise", *checkpoint, *draw, *options]) == 0
-    out = capsys.readouterr().out
-    assert "of the refiner's work" in out
-    found = json.loads(out.splitlines()[-1])["internalise"]
+    out, err = capsys.readouterr()
+    assert "of the refiner's work" in err
+    found = json.loads(out)["internalise"]
     assert found["spectral_radius"] > 0
     assert 0 < found["converged"]["distance"] < 10
     for name in ("budgets", "training", "trajectory"):
@@ -149,7 +149,7 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["compare", "--ablations", "tied=no"], "must be one of 'true', 'false'"),
     (["compare", "--ablations", "seed=3"], "one of the options"),
     (["--model", "parcae", "--coda-blocks", "-1"], "0 or more"),
-    (["eval"], "No checkpoint of a language model"),
+    (["eval", "--checkpoint", "smal"], "These come with the package: small. Did you mean 'small'?"),
 ])  # fmt: skip
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:

@@ -210,7 +210,7 @@ def test_the_command(
     Checkpoint({"average": average}, meta).save(checkpoint)
     arguments = ["--tasks", str(task), "--checkpoint", str(checkpoint), "--limit", "3"]
     assert main(["harness", *arguments, "--json", str(tmp_path / "out.json")]) == 0
-    assert "|repeat|" in capsys.readouterr().out
+    assert "|repeat|" in capsys.readouterr().err
     found = json.loads((tmp_path / "out.json").read_text())["harness"]["repeat"]
     assert found["sample_len"] == 3
     assert 0 <= found["acc,none"] <= 1

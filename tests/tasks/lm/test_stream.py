@@ -279,7 +279,7 @@ def test_training_and_evaluation_from_the_command_line(
     arguments = ["--preset", "tiny", "--width", "16", "--num-heads", "2", "--context", "16"]
     arguments += ["--eval-tokens", "40", "--steps", "2", "--dataset", str(config.data.dataset)]
     assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 0
-    assert "on the documents of" in capsys.readouterr().out
+    assert "on the documents of" in capsys.readouterr().err
     checkpoint = str(tmp_path / "run" / "checkpoint.safetensors")
     assert main(["eval", "--checkpoint", checkpoint]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["eval"]

@@ -1,6 +1,7 @@
 """The progress of a run, where nobody reads it any more."""
 
 import errno
+import io
 import os
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from tasks.reports.logger import Reporter
+from tasks.reports.logger import Reporter, clock, describe
 
 ROW = {"step": 1.0, "loss": 1.0}
 
@@ -75,3 +76,29 @@ def test_a_failed_write_of_tensorboard_is_one_warning(
         other.join()
     assert [args.thread for args in printed] == [other]
     assert threading.excepthook == before
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 160])
+def test_a_narrow_terminal_keeps_percentage_and_time_left(columns: int, tmp_path: Path) -> None:
+    reporter = Reporter(tmp_path)
+    screen = Console(width=columns, force_terminal=True, record=True, file=io.StringIO())
+    figures = {"step": 89.0, "loss": 1.2345e-4, "cell_accuracy": 0.999, "exact_accuracy": 0.98,
+               "residual": 0.1, "solver_steps": 3.0, "test_exact": 0.9, "test_radius": 0.8,
+               "puzzles_per_second": 1234.5, "learning_rate": 2e-3}  # fmt: skip
+    reporter.bar.update(reporter.row, completed=0.37, figures=describe(figures), left=clock(125))
+    screen.print(reporter.bar.get_renderable())
+    (line,) = screen.export_text().splitlines()
+    assert " 37% 2:05 left step 89 | loss 0.000123 | " in line
+    assert len(line) <= columns
+    text = describe(figures)
+    assert "1,234 puzzles/s | lr 2.0e-03 | held-out 90% | radius 0.80" in text
+    reporter.log.close()
+
+
+def test_a_validation_leaves_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter(tmp_path) as reporter:
+        validation = {"test_exact": 0.38, "test_converged": 0.83, "test_radius": 0.82}
+        reporter.look(validation, {"step": 30.0, "loss": 0.5, "minutes": 3.34})
+        reporter.look({}, {"step": 31.0, "loss": 0.5, "minutes": 3.4})
+    out = capsys.readouterr().out
+    assert out == "step 30 | held-out 38% | converged 83% | radius 0.82 | loss 0.500 | 3:20\n"

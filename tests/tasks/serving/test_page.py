@@ -1,4 +1,4 @@
-"""The page of the service in a headless Chromium, with the trained model in `results/`.
+"""The page of the service in a headless Chromium, with the trained model of the package.
 
 Needs the extra `browser` and a Chromium or Chrome of the system: see CONTRIBUTING.md.
 """
@@ -27,7 +27,7 @@ from tasks.sudoku.task import SudokuTask
 
 pytestmark = pytest.mark.slow
 
-CHECKPOINT = Path(__file__).parents[3] / "results/sudoku/extreme/model.safetensors"
+CHECKPOINT = Path(__file__).parents[3] / "tasks/sudoku/weights/extreme.safetensors"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SECONDS = 60
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,16 +59,16 @@ def test_eval_with_guesses(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     checkpoint = str(run / "checkpoint.safetensors")
     options = ["--quick", "--max-steps", "2", "--attempts", "3", "--guesses", "2"]
     assert main(["eval", "--checkpoint", checkpoint, *options]) == 0
-    out = capsys.readouterr().out
-    figures = json.loads(out.splitlines()[-1])["eval"]
+    out, err = capsys.readouterr()
+    figures = json.loads(out)["eval"]
     curve = figures["search_curve"]
     assert [row["attempts"] for row in curve] == [0, 1, 2, 3]
     assert curve[0]["valid"] == figures["valid"]
     valid = [row["valid"] for row in curve]
     assert valid == sorted(valid)
     assert valid[0] < valid[-1]
-    assert "2 attempts with guesses" in out
-    assert "with guesses, rating" in out
+    assert "2 attempts with guesses" in err
+    assert "with guesses, rating" in err
 
 
 def test_eval_with_another_solver(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +134,9 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["eval", "--guesses", "0"], "`--guesses` must be at least 1, got 0"),
         (["solve", "1234"], "16"),
         (["solve", "x" * 16], "x"),
+        (["solve", "nofile.txt"], "error: 'nofile.txt' is no such file. Name a file with one"),
+        (["solve", "missing/puzzles"], "error: 'missing/puzzles' is no such file."),
+        (["solve", "./"], "error: './' is a folder."),
         (["solve", "11" + "." * 14], "1"),
         (["solve", "." * 16], "more than one solution"),
         (["solve", "1234341221.343.1"], "No checkpoint for boards of 16 cells"),
@@ -163,7 +167,10 @@ def test_newest_run_is_found_and_baselines_and_broken_files_are_passed_over(
     assert main(["train", *TINY, "--steps", "2", "--model", "transformer"]) == 0
     capsys.readouterr()
     assert main(["solve", "1234341221.343.1"]) in (0, 1)
-    assert "Solving with runs/sudoku/mine/" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^Solving with runs/sudoku/mine/\S+, \d+% of held-out puzzles right$", out, re.M
+    )
 
 
 def test_unknown_flag_is_refused() -> None:
@@ -208,7 +215,7 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(root), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [*command, "train", *options],
-        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         env={**os.environ, **environment},
@@ -218,7 +225,7 @@ def test_killed_run_resumes_evaluates_and_solves(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    _, out = process.communicate(timeout=60)
     assert process.returncode == 130
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     assert f"--resume {checkpoint}" in out

@@ -1,0 +1,143 @@
+"""Trained models in Python: `tasks.sudoku.load("extreme").solve("53..7...")`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from tasks.puzzles.config import GridConfig
+from tasks.puzzles.evaluate import BATCH, solve_batch
+from tasks.puzzles.task import GridTask
+from tasks.runs import load_model, locate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model answers to one puzzle, and how far it can be trusted.
+
+    Attributes:
+        question: The puzzle in one line.
+        answer: The answer in one line, a character a cell.
+        valid: Whether the answer keeps the rules and fits the question, which is checked exactly.
+        converged: Whether the solve reached its fixed point; False for a model without a solve.
+        residual: How far it was from one: rms(f(y) - y) / rms(y); NaN without a solve.
+        num_steps: Solver updates that the puzzle took.
+    """
+
+    question: str
+    answer: str
+    valid: bool
+    converged: bool
+    residual: float
+    num_steps: int
+
+
+class Solver:
+    """A trained model of puzzles of one size.
+
+    Args:
+        task: The kind of puzzle.
+        model: In evaluation mode.
+        config: What the model was trained with.
+        path: Where it comes from.
+
+    Attributes:
+        path: See above.
+        side: Cells in a row of the puzzles that it solves.
+    """
+
+    def __init__(self, task: GridTask[Any], model: Any, config: GridConfig, path: Path):
+        self.task, self.model, self.config, self.path = task, model, config, path
+        self.side = config.spec().side
+
+    def __repr__(self) -> str:
+        size = f"{self.side}x{self.side}"
+        return f"<{self.config.model.name} for {self.task.noun}s of {size}, from {self.path}>"
+
+    @overload
+    def solve(  # pyright: ignore[reportOverlappingOverload]
+        self, puzzles: str, *, max_steps: int | None = None
+    ) -> Answer: ...
+
+    @overload
+    def solve(
+        self, puzzles: Iterable[str], *, max_steps: int | None = None
+    ) -> Iterator[Answer]: ...
+
+    def solve(
+        self, puzzles: str | Iterable[str], *, max_steps: int | None = None
+    ) -> Answer | Iterator[Answer]:
+        """Answer one puzzle, or any number of them.
+
+        Of many, a batch at a time is read, solved and handed out, so that an endless stream takes
+        no more memory than a batch.
+
+        Args:
+            puzzles: One puzzle as text, or an iterable of them.
+            max_steps: Budget of solver updates; by default the one of the model's training.
+
+        Returns:
+            The answer, or an iterator over the answers in the order of the puzzles.
+
+        Raises:
+            ValueError: A text is no puzzle of this size; of many, the message says which.
+        """
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+        if isinstance(puzzles, str):
+            question = self.task.question(puzzles, self.config)
+            (answer,) = self._answers([question], max_steps)
+            return answer
+        return self._stream(iter(puzzles), max_steps)
+
+    def _stream(self, texts: Iterator[str], max_steps: int | None) -> Iterator[Answer]:
+        number = 0
+        while batch := list(itertools.islice(texts, BATCH)):
+            questions = []
+            for text in batch:
+                number += 1
+                try:
+                    questions.append(self.task.question(text, self.config))
+                except (ValueError, AttributeError) as error:
+                    noun = self.task.noun.capitalize()
+                    raise ValueError(f"{noun} {number} of the iterable: {error}") from error
+            yield from self._answers(questions, max_steps)
+
+    def _answers(self, questions: list[list[int]], max_steps: int | None) -> Iterator[Answer]:
+        x = torch.tensor(questions)
+        budget = self.config.solve.eval_max_steps if max_steps is None else max_steps
+        found, _ = solve_batch(self.model, x, max_steps=budget)
+        valid = self.task.is_valid(x, found.classes, self.config)
+        columns: tuple[Tensor, ...] = (
+            found.classes, valid, found.converged, found.residual, found.num_steps
+        )  # fmt: skip
+        rows = zip(questions, *(column.tolist() for column in columns), strict=True)
+        for question, classes, *verdict in rows:
+            cells = [c + self.task.first_symbol for c in classes]
+            yield Answer(self.task.line(question), self.task.line(cells), *verdict)
+
+
+def load(
+    task: GridTask[Any], name: str | Path, *, device: str = "auto", solver: str | None = None
+) -> Solver:
+    """A trained model, ready to solve.
+
+    Args:
+        task: The kind of puzzle.
+        name: A model that comes with the package, the folder of a run, or a checkpoint.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        solver: Another registered solver than the model's.
+
+    Raises:
+        CheckpointError: There is no such model, or its file is damaged.
+        ValueError: Unknown device or solver.
+    """
+    path = locate(task, Path(name))
+    model, config = load_model(task, path, device=device, solver=solver)
+    return Solver(task, model, config, path)

@@ -1,0 +1,87 @@
+"""The trained models that come with the package, in the folder `weights` of their task.
+
+Each is a checkpoint, `NAME.safetensors`, beside its model card, `NAME.md`, and perhaps a file of
+held-out questions, `NAME.csv`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from solvers.registry import unknown
+from tasks.checkpoints.file import CheckpointError
+
+SUFFIX = ".safetensors"
+
+
+def folder(task: str) -> Path:
+    """Where the models of a task are."""
+    return Path(__file__).parent / task / "weights"
+
+
+def names(task: str) -> list[str]:
+    """The names of a task's models, in alphabetical order."""
+    return sorted(path.stem for path in folder(task).glob(f"*{SUFFIX}"))
+
+
+def paths(task: str) -> list[Path]:
+    """The files of a task's models, in the order of `names`."""
+    return [folder(task) / f"{name}{SUFFIX}" for name in names(task)]
+
+
+def path_of(task: str, name: str) -> Path:
+    """The file of a model by its name.
+
+    Raises:
+        CheckpointError: There is none of this name; the message has those that there are.
+    """
+    if name in (known := names(task)):
+        return folder(task) / f"{name}{SUFFIX}"
+    raise CheckpointError(
+        unknown(f"{task} model", name, known, "Models that come with the package")
+    )
+
+
+def holds(path: Path | None) -> bool:
+    """Whether a file is one of these models."""
+    if path is None or path.parent.name != "weights":
+        return False
+    return path.parent.parent.parent == Path(__file__).parent
+
+
+def called(path: Path) -> str:
+    """How a command names the model that it uses."""
+    if not holds(path):
+        return str(path)
+    return f"the model {path.stem!r} that comes with the package ({path})"
+
+
+def held_out(path: Path | None) -> Path | None:
+    """The questions that come with a model, to evaluate it on; None if there are none."""
+    if path is None or not holds(path):
+        return None
+    questions = path.with_suffix(".csv")
+    return questions if questions.is_file() else None
+
+
+@contextlib.contextmanager
+def repairing(path: Path) -> Iterator[None]:
+    """Add to an error about a file of the package how to get a good one.
+
+    Raises:
+        CheckpointError: The code in the context raised one.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if not holds(path):
+            raise
+        checkout = (Path(__file__).parents[1] / ".git").exists()
+        repair = (
+            f"git checkout -- {path}"
+            if checkout
+            else "pip install --force-reinstall --no-deps attractor-models"
+        )
+        raise CheckpointError(
+            f"{error} This file came with the package: `{repair}` brings it back."
+        ) from error

@@ -1,0 +1,91 @@
+"""What a command prints on a terminal, and what in a pipe."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.output import print_result, result_alone, visible
+from tasks.sudoku.__main__ import main
+
+RESULT = {"a": 1}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_in_a_pipe_the_standard_output_has_the_result_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with result_alone():
+        print("for people")
+        print_result(RESULT)
+    print("afterwards")
+    out, err = capsys.readouterr()
+    assert out == '{"a": 1}\nafterwards\n'
+    assert err == "for people\n"
+
+
+def test_a_terminal_shows_no_json_unless_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    with result_alone():
+        print("for people")
+        print_result(RESULT, tmp_path / "result.json")
+    assert screen.getvalue() == "for people\n"
+    assert json.loads((tmp_path / "result.json").read_text()) == RESULT
+    print_result(RESULT, Path("-"))
+    assert screen.getvalue().endswith('{"a": 1}\n')
+    assert not Path("-").exists()
+
+
+def test_eval_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--checkpoint", "extreme", "--quick", "--limit", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["eval"]["puzzles"] == 2
+    assert "exact accuracy" in err
+
+
+def test_help_stays_on_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["eval", "--quick", "--help"])
+    assert "--checkpoint" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with result_alone():
+            print_result(RESULT)
+
+
+def test_a_terminal_obeys_no_control_characters_of_a_model() -> None:
+    text = "a\x00\x0e\x1b[2J\x9b\n\tb\N{REPLACEMENT CHARACTER}ü"
+    shown = "a\\x00\\x0e\\x1b[2J\\x9b\n\tb\N{REPLACEMENT CHARACTER}ü"
+    assert visible(text, Terminal()) == shown
+    assert visible(text, io.StringIO()) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "tiny"], "Unexpected argument 'tiny'. Did you mean `--preset tiny`?"),
+        (["train", "--preset", "foo"], "With another model: `reasoner-tiny` and the like, of"),
+    ],
+)
+def test_a_wrong_word_is_guessed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""The models that come with the package: found, named, used, and told apart from runs."""
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import tasks.maze
+import tasks.sudoku
+from tasks import shipped
+from tasks.checkpoints.checkpoint import NAME, Checkpoint
+from tasks.checkpoints.file import CheckpointError
+from tasks.lm.config import LanguageTask
+from tasks.maze.__main__ import main as maze
+from tasks.maze.task import MazeTask
+from tasks.puzzles import solving
+from tasks.runs import RUNS, choose_checkpoint, load_model, locate, read_checkpoint
+from tasks.sudoku.__main__ import main as sudoku
+from tasks.sudoku.task import SudokuTask
+
+TASKS = {"sudoku": SudokuTask, "maze": MazeTask, "lm": LanguageTask}
+MODELS = [(task, path) for task in TASKS for path in shipped.paths(task)]
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+# What each model card says, in the first column of its table.
+CARD = ["Data", "Command", "Cost", "Scores", "Calibration", "Licence"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model `extreme` of a package that a test may damage."""
+    package = tmp_path / "installed" / "tasks"
+    shutil.copytree(shipped.folder("sudoku"), package / "sudoku" / "weights")
+    monkeypatch.setattr(shipped, "__file__", str(package / "shipped.py"))
+    return shipped.path_of("sudoku", "extreme")
+
+
+def test_all_models_together_are_small() -> None:
+    assert {"sudoku", "maze"} <= {task for task, _ in MODELS}
+    files = [file for task in TASKS for file in shipped.folder(task).glob("*")]
+    assert sum(file.stat().st_size for file in files) <= 10 * 2**20
+
+
+@pytest.mark.parametrize(("task", "path"), MODELS, ids=lambda each: getattr(each, "stem", each))
+def test_every_model_has_a_card_and_loads(task: str, path: Path) -> None:
+    text = path.with_suffix(".md").read_text()
+    rows = re.findall(r"^\| \*\*([^*]+)\*\* \|", text, re.MULTILINE)
+    assert [row for row in rows if row in CARD] == CARD
+    assert "## Limits" in text
+    model, _ = load_model(TASKS[task](), path, device="cpu")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{parameters:,} parameters" in text
+
+
+def test_solve_needs_no_run_and_says_what_it_uses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sudoku(["solve", PUZZLE]) == 0
+    out = capsys.readouterr().out
+    assert "Solving with the model 'extreme' that comes with the package" in out
+    assert ANSWER in out
+
+
+def test_a_run_of_the_users_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    mine = RUNS / "sudoku" / "mine"
+    mine.mkdir(parents=True)
+    shutil.copy(shipped.path_of("sudoku", "extreme"), mine / NAME)
+    assert sudoku(["solve", PUZZLE]) == 0
+    assert f"Solving with {mine / NAME}" in capsys.readouterr().out
+
+
+def test_a_model_is_named_and_a_wrong_name_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert locate(SudokuTask(), Path("extreme")) == shipped.path_of("sudoku", "extreme")
+    assert sudoku(["solve", PUZZLE, "--checkpoint", "extrem"]) == 2
+    assert (
+        "These come with the package: extreme. Did you mean 'extreme'?" in capsys.readouterr().err
+    )
+    with pytest.raises(CheckpointError, match=r"Unknown maze model 'hart'.*Did you mean 'hard'\?"):
+        shipped.path_of("maze", "hart")
+
+
+@pytest.mark.parametrize(
+    ("main", "puzzle", "preset"),
+    [(sudoku, "1234341221.343.1", "tiny"), (maze, "S" + " " * 79 + "G", "tiny"),
+     (maze, "S  G", None)],
+)  # fmt: skip
+def test_a_size_that_no_model_has_says_which_preset_trains_one(
+    main: object, puzzle: str, preset: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", puzzle]) == 2  # type: ignore[operator]
+    error = capsys.readouterr().err
+    cells = len(puzzle)
+    assert f"No checkpoint for boards of {cells} cells under runs/" in error
+    assert "none comes with the package. Others that are there: " in error
+    assert (f"train --preset {preset}`" in error) == (preset is not None)
+
+
+def test_a_folder_of_a_run_stands_for_its_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(CheckpointError):
+        Checkpoint.load(locate(SudokuTask(), folder))
+    shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "model.safetensors")
+    assert locate(SudokuTask(), folder) == folder / "model.safetensors"
+    shutil.copy(shipped.path_of("sudoku", "extreme"), folder / NAME)
+    assert locate(SudokuTask(), folder) == folder / NAME
+
+
+def test_damaged_weights_of_the_package_say_how_to_get_them_back(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(copied.read_bytes())
+    content[-5] ^= 255
+    copied.write_bytes(bytes(content))
+    assert sudoku(["solve", PUZZLE]) == 2
+    error = capsys.readouterr().err
+    assert "is damaged" in error
+    assert "`pip install --force-reinstall --no-deps attractor-models` brings it back" in error
+    copied.write_bytes(b"")
+    copied.parents[3].joinpath(".git").mkdir()
+    with pytest.raises(CheckpointError, match=r"truncated.*`git checkout -- .*` brings it back"):
+        read_checkpoint(copied)
+
+
+def test_weights_of_a_newer_format_say_what_to_upgrade(tmp_path: Path) -> None:
+    path = tmp_path / "new.safetensors"
+    content = shipped.path_of("sudoku", "extreme").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"]["format"] = "attractor-models-31"
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"newer version of attractor-models.*--upgrade"):
+        Checkpoint.load(path)
+
+
+def test_eval_takes_the_puzzles_beside_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sudoku(["eval", "--quick", "--limit", "10"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["eval"]["exact_accuracy"] >= 0.8
+
+
+def test_eval_of_a_run_whose_puzzles_are_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of another disk is said to be one."""
+    shutil.copy(shipped.path_of("sudoku", "extreme"), tmp_path / "mine.safetensors")
+    assert sudoku(["eval", "--checkpoint", "mine.safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert "data/sudoku_extreme_like_dev_1k.csv, which is not on this machine" in error
+    assert "`--data FILE`" in error
+
+
+@pytest.mark.parametrize("name", ["train-data", "test-data"])
+def test_training_on_a_file_that_is_not_there(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--preset", "tiny", "--train-puzzles", "32", "--steps", "1"]
+    assert sudoku(["train", *small, f"--{name}", "nowhere.csv"]) == 2
+    error = capsys.readouterr().err
+    assert f"There is no file of puzzles at nowhere.csv, which `--{name}` names" in error
+
+
+def test_nothing_fits_where_nothing_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "paths", lambda task: [])
+    with pytest.raises(CheckpointError, match="No checkpoint of any kind under runs/sudoku"):
+        choose_checkpoint(SudokuTask(), lambda config: True, "of any kind")
+
+
+def test_streams_are_read_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "BATCH", 8)
+    model = tasks.sudoku.load("extreme", device="cpu")
+    read = 0
+
+    def puzzles() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield PUZZLE if read % 2 else ANSWER
+
+    answers = model.solve(puzzles(), max_steps=2)
+    first = next(answers)
+    assert first.question == PUZZLE
+    assert read == 8
+    assert not first.converged
+    assert first.num_steps == 2
+
+
+def test_answers_have_verdicts() -> None:
+    model = tasks.sudoku.load()
+    assert "extreme" in repr(model)
+    answer = model.solve(PUZZLE)
+    assert (answer.answer, answer.valid, answer.converged) == (ANSWER, True, True)
+    assert answer.residual < 2e-5
+    one, two = model.solve([PUZZLE, PUZZLE])
+    assert one == two
+    assert one.answer == ANSWER
+    with pytest.raises(ValueError, match=r"^Puzzle 2 of the iterable: .*81"):
+        list(model.solve([PUZZLE, "12"]))
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
+        model.solve(PUZZLE, max_steps=0)
+    with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):
+        tasks.sudoku.load("extreem")
+
+
+def test_a_maze_is_answered_with_a_path() -> None:
+    (row,) = shipped.folder("maze").joinpath("hard.csv").read_text().splitlines()[1:2]
+    _, question, answer, _ = row.split(",")
+    found = tasks.maze.load(device="cpu").solve(question)
+    assert found.question == question
+    assert found.valid
+    assert found.converged
+    assert torch.tensor([a == b for a, b in zip(found.answer, answer, strict=True)]).all()
