@@ -12,7 +12,7 @@ help:
 	@echo "make test-slow    the slow tests, in half an hour; test-matrix: with other kernels"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
-	@echo "make docs     build the documentation site"
+	@echo "make docs     build the documentation site, and run its gallery in a few minutes"
 	@echo "make audit    known vulnerabilities of the pinned packages; asks PyPI"
 	@echo "make mutants  changes to the code that no test notices, in a sample; takes half an hour"
 	@echo "make clean    remove .venv"

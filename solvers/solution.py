@@ -107,6 +107,8 @@ class Solution:
         """Say in words which samples failed, how, and what to do about it."""
         failed = ~self.converged
         count, total = int(failed.sum()), failed.numel()
+        if count == 0 and total == 1:
+            return f"The sample converged in {_most(self.num_steps)} steps."
         if count == 0:
             return f"All {total} samples converged, the slowest in {_most(self.num_steps)} steps."
         code = Result(int(self.result[failed].mode().values))

@@ -194,6 +194,8 @@ def test_site_builds_without_a_warning_and_needs_no_network(
     build = pytest.importorskip("mkdocs.commands.build", reason=reason)
     config = importlib.import_module("mkdocs.config")
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    # tests/test_gallery.py runs its pages.
+    monkeypatch.setenv("GALLERY", "source")
     built = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
     built.plugins.on_startup(command="build", dirty=False)
     build.build(built)
@@ -203,6 +205,9 @@ def test_site_builds_without_a_warning_and_needs_no_network(
         # An asterisk in y* that Markdown took for emphasis.
         assert not re.search(r"<em>[ ,)]", text)
     assert "Anderson acceleration" in (tmp_path / "reference/solvers.html").read_text()
+    for path in (DOCS / "gallery").glob("*.py"):
+        assert f"{path.stem}.ipynb" in (tmp_path / f"gallery/{path.stem}.html").read_text()
+        assert (tmp_path / f"gallery/{path.stem}.ipynb").exists()
 
 
 @pytest.mark.slow

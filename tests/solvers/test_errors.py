@@ -356,3 +356,9 @@ def test_the_error_for_an_unknown_keyword_names_the_owner_of_the_option(
     for call in (solvers.solve, solvers.root):
         with pytest.raises(TypeError, match=re.escape(advice)):
             call(half, Y0, **{keyword: 3})
+
+
+def test_describe_speaks_of_one_sample_in_the_singular() -> None:
+    for count, words in ((1, "The sample converged in "), (2, "All 2 samples converged, the ")):
+        s = solvers.solve(lambda y: 0.5 * y + 1, torch.zeros(count, 1), solver="picard")
+        assert s.describe().startswith(words)

@@ -1,0 +1,107 @@
+"""Pages of the gallery keep a form, run without a warning, and end in a picture."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GALLERY = ROOT / "docs" / "gallery"
+PAGES = sorted(GALLERY.glob("*.py"))
+# What an install without extras has, and what a page says to install for the rest.
+CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
+EXTRAS = {"transformers": "lm"}
+
+
+def load(name: str) -> ModuleType:
+    """A module of docs/, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+notebooks = load("notebooks")
+
+
+def imported(text: str) -> set[str]:
+    """The packages that a page imports."""
+    nodes = list(ast.walk(ast.parse(text)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def run(path: Path, out: Path, code: str = "") -> subprocess.CompletedProcess[str]:
+    """As the build of the site does."""
+    script = f"{code}\nimport runpy, sys\nsys.argv[1:] = {[str(path), str(out)]!r}\n"
+    script += f"runpy.run_path({str(ROOT / 'docs/notebooks.py')!r}, run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=out, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_form(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < 100
+    cells = notebooks.cells_of(text)
+    assert text.startswith("# %% [markdown]\n# # ")
+    assert cells[0].is_text
+    assert not cells[-1].is_text
+    assert cells[-1].source.endswith("plt.show()")
+    titles = [c.source for c in cells if c.is_text and re.search(r"^# ", c.source, re.MULTILINE)]
+    assert titles == [cells[0].source]
+    missing = imported(text) - CORE - sys.stdlib_module_names
+    assert missing <= EXTRAS.keys()
+    for package in missing:
+        assert f"pip install -e '.[{EXTRAS[package]}]'" in text
+
+
+def test_index_lists_every_page() -> None:
+    rows = notebooks.LINK.findall((GALLERY / "index.md").read_text())
+    assert sorted(rows) == [path.stem for path in PAGES]
+
+
+def test_cells_know_their_lines() -> None:
+    cells = notebooks.cells_of("# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\n\nx = 1\ny = 2\n")
+    assert [(cell.source, cell.is_text, cell.line) for cell in cells] == [
+        ("# Title\n\nText.", True, 2),
+        ("x = 1\ny = 2", False, 8),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path) -> None:
+    for package in imported(path.read_text()) & EXTRAS.keys():
+        pytest.importorskip(package, reason=f"needs pip install -e '.[{EXTRAS[package]}]'")
+    done = run(path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    notebook = json.loads((tmp_path / path.stem / f"{path.stem}.ipynb").read_text())
+    *others, last = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert last[-1]["output_type"] == "display_data"
+    assert any(output["output_type"] == "stream" for outputs in others for output in outputs)
+    assert list((tmp_path / path.stem).glob("*.png"))
+
+
+@pytest.mark.slow
+def test_missing_extra_is_named_without_a_traceback(tmp_path: Path) -> None:
+    absent = "import sys; sys.modules['transformers'] = None"
+    done = run(GALLERY / "hugging_face.py", tmp_path, absent)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "hugging_face" / "hugging_face.md").read_text()
+    assert "This page needs transformers: pip install -e '.[lm]'." in page
+    assert ".png" not in page
