@@ -11,10 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from parameters import long
 
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 PAGES = sorted(GALLERY.glob("*.py"))
+# Pages that train for half a minute.
+TRAINED = {"attractor_cnn", "depth_breadth", "two_scales"}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
 EXTRAS = {"transformers": "lm"}
@@ -82,8 +85,11 @@ def test_cells_know_their_lines() -> None:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [long(path, unless=path.stem not in TRAINED) for path in PAGES],
+    ids=[p.stem for p in PAGES],
+)
 def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path) -> None:
     for package in imported(path.read_text()) & EXTRAS.keys():
         pytest.importorskip(package, reason=f"needs pip install -e '.[{EXTRAS[package]}]'")
