@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,11 +112,13 @@ class Solution:
             return f"The sample converged in {_most(self.num_steps)} steps."
         if count == 0:
             return f"All {total} samples converged, the slowest in {_most(self.num_steps)} steps."
-        code = Result(int(self.result[failed].mode().values))
+        kinds = Counter(self.result[failed].tolist()).most_common()
+        how = ", ".join(f"{number} {Result(code).name}" for code, number in kinds)
+        advice = " ".join(Result(code).message for code, _ in kinds)
         worst = float(self.residual[failed].detach().nan_to_num(math.inf, posinf=math.inf).max())
         return (
             f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
-            f"(most often: {code.name}), worst residual {worst:.1e}. {code.message}{self._hint()}"
+            f"({how}), worst residual {worst:.1e}. {advice}{self._hint()}"
         )
 
     def _hint(self) -> str:
