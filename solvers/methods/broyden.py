@@ -69,10 +69,11 @@ class Steps(NamedTuple):
         a = memory.coefficients(rhs)
         pivot = 1 - a[:, -1:]
         scale = pivot.masked_fill(pivot == 0, 1.0).reciprocal()
-        # The steps after the first, and g, which lies behind them.
-        weights = torch.cat((a[:, :-1] * scale, scale), 1).to(y.dtype)[:, None]
-        later = memory.steps[:, 1 : memory.filled + 1]
-        y_next = torch.baddbmm(y[:, None], weights, later)[:, 0]
+        y_next = torch.addcmul(y, memory.steps[:, memory.filled], scale.to(y.dtype))
+        if memory.filled > 1:
+            weights = (a[:, :-1] * scale).to(y.dtype)[:, None]
+            later = memory.steps[:, 1 : memory.filled]
+            y_next = torch.baddbmm(y_next[:, None], weights, later)[:, 0]
         return y_next, memory._replace(point=y, fy=fy)
 
     def restart(self, y: Flat, fy: Flat) -> tuple[Flat, "Steps"]:

@@ -251,8 +251,9 @@ def test_compiled_by_hand(name: str):
     assert counters["stats"]["unique_graphs"] == 2  # the first size, and all others
 
 
+@pytest.mark.slow
 def test_any_number_of_maps_and_solvers_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each once; torch by itself refuses the ninth graph of one function."""
+    """Each once; torch by itself refuses the ninth graph of one function, and here the fourth."""
     made: list[object] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
@@ -263,6 +264,7 @@ def test_any_number_of_maps_and_solvers_is_compiled(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         torch, "compile", lambda f, **options: compile_(f, **(options | {"options": None}))
     )
+    monkeypatch.setattr("solvers.compiler.GRAPHS_EACH", 3)
     _compiled.cache_clear()
     y0 = torch.zeros(3, 2)
 
@@ -278,13 +280,13 @@ def test_any_number_of_maps_and_solvers_is_compiled(monkeypatch: pytest.MonkeyPa
         )
 
     maps: list[Callable[..., Tensor]] = []
-    for number in range(10):
+    for number in range(4):
         solve(0.01 * number, 1e-5)
         solve(0.5, 1e-5 * (1 + number))
     count = len(made)
-    assert count >= 20
+    assert count >= 8
     for number in (0.1, 0.2, 0.3):  # closed over by the same code
-        s = solvers.solve(scaled(number), y0, loop="graph")
+        s = solvers.solve(scaled(number), y0, solver="picard", loop="graph")
         assert torch.allclose(s.value, scaled(number)(s.value), atol=1e-4)
     count = len(made)
     solver = solvers.Picard(rtol=1e-5)
