@@ -15,6 +15,7 @@ from torch import nn
 
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
 from tasks.device import choose_device, compile_blocks
+from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning
 from tasks.runs import export
 from tasks.training.options import Config
@@ -108,7 +109,8 @@ def run(
 ) -> dict[str, Any]:
     """Train, or continue from a checkpoint of the same configuration, then evaluate.
 
-    The folder receives checkpoint, weights, log, pictures and `result.json`.
+    The folder receives checkpoint, weights, log, pictures, `result.json`, and all of that as one
+    page, `report.html`.
 
     Returns:
         The result, as JSON values.
@@ -134,6 +136,7 @@ def run(
         }
         export(trainer.path, folder / "model.safetensors")
         (folder / "result.json").write_text(json.dumps(result) + "\n")
+        write_page(folder / "report.html", f"{experiment.task}, {preset}", result, folder)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None
     except OSError as error:

@@ -21,7 +21,8 @@ class HeldOutOptions:
         limit: Only so many tokens.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        json: Also write the result here; `-` prints it on a terminal too.
+        json: Also write the result here, and as a page beside it (`.html`); `-` prints it on a
+            terminal too.
     """
 
     checkpoint: Path | None = None

@@ -100,6 +100,7 @@ class LanguageCommands(CommandLine):
         """Print the loss of a checkpoint on held-out text."""
         from tasks.lm.data import measure
         from tasks.lm.experiment import print_figures
+        from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         path, model, config, corpus = self._load_all(options)
@@ -113,13 +114,16 @@ class LanguageCommands(CommandLine):
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )
         print_figures(str(path), figures)
-        print_result({"task": "lm", "eval": figures, "config": config.to_json()}, options.json)
+        result = {"task": "lm", "eval": figures, "config": config.to_json()}
+        print_result(result, options.json)
+        write_page_beside(options.json, str(path), result)
         return 0
 
     def internalise(self, arguments: list[str]) -> int:
         """Print how much the loss depends on the solver, and recommend a budget."""
         from tasks.lm.internalise import solve_trace, study
         from tasks.reports.logger import print_table
+        from tasks.reports.page import write_page_beside
 
         options = parse(InternaliseOptions, arguments, f"{self.program} internalise")
         path, model, config, corpus = self._load_all(options)
@@ -156,7 +160,9 @@ class LanguageCommands(CommandLine):
             moves, token = solve_trace(model, corpus, config)
             plot_trajectory(moves, options.draw / "trajectory.png", token)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
-        print_result({"task": "lm", "internalise": found, "config": config.to_json()}, options.json)
+        result = {"task": "lm", "internalise": found, "config": config.to_json()}
+        print_result(result, options.json)
+        write_page_beside(options.json, str(path), result, options.draw)
         return 0
 
     def harness(self, arguments: list[str]) -> int:

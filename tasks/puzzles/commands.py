@@ -76,7 +76,8 @@ class EvalOptions(ModelOptions):
         guesses: Cells guessed in an attempt, at most, one after the other.
         quick: Only the scores at the budget: no perturbed restart, no curves.
         compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
-        json: Also write the result here; `-` prints it on a terminal too.
+        json: Also write the result here, and as a page beside it (`.html`); `-` prints it on a
+            terminal too.
         draw: A folder for the plots of depth, breadth and calibration.
     """
 
@@ -241,6 +242,7 @@ class Commands(CommandLine):
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
+        from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         path, model, config, steps = self.trained(options)
@@ -268,6 +270,7 @@ class Commands(CommandLine):
             "config": config.to_json(),
         }
         print_result(result, options.json)
+        write_page_beside(options.json, f"{path} on {source}", result, options.draw)
         return 0
 
     def _held_out(

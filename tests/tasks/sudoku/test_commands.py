@@ -43,6 +43,9 @@ def test_training_learns_and_leaves_everything(run: Path) -> None:
     for name in ("learning.png", "steps.png", "convergence.png", "convergence.gif", "log.jsonl"):
         assert (run / name).stat().st_size > 0, name
     assert list((run / "tensorboard").glob("events*"))
+    page = (run / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert f"<td>{result['eval']['exact_accuracy']:.6g}</td>" in page
 
 
 def test_eval_repeats_the_figures_of_training(
