@@ -160,7 +160,9 @@ def inner(window: Window, rows: Window) -> tuple[PerSample, ...]:
     """Inner products of the slots with each of the rows, of shape (samples, slots) each."""
     # Rows, not columns: both operands are then read along memory, ten times faster. Which of them
     # comes first makes up to half of the time, one way in a cache and the other way in memory.
-    if window.numel() >= LARGE and rows.shape[1] > 1:
+    # A graph holds for every batch, of which this would be a bound.
+    large = not torch.compiler.is_compiling() and window.numel() >= LARGE
+    if large and rows.shape[1] > 1:
         return torch.bmm(window, rows.mT).unbind(2)
     return torch.bmm(rows, window.mT).unbind(1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parameters import PEERS_WHEN_SLOW, slow
+from parameters import PEERS_WHEN_SLOW, long, slow
 
 import solvers
 from solvers import Result, testing
@@ -31,7 +31,9 @@ WHOLE_GRID = ("picard", "anderson", "newton_krylov", "robust")
 @pytest.mark.parametrize(
     ("prop", "name"),
     [
-        slow(prop, name, unless="." not in name and (prop is not GRID or name in WHOLE_GRID))
+        long(prop, name)
+        if prop is GRID and "torchdeq" in name
+        else slow(prop, name, unless="." not in name and (prop is not GRID or name in WHOLE_GRID))
         for prop in PROPERTIES
         for name in solvers.names()
     ],

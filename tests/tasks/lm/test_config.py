@@ -42,7 +42,8 @@ def test_the_smallest_published_size_is_the_paper_s() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("autocast", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long  # four minutes each
+@pytest.mark.parametrize("autocast", [False, True])
 def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) -> None:
     from tasks.experiments.run import train
     from tasks.lm.experiment import TextExperiment

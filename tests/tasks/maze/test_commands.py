@@ -46,15 +46,15 @@ def test_eval_in_depth_and_breadth(run: Path, capsys: pytest.CaptureFixture[str]
     model = str(run / "model.safetensors")
     options = ["--breadth", "4", "--max-steps", "16", "--choose", "valid", "--draw", "pictures"]
     assert main(["eval", "--checkpoint", model, *options]) == 0
-    out = capsys.readouterr().out
-    figures = json.loads(out.splitlines()[-1])["eval"]
+    out, err = capsys.readouterr()
+    figures = json.loads(out)["eval"]
     assert [row["breadth"] for row in figures["breadth_curve"]] == [1, 2, 4]
     for row in figures["breadth_curve"]:
         assert row["valid"] >= row["residual"] - 1e-9
     assert figures["breadth_curve"][0]["vote"] == figures["exact_accuracy"]
     assert figures["max_steps"] == 16
     assert sum(figures["cases"].values()) == pytest.approx(1)
-    assert "case: coexist" in out
+    assert "case: coexist" in err
     assert {p.name for p in Path("pictures").iterdir()} == {
         "breadth.png",
         "calibration.png",
