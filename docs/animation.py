@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 
 import tasks.sudoku
 from tasks import shipped
 from tasks.puzzles.evaluate import trajectory
-from tasks.puzzles.pictures import share_palette
+from tasks.puzzles.pictures import drawn, share_palette
 from tasks.reports.plots import BLUE, ORANGE, new_figure
 
 OUT = Path(__file__).with_name("solve.gif")
@@ -60,10 +59,7 @@ def main() -> None:
         curves.set_title(
             f"relative residual of each puzzle\n{done} of {PUZZLES} converged", fontsize=9
         )
-        canvas.draw()
-        pixels = bytes(canvas.buffer_rgba())
-        image = Image.frombytes("RGBA", canvas.get_width_height(), pixels)
-        images.append(image.convert("RGB"))
+        images.append(drawn(canvas))
     first, *others = share_palette(images)
     durations = [FRAME_MS] * len(others) + [HOLD_MS]
     first.save(OUT, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

@@ -106,8 +106,8 @@ def _compiled(
 
 def _which(f: Any) -> Hashable:
     """What tells maps apart: the code of a function, whatever it closes over, or the object."""
-    while (inner := getattr(f, "__wrapped__", getattr(f, "func", None))) is not None:
-        f = inner
+    while isinstance(f, functools.partial) or hasattr(f, "__wrapped__"):
+        f = f.func if isinstance(f, functools.partial) else f.__wrapped__
     code = getattr(f, "__code__", None)
     return (code, id(getattr(f, "__self__", None))) if code else (type(f), id(f))
 

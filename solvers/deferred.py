@@ -19,7 +19,7 @@ from solvers.solution import Result
 from solvers.status import SampleStatus
 from solvers.trend import LONGEST, Trend, read, way_left
 from solvers.types import Flat, Mask
-from solvers.verdicts import RUNNING, Reading, judge
+from solvers.verdicts import RUNNING
 
 if TYPE_CHECKING:
     from solvers.base import FixedPointSolver
@@ -54,24 +54,17 @@ class DeferredStatus(SampleStatus):
         return self.num_running
 
     def _judge(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> Mask:
-        norm, scale = self.norms(y, fy)
-        self.latest = Reading(norm, scale, trial, step, step >= self.next_look)
-        if step == 0:
-            self.begin(norm, scale)
-        if self.latest.look:
-            self.next_look = step + step // 2
-        known, stored = judge(self.rule, self.coupling, self.known, self.latest, y.shape[1])
-        stale = ~stored & (known.result != int(Result.converged))
+        known, stored = self.apply_rule(y, fy, step, trial)
         if self.coupling.coupled:
+            stale = ~stored & (known.result != int(Result.converged))
             # Once all have stopped the solve is over, and a sample cannot resume any more.
             runs = (self.result == RUNNING).any()
-            stored, stale = stored & runs, torch.where(runs, stale, self.stale)
+            stored, self.stale = stored & runs, torch.where(runs, stale, self.stale)
             past = [torch.where(runs, *pair) for pair in zip(known.past, self.past, strict=True)]
             rest = [
                 torch.where(runs, *pair) for pair in zip(known[:4], self.known[:4], strict=True)
             ]
             known = known._make([*rest, known.past._make(past)])
-            self.stale = stale
         self.known = known
         return stored
 

@@ -243,15 +243,19 @@ class SampleStatus:
         start = self.past.start if self.given_scale else self.coupling.largest(scale)
         self.past = self.rule.past(first, start, first)
 
-    def _judge(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> Mask:
-        """Apply the rule sample by sample; return a mask of the points to store."""
+    def apply_rule(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> tuple[Verdicts, Mask]:
+        """Judge sample by sample; return what is known now, and a mask of the points to store."""
         norm, scale = self.norms(y, fy)
         self.latest = Reading(norm, scale, trial, step, step >= self.next_look)
         if step == 0:
             self.begin(norm, scale)
         if self.latest.look:
             self.next_look = step + step // 2
-        self.known, stored = judge(self.rule, self.coupling, self.known, self.latest, y.shape[1])
+        return judge(self.rule, self.coupling, self.known, self.latest, y.shape[1])
+
+    def _judge(self, y: Flat, fy: Flat, step: int, trial: Mask | None) -> Mask:
+        """Apply the rule, and all that follows from it; return a mask of the points to store."""
+        self.known, stored = self.apply_rule(y, fy, step, trial)
         self.set_stopped(self.result != RUNNING)
         stale = ~stored & (self.result != Result.converged)
         self.mixes_steps = self.coupling.coupled and bool(stale.any())

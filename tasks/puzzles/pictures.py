@@ -141,10 +141,7 @@ def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
         axes.clear()
         axes.axis("off")
         picture.draw(axes, frame)
-        canvas.draw()
-        pixels = bytes(canvas.buffer_rgba())
-        image = Image.frombytes("RGBA", canvas.get_width_height(), pixels)
-        images.append(image.convert("RGB"))
+        images.append(drawn(canvas))
     first, *others = share_palette(images)
     durations = [FRAME_MS] * len(others) + [HOLD_MS]
     options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
@@ -175,6 +172,13 @@ def caption(frame: Frame) -> str:
 def _layout() -> ConstrainedLayoutEngine:
     """A layout with little space around and between grids, in inches."""
     return ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+
+
+def drawn(canvas: FigureCanvasAgg) -> Image.Image:
+    """Draw a figure as it is now: one frame of an animation."""
+    canvas.draw()
+    pixels = bytes(canvas.buffer_rgba())
+    return Image.frombytes("RGBA", canvas.get_width_height(), pixels).convert("RGB")
 
 
 def share_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
