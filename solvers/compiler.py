@@ -81,10 +81,11 @@ def run_graph(
     try:
         solution = compiled_with_constants(compiled, f, y0, args, **options)
     except Exception as error:
-        if type(error).__module__.startswith("torch._"):
+        if type(error).__module__.startswith("torch._") or "FakeTensor" in str(error):
             error.add_note(
                 "`loop='graph'` traces `f` and the solver: neither may branch on the values of "
-                "tensors. `loop='eager'` has no such limit."
+                "tensors, and with backward mode 'exact' `f` must write `W.t()` where `W.T` or "
+                "`W.mT` fails by \"Expected FakeTensor\". `loop='eager'` has no such limits."
             )
         raise
     counts = {name: int(getattr(solution, name)) for name in ("num_evals", "rows_evaluated")}

@@ -218,3 +218,12 @@ def test_by_hand(mode: str) -> None:
     assert isinstance(found["graph"][1].num_evals, int)
     for a, b in zip(found["graph"][0], found["eager"][0], strict=True):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_what_torch_cannot_hold_says_what_to_write_instead() -> None:
+    """`W.T` of a tensor that `f` closes over is an input of torch's graph at the wrong place."""
+    weight = (torch.randn(3, 3) / 6).requires_grad_()
+    with pytest.raises(Exception, match="FakeTensor") as found:
+        fixed_point(lambda y: torch.tanh(y @ weight.T + 1), torch.zeros(2, 3), loop="graph")
+    assert any("must write `W.t()`" in note for note in found.value.__notes__)

@@ -208,7 +208,7 @@ def test_what_cannot_be_traced_says_what_to_use_instead():
 
     with pytest.raises(torch._dynamo.exc.TorchDynamoException) as found:
         solvers.solve(f, torch.ones(2, 3), loop="graph")
-    assert any("`loop='eager'` has no such limit" in note for note in found.value.__notes__)
+    assert any("`loop='eager'` has no such limits" in note for note in found.value.__notes__)
 
 
 @pytest.mark.parametrize("scale", [2.0, torch.tensor([1.0, 2.0, 4.0])], ids=["number", "tensor"])
