@@ -169,6 +169,16 @@ def test_links_lead_somewhere() -> None:
             assert not anchor or anchor in anchors(target), (page, link)
 
 
+def test_the_picture_of_the_decision_is_what_the_script_draws() -> None:
+    script = load(DOCS / "decision.py")
+    assert script.drawing() == script.TARGET.read_text()
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", script.drawing())
+    names = [*solvers.names(), *implicit.backward_modes()]
+    for _, answer in (*script.SOLVER, *script.GRADIENT):
+        first = answer.split("|")[0]
+        assert first == "solvers.solve" or set(first.split(", ")) <= set(names)
+
+
 def test_every_example_has_its_row() -> None:
     page = (DOCS / "examples.md").read_text()
     for path in (ROOT / "examples").glob("*.py"):
