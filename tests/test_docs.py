@@ -201,6 +201,7 @@ def test_site_builds_without_a_warning_and_needs_no_network(
     reason = "the site is built by make docs, with its own extra"
     pytest.importorskip("mkdocstrings_handlers.python", reason=reason)
     pytest.importorskip("material", reason=reason)
+    pytest.importorskip("latex2mathml", reason=reason)
     build = pytest.importorskip("mkdocs.commands.build", reason=reason)
     config = importlib.import_module("mkdocs.config")
     monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
@@ -214,7 +215,15 @@ def test_site_builds_without_a_warning_and_needs_no_network(
         assert not EXTERNAL.search(text)
         # An asterisk in y* that Markdown took for emphasis.
         assert not re.search(r"<em>[ ,)]", text)
+        # Formulas are typeset, and by no script.
+        assert "arithmatex" not in text
+        assert ("<math" in text) == (
+            "$" in re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        )
     assert "Anderson acceleration" in (tmp_path / "reference/solvers.html").read_text()
+    for path in (ROOT / "tasks").glob("*/help/*.txt"):
+        page = (tmp_path / f"commands/{path.parent.parent.name}.html").read_text()
+        assert path.stem == "usage" or f'<h2 id="{path.stem}">' in page
     for path in (DOCS / "gallery").glob("*.py"):
         assert f"{path.stem}.ipynb" in (tmp_path / f"gallery/{path.stem}.html").read_text()
         assert (tmp_path / f"gallery/{path.stem}.ipynb").exists()
