@@ -1,9 +1,10 @@
-"""What the pages cannot hold themselves: measured results, which may not be there yet."""
+"""What the pages cannot hold themselves: measured results, and what lies beside `docs/`."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,7 +12,18 @@ RESULTS = ROOT / "results"
 SERVED = (".png", ".gif", ".svg", ".json")
 # A line `<!-- results: peers -->` stands for results/bench/peers/table.md.
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
+CITATION = "<!-- citation -->"
 PICTURE = "picture.png"
+# Pages of the repository's root that the site has too.
+BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+
+
+def on_config(config: Any) -> Any:
+    """List the pages from beside `docs/` after those of the project."""
+    for entry in config.nav:
+        if "Project" in entry:
+            entry["Project"] += list(BESIDE)
+    return config
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -22,15 +34,20 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """
     up = "../" * page.file.src_uri.count("/")
     text = markdown.replace(f"](../{up}results/", f"]({up}results/")
+    if CITATION in text:
+        text = text.replace(CITATION, bibtex((ROOT / "CITATION.cff").read_text()))
     return MARK.sub(lambda match: included(match[1], RESULTS / "bench"), text)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Serve pictures of results, and the JSON files that pages link to."""
+    """Serve pictures of results, the JSON files that pages link to, and pages from beside."""
     for path in sorted(RESULTS.rglob("*")):
         if path.suffix in SERVED:
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for uri, name in BESIDE.items():
+        text = (ROOT / name).read_text().replace("](docs/", "](")
+        files.append(File.generated(config, uri, content=text))
     return files
 
 
@@ -46,3 +63,24 @@ def included(name: str, folder: Path) -> str:
     if (path.parent / PICTURE).exists() and PICTURE not in text:
         text += f"\n![The tables above as a picture]({PICTURE})\n"
     return text.replace(f"]({PICTURE})", f"](results/bench/{name}/{PICTURE})")
+
+
+def bibtex(citation: str) -> str:
+    """The entries of a citation file, of the software and of what it refers to."""
+    software = yaml.safe_load(citation)
+    entries = [entry("software", "attractor-models", software, url=software["repository-code"])]
+    for number, paper in enumerate(software["references"], 1):
+        journal = paper["identifiers"][0]["value"]
+        key = f"attractor-paper-{number}" if number > 1 else "attractor-paper"
+        entries.append(entry("article", key, paper, url=paper["url"], journal=journal))
+    return "```bibtex\n" + "\n\n".join(entries) + "\n```"
+
+
+def entry(kind: str, key: str, about: dict[str, Any], **fields: str) -> str:
+    """One entry; names are in double braces, since they are not to be taken apart."""
+    authors = " and ".join(f"{{{author['name']}}}" for author in about["authors"])
+    rows = {"title": f"{{{about['title']}}}", "author": authors, **fields}
+    if "version" in about:
+        rows["version"] = str(about["version"])
+    lines = [f"  {name} = {{{value}}}," for name, value in rows.items()]
+    return "\n".join([f"@{kind}{{{key},", *lines, "}"])

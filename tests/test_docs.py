@@ -160,6 +160,17 @@ def test_measured_tables_may_be_absent(tmp_path: Path) -> None:
     assert hooks.included("peers", tmp_path) == f"### Peers\n\n![Time{shown}\n"
 
 
+def test_citations_are_those_of_the_file() -> None:
+    pytest.importorskip("mkdocs", reason="the site is built by make docs, with its own extra")
+    text = (ROOT / "CITATION.cff").read_text()
+    entries = load(DOCS / "hooks.py").bibtex(text)
+    assert entries.count("@software{") == entries.count("@article{") == 1
+    for field in re.findall(
+        r'^ *(?:- )?(?:title|name|version|url): "?(.+?)"?$', text, re.MULTILINE
+    ):
+        assert field in entries
+
+
 def anchors(page: Path) -> set[str]:
     """Of a page's headings, as GitHub and the site name them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
@@ -225,6 +236,9 @@ def test_site_builds_without_a_warning_and_needs_no_network(
     built = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
     built.plugins.on_startup(command="build", dirty=False)
     build.build(built)
+    for path in tmp_path.rglob("*.html"):
+        # By this mark Material's script finds the repository, and asks GitHub for its stars.
+        assert 'data-md-component="source"' not in path.read_text()
     for page in PAGES:
         text = (tmp_path / f"{name_of(page)}.html").read_text()
         assert not EXTERNAL.search(text)
