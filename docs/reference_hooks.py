@@ -15,7 +15,7 @@ def on_config(config: Any) -> Any:
     """List the pages below their package, by their short names."""
     pages = {
         package: [
-            f"reference/{package}.md",
+            {"Overview": f"reference/{package}.md"},
             *(
                 {e.name.removeprefix(f"{package}."): f"reference/{e.file}"}
                 for e in entries(package)

@@ -3,7 +3,9 @@
 #
 # In an implicit graph network the states of all nodes are one fixed point,
 #
-#     Y = tanh(gain * A Y W + X),
+# $$
+# Y = \tanh(\mathrm{gain} \cdot A Y W + X),
+# $$
 #
 # with A the normalised adjacency matrix, so that a message can travel any distance (Gu et al.,
 # *Implicit Graph Neural Networks*, NeurIPS 2020). The nodes influence each other, and the solve

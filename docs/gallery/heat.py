@@ -3,7 +3,9 @@
 #
 # A plate with cold borders is heated by a source q and conducts better where it is hot:
 #
-#     -div(k(u) grad u) = q,    k(u) = 1 + u^2.
+# $$
+# -\nabla \cdot \big(k(u) \nabla u\big) = q, \qquad k(u) = 1 + u^2.
+# $$
 #
 # With differences on a grid, each node's equation is solved for its own value, which gives
 # Jacobi's iteration, a fixed point: u = (q h^2 + sum of k u over neighbours) / (sum of k over

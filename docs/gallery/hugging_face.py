@@ -4,7 +4,7 @@
 # This page replaces one block of a tiny GPT-2, with random weights and nothing to download, by the
 # equilibrium
 #
-#     y = h + gain * (block(y) - y),
+# $$ y = h + \mathrm{gain} \cdot \big(\mathrm{block}(y) - y\big), $$
 #
 # where h is what the block is given, and asks whether the solve converges, whether the gradient is
 # right, and whether the model still is causal.

@@ -5,7 +5,7 @@
 # J^T)^-1, J = df/dy. A *backward mode* puts something else in its place. This page adds a
 # discounted series,
 #
-#     u = v + decay J^T v + ... + (decay J^T)^K v,
+# $$ u = v + \mathrm{decay}\, J^\top v + \dots + (\mathrm{decay}\, J^\top)^K v, $$
 #
 # which stays bounded where the plain series (`neumann`, decay 1) does not, and measures what that
 # costs.

@@ -5,7 +5,8 @@
 # next state from y and f(y). The loop, the tolerances, the verdicts and the gradient are there
 # already. This page adds second order Richardson iteration,
 #
-#     y_next = omega * f(y) + (1 - omega) * y_previous,    omega = 2 / (1 + sqrt(1 - rho^2)),
+# $$ y_{\mathrm{next}} = \omega f(y) + (1 - \omega)\, y_{\mathrm{previous}}, \qquad
+# \omega = \frac{2}{1 + \sqrt{1 - \rho^2}}, $$
 #
 # the fastest of this form if the Jacobian has real eigenvalues between -rho and rho (G. H. Golub
 # and R. S. Varga, *Chebyshev semi-iterative methods, successive overrelaxation iterative methods,

@@ -4,7 +4,9 @@
 # A reader of a small web follows a link of the page with probability d = 0.85, and begins anew at
 # any page otherwise. How often each page is read solves
 #
-#     x = d A x + (1 - d) / n,    A_ij = w_ij / sum_k w_kj,
+# $$
+# x = d A x + \frac{1 - d}{n}, \qquad A_{ij} = \frac{w_{ij}}{\sum_k w_{kj}},
+# $$
 #
 # with w_ij the weight of the link from j to i (S. Brin and L. Page, *The anatomy of a large-scale
 # hypertextual web search engine*, 1998). Which link should be made stronger so that the page

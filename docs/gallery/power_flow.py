@@ -4,7 +4,7 @@
 # Bus 0 of an electricity grid holds its voltage, the others draw a given power S. With the
 # admittance matrix Y, their complex voltages V solve
 #
-#     V = w + Y_LL^-1 conj(S / V),    w = -Y_LL^-1 Y_L0 V_0,
+# $$ V = w + Y_{LL}^{-1} \, \overline{S / V}, \qquad w = -Y_{LL}^{-1} Y_{L0} V_0, $$
 #
 # which is a fixed point, known as the implicit Z-bus method. The lines and loads are those of G.
 # W. Stagg and A. H. El-Abiad, *Computer Methods in Power System Analysis*, 1968, chapter 8. If a

@@ -4,7 +4,9 @@
 # Ridge regression has a penalty p that training data cannot choose: the smallest training loss is
 # at p = 0. A validation set can. Its loss depends on p by way of the weights,
 #
-#     w = w - step * (A^T (A w - b) / m + p w),
+# $$
+# w = w - \mathrm{step} \cdot \Big(\frac{A^\top (A w - b)}{m} + p\, w\Big),
+# $$
 #
 # the fixed point of gradient descent. `backward="exact"` differentiates the equation, not the
 # descent (F. Pedregosa, *Hyperparameter optimization with approximate gradient*, ICML 2016).

@@ -5,7 +5,8 @@
 # potential that the density n of all of them makes, and the density is that of the levels which
 # they fill:
 #
-#     n = diag(P(H(n))),    H(n) = H_0 + U diag(n),    P(H) = 1 / (1 + exp((H - mu) / T)).
+# $$ n = \mathrm{diag}\, P(H(n)), \qquad H(n) = H_0 + U\, \mathrm{diag}(n), \qquad
+# P(H) = \frac{1}{1 + \exp((H - \mu) / T)}. $$
 #
 # P is a function of a matrix, by its eigenvectors. Iterating the equation often fails because
 # charge sloshes from side to side; mixing past densities is the standard remedy (P. Pulay,

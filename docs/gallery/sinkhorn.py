@@ -2,14 +2,14 @@
 # # Optimal transport by Sinkhorn's iteration, and the gradient of its cost
 #
 # How is a pile of sand with shape a moved into the shape b, if moving a unit from i to j costs
-# C_ij? With an entropy term of weight eps, the plan is P_ij = a_i b_j exp((u_i + v_j - C_ij) /
-# eps), and its potentials solve (M. Cuturi, *Sinkhorn Distances*, NeurIPS 2013; in logarithms
-# here)
+# $C_{ij}$? With an entropy term of weight $\varepsilon$, the plan is
+# $P_{ij} = a_i b_j e^{(u_i + v_j - C_{ij}) / \varepsilon}$, and its potentials solve (M. Cuturi,
+# *Sinkhorn Distances*, NeurIPS 2013; in logarithms here)
 #
-#     v_j = -eps log sum_i a_i exp((u_i - C_ij) / eps),
-#     u_i = -eps log sum_j b_j exp((v_j - C_ij) / eps).
+# $$ v_j = -\varepsilon \log \sum_i a_i\, e^{(u_i - C_{ij}) / \varepsilon}, \qquad
+# u_i = -\varepsilon \log \sum_j b_j\, e^{(v_j - C_{ij}) / \varepsilon}. $$
 #
-# Both lines together are one map u -> u.
+# Both together are one map u -> u.
 
 # %%
 import matplotlib.pyplot as plt

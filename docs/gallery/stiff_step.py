@@ -3,13 +3,13 @@
 #
 # Van der Pol's oscillator with a large parameter,
 #
-#     u' = w,    w' = mu (1 - u^2) w - u,    mu = 1000,
+# $$ u' = w, \qquad w' = \mu (1 - u^2)\, w - u, \qquad \mu = 1000, $$
 #
 # creeps for a long time. Its fast direction relaxes within a thousandth of a unit of time, which
 # bounds the steps of every explicit method. Backward Euler has no such bound, but each step is an
 # equation for the new state y,
 #
-#     y = y_old + h r(y),
+# $$ y = y_{\mathrm{old}} + h\, r(y), $$
 #
 # a fixed point whose Jacobian h dr/dy is huge. Source: E. Hairer, G. Wanner, *Solving Ordinary
 # Differential Equations II*, 1996, sections IV.1 and IV.8.

@@ -5,7 +5,9 @@
 # back to the start. The value of a cell under the best policy solves Bellman's equation (R.
 # Bellman, *Dynamic Programming*, 1957),
 #
-#     V(s) = max_a [ r(s, a) + gamma sum_s' p(s' | s, a) V(s') ],
+# $$
+# V(s) = \max_a \Big[ r(s, a) + \gamma \sum_{s'} p(s' \mid s, a)\, V(s') \Big],
+# $$
 #
 # whose right side contracts by the factor gamma, so that plain iteration is slow when gamma is
 # near 1.
