@@ -19,7 +19,10 @@ BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 
 def on_config(config: Any) -> Any:
-    """List the pages from beside `docs/` after those of the project."""
+    """List the pages from beside `docs/` after those of the project, and name the version."""
+    version = re.search(r'"(.+)"', (ROOT / "solvers" / "version.py").read_text().split("__ = ")[1])
+    assert version is not None
+    config.copyright = f"Attractor Models {version[1]}, under the MIT licence"
     for entry in config.nav:
         if "Project" in entry:
             entry["Project"] += list(BESIDE)
