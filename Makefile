@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku maze test test-slow test-matrix lint bench docs audit mutants clean
+.PHONY: help sudoku maze test test-slow test-long test-matrix lint bench docs audit mutants clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
 	@echo "make maze     the same on 15x15 mazes"
 	@echo "make test     run the tests, but for the slow ones"
-	@echo "make test-slow    the slow tests, in half an hour; test-matrix: with other kernels"
+	@echo "make test-slow    slow tests, in a quarter of an hour; test-long: the others, in an hour"
+	@echo "make test-matrix  the tests with other kernels"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
 	@echo "make docs     build the documentation site, and run its gallery in a few minutes"
@@ -31,6 +32,9 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "slow and not long and not gpu and not benchmark" $(ARGS)
+
+test-long: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "long and not gpu and not benchmark" $(ARGS)
 
 test-matrix: .venv/dev
 	$(BIN)/python tests/support/matrix.py -n 2 $(ARGS)

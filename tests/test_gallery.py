@@ -16,8 +16,8 @@ from parameters import long
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 PAGES = sorted(GALLERY.glob("*.py"))
-# Pages that train for half a minute.
-TRAINED = {"attractor_cnn", "depth_breadth", "two_scales"}
+# Pages that `make test-slow` runs; `make docs` runs all of them.
+OFTEN = {"debugging", "own_gradient", "own_solver", "pagerank"}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
 EXTRAS = {"transformers": "lm"}
@@ -87,7 +87,7 @@ def test_cells_know_their_lines() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [long(path, unless=path.stem not in TRAINED) for path in PAGES],
+    [long(path, unless=path.stem in OFTEN) for path in PAGES],
     ids=[p.stem for p in PAGES],
 )
 def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path) -> None:

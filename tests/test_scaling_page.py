@@ -6,7 +6,7 @@ import re
 import pytest
 
 # A step of each published size, on tensors without numbers.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 page = importlib.import_module("docs.scaling_tables")
 
 

@@ -105,7 +105,7 @@ def test_agrees_with_the_eager_loop(name: str, independent: bool):
         same(graph(y0, matrix, shift), eager)
 
 
-@pytest.mark.parametrize("name", some(NONLINEAR))
+@pytest.mark.parametrize("name", [long(name, unless=name == "anderson") for name in NONLINEAR])
 def test_runaways_have_the_same_verdicts(name: str):
     """A map without a fixed point, one that grows, and one whose residual is larger on the way."""
 
@@ -252,6 +252,7 @@ def test_compiled_by_hand(name: str):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_any_number_of_maps_and_solvers_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each once; torch by itself refuses the ninth graph of one function, and here the fourth."""
     made: list[object] = []

@@ -18,7 +18,8 @@ NATIVE = [name for name in solvers.names() if "." not in name]
 EACH = pytest.mark.parametrize("name", NATIVE)
 # A step of this one is a whole linear solve.
 BUDGETS = {"newton_krylov": 30, "robust": 120}
-# The kinds on which these are tried by `make test-slow`, as they take most of the time of all.
+# The solvers and kinds of which `make test-slow` takes the whole grid; the rest is `long`.
+OFTEN = ("picard", "anderson", "broyden")
 HARD = {
     "discontinuous",
     "no_fixed_point",
@@ -90,11 +91,7 @@ def test_no_claim_is_false(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        long(name, kind, unless=name not in BUDGETS or kind in HARD)
-        for name in NATIVE
-        for kind in KINDS
-    ],
+    [long(name, kind, unless=name in OFTEN and kind in HARD) for name in NATIVE for kind in KINDS],
 )
 def test_no_claim_is_false_in_the_whole_zoo(name: str, kind: str) -> None:
     for p in specimens(kinds=[kind]):

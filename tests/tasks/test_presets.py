@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parameters import long
 
 from tasks.maze.config import PRESETS as MAZE
 from tasks.puzzles.config import GridConfig
@@ -15,6 +16,9 @@ PUBLISHED = {
     name: config for name, config in (*SUDOKU.items(), *MAZE.items()) if name.endswith("m")
 }
 
+# Each of the others takes up to two minutes of a processor.
+OFTEN = {"sudoku-extreme-7m", "sudoku-extreme-trm-5m"}
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_what_the_name_says(name: str) -> None:
@@ -24,16 +28,8 @@ def test_parameter_count_is_what_the_name_says(name: str) -> None:
     assert round(millions) == int(name.rpartition("-")[2].removesuffix("m"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(
-    "name",
-    [
-        # 900 cells: two minutes of a processor.
-        pytest.param(name, marks=pytest.mark.long) if name.startswith("maze") else name
-        for name in PUBLISHED
-    ],
-)
+@pytest.mark.parametrize("name", [long(name, unless=name in OFTEN) for name in PUBLISHED])
 def test_first_three_steps_on_a_small_batch(name: str, autocast: bool, tmp_path: Path) -> None:
     config: GridConfig = PUBLISHED[name].changed(
         batch_size=2, steps=3, autocast=autocast, eval_max_steps=2

@@ -15,6 +15,7 @@ def easy(y: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_fastest_candidates_race_in_a_graph_as_well() -> None:
     tuning = autotune(
         easy, torch.zeros_like(X), X, candidates=["picard", "newton_krylov"], graphs=2

@@ -37,6 +37,7 @@ def test_hostile_configurations_give_one_kind_of_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak is that of Linux")
 def test_refusing_a_file_takes_less_than_300_mb(tmp_path: Path) -> None:
     """Thousands of files of at most 1 MB, in a process of their own, whose peak is measured."""

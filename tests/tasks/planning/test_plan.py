@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from parameters import slow
+from parameters import long, slow
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,7 +96,11 @@ def agrees(config: Any, steps: int | None = None) -> None:
 @pytest.mark.parametrize(
     ("base", "model"),
     [
-        slow(base, model, unless=base is MAZE["tiny"] and model in ("attractor", "transformer"))
+        long(base, model)
+        if base is SUDOKU["mini"] and model != "attractor"
+        else slow(
+            base, model, unless=base is MAZE["tiny"] and model in ("attractor", "transformer")
+        )
         for base in (SUDOKU["mini"], MAZE["tiny"])
         for model in get_args(ModelName)
     ],
@@ -121,7 +125,7 @@ def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        *(slow(LM["tiny"].adapted(model=model, backbone_blocks=4, train_max_steps=6))
+        *(long(LM["tiny"].adapted(model=model, backbone_blocks=4, train_max_steps=6))
           for model in LANGUAGE_MODELS if model != "deq"),
         slow(LM["small"].adapted(train_max_steps=6)),
         LM["tiny"].adapted(mixer="scan", train_max_steps=6),
@@ -203,9 +207,9 @@ WAYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("config", "way"),
     [
-        slow(config, way, unless=config is RUNS[0] or (config is RUNS[1] and len(way) == 2))
-        for config in RUNS
-        for way in WAYS
+        *((RUNS[0], way) for way in WAYS),
+        *(slow(RUNS[1], way, unless=len(way) == 2) for way in WAYS),
+        *(long(config, way) for config in RUNS[2:] for way in WAYS),
     ],
 )
 def test_memory_of_training_within_5_percent(

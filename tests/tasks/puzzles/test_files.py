@@ -93,6 +93,7 @@ def test_a_file_of_questions_that_is_no_text_is_named(
 
 
 @pytest.mark.slow  # a minute: allocations are traced
+@pytest.mark.long
 @pytest.mark.parametrize(("bad", "reader"), [
     ("a,b,,\n", read_puzzles),
     (GOOD.replace("3142", "3141"), read_puzzles),

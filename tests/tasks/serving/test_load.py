@@ -72,6 +72,7 @@ def p99(seconds: list[float]) -> float:
     return sorted(seconds)[int(0.99 * len(seconds))]
 
 
+@pytest.mark.long
 def test_hostile_clients_do_not_slow_the_one_that_behaves(start: Any) -> None:
     _, port = start(*QUICK)
     times(port, 20)
@@ -83,6 +84,7 @@ def test_hostile_clients_do_not_slow_the_one_that_behaves(start: Any) -> None:
     assert p99(beside) <= 2 * p99(alone)
 
 
+@pytest.mark.long
 def test_few_files_are_enough_for_one_that_behaves(start: Any, tmp_path: Path) -> None:
     for files in (1024, 100):
         path = tmp_path / f"{files}.log"
@@ -136,6 +138,7 @@ def test_many_clients_get_no_wrong_reply(start: Any, checkpoint: Path) -> None:
     assert min(counts) > 0
 
 
+@pytest.mark.long
 def test_memory_is_flat_over_many_requests(start: Any) -> None:
     process, port = start(*QUICK)
     memory = []

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from parameters import long, slow
 from torch import distributed
 
 from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint
@@ -41,7 +42,10 @@ def losses_of(folder: Path) -> list[float]:
     return [json.loads(row)["loss"] for row in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("kind", "form"), [("ddp", "file"), ("fsdp", "file"), ("fsdp", "sharded")])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [slow("ddp", "file"), long("fsdp", "file"), long("fsdp", "sharded")],
+)
 def test_torchrun_trains_evaluates_and_resumes(kind: str, form: str, tmp_path: Path) -> None:
     """Fifty steps, in two parts: the first is ended by a signal to `torchrun`."""
     from tasks.sudoku.__main__ import main
