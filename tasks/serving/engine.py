@@ -33,7 +33,7 @@ Watch = Callable[[float, Tensor], None]
 """Called with the relative residual and the logits, shape (cells, symbols), at each point at which
 a solve evaluates its map."""
 Start = Callable[[State], State]
-"""Makes the state in which a puzzle's solve starts from the model's own start, both for one puzzle."""
+"""Makes the state in which a solve starts from the model's own start, both for one puzzle."""
 Ended = Callable[[Tensor, State], None]
 """Called with the logits, on the CPU, and the state in which a puzzle's solve has ended; both lead
 with one puzzle."""
@@ -293,7 +293,9 @@ def _started(requests: list[Request], y0: State) -> State:
     if all(request.start is None for request in requests):
         return y0
     rows = [_row(y0, place) for place in range(len(requests))]
-    rows = [each.start(row) if each.start else row for each, row in zip(requests, rows, strict=True)]
+    rows = [
+        each.start(row) if each.start else row for each, row in zip(requests, rows, strict=True)
+    ]
     return pytree.tree_map(lambda *leaves: torch.cat(leaves).contiguous(), *rows)
 
 
