@@ -19,6 +19,7 @@ from tasks.puzzles.search import (
     solve_from_starts,
 )
 from tasks.puzzles.task import GridTask
+from tasks.reports.intervals import with_interval
 from tasks.reports.logger import print_table
 from tasks.reports.plots import Subplot, plot_curves, plot_steps
 
@@ -212,10 +213,11 @@ def draw_run(
 
 def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> None:
     """Print the table of an evaluation."""
+    count = figures["puzzles"]
     main = {
-        f"{task.noun}s": f"{figures['puzzles']}",
-        "exact accuracy": f"{figures['exact_accuracy']:.1%}",
-        task.verdict: f"{figures['valid']:.1%}",
+        f"{task.noun}s": f"{count}",
+        "exact accuracy": with_interval(figures["exact_accuracy"], count),
+        task.verdict: with_interval(figures["valid"], count),
         "cell accuracy": f"{figures['cell_accuracy']:.2%}",
     }
     solves: dict[str, str] = {}
@@ -227,7 +229,7 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         }
     if "exact_accuracy_4x" in figures:
         solves |= {
-            "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
+            "exact accuracy, 4 x the steps": with_interval(figures["exact_accuracy_4x"], count),
             "same answer from a perturbed start": f"{figures['restart_agreement']:.1%} of "
             f"{figures['restarted']}",
         }
@@ -245,14 +247,17 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         scaled[f"breadth {row['breadth']}"] = shares
     for row in figures.get("search_curve", ()):
         if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
-            scaled[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
+            exact = with_interval(row["exact_accuracy"], count)
+            scaled[f"{row['attempts']} attempts with guesses"] = exact
     for row in figures.get("searched_accuracy_by_rating", ()):
         scaled[f"with guesses, rating {row['rating']}"] = _share(row, task)
     for name, share in figures.get("cases", {}).items():
         scaled[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
     print_table(title, main, solves, residuals, ratings, scaled)
+    print("In brackets: the interval of 95 % (Wilson), in percent.")
 
 
 def _share(row: dict[str, Any], task: GridTask[Any]) -> str:
     plural = "" if row["puzzles"] == 1 else "s"
-    return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}{plural}"
+    share = with_interval(row["exact_accuracy"], row["puzzles"])
+    return f"{share} of {row['puzzles']} {task.noun}{plural}"
