@@ -21,7 +21,7 @@ from tasks.puzzles.search import (
 from tasks.puzzles.task import GridTask
 from tasks.reports.intervals import with_interval
 from tasks.reports.logger import print_table
-from tasks.reports.plots import Subplot, plot_curves, plot_steps
+from tasks.reports.plots import Subplot, plot_breadth, plot_calibration, plot_steps
 
 CURVE_PUZZLES = 300
 FRAMES = 32
@@ -122,13 +122,13 @@ def scale(
     }
     if options.draw is not None:
         options.draw.mkdir(parents=True, exist_ok=True)
-        _draw_scaling(figures, options.draw)
+        draw_scaling(figures | {"puzzles": len(x)}, options.draw)
         x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
-        steps, exact, residual = zip(
-            *step_curve(model, x, target, config.solve.eval_max_steps), strict=True
-        )
-        title = f"{task.noun.capitalize()}s against solver steps"
-        plot_steps(steps, exact, residual, options.draw / "depth.png", title)
+        columns = ("steps", "exact_accuracy", "median_residual")
+        curve = step_curve(model, x, target, config.solve.eval_max_steps)
+        rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in curve]
+        figures["depth_curve"] = rows
+        draw_steps(rows, options.draw / "depth.png", task.noun, len(x), _solver(config))
     return figures
 
 
@@ -169,24 +169,43 @@ def _check_solves(model: GridModel, flag: str) -> None:
         raise ValueError(f"`{flag}` needs a model that solves; a transformer has one answer.")
 
 
-def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
-    curve = figures["breadth_curve"]
-    breadths = [row["breadth"] for row in curve]
-    plot_curves(
-        breadths,
-        {name: [row[name] for row in curve] for name in ("residual", "vote", "valid")},
-        folder / "breadth.png",
-        "starts per puzzle",
-        "Which answer is chosen",
-    )
-    rows = figures["calibration"]
-    plot_curves(
-        [float(row["residual"].split()[0]) for row in rows],
-        {"exact": [row["exact_accuracy"] for row in rows]},
-        folder / "calibration.png",
-        "final relative residual (lower end of the decade)",
-        "Is a converged answer a right one?",
-    )
+def draw_scaling(figures: dict[str, Any], folder: Path) -> None:
+    """Draw what several starts bring, and how accurate answers are by their residual."""
+    puzzles, breadth = figures["puzzles"], figures["breadth"]
+    plot_breadth(figures["breadth_curve"], folder / "breadth.png", puzzles)
+    title = f"Is a converged answer right? {puzzles:,} puzzles, one start"
+    if breadth > 1:
+        title = title.replace("one start", f"by {figures['choose']} among {breadth} starts")
+    plot_calibration(figures["calibration"], folder / "calibration.png", title)
+
+
+def draw_steps(
+    curve: Sequence[dict[str, Any]],
+    path: Path,
+    noun: str,
+    puzzles: int,
+    solver: tuple[str, float | None],
+) -> Path:
+    """Draw accuracy and residual by the number of steps.
+
+    Args:
+        curve: `steps`, `exact_accuracy` and `median_residual`.
+        path: The PNG, in a folder that exists.
+        noun: What one puzzle is called.
+        puzzles: How many were evaluated, of which the curve has the first `CURVE_PUZZLES`.
+        solver: Its name and its tolerance.
+    """
+    name, rtol = solver
+    columns = ("steps", "exact_accuracy", "median_residual")
+    steps, exact, residual = ([row[key] for row in curve] for key in columns)
+    title = f"Held-out {noun}s by solver steps, {name}"
+    return plot_steps(steps, exact, residual, path, title, min(puzzles, CURVE_PUZZLES), rtol)
+
+
+def _solver(config: GridConfig) -> tuple[str, float | None]:
+    """Of the evaluation: its name and its tolerance."""
+    solver = config.solve.evaluation_solver()
+    return type(solver).__name__, getattr(solver, "rtol", None)
 
 
 def draw_run(
@@ -198,14 +217,8 @@ def draw_run(
     folder: Path,
 ) -> list[Path]:
     """Draw accuracy against solver steps, and the solve of one puzzle."""
-    curve = figures["curve"]
-    path = plot_steps(
-        [row["steps"] for row in curve],
-        [row["exact_accuracy"] for row in curve],
-        [row["median_residual"] for row in curve],
-        folder / "steps.png",
-        f"Held-out {task.noun}s against solver steps",
-    )
+    steps = folder / "steps.png"
+    path = draw_steps(figures["curve"], steps, task.noun, figures["puzzles"], _solver(config))
     x, _ = task.encode([puzzle], config)
     frames = list(trajectory(model, x[0], FRAMES))
     return [path, *task.draw(puzzle, frames, config, folder)]
