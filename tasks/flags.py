@@ -85,14 +85,13 @@ def parse_some(kind: type[T], arguments: list[str], program: str) -> tuple[T, li
     Raises:
         ValueError: A value is out of its range.
     """
-    found, rest = tyro.cli(
+    return tyro.cli(
         _readable(kind),
         args=arguments,
         prog=program,
         description=described(kind),
         return_unknown_args=True,
     )
-    return kind(**vars(found)), rest
 
 
 def _refuse_rest(
@@ -214,18 +213,14 @@ def _shown(config: Config, hidden: Collection[str], top: Mapping[str, str]) -> A
 
 
 def _readable(kind: type[Any]) -> Any:
-    """A class for tyro with the fields of the options, which `--help` shows as those of `train`."""
+    """The same options for tyro, so that `--help` shows them as it shows those of `train`."""
     hints, texts, made = get_type_hints(kind, include_extras=True), _texts(kind), []
     for field in dataclasses.fields(kind):
-        value = None if field.default is dataclasses.MISSING else field.default
+        required = field.default is dataclasses.MISSING
+        value = None if required else field.default
         name, hint, _ = _field(field.name, hints[field.name], value, texts[field.name])
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            made.append((name, hint))
-        else:
-            given = {"default": field.default, "default_factory": field.default_factory}
-            kept = {k: v for k, v in given.items() if v is not dataclasses.MISSING}
-            made.append((name, hint, dataclasses.field(**kept)))
-    return dataclasses.make_dataclass(kind.__name__, made, frozen=True, kw_only=True)
+        made.append((name, hint) if required else (name, hint, value))
+    return dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
 
 
 def _made(name: str, fields: Sequence[Any]) -> Any:
