@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,32 @@ def test_a_request_may_not_have_more_solves_than_the_service_takes(small: Ask) -
         assert "takes 3 puzzles at a time" in reply.json()["error"]
     assert client.post("/solve", json={"puzzles": [EASY] * 3}).status_code == 200
     assert service.engine.pending == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"puzzles": [EASY] * 3}, {"puzzle": EASY, "starts": 3}, {"puzzle": EASY, "attempts": 3}],
+)
+def test_what_is_not_answered_in_time_leaves_no_solve(small: Ask, body: dict[str, Any]) -> None:
+    client, service = small(max_batch=2, timeout=0.3)
+    inner, held = service.engine.module, [True]
+
+    class Held(torch.nn.Module):
+        def forward(self, *args: Any) -> Any:
+            while held[0]:
+                time.sleep(0.001)
+            return inner(*args)
+
+    service.engine.module = Held()
+    assert client.post("/solve", json=body).status_code == 504
+    held[0] = False
+    deadline = time.monotonic() + 10
+    while service.engine.pending and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert service.engine.pending == service.engine.running == 0
+    rows = service.engine.rows
+    time.sleep(0.05)
+    assert service.engine.rows == rows  # nothing goes on
 
 
 def test_further_solves_count_against_the_rate() -> None:
