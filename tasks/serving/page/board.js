@@ -130,7 +130,7 @@ export class Board {
       field.value = symbol === this.about.blank ? "" : symbol;
       field.dataset.symbol = symbol;
       const sure = confidence === null || isGiven(cell);
-      field.style.opacity = sure ? 1 : 0.2 + 0.08 * (Number(confidence[cell]) + 1);
+      field.style.setProperty("--sure", sure ? 1 : 0.2 + 0.08 * (Number(confidence[cell]) + 1));
       field.classList.toggle("given", isGiven(cell));
       field.classList.toggle("changed", before[cell] !== symbol);
       field.classList.toggle("broken", broken.has(cell));

@@ -2,15 +2,19 @@
 
 const find = (id) => document.getElementById(id);
 
-function add(parent, name, text) {
-  const element = document.createElement(name);
-  // What stands between backticks is code.
-  (text ?? "").split("`").forEach((part, number) => {
-    if (number % 2 === 0) return element.append(part);
+// What stands between backticks is code.
+function write(element, text) {
+  element.replaceChildren(...text.split("`").map((part, number) => {
+    if (number % 2 === 0) return part;
     const code = document.createElement("code");
     code.textContent = part;
-    element.append(code);
-  });
+    return code;
+  }));
+}
+
+function add(parent, name, text) {
+  const element = document.createElement(name);
+  write(element, text ?? "");
   parent.append(element);
   return element;
 }
@@ -62,7 +66,7 @@ async function start() {
     const description = await reply.json();
     if (!reply.ok) throw new Error(description.error);
     find("title").textContent = description.info.title;
-    find("about").textContent = description.info.description;
+    write(find("about"), description.info.description);
     const routes = find("routes");
     add(routes, "pre", `curl -H 'content-type: application/json' -d '{"puzzle": "..."}' ${location.origin}/solve
 curl -H 'content-type: application/json' -d '{"puzzles": ["...", "..."]}' ${location.origin}/solve`);
@@ -70,8 +74,9 @@ curl -H 'content-type: application/json' -d '{"puzzles": ["...", "..."]}' ${loca
       for (const [method, route] of Object.entries(methods)) addRoute(routes, path, method, route);
     }
     const { schemas } = description.components;
-    const inherited = Object.assign({}, ...["Question", "Answer", "Sought"].map((name) => told(schemas[name]).fields));
     for (const [name, schema] of Object.entries(schemas)) {
+      const bases = name.endsWith("Question") ? ["Question"] : ["Answer", "Sought"];
+      const inherited = Object.assign({}, ...bases.map((base) => told(schemas[base]).fields));
       if (!/ValidationError/.test(name)) addSchema(routes, name, schema, inherited);
     }
   } catch (failure) {
