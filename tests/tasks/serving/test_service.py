@@ -30,7 +30,7 @@ from tasks.serving.schemas import MOST_ATTEMPTS, MOST_PUZZLES, MOST_STARTS
 from tasks.serving.service import GUESSES, Service
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.config import PRESETS
-from tasks.sudoku.examples import FAILS, HARD, NINE
+from tasks.sudoku.examples import FAILS, FEW, HARD, NINE
 from tasks.sudoku.solver import complete
 from tasks.sudoku.task import SudokuTask
 
@@ -302,6 +302,15 @@ def test_a_run_is_described_by_what_it_left(tmp_path: Path) -> None:
     for damaged in ("{", "[]", '{"eval": {"accuracy_by_residual": [{"residual": "x"}]}}'):
         (folder / "result.json").write_text(damaged)
         assert describe(folder / NAME, "puzzle")["reliability"] == []
+
+
+def test_examples_are_what_they_are_called(extreme: TestClient) -> None:
+    assert 81 - FEW.count(".") == int(next(name for name in NINE if "clues" in name).split()[0])
+    body = extreme.post("/solve", json={"puzzles": list(NINE.values())}).json()
+    verdicts = dict(zip(NINE.values(), body["answers"], strict=True))
+    assert verdicts[FEW]["converged"]
+    assert verdicts[HARD]["converged"]
+    assert not verdicts[FAILS]["converged"]
 
 
 @pytest.mark.parametrize("puzzle", NINE.values(), ids=NINE)
