@@ -102,14 +102,21 @@ def summary(rows: list[report.Row], name: str, exponent: dict[str, float]) -> li
 
 
 def plot(rows: list[report.Row]) -> None:
+    """Needs the rows alone, so that `redraw.py` can draw the picture anew."""
+    names = list(dict.fromkeys(row["solver"] for row in rows))
+
     def series(key: str, unit: float) -> dict[str, tuple[list[float], list[float]]]:
         return {
             name: (
                 [row["size"] for row in rows if row["solver"] == name],
                 [row[key] / unit for row in rows if row["solver"] == name],
             )
-            for name in native_names()
+            for name in names
         }
 
-    panels = {"ms": series("ms", 1), "peak memory, MiB": series("peak_bytes", MEGABYTE)}
-    report.curves("scaling", panels, f"numbers in the state; {STEPS} steps")
+    panels = {
+        f"time of {STEPS} steps (ms)": series("ms", 1),
+        "peak memory (MiB)": series("peak_bytes", MEGABYTE),
+    }
+    title = f"{STEPS} steps of y \N{RIGHTWARDS ARROW} 0.9 tanh(y) + x on {SAMPLES} samples"
+    report.curves("scaling", panels, "numbers in the state", title)

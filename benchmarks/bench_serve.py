@@ -33,9 +33,9 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 from tasks.puzzles.evaluate import Predictions, predict, solve_batch
 from tasks.puzzles.puzzle import Puzzle
 from tasks.runs import load_model
-from tasks.serving.app import Service
 from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen
+from tasks.serving.service import Service
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 

@@ -15,7 +15,10 @@ import torch
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import NullFormatter
+
+from implicit.diagnostics.style import house_style
 
 Row = dict[str, Any]
 # Heading of a column, and how to print a row in it.
@@ -119,18 +122,59 @@ def dots(name: str, content: dict[str, Any]) -> None:
     _finish(figure, name)
 
 
+@house_style()
 def curves(
-    name: str, panels: dict[str, dict[str, tuple[list[float], list[float]]]], across: str
+    name: str,
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]],
+    across: str,
+    title: str,
 ) -> None:
-    """Log-log lines: a panel per quantity, a line per label."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.2), squeeze=False)
-    for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
-        for label, (across_values, up_values) in series.items():
-            axis.loglog(across_values, up_values, marker="o", markersize=3, label=label)
-        axis.set(xlabel=across, ylabel=title)
-        axis.grid(True, which="major", alpha=0.3)
-        axis.legend(fontsize=7)
-    _finish(figure, name)
+    """Log-log lines: a panel per quantity, a line per label, which is named at its end.
+
+    Lines that lie on each other share a name; a thin grey line shows what grows in proportion.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.6), squeeze=False)
+    for axis, (quantity, series) in zip(axes[0], panels.items(), strict=True):
+        ends = {}
+        for number, (label, (across_values, up_values)) in enumerate(series.items()):
+            look = {"color": f"C{number % 7}", "linestyle": "-" if number < 7 else "--"}
+            axis.loglog(across_values, up_values, marker="o", markersize=3, **look)
+            ends[label] = (up_values[-1], look["color"])
+        (right,) = {values[-1] for values, _ in series.values()}
+        _name_ends(axis, ends, right)
+        values = next(iter(series.values()))[0][-3:]
+        lowest = min(up[-1] for _, up in series.values())
+        guide = [lowest / 3 * value / right for value in values]
+        axis.loglog(values, guide, color="0.6", linewidth=1, linestyle=":")
+        axis.annotate(
+            "in proportion", (values[1], guide[1]), xytext=(6, -8), textcoords="offset points",
+            color="0.5", fontsize=8, va="top",
+        )  # fmt: skip
+        axis.set(xlabel=across, ylabel=quantity)
+    figure.suptitle(title, fontsize=10.5)
+    figure.savefig(folder(name) / "picture.png")
+    plt.close(figure)
+
+
+def _name_ends(axis: Any, ends: dict[str, tuple[float, str]], right: float) -> None:
+    """Write the name of each line behind its end, one below the other where ends are close."""
+    low, high = np.log(axis.get_ylim())
+    # So much of the height is a line of text.
+    step, places = 0.045 * (high - low), list[float]()
+    ordered = sorted(ends.items(), key=lambda end: -end[1][0])
+    for _, (value, _) in ordered:
+        places.append(min(np.log(value), places[-1] - step if places else math.inf))
+    # As far above the ends as below them.
+    shift = float(np.mean([np.log(ends[label][0]) for label, _ in ordered]) - np.mean(places))
+    for (label, (value, color)), place in zip(ordered, places, strict=True):
+        axis.annotate(
+            label, (right, value), xytext=(right * 1.6, math.exp(place + shift)),
+            textcoords="data", color=color, fontsize=8, va="center", annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5),
+                "shrinkA": 1, "shrinkB": 2,
+            },
+        )  # fmt: skip
 
 
 def _finish(figure: Any, name: str) -> None:

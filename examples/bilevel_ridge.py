@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
+from implicit.diagnostics.style import BLUE, ORANGE, house_style, panels, save_figure
 
 NUM_FEATURES, NUM_RELEVANT, NOISE = 30, 6, 1.0
 TIGHT = solvers.Anderson(rtol=1e-9, atol=1e-12)
@@ -95,21 +95,21 @@ def main(steps: int = 150, out: Path = Path("results/examples/bilevel_ridge.png"
     }
 
 
+@house_style()
 def draw(grid: Tensor, single: list[float], path: list[float], p: Tensor, out: Path) -> None:
     """Validation loss along the way, and the penalties in the end."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2)
     left.plot(path, label="a penalty per feature, learned")
     left.axhline(min(single), color="C1", ls="--", label="best single penalty")
     left.axhline(NOISE**2, color="0.5", ls=":", label="noise of the data")
-    left.set(xlabel="outer step", ylabel="validation loss")
+    left.set(xlabel="outer step", ylabel="validation loss", title="(a) The outer problem")
     left.legend()
     right.bar(
-        range(len(p)), p.tolist(), color=["C0"] * NUM_RELEVANT + ["C3"] * (len(p) - NUM_RELEVANT)
+        range(len(p)), p.tolist(), color=[BLUE] * NUM_RELEVANT + [ORANGE] * (len(p) - NUM_RELEVANT)
     )
-    right.set(xlabel="feature (blue: matters; red: does not)", ylabel="log penalty")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    right.set(xlabel="feature (blue: matters; orange: does not)", ylabel="log penalty")
+    right.set_title("(b) The penalties in the end")
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import solvers
 from implicit import FixedPointLayer, Solution, cached_weights, spectral_normalise
+from implicit.diagnostics.style import house_style, panels, save_figure
 
 
 class Cell(nn.Module):
@@ -82,16 +82,16 @@ def main(epochs: int = 30, out: Path = Path("results/examples/digits_classifier.
     }
 
 
+@house_style()
 def draw(
     model: Classifier, x: Tensor, t: Tensor, curve: list[float], s: Solution, out: Path
 ) -> None:
     """Three panels: the training curve, steps per digit, residuals per solver."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = panels(3, width=11)
     left.plot(range(1, len(curve) + 1), [100 * share for share in curve])
-    left.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(80, 100))
+    left.set(xlabel="epoch", ylabel="test accuracy, %", title="(a) Training")
     middle.boxplot([s.num_steps[t == digit].numpy() for digit in range(10)], tick_labels=range(10))
-    middle.set(xlabel="digit", ylabel="Anderson's steps to a residual of 1e-4")
+    middle.set(xlabel="digit", ylabel="Anderson's steps", title="(b) To a residual of 1e-4")
     with torch.no_grad():
         x = model.embed(x)
         for name in ("picard", "anderson", "broyden"):
@@ -100,10 +100,9 @@ def draw(
                 model.equilibrium.module, torch.zeros_like(x), x, solver=solver, max_steps=60
             )
             right.semilogy(t.num_evals, t.residual.amax(1), label=name)
-    right.set(xlabel="evaluations of f", ylabel="worst residual of the test set")
+    right.set(xlabel="evaluations of f", ylabel="worst residual", title="(c) Three solvers")
     right.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from pathlib import Path
 import networkx as nx
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import solvers
 from implicit import Exact, FixedPointLayer, cached_weights, spectral_normalise
+from implicit.diagnostics.style import BLUE, ORANGE, house_style, panels, save_figure
 
 NUM_CHAINS, LENGTH, WIDTH, NUM_FEATURES = 60, 15, 16, 4
 ANDERSON, EXACT = solvers.Anderson(rtol=1e-4), Exact(max_steps=400)
@@ -95,22 +95,22 @@ def main(steps: int = 400, out: Path = Path("results/examples/graph_network.png"
     return numbers
 
 
+@house_style()
 def draw(graph: nx.Graph, right: dict[str, Tensor], out: Path) -> None:
     """Share of right answers against the distance from the node that knows."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, axes = figure.subplots(1, 2)
+    figure, (left, axes) = panels(2)
     for name, hits in right.items():
         tested = hits.view(NUM_CHAINS, LENGTH)[NUM_CHAINS // 2 :]
         axes.plot(100 * tested.float().mean(0), label=name)
-    axes.set(xlabel="distance from the node that knows", ylabel="right on test chains, %")
-    axes.legend()
+    axes.set(xlabel="distance from the node that knows", ylabel="right, %", title="(b) Test chains")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     chains = graph.subgraph(range((NUM_CHAINS - 8) * LENGTH, NUM_CHAINS * LENGTH))
     place = {i: (i % LENGTH, i // LENGTH) for i in chains}
-    colors = ["C0" if right["implicit"][i] else "C3" for i in chains]
+    colors = [BLUE if right["implicit"][i] else ORANGE for i in chains]
     nx.draw_networkx(chains, place, ax=left, node_color=colors, node_size=40, with_labels=False)
-    left.set_title("eight test chains, implicit network (blue: right)")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    left.axis("off")
+    left.set_title("(a) Eight test chains; blue: implicit network right")
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":

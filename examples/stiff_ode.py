@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from matplotlib.figure import Figure
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
+from implicit.diagnostics.style import house_style, panels, save_figure
 
 OUT = Path("results/examples/stiff_ode.png")
 RATES = (0.04, 3e7, 1e4)
@@ -98,20 +98,19 @@ def main(steps: int = 20, num_times: int = 60, out: Path = OUT) -> dict:
     }
 
 
+@house_style()
 def draw(times: Tensor, y: Tensor, radau: np.ndarray, path: list, out: Path) -> None:
     """The trajectory beside SciPy's, and the rates on their way to the true ones."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2)
     for i, (label, factor) in enumerate((("A", 1), ("B, times 1e4", 1e4), ("C", 1))):
         left.semilogx(times[1:], factor * y[1:, i], label=label, color=f"C{i}")
         left.semilogx(times[1:], factor * radau[1:, i], ".", color=f"C{i}", ms=4)
         right.plot([k[i] / RATES[i] for _, k in path], label=f"k{i + 1} / true k{i + 1}")
-    left.set(xlabel="time", ylabel="concentration (dots: SciPy's Radau)")
-    left.legend()
-    right.set(xlabel="evaluation of loss and gradient", ylabel="rate over true rate", yscale="log")
-    right.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    left.set(xlabel="time", ylabel="concentration", title="(a) Trajectory; dots: SciPy's Radau")
+    right.set(xlabel="evaluation of the loss", yscale="log", title="(b) Rate over true rate")
+    for axes in (left, right):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import solvers
 from implicit import Solution, fixed_point
+from implicit.diagnostics.style import house_style, panels, save_figure
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-CONTEXT = 48
+CONTEXT, MEAN_OF = 48, 15
 OUT = Path("results/examples/transformer_equilibrium.png")
 ANDERSON = solvers.Anderson(rtol=1e-3)
 
@@ -100,18 +100,18 @@ def main(steps: int = 600, out: Path = OUT) -> dict:
     }
 
 
+@house_style()
 def draw(curves: dict[str, list[float]], steps: list[Tensor], out: Path) -> None:
     """Losses, and the steps to the equilibrium."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(2)
     for name, losses in curves.items():
-        left.plot(losses[:-1], label=f"{name} (held out: {losses[-1]:.3f})", lw=0.8)
-    left.set(xlabel="training step", ylabel="loss, nats per byte")
+        means = torch.tensor(losses[:-1]).unfold(0, MEAN_OF, 1).mean(1)
+        left.plot(means, label=f"{name} (held out: {losses[-1]:.3f})")
+    left.set(xlabel="training step", ylabel="nats per byte", title=f"(a) Loss, mean of {MEAN_OF}")
     left.legend()
     right.plot(steps)
-    right.set(xlabel="training step", ylabel="solver steps, mean of the batch", ylim=(0, None))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    right.set(xlabel="training step", ylabel="solver steps", ylim=(0, None), title="(b) Mean steps")
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":

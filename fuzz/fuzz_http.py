@@ -14,6 +14,9 @@ SEEDS = [
     b"GET /health HTTP/1.0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
     b"HEAD /%2e%2e/page/index.html?a=b HTTP/1.1\r\nhost: 127.0.0.1\r\nif-none-match: *\r\n\r\n",
     post(BODY),
+    post(b'{"puzzles": ["1234341221.343.1", "12"]}'),
+    post(b'{"puzzle": "1234341221.343.1", "starts": 2, "attempts": 0, "candidates": true}')
+    + b"GET /about HTTP/1.1\r\nhost: localhost\r\n\r\nGET /docs HTTP/1.1\r\nhost: a\r\n\r\n",
     b"POST /trajectory HTTP/1.1\r\n" + JSON + b"transfer-encoding: chunked\r\n\r\n1e\r\n" + BODY
     + b"\r\n0\r\n\r\n",
     b"GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"

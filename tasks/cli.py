@@ -16,11 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from solvers.registry import unknown
 from tasks.device import choose_device
-from tasks.flags import described, parse, parse_config, refuse_renamed, take
+from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
 from tasks.output import print_result, result_alone
 from tasks.runs import program, read_config
 
@@ -271,13 +269,7 @@ class CommandLine(ABC):
 
         arguments, name, default = self._take_preset(arguments)
         program = f"{self.program} plan"
-        options, rest = tyro.cli(
-            PlanOptions,
-            args=arguments,
-            prog=program,
-            description=described(PlanOptions),
-            return_unknown_args=True,
-        )
+        options, rest = parse_some(PlanOptions, arguments, program)
         names = [field.name for field in dataclasses.fields(PlanOptions)]
         config = parse_config(default, rest, program, others=names)
         found = report(config, options)

@@ -3,12 +3,18 @@
 import os
 import platform
 import shutil
+import sys
 from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
 from models.blocks import Block, PreNormBlock
+
+try:
+    import resource
+except ImportError:  # a system that does not count so
+    resource = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,6 +44,19 @@ def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
     if device.type == "cpu":
         return torch.random.fork_rng([])
     return torch.random.fork_rng([device], device_type=device.type)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """`memory_gb`: the most memory in use so far, in GB of 10^9 bytes; empty where unknown.
+
+    On a CUDA device that is torch's tensors, and on the CPU the whole process, libraries included.
+    """
+    if device.type == "cuda":
+        return {"memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    if resource is None:
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"memory_gb": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9}
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -65,9 +65,7 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
     Raises:
         ValueError: An argument is none of this command's, or a value is out of its range.
     """
-    found, rest = tyro.cli(
-        kind, args=arguments, prog=program, description=described(kind), return_unknown_args=True
-    )
+    found, rest = parse_some(kind, arguments, program)
     hints = get_type_hints(kind, include_extras=True)
     names = [
         field.name
@@ -76,6 +74,24 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
     ]
     _refuse_rest(rest, names, program, getattr(kind, "elsewhere", {}))
     return found
+
+
+def parse_some(kind: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
+    """Parse the flags that are options of a dataclass; see `parse`.
+
+    Returns:
+        The options, and the arguments that are none of them.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    return tyro.cli(
+        _readable(kind),
+        args=arguments,
+        prog=program,
+        description=described(kind),
+        return_unknown_args=True,
+    )
 
 
 def _refuse_rest(
@@ -196,25 +212,48 @@ def _shown(config: Config, hidden: Collection[str], top: Mapping[str, str]) -> A
     )
 
 
+def _readable(kind: type[Any]) -> Any:
+    """The same options for tyro, so that `--help` shows them as it shows those of `train`."""
+    hints, texts, made = get_type_hints(kind, include_extras=True), _texts(kind), []
+    for field in dataclasses.fields(kind):
+        required = field.default is dataclasses.MISSING
+        value = None if required else field.default
+        name, hint, _ = _field(field.name, hints[field.name], value, texts[field.name])
+        made.append((name, hint) if required else (name, hint, value))
+    return dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
+
+
 def _made(name: str, fields: Sequence[Any]) -> Any:
     return dataclasses.make_dataclass(name.capitalize(), fields, frozen=True)
 
 
 def _field(name: str, hint: Any, value: Any, text: str) -> tuple[str, Any, Any]:
     """An option for `make_dataclass`, with the line that `--help` shows of it."""
-    shown = "" if value is None else f" ({value})"
+    words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    shown = "" if words in (None, "") else f" ({words})"
     options: dict[str, Any] = {"help": text.removesuffix(".") + shown, "help_behavior_hint": ""}
-    (kind, *others) = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    (kind, *others) = [
+        each for each in get_args(bare) or (bare,) if each not in (type(None), Ellipsis)
+    ]
     if not others and kind in METAVARS:
         options["metavar"] = METAVARS[kind]
+        if get_origin(bare) is tuple:
+            options["metavar"] = f"[{'TEXT' if kind is str else METAVARS[kind]} ...]"
     return name, Annotated[hint, tyro.conf.arg(**options)], value
 
 
 def descriptions(section: type[Section]) -> dict[str, str]:
     """What the docstrings of a section class and of those below it say of each option."""
+    found = _texts(section)
+    return {name: found[name] for name in section.names()}
+
+
+def _texts(kind: type[Any]) -> dict[str, str]:
+    """What the docstrings of a class and of those below it say of its attributes, each one line."""
     found: dict[str, str] = {}
-    for base in reversed(section.__mro__):
+    for base in reversed(kind.__mro__):
         if base.__doc__ and dataclasses.is_dataclass(base):
             params = docstring_parser.parse(base.__doc__).params
             found |= {param.arg_name: param.description or "" for param in params}
-    return {name: " ".join(found[name].split()) for name in section.names()}
+    return {name: " ".join(text.split()) for name, text in found.items()}

@@ -16,6 +16,8 @@ from tasks.device import choose_device
 RUNS = Path("runs")
 # The averaged weights alone, in the folder of a run.
 WEIGHTS = "model.safetensors"
+# What its evaluation measured.
+RESULT = "result.json"
 
 
 def program(task: Any) -> str:
@@ -128,6 +130,13 @@ def read_config(task: Any, checkpoint: Checkpoint) -> Any:
         raise CheckpointError(
             f"{path} comes from another version, or is damaged: {reason}. Train again."
         ) from error
+
+
+def last_score(path: Path) -> float | None:
+    """The share of held-out puzzles that a run got right when it last looked; None if unknown."""
+    history = read_checkpoint(path).meta.get("history", [])
+    scores = [row["test_exact"] for row in history if "test_exact" in row]
+    return scores[-1] if scores else None
 
 
 def load_model(

@@ -5,6 +5,7 @@ held-out questions, `NAME.csv`.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,28 @@ def held_out(path: Path | None) -> Path | None:
         return None
     questions = path.with_suffix(".csv")
     return questions if questions.is_file() else None
+
+
+def card(path: Path) -> dict[str, str]:
+    """The rows of a model's card by their heading, as plain text."""
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*\*([^*]+)\*\* \| (.+) \|$", text, re.MULTILINE)
+    return {heading: row.replace("`", "") for heading, row in rows}
+
+
+def reliability(path: Path) -> list[dict[str, float]]:
+    """How many test puzzles were right by the residual at the end, from a model's card.
+
+    Returns:
+        `low` and `high`, the ends of each range of residuals, `puzzles` and `right`; an empty list
+        for a model whose card has no such table.
+    """
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (1e\S+) to (1e\S+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    return [
+        {"low": float(low), "high": float(high), "puzzles": int(puzzles), "right": int(right)}
+        for low, high, puzzles, right in rows
+    ]
 
 
 @contextlib.contextmanager

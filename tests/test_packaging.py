@@ -73,6 +73,7 @@ def test_wheel_is_typed_and_says_what_it_is(built: Path, tmp_path: Path) -> None
         files = {file.relative_to(ROOT).as_posix() for file in (ROOT / package).rglob("*.py")}
         assert files <= set(names)
     assert "tasks/serving/page/index.html" in names
+    assert "implicit/diagnostics/house.mplstyle" in names
     assert fields["Version"] == solvers.__version__
     assert fields["Author"]
     assert {"Homepage", "Issues", "Changelog", "Documentation"} <= {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from implicit.diagnostics.style import DPI, house_style
 from solvers.packing import StatePacking
 from solvers.solution import Result
 from solvers.tools.trace import Trace
@@ -31,7 +32,6 @@ except ModuleNotFoundError as error:
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 MARKERS = ["o", "s", "^", "v", "D"]
 MAX_MARKERS = 20
-DPI = 150
 RESIDUAL = "rms of f(y) \N{MINUS SIGN} y"
 
 
@@ -52,6 +52,7 @@ def plot_convergence(traces: Mapping[str, Trace], path: Path | str) -> Path:
     return _save(convergence_figure(traces), path)
 
 
+@house_style()
 def convergence_figure(traces: Mapping[str, Trace]) -> Figure:
     """Worst (solid) and median (dashed) residual of each solver's batch.
 
@@ -82,11 +83,10 @@ def convergence_figure(traces: Mapping[str, Trace]) -> Figure:
     right.set(xlabel="wall time (ms)", xlim=(0, None))
     for axes in (left, right):
         _log_scale(axes)
-        _tidy(axes)
     lines, labels = left.get_legend_handles_labels()
     lines += [Line2D([], [], color="0.3"), Line2D([], [], color="0.3", linestyle="--")]
     labels += ["worst sample", "median sample"]
-    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(lines, labels, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -109,6 +109,7 @@ def plot_trajectory(trace: Trace, path: Path | str, sample: int = 0) -> Path:
     return _save(trajectory_figure(trace, sample), path)
 
 
+@house_style()
 def trajectory_figure(trace: Trace, sample: int = 0) -> Figure:
     """The evaluated points of one sample in the plane of their two principal components.
 
@@ -135,9 +136,8 @@ def trajectory_figure(trace: Trace, sample: int = 0) -> Figure:
         ylabel=f"component 2 ({100 * shares[1]:.1f} % of variance)",
         title=_verdict(trace, sample),
     )
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend()
     figure.colorbar(dots, ax=axes, label="evaluation", pad=0.02)
-    _tidy(axes)
     return figure
 
 
@@ -201,10 +201,3 @@ def _log_scale(axes: Axes) -> None:
     values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
     if any(y > 0 for y in values):
         axes.set_yscale("log")
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="0.9", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

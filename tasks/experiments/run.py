@@ -17,7 +17,7 @@ from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
 from tasks.device import choose_device, compile_blocks
 from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning
-from tasks.runs import export
+from tasks.runs import RESULT, export
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
 from tasks.training.task import Task
@@ -135,7 +135,7 @@ def run(
             "config": config.to_json(),
         }
         export(trainer.path, folder / "model.safetensors")
-        (folder / "result.json").write_text(json.dumps(result) + "\n")
+        (folder / RESULT).write_text(json.dumps(result) + "\n")
         write_page(folder / "report.html", f"{experiment.task}, {preset}", result, folder)
     except KeyboardInterrupt:
         raise Interrupted(trainer.path) from None

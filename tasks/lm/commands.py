@@ -150,7 +150,7 @@ class LanguageCommands(CommandLine):
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
             from implicit.diagnostics.plots import plot_trajectory
-            from tasks.lm.experiment import SUBPLOTS, plot_budgets
+            from tasks.lm.pictures import SUBPLOTS, plot_budgets
             from tasks.reports.plots import plot_learning
 
             options.draw.mkdir(parents=True, exist_ok=True)

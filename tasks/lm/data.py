@@ -176,10 +176,10 @@ class Batches(Task):
         return rows[:, :-1], rows[:, 1:]
 
     def validate(self, model: LanguageModel) -> dict[str, float]:
-        """See `Task`: bits per byte of the first held-out tokens, and metrics of the solves."""
+        """See `Task`: loss of the first held-out tokens, and metrics of the solves."""
         found = measure(model, self.corpus, self.config, limit=VALIDATION_TOKENS)
         names = {"bits_per_byte": "test_bits", "mean_steps": "test_steps"}
-        names["distance"] = "test_distance"
+        names |= {"loss": "test_loss", "distance": "test_distance"}
         return {shown: found[name] for name, shown in names.items() if name in found}
 
     def selection_score(self, validation: dict[str, float]) -> float:

@@ -19,41 +19,13 @@ from tasks.lm.config import LanguageConfig, LanguageTask, ModelName
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
+from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
 from tasks.output import visible
 from tasks.reports.logger import print_table
-from tasks.reports.plots import BLUE, ORANGE, Subplot, new_figure, save_png
 from tasks.runs import RUNS, load_model
 from tasks.training.options import literal
-
-SUBPLOTS = (
-    Subplot("loss (nats per token)", {"loss": "training batch"}),
-    Subplot("bits per byte", {"test_bits": "held-out"}),
-    Subplot("solver steps", {"solver_steps": "training batch", "test_steps": "held-out"}),
-    Subplot(
-        "distance of the proposal\n|y0 \N{MINUS SIGN} y*| / |y*|", {"test_distance": "held-out"}
-    ),
-)
-
-
-def plot_budgets(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Loss, and on a second axis the residual, against the budget of solver steps."""
-    figure = new_figure(6, 4)
-    left = figure.subplots()
-    steps = [row["max_steps"] for row in rows]
-    left.plot(steps, [row["loss"] for row in rows], "o-", color=BLUE)
-    left.set(xlabel="solver steps at most", ylabel="held-out loss (nats per token)")
-    left.set_xscale("symlog", base=2, linthresh=1)
-    left.set_xticks(steps, map(str, steps))
-    left.yaxis.label.set_color(BLUE)
-    right = left.twinx()
-    measured = [(row["max_steps"], row["median_residual"]) for row in rows if row["max_steps"]]
-    right.plot(*zip(*measured, strict=True), "s--", color=ORANGE)
-    right.set_yscale("log")
-    right.set_ylabel("median relative residual", color=ORANGE)
-    return save_png(figure, path)
-
 
 SAMPLE_TOKENS = 120
 
@@ -106,7 +78,7 @@ class TextExperiment(Experiment):
         figures = measure(model, held_out, config)
         if model.solving is not None:
             figures["by_budget"] = by_budget(model, held_out, config, BUDGETS)
-            plot_budgets(figures["by_budget"], folder / "budgets.png")
+            plot_budgets(figures["by_budget"], folder / "budgets.png", model.solving.solver.rtol)
         sampling = Sampling(seed=config.train.seed)
         drawn = generate(
             model, [[END]], tokens=SAMPLE_TOKENS, context=config.data.context, sampling=sampling

@@ -1,4 +1,4 @@
-"""Pictures of mazes: one answer, and the convergence of a solve."""
+"""Pictures of mazes: the moments of a solve."""
 
 import math
 from collections.abc import Sequence
@@ -6,51 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
-from tasks.puzzles.pictures import RED, Frame, GridPicture, caption
-from tasks.reports.plots import BLUE, GREEN, ORANGE, new_figure, save_png
+from tasks.puzzles.pictures import RED, Frame, GridPicture, caption, draw_sheet
+from tasks.reports.plots import BLUE, GREEN, ORANGE
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
 GROUND = {WALL: "#3A3A3A", FREE: "#FFFFFF", START: GREEN, GOAL: PURPLE}
-LEGEND = ("blue: path, right", "red: path, wrong", "yellow: path missed", "orange: wrong otherwise")
+# Of the larger picture.
+MOMENTS, INCHES = 4, 3.6
 
 
-def draw_maze(
-    question: Sequence[int], answer: Sequence[int], truth: Sequence[int], path: Path
-) -> Path:
-    """Draw one maze with a path into a PNG.
+def draw_maze(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
+    """Draw a maze with the path in it at four moments, the last of which is the answer.
 
-    Args:
-        question: Codes.
-        answer: Codes of the path to be drawn, right or wrong.
-        truth: Codes of the right answer: cells where `answer` has something else stand out.
-        path: The PNG, in a folder that exists.
-
-    Returns:
-        `path`.
-
-    Raises:
-        OSError: The file cannot be written.
+    Args and errors are those of `draw_sheet`.
     """
-    figure = new_figure(5, 5.2)
-    axes = figure.subplots()
-    axes.axis("off")
-    size = 250 / math.isqrt(len(question))
-    _draw_cells(axes, question, answer, [1.0] * len(answer), truth, letter_size=size)
-    figure.supxlabel("    ".join(LEGEND), fontsize=7.5, color="0.35")
-    return save_png(figure, path)
+    return draw_sheet(frames, picture, path, MOMENTS, INCHES)
 
 
 @dataclass(frozen=True)
 class MazePicture(GridPicture):
     """A moment of a solve, as a maze with the predicted path in it."""
 
-    legend = (*LEGEND, "pale: unsure")
+    unsure = "pale: unsure"
 
     def draw(self, axes: Axes, frame: Frame) -> None:
         """See `GridPicture`."""
@@ -64,6 +48,23 @@ class MazePicture(GridPicture):
             f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
             fontsize=9,
         )
+
+    def legend(self, frames: Sequence[Frame]) -> list[Patch]:
+        """See `GridPicture`."""
+        found = torch.stack([frame[2].argmax(-1).cpu() for frame in frames])
+        answer = torch.tensor(self.answer)
+        path, truth = found == PATH, answer == PATH
+        kinds = {
+            "path, right": (BLUE, path & truth),
+            "path, wrong": (RED, path & ~truth),
+            "path missed": (YELLOW, ~path & truth),
+            "wrong otherwise": (ORANGE, ~path & ~truth & (found != answer)),
+        }
+        return [
+            Patch(facecolor=color, label=label)
+            for label, (color, cells) in kinds.items()
+            if bool(cells.any())
+        ]
 
 
 def _draw_cells(

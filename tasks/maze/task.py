@@ -108,10 +108,9 @@ class MazeTask(GridTask[MazeConfig]):
         return MazePicture(math.isqrt(len(x)), x, answer, self.symbols)
 
     def draw(self, puzzle: Puzzle, frames: Frames, config: MazeConfig, folder: Path) -> list[Path]:
-        """See `GridTask`: here, also the answer alone."""
+        """See `GridTask`: here, also a larger sheet of fewer moments."""
         from tasks.maze.pictures import draw_maze
 
         (question,), (answer,) = (t.tolist() for t in self.encode([puzzle], config))
-        found = frames[-1][2].argmax(-1).tolist()
-        drawn = draw_maze(question, found, answer, folder / "maze.png")
+        drawn = draw_maze(frames, self.picture(question, answer), folder / "maze.png")
         return [drawn, *super().draw(puzzle, frames, config, folder)]

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tasks.planning.plan import Plan
+from tasks.planning.plan import Plan, show_bytes
 from tasks.planning.stand_ins import FLOAT32
 from tasks.training.micro_batches import micro_batch as rows_at_once
 
@@ -32,26 +32,22 @@ Parallel = Literal["one device", "DDP", "FSDP"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """The devices of a run.
+class Device:
+    """One device of a run.
 
     Attributes:
-        gpus: How many GPUs.
-        gpu_memory: Memory of each, in GB of 10^9 bytes.
+        gpu_memory: Memory of each GPU, in GB of 10^9 bytes.
         utilisation: Share of the peak that training reaches, in (0, 1].
         peak_tflops: Peak of each in TFLOP/s; by default that of an H100 SXM in bfloat16, dense.
         price: Of a GPU for an hour, in any currency.
     """
 
-    gpus: int = 8
     gpu_memory: float = 80.0
     utilisation: float = 0.4
     peak_tflops: float = H100_TFLOPS
     price: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gpus < 1:
-            raise ValueError(f"`--gpus` must be at least 1, got {self.gpus}.")
         for name in ("gpu_memory", "peak_tflops"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -63,13 +59,38 @@ class Cluster:
 
     @property
     def usable_bytes(self) -> float:
-        """Bytes of each device that a run can use."""
+        """Bytes that a run can use."""
         return (1 - RESERVED) * 1e9 * self.gpu_memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cluster(Device):
+    """The devices of a run, all alike.
+
+    Attributes:
+        gpus: How many.
+    """
+
+    gpus: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_gpus(self.gpus)
 
     @property
     def flops_per_second(self) -> float:
         """Speed of all devices together, at the assumed utilisation."""
         return self.gpus * 1e12 * self.peak_tflops * self.utilisation
+
+
+def check_gpus(count: int) -> None:
+    """Check a number of GPUs.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if count < 1:
+        raise ValueError(f"`--gpus` must be at least 1, got {count}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +230,7 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
         return f"{samples} {name}{'s' * (samples != 1)}"
 
     chosen = next((way for way in ways if way.enough), None)
-    usable = f"{cluster.usable_bytes / 1e9:.1f} usable"
+    usable = f"{show_bytes(cluster.usable_bytes)} usable"
     if chosen is None:
         least = min(ways, key=lambda way: way.memory.total).memory
         more = "take more GPUs or larger ones" if cluster.gpus > 1 else "take several, with FSDP"
@@ -217,7 +238,7 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
             more = f"raise `--accumulate`, {more}"
         return None, (
             f"Does not fit: {counted(count)} at a time take{'s' * (count == 1)} "
-            f"{least.total / 1e9:.1f} GB of {usable}, with {_way(least)}. Go on: {more}, or make "
+            f"{show_bytes(least.total)} of {usable}, with {_way(least)}. Go on: {more}, or make "
             f"the model or its {'context' if plan.config.unit == 'token' else 'batch'} smaller."
         )
     at = chosen.memory
@@ -225,7 +246,7 @@ def recommend(plan: Plan, cluster: Cluster, ways: Sequence[Fit]) -> tuple[Fit | 
     if chosen.parts > 1:
         rows = counted(at.micro_batch)
         work = f"{chosen.parts} micro-batches of {rows} per GPU (at most {chosen.largest} fit)"
-    text = f"Fits: {_way(at)}, {work}, {at.total / 1e9:.1f} GB of {usable}."
+    text = f"Fits: {_way(at)}, {work}, {show_bytes(at.total)} of {usable}."
     flags = ["--parallel fsdp"] * (at.parallel == "FSDP")
     flags += [f"--accumulate {chosen.parts}"] * (chosen.parts > 1)
     flags += ["--checkpoint-activations"] * at.checkpoint

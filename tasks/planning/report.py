@@ -9,9 +9,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tasks.planning.cluster import Cluster, duration, fits, recommend, sample_name, steps_shown
+from tasks.planning.cluster import (
+    NODE,
+    Cluster,
+    Device,
+    check_gpus,
+    duration,
+    fits,
+    recommend,
+    sample_name,
+    steps_shown,
+)
 from tasks.planning.plan import Plan, show_bytes
 
+# Parameters below which a model is planned for one GPU, if the user does not say.
+SMALL = 100_000_000
 PURPOSES = {
     "weights": "weights",
     "gradients": "gradients",
@@ -26,24 +38,34 @@ PURPOSES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions(Cluster):
+class PlanOptions(Device):
     """What a run will need and take, without making the model.
 
     Besides these, all flags of `train` change what is planned, as in `--model transformer`.
 
     Attributes:
+        gpus: How many GPUs; by default one, or eight from 100 million parameters on.
         tokens: Budget in tokens, or in puzzles and optimiser steps; by default the preset's
             steps times its batch.
         json: Also write the result here; `-` prints it on a terminal too.
     """
 
+    gpus: int | None = None
     tokens: Annotated[int | None, tyro.conf.arg(aliases=["--puzzles"])] = None
     json: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gpus is not None:
+            check_gpus(self.gpus)
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"`--tokens` must be at least 1, got {self.tokens}.")
+
+    def cluster(self, parameters: int) -> Cluster:
+        """The devices for a model of so many parameters."""
+        gpus = self.gpus or (1 if parameters < SMALL else NODE)
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Device)}
+        return Cluster(**own, gpus=gpus)
 
 
 def report(config: Any, options: PlanOptions) -> dict[str, Any]:
@@ -52,8 +74,9 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
     See `tasks.planning.plan.Plan` for what the estimates leave out.
     """
     found = Plan(config)
-    ways = fits(found, options)
-    chosen, advice = recommend(found, options, ways)
+    cluster = options.cluster(found.num_parameters)
+    ways = fits(found, cluster)
+    chosen, advice = recommend(found, cluster, ways)
     units = options.tokens
     if units is None and config.train.steps is not None:
         units = config.train.steps * found.config.train.batch_size * found.config.units_per_sample
@@ -67,15 +90,13 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
         "parameters": found.parameters | {"total": found.num_parameters},
         "memory": [{**dataclasses.asdict(way.memory), "largest": way.largest} for way in ways],
         "training": [
-            duration(found, options, steps, units, checkpoint) for steps in steps_shown(found)
+            duration(found, cluster, steps, units, checkpoint) for steps in steps_shown(found)
         ],
         "unit": found.config.unit,
         "budget": units,
         "fits": chosen is not None,
         "recommendation": advice,
-        "cluster": {
-            field.name: getattr(options, field.name) for field in dataclasses.fields(Cluster)
-        },
+        "cluster": dataclasses.asdict(cluster),
     }
 
 
@@ -93,7 +114,7 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         "The solver's history is free again when the loss is taken: the total is that of the "
         "worst moment.\n"
     )
-    of = f"{budget:.3g} {unit}s" if budget else "no budget: give `--tokens`"
+    of = f"{budget:.3g} {unit}s" if budget else f"no budget: give `--{unit}s`"
     rows = [
         [
             str(row["solver_steps"]), f"{row[f'flops_per_{unit}'] / 1e9:.4g}",

@@ -24,7 +24,7 @@ from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.task import GridTask
-from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
+from tasks.runs import choose_checkpoint, last_score, load_model, locate
 from tasks.training.options import flag
 
 if TYPE_CHECKING:
@@ -334,9 +334,8 @@ class Commands(CommandLine):
 
     def _called(self, path: Path) -> str:
         """How `solve` names its model: with its last score in training, if that is known."""
-        history = read_checkpoint(path).meta.get("history", [])
-        scores = [row["test_exact"] for row in history if "test_exact" in row]
-        score = f", {scores[-1]:.0%} of held-out {self.task.noun}s right" if scores else ""
+        share = last_score(path)
+        score = "" if share is None else f", {share:.0%} of held-out {self.task.noun}s right"
         return shipped.called(path) + score
 
     def export(self, arguments: list[str]) -> int:

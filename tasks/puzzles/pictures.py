@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +22,7 @@ Frame = tuple[int, float, Tensor]
 
 RED, RED_TINT = "#C1121F", "#FBE3E4"  # what is wrong
 GIVEN_TINT = "#EFEFEF"
-SHEET, COLUMNS = 8, 4
+SHEET = 5
 GIF_DPI, GIF_COLORS, FRAME_MS, HOLD_MS = 90, 64, 200, 3000
 
 
@@ -38,15 +39,10 @@ class GridPicture:
         box: Rows and columns between thick lines; by default all.
 
     Attributes:
-        legend: What colours mean.
+        unsure: What the legend says of a cell of which the model is not sure.
     """
 
-    legend: ClassVar[Sequence[str]] = (
-        "black on grey: clue",
-        "blue: right",
-        "red on pink: wrong",
-        "small and pale: unsure",
-    )
+    unsure: ClassVar[str] = "small and pale: unsure"
 
     side: int
     question: Sequence[int]
@@ -75,6 +71,22 @@ class GridPicture:
         axes.set_title(f"{caption(frame)}\n{num_right} of {num_blanks} blanks right", fontsize=9)
         axes.set(xlim=(-0.1, self.side + 0.1), ylim=(self.side + 0.1, -0.1), aspect="equal")
 
+    def legend(self, frames: Sequence[Frame]) -> list[Patch]:
+        """Swatches of what occurs in some frames."""
+        asked = torch.tensor(self.question) > 0
+        answer = torch.tensor(self.answer) - self.first_symbol
+        right = torch.stack([frame[2].argmax(-1).cpu() == answer for frame in frames])[:, ~asked]
+        kinds = (
+            ("clue", GIVEN_TINT, "black", bool(asked.any())),
+            ("right", "white", BLUE, bool(right.any())),
+            ("wrong", RED_TINT, RED, not bool(right.all())),
+        )
+        return [
+            Patch(facecolor=face, edgecolor=edge, label=label)
+            for label, face, edge, occurs in kinds
+            if occurs
+        ]
+
     def _draw_cell(
         self, axes: Axes, cell: int, symbol: int, color: str, tint: str, sure: float | None = None
     ) -> None:
@@ -97,14 +109,22 @@ class GridPicture:
                 axes.plot(*ends, color="black", linewidth=width, solid_capstyle="projecting")
 
 
-def draw_sheet(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
-    """Draw up to eight moments of a solve into one PNG; see `moments`.
+def draw_sheet(
+    frames: Sequence[Frame],
+    picture: GridPicture,
+    path: Path,
+    most: int = SHEET,
+    inches: float = 2.6,
+) -> Path:
+    """Draw some moments of a solve into one PNG, in one row; see `moments`.
 
     Args:
         frames: In order; at least one. A residual that is not finite counts as not measured;
             probabilities are (cells, classes).
         picture: Draws one of them.
         path: The PNG, in a folder that exists.
+        most: Moments, at most.
+        inches: Width of one.
 
     Returns:
         `path`.
@@ -112,26 +132,27 @@ def draw_sheet(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Pat
     Raises:
         OSError: The file cannot be written.
     """
-    legend, chosen = picture.legend, moments(frames)
-    columns = min(COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
+    chosen = moments(frames, most)
     # One grid alone would be narrower than the legend.
-    figure = Figure(figsize=(max(2.6 * columns, 3.6), 3.05 * rows + 0.3), layout=_layout())
-    grids = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grids:
+    width = max(inches * len(chosen), 3.6)
+    figure = Figure(figsize=(width, inches + 0.75), layout=_layout())
+    for axes, frame in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         axes.axis("off")
-    for axes, frame in zip(grids, chosen, strict=False):
         picture.draw(axes, frame)
-    gap, middle = " " * 5, len(legend) // 2
-    halves = [gap.join(legend[:middle]), gap.join(legend[middle:])]
-    figure.supxlabel((gap if columns > 1 else "\n").join(halves), fontsize=8.5, color="0.35")
+    # An empty swatch stands before what no colour shows.
+    handles = [*picture.legend(chosen), Patch(alpha=0, label=picture.unsure)]
+    columns = len(handles) if len(chosen) > 1 else 2
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5,
+        handlelength=1.0, handleheight=1.0, labelcolor="0.25",
+    )  # fmt: skip
     return save_png(figure, path)
 
 
 def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
     """Draw every moment of a solve into an endless GIF that pauses on its last frame.
 
-    Args and errors are those of `draw_sheet`. 33 frames of 81 cells take about 0.1 MB.
+    Args and errors are the first ones of `draw_sheet`. 33 frames of 81 cells take about 0.1 MB.
     """
     figure = Figure(figsize=(3.4, 3.9), dpi=GIF_DPI, layout=_layout())
     canvas = FigureCanvasAgg(figure)
@@ -148,16 +169,16 @@ def animate(frames: Sequence[Frame], picture: GridPicture, path: Path) -> Path:
     return save(path, lambda temporary: first.save(temporary, format="GIF", **options))
 
 
-def moments(frames: Sequence[Frame]) -> list[Frame]:
-    """Up to eight frames: spread evenly up to the one from which the classes stay, and the last."""
-    if len(frames) <= SHEET:
+def moments(frames: Sequence[Frame], most: int = SHEET) -> list[Frame]:
+    """Some frames: spread evenly up to the one from which the classes stay, and the last."""
+    if len(frames) <= most:
         return list(frames)
     last = len(frames) - 1
     final = frames[last][2].argmax(-1)
     settled = last
     while settled and bool((frames[settled - 1][2].argmax(-1) == final).all()):
         settled -= 1
-    count = SHEET - 1
+    count = most - 1
     spread = {round(i * settled / (count - 1)) for i in range(count)}
     return [frames[i] for i in sorted(spread | {last})]
 

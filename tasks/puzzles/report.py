@@ -19,8 +19,9 @@ from tasks.puzzles.search import (
     solve_from_starts,
 )
 from tasks.puzzles.task import GridTask
+from tasks.reports.intervals import with_interval
 from tasks.reports.logger import print_table
-from tasks.reports.plots import Subplot, plot_curves, plot_steps
+from tasks.reports.plots import Subplot, plot_breadth, plot_calibration, plot_steps
 
 CURVE_PUZZLES = 300
 FRAMES = 32
@@ -121,13 +122,13 @@ def scale(
     }
     if options.draw is not None:
         options.draw.mkdir(parents=True, exist_ok=True)
-        _draw_scaling(figures, options.draw)
+        draw_scaling(figures | {"puzzles": len(x)}, options.draw)
         x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
-        steps, exact, residual = zip(
-            *step_curve(model, x, target, config.solve.eval_max_steps), strict=True
-        )
-        title = f"{task.noun.capitalize()}s against solver steps"
-        plot_steps(steps, exact, residual, options.draw / "depth.png", title)
+        columns = ("steps", "exact_accuracy", "median_residual")
+        curve = step_curve(model, x, target, config.solve.eval_max_steps)
+        rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in curve]
+        figures["depth_curve"] = rows
+        draw_steps(rows, options.draw / "depth.png", task.noun, len(x), _solver(config))
     return figures
 
 
@@ -168,24 +169,43 @@ def _check_solves(model: GridModel, flag: str) -> None:
         raise ValueError(f"`{flag}` needs a model that solves; a transformer has one answer.")
 
 
-def _draw_scaling(figures: dict[str, Any], folder: Path) -> None:
-    curve = figures["breadth_curve"]
-    breadths = [row["breadth"] for row in curve]
-    plot_curves(
-        breadths,
-        {name: [row[name] for row in curve] for name in ("residual", "vote", "valid")},
-        folder / "breadth.png",
-        "starts per puzzle",
-        "Which answer is chosen",
-    )
-    rows = figures["calibration"]
-    plot_curves(
-        [float(row["residual"].split()[0]) for row in rows],
-        {"exact": [row["exact_accuracy"] for row in rows]},
-        folder / "calibration.png",
-        "final relative residual (lower end of the decade)",
-        "Is a converged answer a right one?",
-    )
+def draw_scaling(figures: dict[str, Any], folder: Path) -> None:
+    """Draw what several starts bring, and how accurate answers are by their residual."""
+    puzzles, breadth = figures["puzzles"], figures["breadth"]
+    plot_breadth(figures["breadth_curve"], folder / "breadth.png", puzzles)
+    title = f"Is a converged answer right? {puzzles:,} puzzles, one start"
+    if breadth > 1:
+        title = title.replace("one start", f"by {figures['choose']} among {breadth} starts")
+    plot_calibration(figures["calibration"], folder / "calibration.png", title)
+
+
+def draw_steps(
+    curve: Sequence[dict[str, Any]],
+    path: Path,
+    noun: str,
+    puzzles: int,
+    solver: tuple[str, float | None],
+) -> Path:
+    """Draw accuracy and residual by the number of steps.
+
+    Args:
+        curve: `steps`, `exact_accuracy` and `median_residual`.
+        path: The PNG, in a folder that exists.
+        noun: What one puzzle is called.
+        puzzles: How many were evaluated, of which the curve has the first `CURVE_PUZZLES`.
+        solver: Its name and its tolerance.
+    """
+    name, rtol = solver
+    columns = ("steps", "exact_accuracy", "median_residual")
+    steps, exact, residual = ([row[key] for row in curve] for key in columns)
+    title = f"Held-out {noun}s by solver steps, {name}"
+    return plot_steps(steps, exact, residual, path, title, min(puzzles, CURVE_PUZZLES), rtol)
+
+
+def _solver(config: GridConfig) -> tuple[str, float | None]:
+    """Of the evaluation: its name and its tolerance."""
+    solver = config.solve.evaluation_solver()
+    return type(solver).__name__, getattr(solver, "rtol", None)
 
 
 def draw_run(
@@ -197,14 +217,8 @@ def draw_run(
     folder: Path,
 ) -> list[Path]:
     """Draw accuracy against solver steps, and the solve of one puzzle."""
-    curve = figures["curve"]
-    path = plot_steps(
-        [row["steps"] for row in curve],
-        [row["exact_accuracy"] for row in curve],
-        [row["median_residual"] for row in curve],
-        folder / "steps.png",
-        f"Held-out {task.noun}s against solver steps",
-    )
+    steps = folder / "steps.png"
+    path = draw_steps(figures["curve"], steps, task.noun, figures["puzzles"], _solver(config))
     x, _ = task.encode([puzzle], config)
     frames = list(trajectory(model, x[0], FRAMES))
     return [path, *task.draw(puzzle, frames, config, folder)]
@@ -212,10 +226,11 @@ def draw_run(
 
 def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> None:
     """Print the table of an evaluation."""
+    count = figures["puzzles"]
     main = {
-        f"{task.noun}s": f"{figures['puzzles']}",
-        "exact accuracy": f"{figures['exact_accuracy']:.1%}",
-        task.verdict: f"{figures['valid']:.1%}",
+        f"{task.noun}s": f"{count}",
+        "exact accuracy": with_interval(figures["exact_accuracy"], count),
+        task.verdict: with_interval(figures["valid"], count),
         "cell accuracy": f"{figures['cell_accuracy']:.2%}",
     }
     solves: dict[str, str] = {}
@@ -227,7 +242,7 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         }
     if "exact_accuracy_4x" in figures:
         solves |= {
-            "exact accuracy, 4 x the steps": f"{figures['exact_accuracy_4x']:.1%}",
+            "exact accuracy, 4 x the steps": with_interval(figures["exact_accuracy_4x"], count),
             "same answer from a perturbed start": f"{figures['restart_agreement']:.1%} of "
             f"{figures['restarted']}",
         }
@@ -245,14 +260,17 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         scaled[f"breadth {row['breadth']}"] = shares
     for row in figures.get("search_curve", ()):
         if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
-            scaled[f"{row['attempts']} attempts with guesses"] = f"{row['exact_accuracy']:.1%}"
+            exact = with_interval(row["exact_accuracy"], count)
+            scaled[f"{row['attempts']} attempts with guesses"] = exact
     for row in figures.get("searched_accuracy_by_rating", ()):
         scaled[f"with guesses, rating {row['rating']}"] = _share(row, task)
     for name, share in figures.get("cases", {}).items():
         scaled[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
     print_table(title, main, solves, residuals, ratings, scaled)
+    print("In brackets: the interval of 95 % (Wilson), in percent.")
 
 
 def _share(row: dict[str, Any], task: GridTask[Any]) -> str:
     plural = "" if row["puzzles"] == 1 else "s"
-    return f"{row['exact_accuracy']:.1%} of {row['puzzles']} {task.noun}{plural}"
+    share = with_interval(row["exact_accuracy"], row["puzzles"])
+    return f"{share} of {row['puzzles']} {task.noun}{plural}"

@@ -13,7 +13,7 @@ References:
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, get_args
 
 import torch
@@ -47,17 +47,23 @@ class Starts:
         rules if there is one, by residual.
         """
         taken = Predictions(*map(torch.stack, zip(*self.predictions[:breadth], strict=True)))
-        residual, classes = taken.residual.nan_to_num(nan=float("inf")), taken.classes
+        best = self.best(choice, breadth)
+        rows = torch.arange(len(best))
+        return Predictions(*(values[best, rows] for values in taken))
+
+    def best(self, choice: Choice, breadth: int) -> Tensor:
+        """The number of the start that `choose` takes, for each puzzle."""
+        residual = torch.stack([each.residual for each in self.predictions[:breadth]])
+        residual = residual.nan_to_num(nan=float("inf"))
         rank = residual / (1 + residual)  # in [0, 1): only breaks ties below
         rank = rank.nan_to_num(nan=1.0)
         if choice == "vote":
+            classes = torch.stack([each.classes for each in self.predictions[:breadth]])
             votes = (classes[:, None] == classes[None]).all(-1).sum(1)
             rank = rank - votes
         elif choice == "valid":
             rank = rank - self.valid[:breadth].float()
-        best = rank.argmin(0)
-        rows = torch.arange(len(best))
-        return Predictions(*(values[best, rows] for values in taken))
+        return rank.argmin(0)
 
 
 @torch.no_grad()
@@ -155,6 +161,11 @@ Assume = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHARPNESS = 4
 
 
+Searching = Generator[tuple[Tensor, Any], tuple[Tensor, Any], list[Tensor]]
+"""Asks for solves: yields questions and where to start, None for the model's own start; is sent
+their logits, on the CPU, and the state in which the solve ended. Returns what `search` does."""
+
+
 @torch.no_grad()
 def search(
     model: GridModel,
@@ -188,29 +199,56 @@ def search(
         out = model(x.to(device), start=start, max_steps=max_steps)
         return out.logits.cpu(), out.state
 
-    def answers(x: Tensor) -> list[Tensor]:
-        logits, state = solve(x, None)
-        found = [logits.argmax(-1)]
-        for _ in range(attempts):
-            classes = found[-1].clone()
-            rows = (~valid(x, classes)).nonzero()[:, 0]
-            question, at, belief = x[rows], _take(state, rows), logits[rows]
-            for _ in range(guesses if len(rows) else 0):
-                cells, symbols = _guess(question, belief, generator)
-                question = assume(question, cells, symbols)
-                belief, at = solve(question, at)
-                answer = belief.argmax(-1)
-                right = valid(x[rows], answer)
-                classes[rows[right]] = answer[right]
-                left = (~right).nonzero()[:, 0]
-                rows, question, belief = rows[left], question[left], belief[left]
-                at = _take(at, left)
-                if len(rows) == 0:
-                    break
-            found.append(classes)
-        return found
+    def found(rows: Tensor) -> list[Tensor]:
+        searching = attempts_at(rows, valid, assume, attempts, guesses, generator)
+        asked = next(searching)
+        try:
+            while True:
+                asked = searching.send(solve(*asked))
+        except StopIteration as ended:
+            return ended.value
 
-    return [torch.cat(parts) for parts in zip(*map(answers, batches(x)), strict=True)]
+    return [torch.cat(parts) for parts in zip(*map(found, batches(x)), strict=True)]
+
+
+def attempts_at(
+    x: Tensor,
+    valid: Validity,
+    assume: Assume,
+    attempts: int,
+    guesses: int,
+    generator: torch.Generator,
+) -> Searching:
+    """Search as `search` does, and leave it to the caller how a batch is solved.
+
+    Args:
+        x: Questions, shape (puzzles, cells).
+        valid: See `search`.
+        assume: See `Assume`.
+        attempts: See `search`.
+        guesses: See `search`.
+        generator: Draws the guesses.
+    """
+    logits, state = yield x, None
+    found = [logits.argmax(-1)]
+    for _ in range(attempts):
+        classes = found[-1].clone()
+        rows = (~valid(x, classes)).nonzero()[:, 0]
+        question, at, belief = x[rows], _take(state, rows), logits[rows]
+        for _ in range(guesses if len(rows) else 0):
+            cells, symbols = _guess(question, belief, generator)
+            question = assume(question, cells, symbols)
+            belief, at = yield question, at
+            answer = belief.argmax(-1)
+            right = valid(x[rows], answer)
+            classes[rows[right]] = answer[right]
+            left = (~right).nonzero()[:, 0]
+            rows, question, belief = rows[left], question[left], belief[left]
+            at = _take(at, left)
+            if len(rows) == 0:
+                break
+        found.append(classes)
+    return found
 
 
 def _guess(x: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class GridTask(ABC, Generic[C]):
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
         legend: What `show` has besides the answer, in a sentence.
+        all_different: Whether a symbol may stand only once in each unit of the board.
         symbols: The character of each symbol in order.
         first_symbol: The symbol that class 0 stands for; the others follow. If it is 1, symbol 0
             is a blank that any class may fill.
@@ -60,6 +61,7 @@ class GridTask(ABC, Generic[C]):
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
     legend: ClassVar[str] = ""
+    all_different: ClassVar[bool] = False
     symbols: ClassVar[str]
     first_symbol: ClassVar[int] = 0
 
@@ -164,6 +166,10 @@ class GridTask(ABC, Generic[C]):
     @abstractmethod
     def example(self, config: C) -> str:
         """An easy question of the size that `config` names, always the same, in one line."""
+
+    def examples(self, config: C) -> dict[str, str]:
+        """Questions to try, by what they are called, the easiest first; each in one line."""
+        return {"easy": self.example(config)}
 
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""

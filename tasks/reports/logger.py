@@ -171,6 +171,8 @@ def describe(figures: Mapping[str, float]) -> str:
             parts.append(f"{rate:,.0f} {unit}s/s")
     if "learning_rate" in figures:
         parts.append(f"lr {figures['learning_rate']:.1e}")
+    if "memory_gb" in figures:
+        parts.append(f"peak {figures['memory_gb']:.1f} GB")
     return " | ".join(filter(None, [*parts, describe_validation(figures)]))
 
 

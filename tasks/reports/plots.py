@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from implicit.diagnostics.style import BLUE, DPI, GREEN, ORANGE, house_style
 from tasks.folders import draft
+from tasks.reports.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-DPI = 150
+# From the least to the largest value that is drawn, at least; below, noise would fill the picture.
+LEAST_RANGE = 0.2
 
 
 def save(path: Path, write: Callable[[Path], object]) -> Path:
@@ -56,7 +57,8 @@ class Subplot:
 
     Attributes:
         label: Of its vertical axis.
-        curves: Key of a row of the log to the curve's name; keys test_* are marked, held out.
+        curves: Key of a row of the log to the curve's name; keys test_* are marked, held out. A
+            curve without rows is left out.
         percent: The values are shares in [0, 1], drawn in %.
         log: On a logarithmic axis, where a value is above 0.
     """
@@ -67,10 +69,11 @@ class Subplot:
     log: bool = False
 
 
+@house_style()
 def plot_learning(
     history: Sequence[dict[str, float]], path: Path, subplots: Sequence[Subplot]
 ) -> Path:
-    """Metrics of training against minutes, in subplots one below the other.
+    """Metrics of training against time, in subplots one below the other.
 
     Args:
         history: Rows with `minutes` and any of the subplots' keys. A curve connects the
@@ -86,6 +89,8 @@ def plot_learning(
     """
     figure = new_figure(7, 2.5 * len(subplots))
     every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
+    # A run of seconds has no use for minutes with three decimals.
+    seconds = max((row["minutes"] for row in history), default=1.0) < 2
     for axes, subplot in zip(every[:, 0], subplots, strict=True):
         for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
             rows = [row for row in history if key in row]
@@ -94,37 +99,91 @@ def plot_learning(
             # One point makes no line: it needs a marker to be seen.
             marker = "o" if key.startswith("test_") or len(rows) == 1 else ""
             values = [row[key] * (100 if subplot.percent else 1) for row in rows]
-            minutes, style = [row["minutes"] for row in rows], {"linewidth": 1.3, "markersize": 5}
-            axes.plot(minutes, values, color=color, label=name, marker=marker, **style)
+            times = [row["minutes"] * (60 if seconds else 1) for row in rows]
+            axes.plot(times, values, color=color, label=name, marker=marker)
         axes.set_ylabel(subplot.label)
         if subplot.percent:
             axes.set_ylim(-3, 103)
         if subplot.log:
             _log_scale(axes)
-        _tidy(axes)
-        axes.spines["right"].set_visible(False)
+        elif not subplot.percent:
+            _widen(axes)
         if not axes.lines:
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
             axes.set_yticks([], minor=False)
             axes.set_yticks([], minor=True)
-        elif len(subplot.curves) > 1:
-            axes.legend(frameon=False, fontsize=9)
-    every[-1, 0].set_xlabel("training time (minutes)")
+        else:
+            axes.legend()
+    every[-1, 0].set_xlabel(f"training time ({'seconds' if seconds else 'minutes'})")
     figure.align_ylabels()
     return save_png(figure, path)
 
 
+def _widen(axes: "Axes") -> None:
+    """Give a linear axis a least range, in proportion to its values."""
+    low, high = axes.get_ylim()
+    missing = LEAST_RANGE * max(abs(low), abs(high)) - (high - low)
+    if axes.lines and missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+
+
+@house_style()
 def plot_steps(
-    steps: Sequence[int], exact: Sequence[float], residual: Sequence[float], path: Path, title: str
+    steps: Sequence[int],
+    exact: Sequence[float],
+    residual: Sequence[float],
+    path: Path,
+    title: str,
+    puzzles: int,
+    rtol: float | None = None,
 ) -> Path:
-    """Exact accuracy, and on a second axis the residual, against the number of solver steps.
+    """Exact accuracy, and below it the residual, against the number of solver steps.
 
     Args:
         steps: Solver steps, on an axis of powers of two; 0 is drawn one unit left of 1.
         exact: Share of samples that are right throughout, in [0, 1]; drawn in %.
         residual: Median of rms(f(y) - y) / rms(y); NaN leaves a gap.
         path: The PNG, in a folder that exists.
-        title: Above the picture.
+        title: Above the picture, which adds the number of puzzles.
+        puzzles: How many they are, for the intervals.
+        rtol: Where a solve has converged, drawn as a line.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = new_figure(7, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True)
+    _shares(above, steps, exact, [puzzles] * len(steps), "o-")
+    above.set(ylim=(-3, 103), ylabel="exact accuracy (%)")
+    above.set_title(f"{title}; {puzzles:,} of them, lines: 95 %")
+    below.plot(steps, residual, "o-", color=ORANGE)
+    _log_scale(below)
+    if rtol is not None:
+        draw_tolerance(below, rtol)
+    below.set(xlabel="solver steps at most", ylabel="median relative residual")
+    if 0 in steps:
+        below.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        below.set_xscale("log", base=2)
+    below.set_xticks(list(steps), [str(step) for step in steps])
+    below.set_xticks([], minor=True)
+    figure.align_ylabels()
+    return save_png(figure, path)
+
+
+@house_style()
+def plot_breadth(rows: Sequence[Mapping[str, float]], path: Path, puzzles: int) -> Path:
+    """Exact accuracy against the number of starts, for each way to choose among their answers.
+
+    Ways that choose answers of the same accuracy at every number share a curve.
+
+    Args:
+        rows: `breadth`, and a share for each way to choose.
+        path: The PNG, in a folder that exists.
+        puzzles: How many they are.
 
     Returns:
         `path`.
@@ -133,37 +192,35 @@ def plot_steps(
         OSError: The file cannot be written.
     """
     figure = new_figure(7, 4.2)
-    left = figure.subplots()
-    right = left.twinx()
-    left.plot(steps, [100 * share for share in exact], "o-", color=BLUE)
-    right.plot(steps, residual, "s--", color=ORANGE, markersize=5)
-    if 0 in steps:
-        left.set_xscale("symlog", base=2, linthresh=1)
-    else:
-        left.set_xscale("log", base=2)
-    left.set_xticks(list(steps), [str(step) for step in steps])
-    left.set_xticks([], minor=True)
-    left.set(xlabel="solver steps", ylim=(-3, 103), title=title)
-    left.set_ylabel("exact accuracy (%)  \N{BLACK CIRCLE}", color=BLUE)
-    left.tick_params(axis="y", labelcolor=BLUE)
-    _log_scale(right)
-    right.set_ylabel("median relative residual  \N{BLACK SQUARE}", color=ORANGE)
-    right.tick_params(axis="y", which="both", labelcolor=ORANGE)
-    _tidy(left)
-    right.spines["top"].set_visible(False)
+    axes = figure.subplots()
+    curves: dict[tuple[float, ...], list[str]] = {}
+    for name in (name for name in rows[0] if name != "breadth"):
+        curves.setdefault(tuple(row[name] for row in rows), []).append(name)
+    breadths, lowest = [row["breadth"] for row in rows], 1.0
+    for number, (shares, names) in enumerate(curves.items()):
+        # Beside each other, not on each other.
+        beside = [breadth * 1.02**number for breadth in breadths]
+        low = _shares(axes, beside, shares, [puzzles] * len(rows), "o-", f"C{number}")
+        axes.lines[-1].set_label(f"by {' = '.join(names)}")
+        lowest = min(lowest, *low)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(breadths, [f"{breadth:g}" for breadth in breadths])
+    axes.set_xticks([], minor=True)
+    # From the next ten below: the differences are what the picture is for.
+    axes.set(xlabel="starts per puzzle", ylabel="exact accuracy (%)")
+    axes.set_ylim(max(10 * (100 * lowest // 10), 0), 101)
+    axes.set_title(f"An answer chosen among several starts; {puzzles:,} puzzles, lines: 95 %")
+    axes.legend(loc="lower right")
     return save_png(figure, path)
 
 
-def plot_curves(
-    x: Sequence[float], shares: Mapping[str, Sequence[float]], path: Path, label: str, title: str
-) -> Path:
-    """Curves of accuracy against a quantity on a logarithmic axis.
+@house_style()
+def plot_calibration(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
+    """Exact accuracy by the residual at the end, a bar for each decade with its number of puzzles.
 
     Args:
-        x: Positions, above 0; drawn on a logarithmic axis.
-        shares: Name of a curve to its shares in [0, 1]; drawn in %.
+        rows: `residual`, a range in words, `puzzles` and `exact_accuracy`.
         path: The PNG, in a folder that exists.
-        label: Below the axis.
         title: Above the picture.
 
     Returns:
@@ -174,18 +231,46 @@ def plot_curves(
     """
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
-    colors = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "black")
-    for (name, values), color in zip(shares.items(), colors, strict=False):
-        axes.plot(x, [100 * share for share in values], "o-", color=color, label=name)
-    doubles = min(x, default=1) >= 1
-    axes.set_xscale("log", base=2 if doubles else 10)
-    if doubles:
-        axes.set_xticks(list(x), [f"{position:g}" for position in x])
-        axes.set_xticks([], minor=True)
-    axes.set(xlabel=label, ylabel="exact accuracy (%)", ylim=(-3, 103), title=title)
-    axes.legend(frameon=False, fontsize=9)
-    _tidy(axes)
+    places, counts = list(range(len(rows))), [row["puzzles"] for row in rows]
+    shares = [row["exact_accuracy"] for row in rows]
+    axes.bar(places, [100 * share for share in shares], color=BLUE, alpha=0.35, width=0.7)
+    _shares(axes, places, shares, counts, "o")
+    for place, count in zip(places, counts, strict=True):
+        axes.annotate(f"n = {count:,}", (place, 104), ha="center", fontsize=9, color="0.3")
+    axes.set_xticks(places, [row["residual"].replace(" to ", "\nto ") for row in rows])
+    axes.grid(False, axis="x")
+    axes.set(xlabel="relative residual at the end", ylabel="exact accuracy (%)", ylim=(0, 112))
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_title(f"{title}; lines: 95 %")
     return save_png(figure, path)
+
+
+def _shares(
+    axes: "Axes",
+    x: Sequence[float],
+    shares: Sequence[float],
+    counts: Sequence[int],
+    form: str,
+    color: str = BLUE,
+) -> list[float]:
+    """Draw shares in percent with their intervals, whose lower ends are returned as shares."""
+    ends = [wilson(share, count) for share, count in zip(shares, counts, strict=True)]
+    apart = [
+        [100 * max(share - low, 0.0) for share, (low, _) in zip(shares, ends, strict=True)],
+        [100 * max(high - share, 0.0) for share, (_, high) in zip(shares, ends, strict=True)],
+    ]
+    axes.errorbar(x, [100 * share for share in shares], yerr=apart, fmt="none", ecolor=color)
+    axes.plot(x, [100 * share for share in shares], form, color=color)
+    return [low for low, _ in ends]
+
+
+def draw_tolerance(axes: "Axes", rtol: float) -> None:
+    """Draw the residual at which a solve has converged as a line."""
+    axes.axhline(rtol, color="0.3", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"tolerance {rtol:.0e}", (0.01, rtol), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", fontsize=9, color="0.3",
+    )  # fmt: skip
 
 
 def _log_scale(axes: "Axes") -> None:
@@ -193,9 +278,3 @@ def _log_scale(axes: "Axes") -> None:
     values = [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
     if any(y > 0 for y in values):
         axes.set_yscale("log")
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.grid(color="0.9", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines["top"].set_visible(False)

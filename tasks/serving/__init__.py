@@ -19,7 +19,7 @@ class ServeOptions(ModelOptions):
         max_batch: Puzzles that are solved at a time.
         max_waiting: Puzzles that may wait for their turn; further ones are refused (503).
         timeout: Seconds in which a request must be answered (504).
-        rate: Requests a second from one address, twice as many at once (429).
+        rate: Puzzles a second from one address, twice as many at once (429).
     """
 
     host: str = "127.0.0.1"
@@ -39,6 +39,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
         OSError: The address cannot be listened on.
     """
     # Here, since they need packages that only an extra installs, and no other command needs them.
+    from tasks.serving.about import describe
     from tasks.serving.engine import Engine
     from tasks.serving.server import Server, Service, allowed_hosts, bracketed, listen
 
@@ -50,7 +51,8 @@ def serve(commands: Commands, arguments: list[str]) -> int:
         with listen(options.host, options.port) as listener:
             host, port = listener.getsockname()[:2]
             hosts = allowed_hosts(options.host, host)
-            service = Service(task, config, engine, options.timeout, options.rate, hosts)
+            about = describe(path, task.noun)
+            service = Service(task, config, engine, options.timeout, options.rate, hosts, about)
             print(f"Serving {called(path)} on http://{bracketed(host)}:{port}", flush=True)
             Server(service).run([listener])
     finally:

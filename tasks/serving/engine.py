@@ -32,6 +32,11 @@ from tasks.puzzles.evaluate import Predictions
 Watch = Callable[[float, Tensor], None]
 """Called with the relative residual and the logits, shape (cells, symbols), at each point at which
 a solve evaluates its map."""
+Start = Callable[[State], State]
+"""Makes the state in which a solve starts from the model's own start, both for one puzzle."""
+Ended = Callable[[Tensor, State], None]
+"""Called with the logits, on the CPU, and the state in which a puzzle's solve has ended; both lead
+with one puzzle."""
 
 # Puzzles that a solve starts with, at most: more save little in Python and cost cache.
 MOST_TOGETHER = 8
@@ -49,13 +54,17 @@ class Request:
         x: Symbols, shape (cells,).
         deadline: When it is given up, in the time of `time.monotonic`.
         watch: See `Watch`.
+        start: See `Start`; by default the model's own start.
+        ended: See `Ended`.
         future: The answer to come. Cancel it to give the puzzle up, waiting or running.
         left: Whether it has left the engine, with an answer or without.
     """
 
     x: Tensor
     deadline: float
-    watch: Watch | None
+    watch: Watch | None = None
+    start: Start | None = None
+    ended: Ended | None = None
     future: Future[Predictions] = dataclasses.field(default_factory=Future)
     left: bool = False
 
@@ -113,14 +122,21 @@ class Engine:
         self._thread.start()
 
     def submit(
-        self, x: Tensor, timeout: float, watch: Watch | None = None
+        self,
+        x: Tensor,
+        timeout: float,
+        watch: Watch | None = None,
+        start: Start | None = None,
+        ended: Ended | None = None,
     ) -> "Future[Predictions]":
         """Line up a puzzle.
 
         Args:
             x: Symbols, shape (cells,).
             timeout: Seconds from now after which it is given up, running or waiting.
-            watch: See `Watch`; runs in the engine's thread.
+            watch: See `Watch`; runs in the engine's thread, as the next two do.
+            start: See `Start`; by default the solve starts where the model's own does.
+            ended: See `Ended`; runs before the prediction is there.
 
         Returns:
             The prediction for a set of one; `TimeoutError` if it took too long. Whoever cancels it
@@ -135,7 +151,7 @@ class Engine:
             if self.pending >= self.capacity:
                 raise Refused(f"{self.pending} puzzles are in line already. Try again later.")
             self.pending += 1
-            request = Request(x, time.monotonic() + timeout, watch)
+            request = Request(x, time.monotonic() + timeout, watch, start, ended)
             self._waiting.append(request)
             self._changed.notify_all()
         request.future.add_done_callback(self._withdraw)
@@ -204,6 +220,7 @@ class Engine:
         device = next(self.model.parameters()).device
         x = torch.stack([request.x for request in requests]).to(device)
         y0, args = self.model.problem(x)  # type: ignore[union-attr]
+        y0 = _started(requests, y0)
         layer = self.layer
         run = Run(
             self._call, y0, *args, solver=layer.solver, max_steps=self.max_steps,
@@ -249,6 +266,8 @@ class Engine:
             logits = self.model.read(solution.value)  # type: ignore[union-attr]
             found = Predictions.of(logits, solution.value, solution)
             for place, row in enumerate(rows.tolist()):
+                if (ended := requests[row].ended) is not None:
+                    ended(logits[place : place + 1].cpu(), _row(solution.value, place))
                 self._answer(requests[row], found.at(torch.tensor([place])))
 
     def _answer(self, request: Request, found: Predictions | Exception) -> None:
@@ -267,6 +286,22 @@ class Engine:
             request.future.set_exception(found)
         else:
             request.future.set_result(found)
+
+
+def _started(requests: list[Request], y0: State) -> State:
+    """The starts of some puzzles, where `y0` has the model's own."""
+    if all(request.start is None for request in requests):
+        return y0
+    rows = [_row(y0, place) for place in range(len(requests))]
+    rows = [
+        each.start(row) if each.start else row for each, row in zip(requests, rows, strict=True)
+    ]
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves).contiguous(), *rows)
+
+
+def _row(state: State, place: int) -> State:
+    """The state of one puzzle of a batch."""
+    return pytree.tree_map(lambda leaf: leaf[place : place + 1], state)
 
 
 def num_rows(state: State) -> int:

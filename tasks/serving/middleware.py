@@ -147,7 +147,8 @@ class Rates:
     """Limits the rate of requests from each address by a token bucket.
 
     Args:
-        rate: Tokens a second; a full bucket holds twice as many, at least one.
+        rate: Tokens a second, one for a request and one for each further solve of it; a full bucket
+            holds twice as many, at least one.
         clients: Addresses to remember. If there are more, the least recent one is forgotten.
     """
 
@@ -164,3 +165,8 @@ class Rates:
         if len(self.buckets) > self.clients:
             self.buckets.popitem(last=False)
         return 0.0 if enough else (1 - tokens) / self.rate
+
+    def charge(self, address: str, tokens: int, now: float) -> None:
+        """Take further tokens from an address, which waits until the debt is paid."""
+        left, then = self.buckets.get(address, (self.size, now))
+        self.buckets[address] = (left - tokens, then)

@@ -12,8 +12,9 @@ from typing import Any
 try:
     import uvicorn
 
-    from tasks.serving.app import Service, create_app
+    from tasks.serving.app import create_app
     from tasks.serving.connections import SPARING, Connection, Connections, affordable
+    from tasks.serving.service import Service
 except ImportError as error:
     raise ValueError(
         "A service needs the packages `fastapi` and `uvicorn`: install the extra with "

@@ -34,6 +34,7 @@ class SudokuTask(GridTask[SudokuConfig]):
     presets = PRESETS
     default_preset = DEFAULT_PRESET
     bands = (0, 3, 10, 30, 100)
+    all_different = True
     symbols = SYMBOLS
     legend = "The digits with a * were given."
     first_symbol = 1
@@ -135,6 +136,12 @@ class SudokuTask(GridTask[SudokuConfig]):
         board, seed = config.data.board, config.train.seed
         clues = round(0.4 * board.num_cells)
         return generate(1, board, (clues, clues + 1), seed=seed)[0].question
+
+    def examples(self, config: SudokuConfig) -> dict[str, str]:
+        """See `GridTask`: on a board of 9x9 also some of `examples.NINE`."""
+        from tasks.sudoku.examples import NINE
+
+        return super().examples(config) | (NINE if config.data.side == 9 else {})
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """See `GridTask`: here, the filled board."""

@@ -30,7 +30,7 @@ from tasks.checkpoints.checkpoint import (
 )
 from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import CheckpointManager
-from tasks.device import has_fast_bfloat16, kept_random_state
+from tasks.device import has_fast_bfloat16, kept_random_state, peak_memory
 from tasks.distributed import Group, distribute, full_tensor, no_sync
 from tasks.reports.logger import Reporter
 from tasks.training.data_files import fingerprints, refuse_changed
@@ -315,6 +315,7 @@ class Trainer:
         pace = {
             f"{self.config.unit}s_per_second": units / max(self.seconds, 1e-9),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            **peak_memory(self.device),
         }
         figures = {**self.history.last_validation, **row, **pace}
         reporter.show(figures, self.progress, left)

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from tasks.checkpoints.checkpoint import Checkpoint
-from tasks.serving.app import Service
 from tasks.serving.engine import Engine
 from tasks.serving.server import Server, allowed_hosts, listen
+from tasks.serving.service import Service
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 

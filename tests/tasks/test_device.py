@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import Block
-from tasks.device import choose_device, compile_blocks, has_fast_bfloat16
+from tasks.device import choose_device, compile_blocks, has_fast_bfloat16, peak_memory
 from tasks.experiments.run import run
 from tasks.puzzles.experiment import GridExperiment
 from tasks.sudoku.config import PRESETS
@@ -22,6 +22,14 @@ TINY = PRESETS["tiny"].changed(batch_size=4, test_puzzles=4, eval_max_steps=2)
 def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="--device"):
         choose_device(name)
+
+
+def test_the_peak_of_memory_grows_with_what_is_held() -> None:
+    pytest.importorskip("resource", reason="a system that does not count so")
+    before = peak_memory(torch.device("cpu"))["memory_gb"]
+    held = torch.ones(int((before + 0.2) * 1e9 / 4))  # more than was ever in use
+    after = peak_memory(torch.device("cpu"))["memory_gb"]
+    assert before + 0.15 < after < before + 0.5 + held.numel() * 4 / 1e9
 
 
 def test_every_block_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,3 +81,12 @@ def test_help_pages_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]
 )
 def test_other_arguments_have_no_page(arguments: list[str]) -> None:
     assert entry.help_page("sudoku", arguments) is None
+
+
+def test_help_calls_values_by_what_they_are() -> None:
+    """No type of Python, such as `{None}|PATH`, and no `(default: None)`."""
+    for file in (file for task in TASKS for file in entry.help_folder(task).iterdir()):
+        text = file.read_text(encoding="utf-8")
+        assert "{None}" not in text, file
+        assert "(default:" not in text, file
+        assert not re.search(r"\b(INT|FLOAT|STR)\b", text), file

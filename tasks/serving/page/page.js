@@ -1,143 +1,213 @@
-"use strict";
+// The page: what is typed is asked, and what is answered is shown.
 
-const FRAME_MS = 120;
+import { Board } from "./board.js";
+import { Chart, written } from "./chart.js";
+import { Player } from "./player.js";
+
+const MOST_CANDIDATES = 1000; // as the service allows in a frame
+const STARTS = 8;
+const ATTEMPTS = 16;
 const find = (id) => document.getElementById(id);
-const [puzzle, board, step, status, error] = ["puzzle", "board", "step", "status", "error"].map(find);
-let model = null; // what /health says of it
+const [puzzle, error] = ["puzzle", "error"].map(find);
+let about = null; // what the service says of its model
+let board, chart, player;
 let shown = null; // the trajectory on the board
-let timer = null;
+let looked = null; // the cell whose candidates are shown
+let asking = null; // ends the request that is under way
 
-function say(text, isError = false) {
-  status.textContent = isError ? "" : text;
-  status.className = "";
-  error.textContent = isError ? text : "";
-  error.hidden = !isError;
+const percent = (share) => `${(100 * share).toFixed(share === 1 ? 0 : 1)} %`;
+
+function fail(text) {
+  error.textContent = text;
+  error.hidden = text === "";
 }
 
-// A thick line stands between cells that are neighbours but in different boxes.
-function makeBoard(side, units) {
-  const box = units[2];
-  const differs = (one, other) => box !== undefined && box[one] !== box[other];
-  board.style.gridTemplate = `repeat(${side}, 1fr) / repeat(${side}, 1fr)`;
-  board.style.fontSize = `${Math.min(1.5, 14 / side)}rem`;
-  board.replaceChildren();
-  for (let cell = 0; cell < side * side; cell++) {
-    const span = document.createElement("span");
-    const inRow = (cell + 1) % side !== 0;
-    if (inRow && differs(cell, cell + 1)) span.classList.add("right");
-    if (cell + side < side * side && differs(cell, cell + side)) span.classList.add("below");
-    board.append(span);
-  }
+// Forget the answer, and show the puzzle.
+function forget() {
+  asking?.abort();
+  player.stop();
+  shown = null;
+  for (const id of ["player", "verdict", "cell"]) find(id).hidden = true;
+  find("hint").hidden = false;
+  fail("");
 }
 
-function draw(symbols, isGiven, confidence, before) {
-  [...board.children].forEach((span, cell) => {
-    const symbol = symbols[cell];
-    span.textContent = symbol;
-    span.dataset.symbol = symbol;
-    span.style.opacity = isGiven(cell) ? 1 : 0.2 + 0.08 * (Number(confidence[cell]) + 1);
-    span.classList.toggle("given", isGiven(cell));
-    span.classList.toggle("changed", before[cell] !== symbol);
-  });
+// Another puzzle; `text` is whatever was typed or pasted.
+function ask(text) {
+  forget();
+  const cells = board.understood(text);
+  const fits = board.fits(cells);
+  board.showQuestion(fits ? cells : board.empty.repeat(board.size));
+  const rows = cells.match(new RegExp(`.{1,${about.side}}`, "gs")) ?? [];
+  puzzle.value = fits ? rows.join("\n") : text;
+  if (![0, board.size].includes(cells.length)) fail(`The board has ${board.size} cells, and the text ${cells.length}.`);
 }
 
-function show(number) {
-  const { question, frames } = shown;
-  const frame = frames[number];
-  const before = number > 0 ? frames[number - 1].cells : frame.cells;
-  draw(frame.cells, (cell) => question[cell] === frame.cells[cell], frame.confidence, before);
-  step.value = number;
-  const at = frames.length > 1 ? (100 * number) / (frames.length - 1) : 0;
-  find("now").setAttribute("x1", at);
-  find("now").setAttribute("x2", at);
-  const residual = frame.residual === null ? "not finite" : frame.residual.toExponential(1);
-  const last = number === frames.length - 1;
-  say(`Step ${number} of ${frames.length - 1}, residual ${residual}. ${last ? verdict() : ""}`);
-  status.classList.toggle("solved", last && shown.valid);
+// The text box stays as it is while somebody types there.
+function askText() {
+  forget();
+  const cells = board.understood(puzzle.value);
+  board.showQuestion(board.fits(cells) ? cells : board.empty.repeat(board.size));
 }
 
-function verdict() {
-  const converged = shown.converged ? "converged" : "not converged";
-  return `${shown.valid ? "Valid" : "Not valid"}, ${converged} after ${shown.steps} steps.`;
-}
-
-// The residuals of all steps, the largest on top; what is not finite stands there too.
-function drawCurve(frames) {
-  const logs = frames.map((frame) => (frame.residual > 0 ? Math.log10(frame.residual) : null));
-  const finite = logs.filter((log) => log !== null);
-  const [low, high] = [Math.min(...finite, 0), Math.max(...finite, 0)];
-  const points = logs.map((log, number) => {
-    const height = log === null ? 1 : (log - low) / (high - low || 1);
-    return `${(100 * number) / Math.max(logs.length - 1, 1)},${29 - 28 * height}`;
-  });
-  find("curve").setAttribute("points", points.join(" "));
-}
-
-function play(number) {
-  clearTimeout(timer);
-  show(number);
-  if (number + 1 < shown.frames.length) timer = setTimeout(play, FRAME_MS, number + 1);
-}
-
-async function solve(event) {
-  event.preventDefault();
-  clearTimeout(timer);
-  say("Solving ...");
-  find("solve").disabled = true;
+async function solve(effort) {
+  forget();
+  const request = (asking = new AbortController());
+  for (const id of ["solve", "starts", "search"]) find(id).disabled = true;
+  find("hint").hidden = true;
+  find("verdict").hidden = false;
+  say("Solving ...", "");
   try {
-    const reply = await fetch("/trajectory", {
+    const candidates = board.size * about.symbols.length <= MOST_CANDIDATES;
+    const reply = await fetch("trajectory", {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ puzzle: puzzle.value }),
+      body: JSON.stringify({ puzzle: puzzle.value, candidates, ...effort }),
+      signal: request.signal,
     });
     const body = await reply.json();
-    if (!reply.ok) return say(body.error, true);
-    shown = body;
-    step.max = body.frames.length - 1;
-    find("player").hidden = false;
-    drawCurve(body.frames);
-    play(0);
+    if (request.signal.aborted) return;
+    if (reply.ok) present(body);
+    else refuse(body.error);
   } catch (failure) {
-    say(`The service does not answer: ${failure.message}`, true);
+    if (failure.name !== "AbortError") refuse(`The service does not answer: ${failure.message}`);
   } finally {
-    find("solve").disabled = false;
+    for (const id of ["solve", "starts"]) find(id).disabled = false;
+    find("search").disabled = !about.searches;
   }
 }
 
-function clear() {
-  clearTimeout(timer);
-  find("player").hidden = true;
-  puzzle.value = "";
-  draw(" ".repeat(board.children.length), () => true, "", " ".repeat(board.children.length));
-  [...board.children].forEach((span) => span.classList.remove("given"));
-  say("");
-  puzzle.focus();
+function refuse(text) {
+  forget();
+  fail(text);
 }
 
-function example() {
-  const rows = model.example.match(new RegExp(`.{${model.side}}`, "g"));
-  clear();
-  puzzle.value = rows.join("\n");
+function present(body) {
+  shown = body;
+  find("player").hidden = false;
+  chart.draw(body.frames.map((frame) => frame.residual));
+  find("answer").value = body.answer;
+  const how = [body.valid ? "Valid" : "Not valid"];
+  how.push(`${body.converged ? "converged" : "not converged"} after ${body.steps} steps`);
+  if (body.starts > 1) how.push(`${body.agreeing} of ${body.starts} starts agree`);
+  if (body.attempts > 0) how.push(`attempt ${body.attempts} with guesses`);
+  say(`${how.join(", ")}, in ${body.seconds.toFixed(2)} s.`, trust(body));
+  find("status").className = body.valid ? "solved" : "unsolved";
+  player.load(body.frames.length - 1, body.answered);
+}
+
+function say(status, text) {
+  find("status").className = "";
+  find("status").textContent = status;
+  find("trust").textContent = text;
+}
+
+// How sure the answer is: by its residual, as often as held-out puzzles were right that ended there.
+function trust(body) {
+  const residual = `Residual ${written(body.residual)}`;
+  const guessed = body.attempts > 0 ? " of the puzzle with the guessed cells" : "";
+  const checked = body.valid ? " It keeps the rules, which is checked." : "";
+  const held = about.reliability.filter((one) => body.residual >= one.low && body.residual < one.high)[0];
+  if (body.residual === null || held === undefined || guessed) return `${residual}${guessed}.${checked}`;
+  const share = percent(held.right / held.puzzles);
+  return `${residual}: of ${held.puzzles} held-out ${about.noun}s that ended at such a residual, ` +
+    `${held.right} were right (${share}).${checked}`;
+}
+
+function showStep(step) {
+  const { question, frames } = shown;
+  board.showFrame(question, frames[step], frames[Math.max(step - 1, 0)]);
+  chart.show(step);
+  const residual = written(frames[step].residual);
+  const whose = step === shown.answered ? ": the answer" : "";
+  find("moment").textContent = `Step ${step} of ${frames.length - 1}, residual ${residual}${whose}`;
+  showCandidates();
+}
+
+// How likely each symbol of the cell is that is pointed at or in focus, at the step on the board.
+function showCandidates() {
+  const frame = shown?.frames[player.step];
+  find("cell").hidden = looked === null || !frame?.candidates;
+  if (find("cell").hidden) return;
+  find("where").textContent = `${board.placeOf(looked)}, at step ${player.step}`;
+  const digits = 2 * about.symbols.length;
+  const numbers = frame.candidates.slice(looked * digits, (looked + 1) * digits).match(/../g);
+  const rows = [...about.symbols].flatMap((symbol, place) => {
+    const [name, track, share] = ["span", "span", "span"].map((tag) => document.createElement(tag));
+    const bar = document.createElement("div");
+    name.textContent = symbol;
+    bar.className = "bar";
+    bar.style.width = `${Number(numbers[place])}%`;
+    track.append(bar);
+    share.className = "share";
+    share.textContent = `${numbers[place] === "99" ? "\u2265 99" : Number(numbers[place])} %`;
+    return [name, track, share];
+  });
+  find("candidates").replaceChildren(...rows);
+}
+
+async function copy() {
+  find("answer").select();
+  try {
+    await navigator.clipboard.writeText(find("answer").value);
+    find("copy").textContent = "Copied";
+  } catch {
+    find("copy").textContent = "Press Ctrl+C"; // the answer is selected
+  }
+  setTimeout(() => (find("copy").textContent = "Copy answer"), 2000);
+}
+
+function describe() {
+  const { task, side, name, parameters, max_steps: steps } = about;
+  find("title").textContent = `${task[0].toUpperCase()}${task.slice(1)} by the Attractor Model \u201c${name}\u201d`;
+  find("model").textContent = `A model of ${task}, ${side} × ${side}, with at most ${steps} steps ` +
+    `and ${parameters.toLocaleString("en")} parameters.`;
+  const facts = { Accuracy: about.card.Scores, "By rating": about.card["By rating"], Reliability: about.card.Calibration };
+  for (const [heading, text] of Object.entries(facts)) {
+    if (text === undefined) continue;
+    const [term, value] = ["dt", "dd"].map((tag) => document.createElement(tag));
+    term.textContent = heading;
+    value.textContent = text;
+    find("card").append(term, value);
+  }
+  find("typing").textContent = "Type into the board; arrow keys move, backspace clears, and a whole " +
+    `${about.noun} can be pasted.`;
+  find("red").hidden = !about.all_different;
+  find("search").disabled = !about.searches;
+  find("pointing").hidden = side ** 2 * about.symbols.length > MOST_CANDIDATES;
+  for (const example of about.examples) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = example.name;
+    button.addEventListener("click", () => ask(example.puzzle));
+    find("examples").append(button);
+  }
 }
 
 async function start() {
   try {
-    model = await (await fetch("/health")).json();
-    makeBoard(model.side, model.units);
-    puzzle.rows = Math.min(model.side, 30);
-    find("model").textContent =
-      `A model of ${model.task}, ${model.side} × ${model.side}, with at most ${model.max_steps} steps.`;
+    about = await (await fetch("about")).json();
+    describe();
+    puzzle.rows = Math.min(about.side, 30);
+    board = new Board(find("board"), about, ask, (cell) => {
+      looked = cell;
+      showCandidates();
+    });
+    chart = new Chart(find("chart"), about.tolerance, (step) => player.hold(step));
+    player = new Player(showStep);
+    find("solve").addEventListener("click", () => solve({}));
+    find("starts").addEventListener("click", () => solve({ starts: STARTS }));
+    find("search").addEventListener("click", () => solve({ attempts: ATTEMPTS }));
+    find("clear").addEventListener("click", () => {
+      ask("");
+      board.reach(0);
+    });
+    find("copy").addEventListener("click", copy);
+    puzzle.addEventListener("input", askText);
+    ask("");
   } catch (failure) {
-    say(`The service does not answer: ${failure.message}`, true);
+    fail(`The service does not answer: ${failure.message}`);
   }
 }
 
-find("form").addEventListener("submit", solve);
-find("example").addEventListener("click", () => model && example());
-find("clear").addEventListener("click", clear);
-find("play").addEventListener("click", () => shown && play(0));
-step.addEventListener("input", () => {
-  clearTimeout(timer);
-  show(Number(step.value));
-});
 start();

@@ -72,6 +72,16 @@ def test_start_and_goal_are_named_where_they_are() -> None:
     assert places == {"S": (1, 0), "G": (3, 2)}  # column, row
 
 
+def test_the_legend_has_what_occurs() -> None:
+    on_its_way, solved = solve(15)[0], solve(15)[-1]
+    assert [patch.get_label() for patch in PICTURE.legend([solved])] == ["path, right"]
+    both = [patch.get_label() for patch in PICTURE.legend([on_its_way, solved])]
+    assert both == ["path, right", "path missed"]
+    strayed = (0, 0.1, F.one_hot(torch.full((16,), PATH), 5).double())
+    labels = {p.get_label(): to_hex(p.get_facecolor()) for p in PICTURE.legend([strayed])}
+    assert labels == {"path, right": BLUE.lower(), "path, wrong": RED.lower()}
+
+
 def test_an_unsure_path_is_pale() -> None:
     cell = ANSWER.index(PATH)
     shades = [int(colors_of(ANSWER, sure)[cell][1:3], 16) for sure in (0.2, 0.5, 0.8, 1.0)]
@@ -97,11 +107,11 @@ def is_png(path: Path) -> bool:
 
 def test_maze(tmp_path: Path) -> None:
     path = tmp_path / "maze.png"
-    assert draw_maze(QUESTION, ANSWER, ANSWER, path) == path
+    assert draw_maze(solve(15), PICTURE, path) == path
     assert is_png(path)
-    right = path.read_bytes()
-    draw_maze(QUESTION, QUESTION, ANSWER, path)
-    assert path.read_bytes() != right
+    whole = path.read_bytes()
+    draw_maze(solve(2), PICTURE, path)
+    assert path.read_bytes() != whole
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -128,5 +138,5 @@ def test_animation_has_every_frame_and_holds_the_last(num_frames: int, tmp_path:
 
 def test_unwritable_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing/a\.png cannot be written"):
-        draw_maze(QUESTION, ANSWER, ANSWER, tmp_path / "missing" / "a.png")
+        draw_maze(solve(2), PICTURE, tmp_path / "missing" / "a.png")
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 """`python -m tasks.<name> plan` from end to end."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,20 @@ def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["budget"] == 1000
     assert [row["parallel"] for row in found["memory"]] == ["one device"] * 2
     assert found["training"][-1]["solver_steps"] == PRESETS["tiny"].train_steps
+
+
+@pytest.mark.parametrize(("main", "preset", "gpus"), [(maze, "tiny", 1), (lm, "140m", 8)])
+def test_a_small_model_is_planned_for_one_gpu(
+    main: Any, preset: str, gpus: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--preset", preset]) == 0
+    out, text = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])["plan"]
+    assert found["cluster"]["gpus"] == gpus
+    assert (found["parameters"]["total"] < 1e8) == (gpus == 1)
+    assert f"{gpus} x 80 GB" in text
+    # What a small model takes has a unit that shows it.
+    assert not re.search(r"\b0\.0 GB", text)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

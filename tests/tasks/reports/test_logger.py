@@ -84,14 +84,14 @@ def test_a_narrow_terminal_keeps_percentage_and_time_left(columns: int, tmp_path
     screen = Console(width=columns, force_terminal=True, record=True, file=io.StringIO())
     figures = {"step": 89.0, "loss": 1.2345e-4, "cell_accuracy": 0.999, "exact_accuracy": 0.98,
                "residual": 0.1, "solver_steps": 3.0, "test_exact": 0.9, "test_radius": 0.8,
-               "puzzles_per_second": 1234.5, "learning_rate": 2e-3}  # fmt: skip
+               "puzzles_per_second": 1234.5, "learning_rate": 2e-3, "memory_gb": 1.26}  # fmt: skip
     reporter.bar.update(reporter.row, completed=0.37, figures=describe(figures), left=clock(125))
     screen.print(reporter.bar.get_renderable())
     (line,) = screen.export_text().splitlines()
     assert " 37% 2:05 left step 89 | loss 0.000123 | " in line
     assert len(line) <= columns
     text = describe(figures)
-    assert "1,234 puzzles/s | lr 2.0e-03 | held-out 90% | radius 0.80" in text
+    assert "1,234 puzzles/s | lr 2.0e-03 | peak 1.3 GB | held-out 90% | radius 0.80" in text
     reporter.log.close()
 
 

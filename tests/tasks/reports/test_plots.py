@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
 from PIL import Image
 
 from tasks.puzzles.report import SUBPLOTS
-from tasks.reports.plots import plot_learning, plot_steps, save
+from tasks.reports.plots import (
+    Subplot,
+    plot_breadth,
+    plot_calibration,
+    plot_learning,
+    plot_steps,
+    save,
+)
 
 NAN = float("nan")
 FULL = {"loss": 1.0, "cell_accuracy": 0.5, "exact_accuracy": 0.1, "residual": 0.2}
@@ -53,8 +61,42 @@ def test_steps_are_drawn(
     steps: list[int], exact: list[float], residual: list[float], tmp_path: Path
 ) -> None:
     path = tmp_path / "steps.png"
-    assert plot_steps(steps, exact, residual, path, "A title") == path
+    assert plot_steps(steps, exact, residual, path, "A title", 300, 1e-5) == path
     check_png(path)
+
+
+def test_what_several_starts_bring_is_drawn(tmp_path: Path) -> None:
+    rows = [{"breadth": 2**k, "residual": 0.7 + k / 20, "vote": 0.7, "valid": 0.7} for k in (0, 1)]
+    path = tmp_path / "breadth.png"
+    assert plot_breadth(rows, path, 250) == path
+    check_png(path)
+
+
+def test_accuracy_by_residual_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"residual": f"1e-0{k} to 1e-0{k - 1}", "puzzles": k, "exact_accuracy": k / 6}
+        for k in (6, 3)
+    ]
+    path = tmp_path / "calibration.png"
+    assert plot_calibration(rows, path, "A title") == path
+    check_png(path)
+
+
+@pytest.mark.parametrize(("minutes", "unit"), [(0.005, "seconds"), (5.0, "minutes")])
+def test_axes_have_a_unit_and_a_range_that_suit(
+    minutes: float, unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 3.0000 to 3.0030 are a flat line, and 0.005 minutes are seconds."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "tasks.reports.plots.save_png", lambda figure, path: drawn.append(figure) or path
+    )
+    rows = [{"minutes": minutes * k, "solver_steps": 3 + k / 1000} for k in range(4)]
+    plot_learning(rows, tmp_path / "a.png", [Subplot("steps", {"solver_steps": "training"})])
+    (axes,) = drawn[0].axes
+    low, high = axes.get_ylim()
+    assert high - low > 0.5
+    assert axes.get_xlabel() == f"training time ({unit})"
 
 
 def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
@@ -67,7 +109,7 @@ def test_drawing_leaves_matplotlib_alone(tmp_path: Path) -> None:
     "draw",
     [
         lambda path: plot_learning([{"minutes": 0.1, **FULL}], path, SUBPLOTS),
-        lambda path: plot_steps([1, 2], [0.1, 0.2], [0.1, 0.2], path, ""),
+        lambda path: plot_steps([1, 2], [0.1, 0.2], [0.1, 0.2], path, "", 9),
     ],
     ids=["learning", "steps"],
 )

@@ -17,9 +17,9 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
 from tasks.serving import connections
-from tasks.serving.app import Service
 from tasks.serving.engine import Engine
 from tasks.serving.server import Server, listen
+from tasks.serving.service import Service
 from tasks.sudoku.config import PRESETS
 from tasks.sudoku.task import SudokuTask
 

@@ -71,7 +71,7 @@ def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
     frames, _ = solve(9, 33)
     steps = [step for step, _, _ in moments(frames)]
     # The digits settle at step 20.
-    assert len(steps) == 8
+    assert len(steps) == 5  # in one row
     assert steps[0] == 0
     assert steps[-2:] == [20, 32]
     assert steps == sorted(set(steps))
@@ -81,6 +81,12 @@ def test_sheet_of_a_solve_that_never_moves() -> None:
     frames, _ = solve(4, 1)
     still = [(step, 0.1, frames[0][2]) for step in range(20)]
     assert [step for step, _, _ in moments(still)] == [0, 19]
+
+
+def test_the_legend_has_what_occurs() -> None:
+    frames, picture = solve(4, 21)
+    assert [patch.get_label() for patch in picture.legend(frames)] == ["clue", "right", "wrong"]
+    assert [patch.get_label() for patch in picture.legend(frames[-1:])] == ["clue", "right"]
 
 
 def test_each_digit_tells_what_it_is() -> None:

@@ -1,0 +1,59 @@
+"""Pictures of language models: training, and the loss by the budget of solver steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from implicit.diagnostics.style import BLUE, ORANGE, house_style
+from tasks.reports.plots import Subplot, draw_tolerance, new_figure, save_png
+
+# Of the picture of training. Both losses are in one unit, so that over-fitting can be seen.
+SUBPLOTS = (
+    Subplot("loss (nats per token)", {"loss": "training batch", "test_loss": "held-out"}),
+    Subplot("solver steps", {"solver_steps": "training batch", "test_steps": "held-out"}),
+    Subplot(
+        "distance of the proposal\n|y0 \N{MINUS SIGN} y*| / |y*|", {"test_distance": "held-out"}
+    ),
+)
+# Below so many percent, the axis of the extra loss is linear: rounding is not worth a decade.
+NEGLIGIBLE = 0.01
+
+
+@house_style()
+def plot_budgets(rows: Sequence[dict[str, Any]], path: Path, rtol: float | None = None) -> Path:
+    """The loss that a budget of solver steps costs, and below it the residual.
+
+    Args:
+        rows: `max_steps`, `loss` and, where the solver is used, `median_residual`, by rising
+            budget: the last is taken to be converged.
+        path: The PNG, in a folder that exists.
+        rtol: Where a solve has converged, drawn as a line.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = new_figure(7, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True)
+    steps, converged = [row["max_steps"] for row in rows], rows[-1]["loss"]
+    above.set_yscale("symlog", linthresh=NEGLIGIBLE)
+    above.margins(y=0.1)
+    above.plot(steps, [100 * (row["loss"] / converged - 1) for row in rows], "o-", color=BLUE)
+    above.axhline(0, color="0.3", linewidth=1)
+    above.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0 %")
+    above.set_ylabel("extra held-out loss")
+    above.set_title(f"Loss by solver steps, over the converged one of {converged:.3f} nats a token")
+    measured = [row for row in rows if "median_residual" in row]
+    residuals = [row["median_residual"] for row in measured]
+    below.plot([row["max_steps"] for row in measured], residuals, "o-", color=ORANGE)
+    below.set_yscale("log")
+    if rtol is not None:
+        draw_tolerance(below, rtol)
+    below.set(xlabel="solver steps at most", ylabel="median relative residual")
+    below.set_xscale("symlog", base=2, linthresh=1)
+    below.set_xticks(steps, [str(step) for step in steps])
+    below.set_xticks([], minor=True)
+    figure.align_ylabels()
+    return save_png(figure, path)
