@@ -56,7 +56,8 @@ class Trial:
         """The solution, with gradient."""
         p = self.parameters
         injection = torch.addmm(p["b"], p["x"], p["U"].T)
-        f = Observed(lambda y, injection: torch.tanh(torch.addmm(injection, y, p["W"].T)))
+        # Not `.T`, which a compiled loop of a backward pass cannot hold; see docs/transforms.md.
+        f = Observed(lambda y, injection: torch.tanh(torch.addmm(injection, y, p["W"].t())))
         y, count = self.forward(f, torch.zeros_like(injection), injection)
         return y, count, f
 
