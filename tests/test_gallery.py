@@ -20,7 +20,12 @@ PAGES = sorted(GALLERY.glob("*.py"))
 TRAINED = {"attractor_cnn", "depth_breadth", "two_scales"}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
-EXTRAS = {"transformers": "lm"}
+EXTRAS = {
+    "transformers": "lm",
+    "deepinv": "deepinv",
+    "lightning": "integrations",
+    "accelerate": "integrations",
+}
 
 
 def load(name: str) -> ModuleType:
