@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 PAGES = sorted(GALLERY.glob("*.py"))
 # Pages that train for half a minute.
-TRAINED = {"attractor_cnn", "depth_breadth", "two_scales"}
+TRAINED = {"attractor_cnn", "depth_breadth", "lightning_trainer", "two_scales"}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
 EXTRAS = {
@@ -109,10 +109,13 @@ def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_missing_extra_is_named_without_a_traceback(tmp_path: Path) -> None:
-    absent = "import sys; sys.modules['transformers'] = None"
-    done = run(GALLERY / "hugging_face.py", tmp_path, absent)
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if imported(p.read_text()) & EXTRAS.keys()], ids=lambda p: p.stem
+)
+def test_missing_extra_is_named_without_a_traceback(path: Path, tmp_path: Path) -> None:
+    (package,) = imported(path.read_text()) & EXTRAS.keys()
+    done = run(path, tmp_path, f"import sys; sys.modules[{package!r}] = None")
     assert (done.returncode, done.stderr) == (0, "")
-    page = (tmp_path / "hugging_face" / "hugging_face.md").read_text()
-    assert "This page needs transformers: pip install -e '.[lm]'." in page
+    page = (tmp_path / path.stem / f"{path.stem}.md").read_text()
+    assert f"This page needs {package}: pip install -e '.[{EXTRAS[package]}]'" in page
     assert ".png" not in page
