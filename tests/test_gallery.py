@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 PAGES = sorted(GALLERY.glob("*.py"))
 # Pages that train for half a minute.
-TRAINED = {"attractor_cnn", "depth_breadth", "fine_tuning", "lightning_trainer", "two_scales"}
+TRAINED = {
+    "attractor_cnn",
+    "depth_breadth",
+    "fine_tuning",
+    "lightning_trainer",
+    "own_backbone",
+    "two_scales",
+}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
 EXTRAS = {
