@@ -16,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from notebooks import GALLERY, LINK, ROOT, write
 
-PACKAGES = ("solvers", "implicit", "models")
+PACKAGES = ("solvers", "implicit", "models", "tasks")
 
 
 def on_config(config: Any) -> Any:

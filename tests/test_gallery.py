@@ -20,7 +20,15 @@ PAGES = sorted(GALLERY.glob("*.py"))
 OFTEN = {"debugging", "own_gradient", "own_solver", "pagerank"}
 # What an install without extras has, and what a page says to install for the rest.
 CORE = {"matplotlib", "numpy", "scipy", "torch", "solvers", "implicit", "models"}
-EXTRAS = {"transformers": "lm"}
+EXTRAS = {
+    "transformers": "lm",
+    "deepinv": "deepinv",
+    "lightning": "integrations",
+    "accelerate": "integrations",
+    "tasks": "lm",
+}
+# What an import of it is to find, where that is something else.
+INSTALLED = {"tasks": "tokenizers"}
 
 
 def load(name: str) -> ModuleType:
@@ -92,7 +100,8 @@ def test_cells_know_their_lines() -> None:
 )
 def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path) -> None:
     for package in imported(path.read_text()) & EXTRAS.keys():
-        pytest.importorskip(package, reason=f"needs pip install -e '.[{EXTRAS[package]}]'")
+        wanted = INSTALLED.get(package, package)
+        pytest.importorskip(wanted, reason=f"needs pip install -e '.[{EXTRAS[package]}]'")
     done = run(path, tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -104,10 +113,14 @@ def test_runs_without_a_warning_and_ends_in_a_picture(path: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_missing_extra_is_named_without_a_traceback(tmp_path: Path) -> None:
-    absent = "import sys; sys.modules['transformers'] = None"
-    done = run(GALLERY / "hugging_face.py", tmp_path, absent)
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if imported(p.read_text()) & EXTRAS.keys()], ids=lambda p: p.stem
+)
+def test_missing_extra_is_named_without_a_traceback(path: Path, tmp_path: Path) -> None:
+    (package,) = imported(path.read_text()) & EXTRAS.keys()
+    done = run(path, tmp_path, f"import sys; sys.modules[{package!r}] = None")
     assert (done.returncode, done.stderr) == (0, "")
-    page = (tmp_path / "hugging_face" / "hugging_face.md").read_text()
-    assert "This page needs transformers: pip install -e '.[lm]'." in page
+    page = (tmp_path / path.stem / f"{path.stem}.md").read_text()
+    needs = rf"This page needs {package}\b.*: pip install -e '\.\[{EXTRAS[package]}\]'"
+    assert re.search(needs, page)
     assert ".png" not in page
