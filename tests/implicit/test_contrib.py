@@ -1,5 +1,6 @@
 """Optimisers of deepinv as maps: its iterates, verdicts for each sample, and exact gradients."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from implicit import FixedPointLayer, fixed_point
 from implicit.contrib import DeepinvStep
 
 try:
-    import deepinv
+    deepinv: Any = importlib.import_module("deepinv")
 except (ImportError, RuntimeError):  # a torchvision of another build than torch fails as it loads
     pytest.skip(
         "needs pip install -e '.[deepinv]', with a torchvision of torch's own build",
