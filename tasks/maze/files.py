@@ -68,6 +68,16 @@ def read_mazes(
     return mazes
 
 
+def side_of(path: str | Path) -> int | None:
+    """The side of the mazes in a file; None if none of the first hundred is good.
+
+    Raises:
+        MazeError: It is no file of mazes.
+        OSError: It cannot be read.
+    """
+    return _MazeFormat(None).side_of(Path(path))
+
+
 class _MazeFormat(PuzzleFormat):
     error = MazeError
     uses_rating = False

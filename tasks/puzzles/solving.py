@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import BATCH, solve_batch
+from tasks.puzzles.sizes import at_size
 from tasks.puzzles.task import GridTask
 from tasks.runs import load_model, locate
 
@@ -28,6 +29,8 @@ class Answer:
         converged: Whether the solve reached its fixed point; False for a model without a solve.
         residual: How far it was from one: rms(f(y) - y) / rms(y); NaN without a solve.
         num_steps: Solver updates that the puzzle took.
+        trained_size: Whether the model was trained on boards of this size. That a converged answer
+            is right was only verified on such.
     """
 
     question: str
@@ -36,29 +39,51 @@ class Answer:
     converged: bool
     residual: float
     num_steps: int
+    trained_size: bool = True
 
 
 class Solver:
-    """A trained model of puzzles of one size.
+    """A trained model of puzzles of one size; `for_side` gives one for another.
 
     Args:
         task: The kind of puzzle.
         model: In evaluation mode.
         config: What the model was trained with.
         path: Where it comes from.
+        trained_size: Whether it was trained on boards of the size of `config`.
 
     Attributes:
         path: See above.
         side: Cells in a row of the puzzles that it solves.
+        trained_size: See above.
     """
 
-    def __init__(self, task: GridTask[Any], model: Any, config: GridConfig, path: Path):
+    def __init__(
+        self,
+        task: GridTask[Any],
+        model: Any,
+        config: GridConfig,
+        path: Path,
+        trained_size: bool = True,
+    ):
         self.task, self.model, self.config, self.path = task, model, config, path
+        self.trained_size = trained_size
         self.side = config.spec().side
 
     def __repr__(self) -> str:
         size = f"{self.side}x{self.side}"
         return f"<{self.config.model.name} for {self.task.noun}s of {size}, from {self.path}>"
+
+    def for_side(self, side: int) -> Solver:
+        """The same weights for puzzles of another side; see `tasks.puzzles.sizes`.
+
+        Raises:
+            ValueError: They belong to the size that they were trained on, or there is no such side.
+        """
+        if side == self.side:
+            return self
+        model, config, _ = at_size(self.model, self.config, side, self.path, self.task.noun)
+        return Solver(self.task, model, config, self.path, trained_size=False)
 
     @overload
     def solve(  # pyright: ignore[reportOverlappingOverload]
@@ -120,7 +145,8 @@ class Solver:
         rows = zip(questions, *(column.tolist() for column in columns), strict=True)
         for question, classes, *verdict in rows:
             cells = [c + self.task.first_symbol for c in classes]
-            yield Answer(self.task.line(question), self.task.line(cells), *verdict)
+            answer = Answer(self.task.line(question), self.task.line(cells), *verdict)
+            yield dataclasses.replace(answer, trained_size=self.trained_size)
 
 
 def load(

@@ -48,6 +48,16 @@ def read_puzzles(
     return _SudokuFormat(board).read(Path(path), skip_bad=skip_bad)
 
 
+def side_of(path: str | Path) -> int | None:
+    """The side of the puzzles in a file; None if none of the first hundred is good.
+
+    Raises:
+        PuzzleError: It is no file of puzzles.
+        OSError: It cannot be read.
+    """
+    return _SudokuFormat(None).side_of(Path(path))
+
+
 class _SudokuFormat(PuzzleFormat):
     error = PuzzleError
 

@@ -89,6 +89,12 @@ class SudokuTask(GridTask[SudokuConfig]):
 
         return read_puzzles(path, config.data.board, skip_bad=skip_bad)
 
+    def side_of(self, path: Path) -> int | None:
+        """See `GridTask`."""
+        from tasks.sudoku.files import side_of
+
+        return side_of(path)
+
     def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
         """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
         from tasks.sudoku.generate import symmetry_invariant
