@@ -23,6 +23,7 @@ from tasks.flags import parse, require_defaults
 from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
+from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
@@ -317,6 +318,8 @@ class Commands(CommandLine):
         side = sides.pop()
         path, model, config, steps = self.trained(options, side)
         model, config, caution = at_size(model, config, side, path, self.task.noun)
+        # The counts are of the trained size and solver, and say nothing of others.
+        known = bands(path) if caution is None and options.solver is None else []
         print(f"Solving with {self._called(path) if caution is None else shipped.called(path)}")
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
@@ -330,6 +333,9 @@ class Commands(CommandLine):
             if model.solving is None:
                 effort = "one pass without a solver"
             print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}")
+            residual = found.residual[row].item()
+            if band := band_of(known, residual):
+                print(band.sentence(residual, self.task.noun))
             print()
         print(self.task.legend, end="\n" if self.task.legend else "")
         if caution is not None:

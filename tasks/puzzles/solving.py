@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import BATCH, solve_batch
+from tasks.puzzles.reliability import Band, band_of, bands
 from tasks.puzzles.sizes import at_size
 from tasks.puzzles.task import GridTask
 from tasks.runs import load_model, locate
@@ -31,6 +32,8 @@ class Answer:
         num_steps: Solver updates that the puzzle took.
         trained_size: Whether the model was trained on boards of this size. That a converged answer
             is right was only verified on such.
+        held_out: The held-out puzzles whose solve ended with such a residual, and how many of them
+            were right; None where nobody has counted, and on other sizes and solvers.
     """
 
     question: str
@@ -40,6 +43,7 @@ class Answer:
     residual: float
     num_steps: int
     trained_size: bool = True
+    held_out: Band | None = None
 
 
 class Solver:
@@ -50,6 +54,7 @@ class Solver:
         model: In evaluation mode.
         config: What the model was trained with.
         path: Where it comes from.
+        known: Held-out puzzles by residual; see `reliability.bands`.
         trained_size: Whether it was trained on boards of the size of `config`.
 
     Attributes:
@@ -64,10 +69,11 @@ class Solver:
         model: Any,
         config: GridConfig,
         path: Path,
+        known: Sequence[Band] = (),
         trained_size: bool = True,
     ):
         self.task, self.model, self.config, self.path = task, model, config, path
-        self.trained_size = trained_size
+        self.known, self.trained_size = known, trained_size
         self.side = config.spec().side
 
     def __repr__(self) -> str:
@@ -146,7 +152,8 @@ class Solver:
         for question, classes, *verdict in rows:
             cells = [c + self.task.first_symbol for c in classes]
             answer = Answer(self.task.line(question), self.task.line(cells), *verdict)
-            yield dataclasses.replace(answer, trained_size=self.trained_size)
+            held_out = band_of(self.known, answer.residual)
+            yield dataclasses.replace(answer, trained_size=self.trained_size, held_out=held_out)
 
 
 def load(
@@ -166,4 +173,4 @@ def load(
     """
     path = locate(task, Path(name))
     model, config = load_model(task, path, device=device, solver=solver)
-    return Solver(task, model, config, path)
+    return Solver(task, model, config, path, bands(path) if solver is None else ())

@@ -87,6 +87,7 @@ def test_solve_and_eval_say_that_nothing_was_verified(
     figures = json.loads((tmp_path / "six.json").read_text())["eval"]
     assert figures["trained_size"] is False
     assert figures["puzzles"] == 3
+    assert isinstance(figures["wrong_among_converged"], int)
 
 
 def test_a_solver_for_another_side_claims_nothing() -> None:
@@ -96,7 +97,7 @@ def test_a_solver_for_another_side_claims_nothing() -> None:
     puzzle = generate(1, Board.of(12), (72, 72), workers=1)[0]
     answer = twelve.solve(puzzle.question, max_steps=8)
     assert (twelve.side, len(answer.answer)) == (12, 144)
-    assert not answer.trained_size
+    assert (answer.trained_size, answer.held_out) == (False, None)
     with pytest.raises(ValueError, match=r"must have 81 \(9x9\) cells, got 144"):
         nine.solve(puzzle.question)
 
