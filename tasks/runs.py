@@ -61,7 +61,12 @@ def _is_hub_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def choose_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path:
+def choose_checkpoint(
+    task: Any,
+    fits: Callable[[Any], bool],
+    what: str,
+    otherwise: Callable[[Any], bool] = lambda config: False,
+) -> Path:
     """The checkpoint of a command that names none: the newest run's, or else the package's.
 
     Checkpoints of other versions must be named to be used.
@@ -70,6 +75,7 @@ def choose_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
         task: What it was trained on.
         fits: Whether a configuration is one to use.
         what: What kind of checkpoint it is, for messages.
+        otherwise: Whether a configuration may be used where none fits.
 
     Raises:
         CheckpointError: There is none.
@@ -78,6 +84,7 @@ def choose_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
     found = [path for name in (NAME, FOLDER) for path in folder.glob(f"*/{name}")]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     others: list[str] = []
+    second: Path | None = None
     for path in (*found, *shipped.paths(task.name)):
         try:
             config = read_config(task, read_checkpoint(path))
@@ -87,7 +94,11 @@ def choose_checkpoint(task: Any, fits: Callable[[Any], bool], what: str) -> Path
             continue
         if fits(config):
             return path
+        if second is None and otherwise(config):
+            second = path
         others.append(path.stem if shipped.holds(path) else str(path))
+    if second is not None:
+        return second
     presets = [name for name, config in task.presets.items() if fits(config)]
     preset = f" train --preset {presets[0]}" if presets else ""
     there = f" Others that are there: {', '.join(others[:5])}." if others else ""

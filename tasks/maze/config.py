@@ -53,6 +53,7 @@ class MazeConfig(GridConfig):
         "train_puzzles": 10_000,
     }
     dropped: ClassVar[frozenset[str]] = frozenset({"copies"})
+    any_size: ClassVar[dict[str, Any]] = {"min_path": 2}
 
     data: MazeData
 

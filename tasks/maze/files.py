@@ -3,7 +3,8 @@
 Two formats, told apart by the first line:
 
 - CSV as published with Maze-Hard, with the header `source,question,answer,rating`. An empty
-  answer or rating is computed.
+  answer is computed. The rating is always computed, as the steps of a shortest path, since the
+  column may hold something else, such as the cells of the path.
 - Plain text, one maze a line, all its rows joined; empty lines are skipped, and there are no
   comments, since `#` is a wall. The answer is computed.
 
@@ -67,8 +68,19 @@ def read_mazes(
     return mazes
 
 
+def side_of(path: str | Path) -> int | None:
+    """The side of the mazes in a file; None if none of the first hundred is good.
+
+    Raises:
+        MazeError: It is no file of mazes.
+        OSError: It cannot be read.
+    """
+    return _MazeFormat(None).side_of(Path(path))
+
+
 class _MazeFormat(PuzzleFormat):
     error = MazeError
+    uses_rating = False
 
     def __init__(self, side: int | None):
         self.side = side
@@ -78,7 +90,7 @@ class _MazeFormat(PuzzleFormat):
         return line
 
     def read_row(self, fields: Sequence[str], first: Puzzle | None) -> Puzzle:
-        source, question, answer, rating = fields
+        source, question, answer, _ = fields
         side = first.side if self.side is None and first else self.side
         hint = _OTHER_TASK if question and set(question) <= _DIGITS else ""
         codes = self.parse_field("question", question, lambda text: parse(text, side), hint)
@@ -89,11 +101,6 @@ class _MazeFormat(PuzzleFormat):
         if len(found) != len(codes):
             raise MazeError(f"The question has {len(codes)} cells, the answer {len(found)}.")
         steps = best.count(PATH) + 1
-        if rating and int(rating) != steps:
-            raise MazeError(
-                f"`rating` must count the steps of a shortest path from S to G, which takes "
-                f"{steps}: got {rating}. Correct it, or leave it empty to have it computed."
-            )
         maze = Puzzle(source, format_line(codes), format_line(found), steps)
         if found != best:
             self.others.add(maze)

@@ -61,6 +61,12 @@ class MazeTask(GridTask[MazeConfig]):
 
         return read_mazes(path, config.data.side, skip_bad=skip_bad)
 
+    def side_of(self, path: Path) -> int | None:
+        """See `GridTask`."""
+        from tasks.maze.files import side_of
+
+        return side_of(path)
+
     def identity(self, puzzle: Puzzle, config: MazeConfig) -> Any:
         """See `GridTask`: here, equal for rotations and reflections."""
         return smallest_copy(puzzle.question)

@@ -23,6 +23,8 @@ from tasks.flags import parse, require_defaults
 from tasks.output import print_result
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
+from tasks.puzzles.reliability import band_of, bands
+from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
 from tasks.training.options import flag
@@ -46,8 +48,8 @@ class ModelOptions:
 
     Attributes:
         checkpoint: The model: a file, a run's folder, or the name of one that comes with the
-            package. By default the newest under `runs/`, in `solve` of the puzzle's size, or else
-            one of the package.
+            package. By default the newest under `runs/`, or else one of the package; of the size
+            of the puzzles that are named, if there is one.
         max_steps: Budget of solver updates; by default the run's.
         solver: Another solver than the run's.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -205,7 +207,8 @@ class Commands(CommandLine):
 
         Args:
             options: Names the checkpoint, or one is chosen; see `ModelOptions`.
-            side: Of the grids that it must have been trained on; by default any.
+            side: Of the grids that it is for; by default any. One that was trained on this size
+                is preferred to one whose weights merely fit.
 
         Returns:
             The path, the model, its configuration, and the budget of solver updates; None for a
@@ -220,11 +223,16 @@ class Commands(CommandLine):
             # A transformer, which has no solve, must be named.
             return side in (None, config.spec().side) and config.model.name != "transformer"
 
+        def can_fit(config: GridConfig) -> bool:
+            return (
+                side is not None and config.model.name != "transformer" and can_resize(config, side)
+            )
+
         if options.checkpoint is not None:
             path = locate(self.task, options.checkpoint)
         else:
             what = f"of {self.task.noun}s" if side is None else f"for boards of {side**2} cells"
-            path = choose_checkpoint(self.task, fits, what)
+            path = choose_checkpoint(self.task, fits, what, can_fit)
         device = getattr(options, "device", "cpu")
         model, config = load_model(self.task, path, device=device, solver=options.solver)
         if config.solve.eval_max_steps is None:
@@ -245,7 +253,9 @@ class Commands(CommandLine):
         from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
-        path, model, config, steps = self.trained(options)
+        side = None if options.data is None else self.task.side_of(options.data)
+        path, model, config, steps = self.trained(options, side)
+        model, config, caution = at_size(model, config, side, path, self.task.noun)
         if options.compile:
             from tasks.device import compile_blocks
 
@@ -258,6 +268,7 @@ class Commands(CommandLine):
             where = options.data or "the test set"
             raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
         figures = measure(self.task, model, puzzles, config, quick=options.quick)
+        figures["trained_size"] = caution is None
         if options.breadth > 1 or options.draw is not None:
             figures |= scale(self.task, model, puzzles, config, options)
         if options.attempts:
@@ -269,6 +280,8 @@ class Commands(CommandLine):
             "eval": figures,
             "config": config.to_json(),
         }
+        if caution is not None:
+            print(caution)
         print_result(result, options.json)
         write_page_beside(options.json, f"{path} on {source}", result, options.draw)
         return 0
@@ -300,16 +313,14 @@ class Commands(CommandLine):
         puzzles = [self.task.parse(text) for text in texts]
         sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
         if len(sides) > 1:
-            raise ValueError(f"All {self.task.noun}s of one call must be of one size.")
+            sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))
+            raise ValueError(f"All {self.task.noun}s of one call must be of one size: got {sizes}.")
         side = sides.pop()
         path, model, config, steps = self.trained(options, side)
-        if config.spec().side != side:
-            trained = config.spec().side
-            raise ValueError(
-                f"{path} solves {trained}x{trained} boards, but the {self.task.noun} is "
-                f"{side}x{side}. Name another with `--checkpoint`."
-            )
-        print(f"Solving with {self._called(path)}")
+        model, config, caution = at_size(model, config, side, path, self.task.noun)
+        # The counts are of the trained size and solver, and say nothing of others.
+        known = bands(path) if caution is None and options.solver is None else []
+        print(f"Solving with {self._called(path) if caution is None else shipped.called(path)}")
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
@@ -321,8 +332,14 @@ class Commands(CommandLine):
             effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
             if model.solving is None:
                 effort = "one pass without a solver"
-            print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}\n")
+            print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}")
+            residual = found.residual[row].item()
+            if band := band_of(known, residual):
+                print(band.sentence(residual, self.task.noun))
+            print()
         print(self.task.legend, end="\n" if self.task.legend else "")
+        if caution is not None:
+            print(caution)
         if len(valid) > 1:
             print(f"{sum(valid)} of {len(valid)} answers: {self.task.verdict}.")
         if options.draw is not None and model.solving is not None:

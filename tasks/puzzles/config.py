@@ -361,6 +361,8 @@ class GridConfig(Config):
     }
     defaults: ClassVar[dict[str, Any]] = {"model": "attractor", "batch_size": 32}
     unit: ClassVar[str] = "puzzle"
+    # Options of puzzles to make that allow a board of any size.
+    any_size: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         self.spec()

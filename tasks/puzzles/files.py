@@ -138,6 +138,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
 HEADER = ["source", "question", "answer", "rating"]
 _ALLOWED = f"a CSV with the header `{','.join(HEADER)}`, or plain text with one puzzle a line"
 _CHUNK = 8192  # rows whose answers are checked at once
+_LOOKED_AT = 100  # rows in which the size of a file's puzzles is looked for
 _SHOWN = 3  # bad lines whose complaint is shown; the others are counted
 _RATING_DIGITS = 18  # so that a rating fits into 64 bits
 
@@ -150,9 +151,13 @@ class PuzzleFormat(ABC):
 
     Attributes:
         error: The class of all complaints about what a file holds.
+        uses_rating: Whether the ratings of a file are kept.
+        odd_ratings: How many of them were no whole numbers from 0 on.
     """
 
     error: ClassVar[type[ValueError]]
+    uses_rating: ClassVar[bool] = True
+    odd_ratings: int = 0
 
     @abstractmethod
     def text_question(self, line: str) -> str:
@@ -163,7 +168,8 @@ class PuzzleFormat(ABC):
         """Read the puzzle of a row; if the row has an answer, `faults` checks it later.
 
         Args:
-            fields: The columns of `HEADER` as in the file; the rating is digits or empty.
+            fields: The columns of `HEADER` as in the file; the rating is digits, or empty where
+                there is none that can be used.
             first: A good row above this one, None if there is none.
 
         Raises:
@@ -203,6 +209,7 @@ class PuzzleFormat(ABC):
                 `error`.
             OSError: The file cannot be read.
         """
+        self.odd_ratings = 0
         puzzles: list[Puzzle] = []
         shown: list[_Bad] = []
         num_bad = 0
@@ -221,6 +228,13 @@ class PuzzleFormat(ABC):
                 f"{path}: skipped {num_bad} bad lines and kept {len(puzzles)}. "
                 f"{'The first ones' if num_bad > _SHOWN else 'What is wrong'}: {first}",
                 stacklevel=3,  # the caller of the task's function
+            )
+        if self.odd_ratings:
+            warnings.warn(
+                f"{path}: {self.odd_ratings} of the values of `rating` are not whole numbers of 0 "
+                f"or more, of at most {_RATING_DIGITS} digits. Other numbers were rounded, and "
+                "everything else was replaced by our own rating.",
+                stacklevel=3,
             )
         if not puzzles:
             raise self.error(f"{path} holds no puzzle. Allowed: {_ALLOWED}.")
@@ -263,7 +277,7 @@ class PuzzleFormat(ABC):
                 if isinstance(fields, str):
                     raise self.error(fields)
                 self._check_fields(fields)
-                puzzle = self.read_row(fields, first)
+                puzzle = self.read_row([*fields[:-1], self._rating(fields[-1])], first)
             except self.error as error:
                 bad.append((line, str(error)))
                 continue
@@ -290,15 +304,35 @@ class PuzzleFormat(ABC):
             raise self.error(
                 f"A row must have the {len(HEADER)} fields {','.join(HEADER)}, got {len(fields)}."
             )
-        rating = fields[-1]
-        if not rating:
-            return
-        if not (rating.isascii() and rating.isdigit() and len(rating) <= _RATING_DIGITS):
-            raise self.error(
-                f"`rating` must be a whole number, 0 or more, of at most {_RATING_DIGITS} digits, "
-                f"or empty: got {rating[:40]!r}"
-                f"{f' and {len(rating) - 40:,} more characters' if len(rating) > 40 else ''}."
-            )
+
+    def _rating(self, text: str) -> str:
+        """The rating of a row as digits; empty for one that is not kept or no such number.
+
+        Whoever made a file had a scale of their own, so no rating is a reason to refuse a puzzle.
+        """
+        if not text or not self.uses_rating:
+            return ""
+        if text.isascii() and text.isdigit() and len(text) <= _RATING_DIGITS:
+            return text
+        self.odd_ratings += 1
+        try:
+            number = float(text)
+        except ValueError:
+            return ""
+        return str(round(number)) if 0 <= number < 10**_RATING_DIGITS else ""
+
+    def side_of(self, path: Path) -> int | None:
+        """The side of the first good puzzle among the first rows of a file; None if none is good.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is of neither format; of the class `error`.
+        """
+        for row in islice(self._rows(path), _LOOKED_AT):
+            good, _ = self._read_chunk([row], None)
+            if good:
+                return good[0].side
+        return None
 
 
 def _undecodable(text: str) -> UnicodeDecodeError | None:

@@ -64,6 +64,7 @@ def measure(
     right = (predictions.classes == target).all(1)
     figures["accuracy_by_rating"] = _by_rating(puzzles, right, valid, task.bands)
     if model.solving is not None:
+        figures["wrong_among_converged"] = int((predictions.converged & ~right).sum())
         figures["accuracy_by_residual"] = calibration(predictions, target)
         if not quick:
             rows = slice(0, CURVE_PUZZLES)
@@ -237,6 +238,7 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
     if "median_residual" in figures:
         solves |= {
             "converged": f"{figures['converged']:.1%}",
+            "wrong among the converged": _wrong(figures),
             "solver steps": f"{figures['mean_steps']:.1f} on average of {figures['max_steps']}",
             "median relative residual": f"{figures['median_residual']:.1e}",
         }
@@ -268,6 +270,16 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         scaled[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
     print_table(title, main, solves, residuals, ratings, scaled)
     print("In brackets: the interval of 95 % (Wilson), in percent.")
+
+
+def _wrong(figures: dict[str, Any]) -> str:
+    """How many answers of converged solves are wrong."""
+    wrong, converged = (
+        figures["wrong_among_converged"], round(figures["converged"] * figures["puzzles"])
+    )  # fmt: skip
+    if not converged:
+        return "0 of 0"
+    return f"{wrong} of {converged}, {with_interval(wrong / converged, converged)}"
 
 
 def _share(row: dict[str, Any], task: GridTask[Any]) -> str:

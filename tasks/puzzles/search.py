@@ -22,6 +22,7 @@ from torch import Tensor
 from models import GridModel
 from solvers.torch_internals import pytree
 from tasks.puzzles.evaluate import Choice, Predictions, batches, perturbed, solve_batch
+from tasks.reports.intervals import wilson
 
 Validity = Callable[[Tensor, Tensor], Tensor]
 """(x, classes) -> whether each answer keeps the rules, shape (puzzles,); needs no solution."""
@@ -111,20 +112,25 @@ def breadth_curve(starts: Starts, target: Tensor) -> list[dict[str, Any]]:
 
 
 def calibration(predictions: Predictions, target: Tensor) -> list[dict[str, Any]]:
-    """Exact accuracy by final residual, one row for each decade.
+    """Exact accuracy by final residual, one row for each decade, with the interval of 95 %.
 
     In a good model, answers with a small residual are right.
     """
     right = (predictions.classes == target).all(1)
     decade = predictions.residual.clamp(1e-12, 1e3).log10().floor()
-    return [
-        {
-            "residual": f"1e{int(low):+03d} to 1e{int(low) + 1:+03d}",
-            "puzzles": int((decade == low).sum()),
-            "exact_accuracy": right[decade == low].float().mean().item(),
-        }
-        for low in sorted(set(decade[decade.isfinite()].tolist()))
-    ]
+    rows: list[dict[str, Any]] = []
+    for low in sorted(set(decade[decade.isfinite()].tolist())):
+        inside = right[decade == low]
+        share = inside.float().mean().item()
+        rows.append(
+            {
+                "residual": f"1e{int(low):+03d} to 1e{int(low) + 1:+03d}",
+                "puzzles": len(inside),
+                "exact_accuracy": share,
+                "interval": wilson(share, len(inside)),
+            }
+        )
+    return rows
 
 
 CASES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import BATCH, solve_batch
+from tasks.puzzles.reliability import Band, band_of, bands
+from tasks.puzzles.sizes import at_size
 from tasks.puzzles.task import GridTask
 from tasks.runs import load_model, locate
 
@@ -28,6 +30,10 @@ class Answer:
         converged: Whether the solve reached its fixed point; False for a model without a solve.
         residual: How far it was from one: rms(f(y) - y) / rms(y); NaN without a solve.
         num_steps: Solver updates that the puzzle took.
+        trained_size: Whether the model was trained on boards of this size. That a converged answer
+            is right was only verified on such.
+        held_out: The held-out puzzles whose solve ended with such a residual, and how many of them
+            were right; None where nobody has counted, and on other sizes and solvers.
     """
 
     question: str
@@ -36,29 +42,54 @@ class Answer:
     converged: bool
     residual: float
     num_steps: int
+    trained_size: bool = True
+    held_out: Band | None = None
 
 
 class Solver:
-    """A trained model of puzzles of one size.
+    """A trained model of puzzles of one size; `for_side` gives one for another.
 
     Args:
         task: The kind of puzzle.
         model: In evaluation mode.
         config: What the model was trained with.
         path: Where it comes from.
+        known: Held-out puzzles by residual; see `reliability.bands`.
+        trained_size: Whether it was trained on boards of the size of `config`.
 
     Attributes:
         path: See above.
         side: Cells in a row of the puzzles that it solves.
+        trained_size: See above.
     """
 
-    def __init__(self, task: GridTask[Any], model: Any, config: GridConfig, path: Path):
+    def __init__(
+        self,
+        task: GridTask[Any],
+        model: Any,
+        config: GridConfig,
+        path: Path,
+        known: Sequence[Band] = (),
+        trained_size: bool = True,
+    ):
         self.task, self.model, self.config, self.path = task, model, config, path
+        self.known, self.trained_size = known, trained_size
         self.side = config.spec().side
 
     def __repr__(self) -> str:
         size = f"{self.side}x{self.side}"
         return f"<{self.config.model.name} for {self.task.noun}s of {size}, from {self.path}>"
+
+    def for_side(self, side: int) -> Solver:
+        """The same weights for puzzles of another side; see `tasks.puzzles.sizes`.
+
+        Raises:
+            ValueError: They belong to the size that they were trained on, or there is no such side.
+        """
+        if side == self.side:
+            return self
+        model, config, _ = at_size(self.model, self.config, side, self.path, self.task.noun)
+        return Solver(self.task, model, config, self.path, trained_size=False)
 
     @overload
     def solve(  # pyright: ignore[reportOverlappingOverload]
@@ -120,7 +151,9 @@ class Solver:
         rows = zip(questions, *(column.tolist() for column in columns), strict=True)
         for question, classes, *verdict in rows:
             cells = [c + self.task.first_symbol for c in classes]
-            yield Answer(self.task.line(question), self.task.line(cells), *verdict)
+            answer = Answer(self.task.line(question), self.task.line(cells), *verdict)
+            held_out = band_of(self.known, answer.residual)
+            yield dataclasses.replace(answer, trained_size=self.trained_size, held_out=held_out)
 
 
 def load(
@@ -140,4 +173,4 @@ def load(
     """
     path = locate(task, Path(name))
     model, config = load_model(task, path, device=device, solver=solver)
-    return Solver(task, model, config, path)
+    return Solver(task, model, config, path, bands(path) if solver is None else ())

@@ -113,6 +113,15 @@ class GridTask(ABC, Generic[C]):
 
         return TaskFormat(self, config).read(path, skip_bad=skip_bad)
 
+    def side_of(self, path: Path) -> int | None:
+        """Cells of a row of the puzzles in a file, which have one size; None if it is not known.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no file of puzzles.
+        """
+        return None
+
     def enlarged(self, puzzles: list[Puzzle], config: C) -> list[Puzzle]:
         """The training puzzles, together with others that are derived from them."""
         return puzzles

@@ -52,6 +52,8 @@ def serve(commands: Commands, arguments: list[str]) -> int:
             host, port = listener.getsockname()[:2]
             hosts = allowed_hosts(options.host, host)
             about = describe(path, task.noun)
+            if options.solver is not None:  # with which nobody has counted
+                about["reliability"] = []
             service = Service(task, config, engine, options.timeout, options.rate, hosts, about)
             print(f"Serving {called(path)} on http://{bracketed(host)}:{port}", flush=True)
             Server(service).run([listener])

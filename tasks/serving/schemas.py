@@ -64,6 +64,22 @@ class TrajectoryQuestion(Question):
     candidates: bool = False
 
 
+class Band(BaseModel):
+    """How often held-out puzzles were right whose solve ended with a residual in a range.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        puzzles: Held-out puzzles whose residual lies in it.
+        right: Those of them that were right in every cell.
+    """
+
+    low: float
+    high: float
+    puzzles: int
+    right: int
+
+
 class Answer(BaseModel):
     """The answer of the model, and what tells how reliable it is.
 
@@ -73,6 +89,8 @@ class Answer(BaseModel):
         converged: The solver's verdict.
         residual: rms(f(y) - y) / rms(y); None if it is no finite number.
         steps: Solver updates.
+        held_out: The held-out puzzles whose solve ended with such a residual, and how many of them
+            were right; None where they were not counted, and for an answer with guessed cells.
     """
 
     answer: str
@@ -80,6 +98,7 @@ class Answer(BaseModel):
     converged: bool
     residual: float | None
     steps: int
+    held_out: Band | None = None
 
 
 class Sought(Answer):
@@ -149,22 +168,6 @@ class Trajectory(Sought):
     frames: list[Frame]
     answered: int
     seconds: float
-
-
-class Band(BaseModel):
-    """How often held-out puzzles were right whose solve ended with a residual in a range.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        puzzles: Held-out puzzles whose residual lies in it.
-        right: Those of them that were right in every cell.
-    """
-
-    low: float
-    high: float
-    puzzles: int
-    right: int
 
 
 class Example(BaseModel):

@@ -14,6 +14,7 @@ from torch import Tensor
 from solvers.types import State
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Predictions, perturbed
+from tasks.puzzles.reliability import band_of
 from tasks.puzzles.search import Starts, attempts_at
 from tasks.puzzles.task import GridTask
 from tasks.serving.engine import Ended, Engine, Refused, Start, Watch
@@ -215,16 +216,20 @@ class Service:
         recorder.frames = solves[0][1].frames
         if made and after[-1]:
             recorder.frames = recorder.frames + solves[-1][1].frames
-        answer = self._judged(x, found, sum(int(each.num_steps[0]) for each, _ in solves))
+        steps = sum(int(each.num_steps[0]) for each, _ in solves)
+        answer = self._judged(x, found, steps, as_asked=found is solves[0][0])
         return Sought(**answer.model_dump(), starts=1, agreeing=1, attempts=made)
 
-    def _judged(self, x: Tensor, found: Predictions, steps: int) -> Answer:
+    def _judged(self, x: Tensor, found: Predictions, steps: int, as_asked: bool = True) -> Answer:
+        """An answer with its verdicts; `as_asked`: its solve was of the question alone."""
+        residual = finite(found.residual[0].item())
         return Answer(
             answer=self.line(found.classes[0]),
             valid=bool(self.task.is_valid(x[None], found.classes, self.config)[0]),
             converged=bool(found.converged[0]),
-            residual=finite(found.residual[0].item()),
+            residual=residual,
             steps=steps,
+            held_out=band_of(self.about.reliability, residual) if as_asked else None,
         )
 
     def line(self, classes: Tensor) -> str:

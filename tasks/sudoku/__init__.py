@@ -1,4 +1,4 @@
-"""Sudoku of side 4, 6 and 9: boards, exact solver, generator, files and augmentation."""
+"""Sudoku of any size up to 35x35: boards, exact solver, generator, files and augmentation."""
 
 from __future__ import annotations
 

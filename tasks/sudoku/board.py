@@ -1,11 +1,13 @@
 """Sudoku boards: geometry, parsing and formatting, and the check of an answer.
 
-A grid is a flat sequence of `side * side` digits, row by row, with 0 for a blank.
+A grid is a flat sequence of `side * side` digits, row by row, with 0 for a blank. Digits above 9
+are written as letters: A is 10, B is 11, and so on.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +16,30 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+SYMBOLS = ".123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LARGEST = len(SYMBOLS) - 1  # side of a board whose digits are single characters
 _FRAME = "|+-"  # drawn by `format_grid`, ignored by `parse`, so that a drawing can be pasted
-_CELLS = "0123456789."
-SYMBOLS = ".123456789"
-_TO_CHARACTERS = bytes.maketrans(bytes(range(10)), SYMBOLS.encode())
-_TO_VALUES = bytes.maketrans(b"0123456789.", bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]))
+_DIGITS = "0123456789."
+_CELLS = _DIGITS + SYMBOLS[10:] + SYMBOLS[10:].lower()
+_TO_CHARACTERS = bytes.maketrans(bytes(range(len(SYMBOLS))), SYMBOLS.encode())
+_TO_VALUES = bytes.maketrans(
+    _CELLS.encode(), bytes([*range(10), 0, *range(10, LARGEST + 1), *range(10, LARGEST + 1)])
+)
 
 
 class PuzzleError(ValueError):
     """A text, a clue or an answer that is not a proper Sudoku."""
+
+
+@functools.cache
+def _box_shape(side: int) -> tuple[int, int] | None:
+    """Rows and columns of a box: the most square one, lying; None if there is none."""
+    shapes = [(rows, side // rows) for rows in range(2, math.isqrt(side) + 1) if side % rows == 0]
+    return shapes[-1] if shapes else None
+
+
+SIDES = tuple(side for side in range(4, LARGEST + 1) if _box_shape(side))
+"""The sides that a board may have: 4, 6, 8, 9, 10, 12 and so on, but no prime numbers."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,9 @@ class Board:
     """The geometry of one board size. Rows, columns, boxes and cells count from 0.
 
     Args:
-        side: 4 (boxes of 2 rows x 2 columns), 6 (2 x 3) or 9 (3 x 3).
+        side: A product of rows and columns of a box, both at least 2: one of `SIDES`. Of several
+            shapes of a box the most square one is taken, with no more rows than columns: 2 x 3
+            for a side of 6, 3 x 4 for 12, 4 x 4 for 16.
 
     Raises:
         ValueError: No board has this side.
@@ -47,8 +65,8 @@ class Board:
     side: int
 
     def __post_init__(self) -> None:
-        if self.side not in _BOX_SHAPES:
-            raise ValueError(f"`side` must be 4, 6 or 9, got {self.side!r}.")
+        if self.side not in SIDES:
+            raise ValueError(_no_board(self.side))
 
     @staticmethod
     @functools.cache
@@ -59,20 +77,21 @@ class Board:
     @staticmethod
     def for_length(num_cells: int) -> Board:
         """The board that has this many cells."""
-        for side in _BOX_SHAPES:
-            if side * side == num_cells:
-                return Board.of(side)
-        raise PuzzleError(_wrong_length(num_cells, "16 (4x4), 36 (6x6) or 81 (9x9)"))
+        side = math.isqrt(num_cells)
+        if side * side == num_cells and side in SIDES:
+            return Board.of(side)
+        near = " or ".join(f"{each**2} ({each}x{each})" for each in _nearest(math.sqrt(num_cells)))
+        raise PuzzleError(_wrong_length(num_cells, near))
 
-    @property
+    @cached_property
     def box_rows(self) -> int:
         """Number of rows in a box, and so in a band."""
-        return _BOX_SHAPES[self.side][0]
+        return (_box_shape(self.side) or (0, 0))[0]
 
-    @property
+    @cached_property
     def box_cols(self) -> int:
         """Number of columns in a box, and so in a stack."""
-        return _BOX_SHAPES[self.side][1]
+        return (_box_shape(self.side) or (0, 0))[1]
 
     @property
     def num_cells(self) -> int:
@@ -88,6 +107,14 @@ class Board:
     def name(self) -> str:
         """The name of the size in messages, as `9x9`."""
         return f"{self.side}x{self.side}"
+
+    @property
+    def digits(self) -> str:
+        """The characters of its digits for messages, as `1 to 9 and A to G`."""
+        if self.side <= 9:
+            return f"1 to {self.side}"
+        letters = "A" if self.side == 10 else f"A to {SYMBOLS[self.side]}"
+        return f"1 to 9 and {letters}"
 
     @cached_property
     def row_of(self) -> tuple[int, ...]:
@@ -111,23 +138,21 @@ class Board:
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The cells of every row, then of every column, then of every box."""
-        return tuple(
-            tuple(cell for cell in range(self.num_cells) if index_of[cell] == index)
-            for index_of in (self.row_of, self.column_of, self.box_of)
-            for index in range(self.side)
-        )
+        kinds: list[list[list[int]]] = []
+        for index_of in (self.row_of, self.column_of, self.box_of):
+            kinds.append([[] for _ in range(self.side)])
+            for cell, index in enumerate(index_of):
+                kinds[-1][index].append(cell)
+        return tuple(tuple(group) for kind in kinds for group in kind)
 
     @cached_property
     def peers(self) -> tuple[tuple[int, ...], ...]:
         """For each cell the others that share a row, a column or a box with it."""
-        return tuple(
-            tuple(
-                sorted(
-                    {other for group in self.groups if cell in group for other in group} - {cell}
-                )
-            )
-            for cell in range(self.num_cells)
-        )
+        found: list[set[int]] = [set() for _ in range(self.num_cells)]
+        for group in self.groups:
+            for cell in group:
+                found[cell].update(group)
+        return tuple(tuple(sorted(others - {cell})) for cell, others in enumerate(found))
 
     def place(self, cell: int) -> str:
         """Row and column of a cell for messages, counted from 1, as `(row 1, column 9)`."""
@@ -141,7 +166,7 @@ def parse(text: str, board: Board | None = None, *, check_clues: bool = True) ->
     pasted drawing both work.
 
     Args:
-        text: Digits, and `.` or `0` for a blank.
+        text: Digits, those above 9 as letters of either case, and `.` or `0` for a blank.
         board: The board expected; by default the one with as many cells as `text` has.
         check_clues: Also refuse a digit that stands twice in a row, column or box.
 
@@ -157,7 +182,7 @@ def parse(text: str, board: Board | None = None, *, check_clues: bool = True) ->
     """
     cells = "".join(text.split())
     if cells.strip(_CELLS):  # empty when there is nothing but digits and blanks
-        _check_characters(text)
+        _check_characters(text, _CELLS)
         cells = "".join(character for character in cells if character not in _FRAME)
     if board is None:
         board = Board.for_length(len(cells))
@@ -165,10 +190,25 @@ def parse(text: str, board: Board | None = None, *, check_clues: bool = True) ->
         raise PuzzleError(_wrong_length(len(cells), f"{board.num_cells} ({board.name})"))
     grid = list(cells.encode("ascii").translate(_TO_VALUES))
     if max(grid) > board.side:
+        if board.side <= 9:
+            _check_characters(text, _DIGITS)
         _refuse_large_digit(grid, board)
     if check_clues:
         _check_clues(grid, board)
     return grid
+
+
+def _nearest(side: float) -> list[int]:
+    """The next smaller and the next larger side of a board, if there are such."""
+    return [*[each for each in SIDES if each < side][-1:], *[e for e in SIDES if e > side][:1]]
+
+
+def _no_board(side: object) -> str:
+    near = _nearest(side) if isinstance(side, int) else SIDES[:3]
+    return (
+        "`side` must be the product of the rows and the columns of a box, both at least 2, and at "
+        f"most {LARGEST}: got {side!r}. Near it: {' and '.join(map(str, near))}."
+    )
 
 
 def _wrong_length(length: int, allowed: str) -> str:
@@ -178,20 +218,21 @@ def _wrong_length(length: int, allowed: str) -> str:
     )
 
 
-def _check_characters(text: str) -> None:
+def _check_characters(text: str, allowed: str) -> None:
     for position, character in enumerate(text, start=1):
-        if character not in _CELLS and character not in _FRAME and not character.isspace():
+        if character not in allowed and character not in _FRAME and not character.isspace():
             raise PuzzleError(
                 f"Character {character!r} at position {position} is not allowed in a grid: use "
-                "digits, and `.` or `0` for a blank."
+                f"digits{', letters for those above 9' if allowed == _CELLS else ''}, and `.` or "
+                "`0` for a blank."
             )
 
 
 def _refuse_large_digit(grid: Sequence[int], board: Board) -> NoReturn:
     cell = next(cell for cell, digit in enumerate(grid) if digit > board.side)
     raise PuzzleError(
-        f"Digit {grid[cell]} at {board.place(cell)} is too large: a {board.name} board has the "
-        f"digits 1 to {board.side}, and `.` or `0` for a blank."
+        f"Digit {SYMBOLS[grid[cell]]} at {board.place(cell)} is too large: a {board.name} board "
+        f"has the digits {board.digits}, and `.` or `0` for a blank."
     )
 
 
@@ -203,7 +244,7 @@ def _check_clues(grid: Sequence[int], board: Board) -> None:
             if digit and first_cell.setdefault(digit, cell) != cell:
                 kind = ("row", "column", "box")[index // board.side]
                 raise PuzzleError(
-                    f"Digit {digit} stands twice in one {kind}: at "
+                    f"Digit {SYMBOLS[digit]} stands twice in one {kind}: at "
                     f"{board.place(first_cell[digit])} and at {board.place(cell)}."
                 )
 
@@ -219,7 +260,8 @@ def check_answer(question: Sequence[int], answer: Sequence[int], board: Board) -
             raise PuzzleError(f"The answer leaves {board.place(cell)} blank.")
         if clue not in (0, digit):
             raise PuzzleError(
-                f"The answer has {digit} at {board.place(cell)}, where the question has {clue}."
+                f"The answer has {SYMBOLS[digit]} at {board.place(cell)}, where the question has "
+                f"{SYMBOLS[clue]}."
             )
     try:
         _check_clues(answer, board)
@@ -250,7 +292,7 @@ def format_grid(grid: Sequence[int], given: Sequence[int] | None = None) -> str:
     """
     board = Board.for_length(len(grid))
     width = 1 if given is None else 2
-    texts = [str(digit) if digit else "." for digit in grid]
+    texts = [SYMBOLS[digit] for digit in grid]
     if given is not None:
         texts = [text + "*" if clue else text for text, clue in zip(texts, given, strict=True)]
     lines = []

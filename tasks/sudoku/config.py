@@ -13,9 +13,9 @@ class SudokuData(GridData):
     """Sudoku puzzles; see `GridData`.
 
     Attributes:
-        side: 4, 6 or 9.
-        min_clues: Fewest clues of a puzzle that is made.
-        max_clues: Most clues.
+        side: 4, 6, 8, 9, 10 and so on to 35, but no primes.
+        min_clues: Fewest clues; by default 30 on 9x9, 45 % of other boards.
+        max_clues: Most clues; by default 34 on 9x9, half of other boards.
         minimal: Only puzzles that need every clue.
         min_guesses: Our solver needs so many guesses.
         copies: Symmetric copies of each; by default no end.
@@ -29,8 +29,8 @@ class SudokuData(GridData):
     training: ClassVar[tuple[str, ...]] = ("copies", "extra_clues", "relatives")
 
     side: int = 9
-    min_clues: int = 30
-    max_clues: int = 34
+    min_clues: int | None = None
+    max_clues: int | None = None
     minimal: bool = False
     min_guesses: int = 0
     copies: int | None = None
@@ -42,12 +42,22 @@ class SudokuData(GridData):
         self.require(0, "min_guesses", "extra_clues", "relatives")
         self.require(1, "copies")
         Board.of(self.side)
+        low, high = self.clues
         made = "min_clues" not in self.unused()
-        if made and not 0 < self.min_clues <= self.max_clues <= self.side**2:
+        if made and not 0 < low <= high <= self.side**2:
             raise ValueError(
                 f"`min_clues` and `max_clues` must satisfy 0 < min <= max <= {self.side**2}, got "
-                f"{self.min_clues} and {self.max_clues}."
+                f"{low} and {high}."
             )
+
+    @property
+    def clues(self) -> tuple[int, int]:
+        """Fewest and most clues of a puzzle that is made."""
+        low, high = (30, 34) if self.side == 9 else (round(0.45 * self.side**2), self.side**2 // 2)
+        return (
+            low if self.min_clues is None else self.min_clues,
+            high if self.max_clues is None else self.max_clues,
+        )
 
     @property
     def board(self) -> Board:

@@ -3,7 +3,8 @@
 Two formats, told apart by the first line:
 
 - CSV as published with Sudoku-Extreme, with the header `source,question,answer,rating`. Blanks
-  are `.` or `0` on reading and `.` on writing. An empty answer or rating is computed.
+  are `.` or `0` on reading and `.` on writing; digits above 9 are letters. An empty answer or
+  rating is computed. A rating that is no whole number is rounded or computed, with one warning.
 - Plain text, one puzzle a line; empty lines and lines that start with `#` are skipped. The
   answer is computed.
 """
@@ -47,6 +48,16 @@ def read_puzzles(
     return _SudokuFormat(board).read(Path(path), skip_bad=skip_bad)
 
 
+def side_of(path: str | Path) -> int | None:
+    """The side of the puzzles in a file; None if none of the first hundred is good.
+
+    Raises:
+        PuzzleError: It is no file of puzzles.
+        OSError: It cannot be read.
+    """
+    return _SudokuFormat(None).side_of(Path(path))
+
+
 class _SudokuFormat(PuzzleFormat):
     error = PuzzleError
 
@@ -61,9 +72,10 @@ class _SudokuFormat(PuzzleFormat):
         board = self.board
         if board is None and first is not None:
             board = Board.for_length(len(first.question))
+        hint = _other_size(question, board, "those above are" if first else "expected are")
         # A valid answer proves that the clues agree with each other, so they need no check here.
         clues = self.parse_field(
-            "question", question, lambda text: parse(text, board, check_clues=not answer)
+            "question", question, lambda text: parse(text, board, check_clues=not answer), hint
         )
         board = Board.for_length(len(clues))
         if not answer or not rating:
@@ -81,6 +93,19 @@ class _SudokuFormat(PuzzleFormat):
             None if is_valid else _explain(puzzle, board)
             for puzzle, is_valid in zip(puzzles, valid, strict=True)
         ]
+
+
+def _other_size(question: str, board: Board | None, others: str) -> str:
+    """What to say of a question that is one of another board; empty if it is not."""
+    size = len("".join(question.split()))
+    if board is None or size == board.num_cells:
+        return ""
+    allowed = f"A grid must have {board.num_cells} ({board.name}) cells, got {size}"
+    try:
+        own = Board.for_length(size).name
+    except PuzzleError:
+        return ""
+    return f"{allowed}: this puzzle is {own}, but {others} {board.name}. A file has one size."
 
 
 def _explain(puzzle: Puzzle, board: Board) -> str:

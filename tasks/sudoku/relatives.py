@@ -38,6 +38,7 @@ _MOST_SHOWN = 3  # with one cell a step mostly leads back; with four to much eas
 _HARD = 40  # guesses of our solver; the hardest puzzles have few neighbours that are as hard
 _FEWEST_STEPS, _STEPS_PER_RELATIVE = 150, 10  # then a walk gives up
 _MOST_STEPS_UP = 2000
+_MOST_GUESSES = 500  # of a search on a board larger than 9x9
 
 
 def relatives(
@@ -147,13 +148,21 @@ def _step(clues: int, solution: int, engine: Engine, rng: Random) -> int:
     rng.shuffle(old)
     clues |= sum(shown)
     for clue in old + shown:
-        if not engine.is_needed(clue, single_bits(clues & ~clue)):
+        if engine.is_needed(clue, single_bits(clues & ~clue), _most_guesses(engine)) is False:
             clues &= ~clue
     return clues
 
 
 def _guesses(clues: int, engine: Engine) -> int:
-    return engine.search(*engine.start(single_bits(clues)), limit=2)[1]
+    """Those that a puzzle needs, or -1 if the search gave up, so that no walk goes there."""
+    most = _most_guesses(engine)
+    number = engine.search(*engine.start(single_bits(clues)), limit=2, most_guesses=most)[1]
+    return -1 if number == most else number
+
+
+def _most_guesses(engine: Engine) -> int | None:
+    """Of a search, which may take very long on a large board."""
+    return None if engine.board.side <= 9 else _MOST_GUESSES
 
 
 if __name__ == "__main__":

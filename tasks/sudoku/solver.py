@@ -21,13 +21,15 @@ of how hard a puzzle is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
 from tasks.puzzles.puzzle import Puzzle
-from tasks.sudoku.board import Board, PuzzleError, format_line
+from tasks.sudoku.board import SYMBOLS, Board, PuzzleError, format_line
+
+_EFFORT = 160_000_000  # guesses of `complete` times candidates of a board: some seconds
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,24 @@ class SearchResult:
     Args:
         solutions: Distinct solutions, at most as many as asked for.
         num_guesses: Branch assignments tried until the search stopped.
+        gave_up: Whether the guesses were used up, so that there may be further solutions.
     """
 
     solutions: list[tuple[int, ...]]
     num_guesses: int
+    gave_up: bool = False
 
 
-def search(puzzle: Sequence[int], board: Board, limit: int = 2) -> SearchResult:
+def search(
+    puzzle: Sequence[int], board: Board, limit: int = 2, most_guesses: int | None = None
+) -> SearchResult:
     """Search depth first, and stop at `limit` solutions or when there are no more.
 
     Args:
         puzzle: One digit a cell, 0 for a blank.
         board: Its geometry.
         limit: Solutions to stop at: 1 finds a solution, 2 tells whether it is the only one.
+        most_guesses: Guesses to give up at; by default none.
 
     Example:
         >>> from tasks.sudoku.board import format_line, parse
@@ -58,8 +65,10 @@ def search(puzzle: Sequence[int], board: Board, limit: int = 2) -> SearchResult:
         (['1324423124133142'], 0)
     """
     engine = engine_for(board)
-    found, num_guesses = engine.search(*engine.start(engine.clue_bits(puzzle)), limit)
-    return SearchResult([engine.digits(state) for state in found], num_guesses)
+    start = engine.start(engine.clue_bits(puzzle))
+    found, num_guesses = engine.search(*start, limit, most_guesses=most_guesses)
+    gave_up = len(found) < limit and num_guesses == most_guesses
+    return SearchResult([engine.digits(state) for state in found], num_guesses, gave_up)
 
 
 def complete(source: str, question: Sequence[int], board: Board) -> Puzzle:
@@ -73,22 +82,33 @@ def complete(source: str, question: Sequence[int], board: Board) -> Puzzle:
     other solvers and are on other scales.
 
     Raises:
-        PuzzleError: There is no solution, or more than one.
+        PuzzleError: There is no solution, or more than one, or the search of a board larger than
+            9x9 had not ended when its guesses were used up: 39,062 of them at 16x16, and 10,240 at
+            25x25.
     """
-    result = search(question, board, limit=2)
+    # A search of a smaller board always ends soon.
+    most_guesses = _EFFORT // board.side**3 if board.side > 9 else None
+    result = search(question, board, 2, most_guesses)
     answer = format_line(_only(result, board))
     return Puzzle(source, format_line(question), answer, result.num_guesses)
 
 
 def _only(result: SearchResult, board: Board) -> tuple[int, ...]:
+    if result.gave_up:
+        found = "found one solution, and no second one" if result.solutions else "found no solution"
+        raise PuzzleError(
+            f"The exact solver {found}, within {result.num_guesses:,} guesses, and gave up: on a "
+            f"{board.name} board it cannot say whether the puzzle has exactly one. Add clues."
+        )
     if not result.solutions:
         raise PuzzleError("The puzzle has no solution. Check its clues.")
     if len(result.solutions) > 1:
         first, second = result.solutions
         cell = next(cell for cell in range(board.num_cells) if first[cell] != second[cell])
         raise PuzzleError(
-            f"The puzzle has more than one solution: {board.place(cell)} may be {first[cell]} or "
-            f"{second[cell]}, as in {format_line(first)} and {format_line(second)}. Add a clue."
+            f"The puzzle has more than one solution: {board.place(cell)} may be "
+            f"{SYMBOLS[first[cell]]} or {SYMBOLS[second[cell]]}, as in {format_line(first)} and "
+            f"{format_line(second)}. Add a clue."
         )
     return result.solutions[0]
 
@@ -97,14 +117,11 @@ class _Family(NamedTuple):
     """Constraints of one kind, such as all places of a digit in a row.
 
     The candidates of a constraint are laid out on two strides, so they are counted by folding
-    along one and then along the other: each fold adds two shifted copies. Where a stride has but
-    two entries the second copy is shifted out of the board altogether, so it adds nothing.
+    along one and then along the other: each fold adds shifted copies.
     """
 
-    shift1: int
-    shift2: int
-    shift3: int
-    shift4: int
+    inner: tuple[int, ...]  # shifts of the first fold
+    outer: tuple[int, ...]
     first: int  # the first candidate of every constraint
     spread: int  # times a first candidate: all candidates of its constraint
 
@@ -126,13 +143,16 @@ class Engine:
         self._column_of_digits = sum(1 << layer for layer in self._layers)
         self._families = self._build_families()
         self._peers = [sum(1 << peer for peer in peers) for peers in board.peers]
-        # What stays possible once a candidate is true, by the candidate's index + 1, which is
-        # its `bit_length`.
-        self._compatible = [0] + [
-            self._compatible_with(cell, layer)
-            for layer in self._layers
-            for cell in range(num_cells)
+        # Boxes of at most three rows and columns are counted faster; see `_singles_of_small`.
+        small = max(board.box_cols, side // board.box_cols) <= 3
+        self._singles = self._singles_of_small if small else self._singles_of_any
+        # Where a fold adds but one copy, a second is shifted out of the board and adds nothing.
+        nothing = (self.num_bits,)
+        self._four_shifts = [
+            ((*inner, *nothing)[:2] + (*outer, *nothing)[:2], first, spread)
+            for inner, outer, first, spread in self._families
         ]
+        self._compatible = _Compatible(self._compatible_with)
 
     def _build_families(self) -> tuple[_Family, ...]:
         side, box_rows, box_cols = self.board.side, self.board.box_rows, self.board.box_cols
@@ -157,19 +177,19 @@ class Engine:
     def _family(self, strides: tuple[tuple[int, int], tuple[int, int]], first: int) -> _Family:
         (inner, num_inner), (outer, num_outer) = strides
         return _Family(
-            shift1=inner,
-            shift2=2 * inner if num_inner == 3 else self.num_bits,
-            shift3=outer,
-            shift4=2 * outer if num_outer == 3 else self.num_bits,
+            inner=tuple(inner * i for i in range(1, num_inner)),
+            outer=tuple(outer * i for i in range(1, num_outer)),
             first=first,
             spread=sum(
                 1 << (inner * i + outer * j) for i in range(num_inner) for j in range(num_outer)
             ),
         )
 
-    def _compatible_with(self, cell: int, layer: int) -> int:
-        other_digits = (self._column_of_digits << cell) & ~(1 << (layer + cell))
-        return self.everything & ~(other_digits | (self._peers[cell] << layer))
+    def _compatible_with(self, candidate: int) -> int:
+        cell = candidate % self.board.num_cells
+        other_digits = (self._column_of_digits << cell) & ~(1 << candidate)
+        peers = self._peers[cell] << (candidate - cell)
+        return self.everything & ~(other_digits | peers)
 
     def clue_bits(self, puzzle: Sequence[int]) -> list[int]:
         """The clues of a puzzle as candidates."""
@@ -201,20 +221,9 @@ class Engine:
             The state reached, or (0, 0) at a contradiction.
         """
         while True:
-            singles = 0
-            for shift1, shift2, shift3, shift4, first, spread in self._families:
-                # Per constraint: `some` holds at least one candidate, `several` at least two.
-                b, c = candidates >> shift1, candidates >> shift2
-                some = candidates | b
-                several = (candidates & b) | (some & c)
-                some |= c
-                b, c = some >> shift3, some >> shift4
-                pair = some | b
-                several |= (several >> shift3) | (several >> shift4) | (some & b) | (pair & c)
-                some = (pair | c) & first
-                if some != first:
-                    return 0, 0
-                singles |= candidates & ((some & ~several) * spread)
+            singles = self._singles(candidates)
+            if singles is None:
+                return 0, 0
             singles &= ~placed
             if not singles:
                 return candidates, placed
@@ -226,8 +235,51 @@ class Engine:
             if placed & ~candidates:  # two singles exclude each other
                 return 0, 0
 
+    def _singles_of_small(self, candidates: int) -> int | None:
+        """What `_singles_of_any` returns, where a fold adds one or two copies."""
+        singles = 0
+        for (shift1, shift2, shift3, shift4), first, spread in self._four_shifts:
+            b, c = candidates >> shift1, candidates >> shift2
+            some = candidates | b
+            several = (candidates & b) | (some & c)
+            some |= c
+            b, c = some >> shift3, some >> shift4
+            pair = some | b
+            several |= (several >> shift3) | (several >> shift4) | (some & b) | (pair & c)
+            some = (pair | c) & first
+            if some != first:
+                return None
+            singles |= candidates & ((some & ~several) * spread)
+        return singles
+
+    def _singles_of_any(self, candidates: int) -> int | None:
+        """The candidates that are alone in a constraint; None if a constraint has none left."""
+        singles = 0
+        for inner, outer, first, spread in self._families:
+            # Per constraint: `some` holds at least one candidate, `several` at least two.
+            some, several = candidates, 0
+            for shift in inner:
+                copy = candidates >> shift
+                several |= some & copy
+                some |= copy
+            all_some, all_several = some, several
+            for shift in outer:
+                copy = some >> shift
+                all_several |= (several >> shift) | (all_some & copy)
+                all_some |= copy
+            all_some &= first
+            if all_some != first:
+                return None
+            singles |= candidates & ((all_some & ~all_several) * spread)
+        return singles
+
     def search(
-        self, candidates: int, placed: int, limit: int, rng: Random | None = None
+        self,
+        candidates: int,
+        placed: int,
+        limit: int,
+        rng: Random | None = None,
+        most_guesses: int | None = None,
     ) -> tuple[list[int], int]:
         """Search depth first from a state.
 
@@ -236,14 +288,17 @@ class Engine:
             placed: What has been taken as true already.
             limit: Solutions to stop at.
             rng: Tries the digits of a cell in random order instead of ascending.
+            most_guesses: Guesses to give up at.
 
         Returns:
-            Solved states, and the number of guesses.
+            Solved states, and the number of guesses; `most_guesses` exactly if it gave up.
         """
         found: list[int] = []
         waiting = [(candidates, placed)]
         num_guesses = -1  # the first state is no guess
         while waiting and len(found) < limit:
+            if num_guesses + 1 == most_guesses:
+                return found, num_guesses + 1
             num_guesses += 1
             candidates, placed = self.propagate(*waiting.pop())
             if not candidates:
@@ -286,14 +341,33 @@ class Engine:
         fewest = min(counts.values())
         return sum(cell for cell, count in counts.items() if count == fewest)
 
-    def is_needed(self, clue: int, others: Iterable[int]) -> bool:
-        """Whether a puzzle has further solutions without this clue.
+    def is_needed(
+        self, clue: int, others: Iterable[int], most_guesses: int | None = None
+    ) -> bool | None:
+        """Whether a puzzle has further solutions without this clue; None if it gave up.
 
         Cheaper than a search for two solutions: any further one has another digit there.
         """
         candidates, placed = self.start(others)
-        found, _ = self.search(candidates & ~clue, placed, limit=1)
-        return bool(found)
+        found, num_guesses = self.search(
+            candidates & ~clue, placed, limit=1, most_guesses=most_guesses
+        )
+        return None if not found and num_guesses == most_guesses else bool(found)
+
+
+class _Compatible(dict[int, int]):
+    """What stays possible once a candidate is true, by its index + 1, which is its `bit_length`.
+
+    Made when it is first asked for: those of a 25x25 board take 30 MB.
+    """
+
+    def __init__(self, make: Callable[[int], int]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, length: int) -> int:
+        self[length] = made = self._make(length - 1)
+        return made
 
 
 def single_bits(bits: int) -> Iterator[int]:

@@ -53,8 +53,10 @@ class SudokuTask(GridTask[SudokuConfig]):
         from tasks.sudoku.relatives import harder
 
         data, seed = config.data, config.train.seed
-        counts, clues = (data.train_puzzles, data.test_puzzles), (data.min_clues, data.max_clues)
-        train, test = train_and_test(*counts, data.board, clues, minimal=data.minimal, seed=seed)
+        counts = data.train_puzzles, data.test_puzzles
+        train, test = train_and_test(
+            *counts, data.board, data.clues, minimal=data.minimal, seed=seed
+        )
         if data.min_guesses:
             train, test = (harder(part, data.min_guesses, seed=seed) for part in (train, test))
         return train, test
@@ -86,6 +88,12 @@ class SudokuTask(GridTask[SudokuConfig]):
         from tasks.sudoku.files import read_puzzles
 
         return read_puzzles(path, config.data.board, skip_bad=skip_bad)
+
+    def side_of(self, path: Path) -> int | None:
+        """See `GridTask`."""
+        from tasks.sudoku.files import side_of
+
+        return side_of(path)
 
     def identity(self, puzzle: Puzzle, config: SudokuConfig) -> Any:
         """See `generate.symmetry_invariant`; rarely equal for puzzles that are no copies, too."""
@@ -126,15 +134,15 @@ class SudokuTask(GridTask[SudokuConfig]):
         return complete(source, question, Board.for_length(len(question)))
 
     def question(self, text: str, config: SudokuConfig | None = None) -> list[int]:
-        """See `GridTask`: digits with `.` or 0 for blanks, without contradicting clues."""
+        """See `board.parse`: clues must not contradict each other."""
         return parse(text, config and config.data.board)
 
     def example(self, config: SudokuConfig) -> str:
-        """See `GridTask`: a puzzle in which two fifths of the cells are given."""
+        """See `GridTask`: two fifths of the cells are given, or half on a board beyond 9x9."""
         from tasks.sudoku.generate import generate
 
         board, seed = config.data.board, config.train.seed
-        clues = round(0.4 * board.num_cells)
+        clues = round((0.4 if board.side <= 9 else 0.5) * board.num_cells)
         return generate(1, board, (clues, clues + 1), seed=seed)[0].question
 
     def examples(self, config: SudokuConfig) -> dict[str, str]:

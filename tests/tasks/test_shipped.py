@@ -6,6 +6,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,20 +89,37 @@ def test_a_model_is_named_and_a_wrong_name_is_guessed(capsys: pytest.CaptureFixt
         shipped.path_of("maze", "hart")
 
 
-@pytest.mark.parametrize(
-    ("main", "puzzle", "preset"),
-    [(sudoku, "1234341221.343.1", "tiny"), (maze, "S" + " " * 79 + "G", "tiny"),
-     (maze, "S  G", None)],
-)  # fmt: skip
-def test_a_size_that_no_model_has_says_which_preset_trains_one(
-    main: object, puzzle: str, preset: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["solve", puzzle]) == 2  # type: ignore[operator]
+def test_a_size_that_no_weights_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert maze(["solve", "S  G"]) == 2
     error = capsys.readouterr().err
-    cells = len(puzzle)
-    assert f"No checkpoint for boards of {cells} cells under runs/" in error
+    assert "No checkpoint for boards of 4 cells under runs/" in error
     assert "none comes with the package. Others that are there: " in error
-    assert (f"train --preset {preset}`" in error) == (preset is not None)
+    assert "--preset" not in error
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "preset"), [(SudokuTask(), 4, "tiny"), (MazeTask(), 9, "tiny")]
+)
+def test_a_size_that_no_model_has_says_which_preset_trains_one(
+    task: Any, side: int, preset: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"train --preset {preset}`"):
+        choose_checkpoint(task, lambda config: config.spec().side == side, "of this size")
+
+
+@pytest.mark.parametrize(
+    ("main", "puzzle", "sides"),
+    [(sudoku, "1234341221.343.1", (9, 4)), (maze, "S" + " " * 79 + "G", (30, 9))],
+)
+def test_a_size_that_no_model_has_is_solved_by_one_of_another_size(
+    main: Any, puzzle: str, sides: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", puzzle]) in (0, 1)
+    out = capsys.readouterr().out
+    trained, side = sides
+    assert f"trained on {trained}x{trained} boards. That a converged answer is right was" in out
+    assert f"not on {side}x{side}" in out
+    assert "held-out" not in out
 
 
 def test_a_folder_of_a_run_stands_for_its_checkpoint(tmp_path: Path) -> None:

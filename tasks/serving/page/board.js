@@ -82,7 +82,7 @@ export class Board {
   // Only what the puzzle may have is typed; 0, a point and a space clear a cell that may be blank.
   type(character, move) {
     const { blank, symbols } = this.about;
-    const typed = blank !== null && " 0.".includes(character) ? blank : character;
+    const typed = blank !== null && " 0.".includes(character) ? blank : this.symbolOf(character);
     if (typed !== this.empty && !symbols.includes(typed)) return;
     this.text = this.text.slice(0, this.at) + typed + this.text.slice(this.at + 1);
     this.onTyped(this.text);
@@ -102,7 +102,13 @@ export class Board {
   understood(text) {
     const { blank } = this.about;
     if (blank === null) return text.replace(/[\r\n]/g, "");
-    return text.replace(FRAME, "").replace(/[0.]/g, blank);
+    const cells = text.replace(FRAME, "").replace(/[0.]/g, blank);
+    return [...cells].map((character) => this.symbolOf(character)).join("");
+  }
+
+  // The symbol that is meant: digits above 9 are capital letters, however they are typed.
+  symbolOf(character) {
+    return this.about.symbols.includes(character) ? character : character.toUpperCase();
   }
 
   // Whether they are as many cells as the board has, and none holds what no puzzle may have.

@@ -1,5 +1,6 @@
 """Puzzle files that nobody wrote with care: each bad line costs itself, and little memory."""
 
+import dataclasses
 import re
 import tracemalloc
 import warnings
@@ -55,12 +56,20 @@ def test_an_open_quote_costs_its_own_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rating", ["9" * 19, "9" * 5000, "1e999", "nan", "-1", "1_0", "\u0663"])
 def test_a_rating_that_is_no_small_number(rating: str, tmp_path: Path) -> None:
-    path = write(tmp_path, HEADER + GOOD + GOOD.replace(",0\n", f",{rating}\n"))
-    with pytest.raises(PuzzleError, match="line 3: `rating` must be a whole number") as caught:
-        read_puzzles(path)
-    assert len(str(caught.value)) < 400
-    with pytest.warns(UserWarning, match="skipped 1 bad lines and kept 1"):
-        assert read_puzzles(path, skip_bad=True) == [PUZZLE]
+    odd = GOOD.replace(",0\n", f",{rating}\n")
+    path = write(tmp_path, HEADER + GOOD + odd * 3)
+    with pytest.warns(UserWarning, match="3 of the values of `rating` are not whole") as caught:
+        found = read_puzzles(path)
+    assert len(caught) == 1
+    assert found[0] == PUZZLE
+    assert found[1] == dataclasses.replace(PUZZLE, rating={"1_0": 10, "\u0663": 3}.get(rating, 0))
+
+
+def test_ratings_with_a_fraction_keep_their_scale(tmp_path: Path) -> None:
+    rows = [GOOD.replace(",0\n", f",{rating}\n") for rating in ("7.6", "12.0", "", "31")]
+    path = write(tmp_path, HEADER + "".join(rows))
+    with pytest.warns(UserWarning, match=r"puzzles.csv: 2 of the values .* were rounded"):
+        assert [puzzle.rating for puzzle in read_puzzles(path)] == [8, 12, 0, 31]
 
 
 def test_bytes_that_are_no_text_cost_their_own_line(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def valid_clues(text: str) -> bool:
 def test_an_answer_is_judged_by_the_rules(serve: Callable[..., Served]) -> None:
     served = serve()
     body = served.solve(EASY).json()
-    assert body.keys() == {"answer", "valid", "converged", "residual", "steps"}
+    assert body.keys() == {"answer", "valid", "converged", "residual", "steps", "held_out"}
+    assert body["held_out"] is None  # nobody has counted
     assert body["valid"] is False  # random weights know nothing
     full = "1234341221434321"
     task = SudokuTask()

@@ -43,6 +43,8 @@ BUDGET = 128
 
 Ask = Callable[..., Any]
 
+ANSWER = {"answer", "valid", "converged", "residual", "steps", "held_out"}
+
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
@@ -92,9 +94,13 @@ def test_each_of_many_puzzles_has_a_verdict(extreme: TestClient) -> None:
     assert "Digit 5 stands twice" in body["answers"][3]["error"]
     singles = [extreme.post("/solve", json={"puzzle": text}).json() for text in (easy, HARD)]
     for one, other in zip(singles, (body["answers"][0], body["answers"][2]), strict=True):
-        assert one.keys() == other.keys() == {"answer", "valid", "converged", "residual", "steps"}
+        assert one.keys() == other.keys() == ANSWER
         assert one["answer"] == other["answer"]
     assert [body["answers"][i]["valid"] for i in (0, 2, 4)] == [True, True, False]
+    converged = {"low": 1e-6, "high": 1e-5, "puzzles": 640, "right": 640}
+    held_out = [body["answers"][i]["held_out"] for i in (0, 4)]
+    assert held_out[0] == converged
+    assert held_out[1]["right"] < held_out[1]["puzzles"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,8 @@ def test_a_search_finds_what_a_search_of_the_evaluation_does(
     first = [frame["cells"] for frame in body["frames"][: BUDGET + 1]]
     assert body["frames"][-1]["cells"] == body["answer"] not in first
     assert body["answered"] == len(body["frames"]) - 1
+    assert body["held_out"] is None  # no guesses were counted
+    assert alone["held_out"] is not None
 
 
 def test_an_unsuccessful_search_leaves_the_first_answer(small: Ask) -> None:

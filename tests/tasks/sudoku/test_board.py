@@ -1,9 +1,12 @@
 """Geometry, text in and out, and the check of answers."""
 
+from random import Random
+
 import pytest
 import torch
 
 from tasks.sudoku.board import (
+    SIDES,
     Board,
     PuzzleError,
     check_answer,
@@ -12,6 +15,7 @@ from tasks.sudoku.board import (
     is_valid_solution,
     parse,
 )
+from tasks.sudoku.generate import shuffled_pattern
 
 SOLVED_4 = "1234341221434321"
 SOLVED_6 = "123456456123231564564231312645645312"
@@ -19,7 +23,7 @@ SOLVED_9 = "41763258989314526752698713428937145667152439835489671214576892373821
 SOLVED = [SOLVED_4, SOLVED_6, SOLVED_9]
 
 
-@pytest.mark.parametrize("side", [4, 6, 9])
+@pytest.mark.parametrize("side", [4, 6, 8, 9, 10, 12, 16, 25])
 def test_groups_cover_each_cell_three_times(side: int) -> None:
     board = Board.of(side)
     assert len(board.groups) == 3 * side
@@ -28,7 +32,7 @@ def test_groups_cover_each_cell_three_times(side: int) -> None:
         assert [cell in group for group in board.groups].count(True) == 3
 
 
-@pytest.mark.parametrize(("side", "num_peers"), [(4, 7), (6, 12), (9, 20)])
+@pytest.mark.parametrize(("side", "num_peers"), [(4, 7), (6, 12), (8, 17), (9, 20), (16, 39)])
 def test_peers_are_symmetric(side: int, num_peers: int) -> None:
     peers = Board.of(side).peers
     assert {len(others) for others in peers} == {num_peers}
@@ -45,10 +49,48 @@ def test_same_side_gives_the_same_board() -> None:
     assert Board.of(9) is Board.for_length(81)
 
 
-@pytest.mark.parametrize("side", [0, 5, 16])
-def test_unknown_side_is_refused(side: int) -> None:
-    with pytest.raises(ValueError, match=f"`side` must be 4, 6 or 9, got {side}"):
+@pytest.mark.parametrize(
+    ("side", "near"), [(0, "4"), (5, "4 and 6"), (13, "12 and 14"), (23, "22 and 24"), (49, "35")]
+)
+def test_unknown_side_is_refused(side: int, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"`side` must be .*: got {side}\. Near it: {near}\.$"):
         Board.of(side)
+
+
+@pytest.mark.parametrize(
+    ("side", "shape"),
+    [
+        (6, (2, 3)),
+        (8, (2, 4)),
+        (10, (2, 5)),
+        (12, (3, 4)),
+        (15, (3, 5)),
+        (16, (4, 4)),
+        (25, (5, 5)),
+    ],
+)
+def test_boxes_are_as_square_as_can_be(side: int, shape: tuple[int, int]) -> None:
+    board = Board.of(side)
+    assert (board.box_rows, board.box_cols) == shape
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_every_side_reads_writes_draws_and_checks_its_digits(side: int) -> None:
+    board = Board.of(side)
+    answer = shuffled_pattern(board, Random(side))
+    line = format_line(answer)
+    assert parse(line) == parse(line.lower()) == parse(format_grid(answer)) == answer
+    assert len({len(row) for row in format_grid(answer).splitlines()}) == 1
+    question = [digit if cell % 3 else 0 for cell, digit in enumerate(answer)]
+    check_answer(question, answer, board)
+    rows = torch.tensor([answer, answer])
+    rows[1, 0] = rows[1, 1]
+    assert is_valid_solution(torch.zeros_like(rows), rows).tolist() == [True, False]
+
+
+def test_letters_are_the_digits_above_nine() -> None:
+    assert parse("a" + "." * 142 + "C")[::143] == [10, 12]
+    assert format_line([16, 0, 10, 9]) == "G.A9"
 
 
 @pytest.mark.parametrize("line", SOLVED)
@@ -80,8 +122,16 @@ def test_drawing_marks_the_clues() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"must have 16 \(4x4\), 36 \(6x6\) or 81 \(9x9\) cells, got 0\."),
-        ("." * 80, r"must have 16 \(4x4\), 36 \(6x6\) or 81 \(9x9\) cells, got 80\."),
+        ("", r"must have 16 \(4x4\) cells, got 0\."),
+        ("." * 80, r"must have 64 \(8x8\) or 81 \(9x9\) cells, got 80\."),
+        ("." * 25, r"must have 16 \(4x4\) or 36 \(6x6\) cells, got 25\."),
+        ("." * 2401, r"must have 1225 \(35x35\) cells, got 2401\."),
+        (
+            "." * 143 + "D",
+            r"Digit D at \(row 12, .* a 12x12 board has the digits 1 to 9 and A to C",
+        ),
+        ("." * 99 + "b", r"Digit B at .* a 10x10 board has the digits 1 to 9 and A, and"),
+        ("A..A" + "." * 140, r"Digit A stands twice in one row"),
         ("." * 5 + " x" + "." * 10, r"'x' at position 7 is not allowed"),
         ("." * 80 + "٣", r"'٣' at position 81 is not allowed"),
         ("." * 15 + "5", r"Digit 5 at \(row 4, column 4\) is too large: a 4x4 board has .* 1 to 4"),

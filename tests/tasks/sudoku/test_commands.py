@@ -14,6 +14,7 @@ import torch
 
 from tasks.sudoku.__main__ import main
 
+SIX = "123456456123231564564231312645645312"
 TINY = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "20"]
 
 
@@ -142,7 +143,10 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["solve", "./"], "error: './' is a folder."),
         (["solve", "11" + "." * 14], "1"),
         (["solve", "." * 16], "more than one solution"),
-        (["solve", "1234341221.343.1"], "No checkpoint for boards of 16 cells"),
+        (["solve", "1234341221.343.1", SIX], "of one size: got 4x4 and 6x6"),
+        (["solve", "." * 25], "must have 16 (4x4) or 36 (6x6) cells, got 25"),
+        (["train", "--side", "7"], "`side` must be the product of"),
+        (["train", "--side", "7"], "got 7. Near it: 6 and 8."),
     ],
 )
 def test_bad_input_has_a_clear_error(

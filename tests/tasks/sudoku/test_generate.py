@@ -56,6 +56,10 @@ RECIPES = [
     (9, (30, 34), False, 40),
     (9, (22, 26), True, 20),
     (9, None, False, 10),
+    (8, (26, 30), False, 10),
+    (10, (50, 54), False, 10),
+    (12, (65, 70), False, 5),
+    (16, (128, 132), False, 3),
 ]
 
 
@@ -64,7 +68,7 @@ def test_every_puzzle_keeps_its_promises(
     side: int, clues: tuple[int, int] | None, minimal: bool, count: int
 ) -> None:
     board = Board.of(side)
-    count_solutions = count_fast if side == 9 else count_both_ways
+    count_solutions = count_both_ways if side < 9 or side == 10 else count_fast
     puzzles = generate(count, board, clues, minimal=minimal, seed=11, workers=1)
     assert len({puzzle.question for puzzle in puzzles}) == len(puzzles) == count
     for puzzle in puzzles:
@@ -115,7 +119,7 @@ def test_workers_do_not_load_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "clues"), [(9, (16, 30)), (9, (30, 29)), (4, (4, 17)), (6, (7, 9))]
+    ("side", "clues"), [(9, (16, 30)), (9, (30, 29)), (4, (4, 17)), (6, (7, 9)), (16, (14, 100))]
 )
 def test_impossible_ranges_are_refused(side: int, clues: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"`clues` must be \(low, high\) with"):
@@ -128,12 +132,34 @@ def test_hopeless_ranges_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
         generate(1, Board.of(9), (17, 17))
 
 
+def test_a_large_board_gives_up_where_its_clues_are_too_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate_module, "_MAX_LARGE_GRIDS", 1)
+    monkeypatch.setattr(generate_module, "_CLUE_GUESSES", 5)
+    with pytest.raises(ValueError, match="None of 1 random grids led to a puzzle with 40 to 40"):
+        generate(1, Board.of(12), (40, 40))
+    with pytest.raises(ValueError, match="None of 1 random grids led to a minimal puzzle"):
+        generate(1, Board.of(12), (20, 60), minimal=True)
+
+
+def test_a_large_board_starts_with_a_pattern_where_no_grid_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate_module, "_LARGEST_SEARCHED", 9)
+    first, second = generate(2, Board.of(16), (150, 150), workers=1)
+    assert first.answer != second.answer
+    assert len(set(first.answer)) == 16
+
+
 def test_asking_for_more_puzzles_than_exist_gives_up() -> None:
     with pytest.raises(ValueError, match=r"Found only \d+ of 289 different puzzles"):
         generate(289, Board.of(4), (16, 16), workers=1)
 
 
-@pytest.mark.parametrize(("side", "clues"), [(4, None), (6, (9, 11)), (9, (30, 34))])
+@pytest.mark.parametrize(
+    ("side", "clues"), [(4, None), (6, (9, 11)), (9, (30, 34)), (12, (70, 80))]
+)
 def test_training_and_test_sets_are_disjoint(side: int, clues: tuple[int, int] | None) -> None:
     board = Board.of(side)
     train, test = train_and_test(60, 30, board, clues, seed=2, workers=1)

@@ -3,12 +3,15 @@
 import csv
 from itertools import permutations, product
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sudoku.board import Board, PuzzleError, parse
+from tasks.sudoku import solver as solver_module
+from tasks.sudoku.board import Board, PuzzleError, check_answer, parse
+from tasks.sudoku.generate import shuffled_pattern
 from tasks.sudoku.solver import complete, engine_for, search
 
 EASY = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -78,6 +81,44 @@ def test_no_solution_is_refused() -> None:
 def test_many_solutions_are_refused_with_a_witness() -> None:
     with pytest.raises(PuzzleError, match=r"more than one solution: \(row \d, column \d\) may be"):
         complete("test", [0] * 16, Board.of(4))
+
+
+def test_a_search_gives_up_after_its_guesses() -> None:
+    board = Board.of(9)
+    whole = search(parse(HARD), board)
+    assert not whole.gave_up
+    assert search(parse(HARD), board, most_guesses=whole.num_guesses + 1) == whole
+    short = search(parse(HARD), board, most_guesses=whole.num_guesses)
+    assert short.gave_up
+    assert short.num_guesses == whole.num_guesses
+
+
+def test_a_large_puzzle_that_exhausts_its_guesses_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(solver_module, "_EFFORT", 10 * 16**3)
+    with pytest.raises(PuzzleError, match=r"no solution, within 10 guesses, and gave up: on a 16x"):
+        complete("test", [0] * 256, Board.of(16))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_ways_to_count_candidates_agree(seed: int) -> None:
+    rng, engine = Random(seed), engine_for(Board.of(9))
+    for share in (0.05, 0.3, 0.8):
+        some = sum(1 << i for i in range(engine.num_bits) if rng.random() < share)
+        states = [some, engine.start(engine.clue_bits(parse(HARD)))[0] & ~some]
+        for state in states:
+            assert engine._singles_of_small(state) == engine._singles_of_any(state)
+
+
+@pytest.mark.parametrize("side", [8, 10, 12, 16])
+def test_solves_puzzles_of_other_sizes(side: int) -> None:
+    board = Board.of(side)
+    answer = shuffled_pattern(board, Random(side))
+    question = [digit if cell % 4 else 0 for cell, digit in enumerate(answer)]
+    for solution in search(question, board).solutions:
+        check_answer(question, solution, board)
+    assert tuple(answer) in search(question, board, limit=10_000, most_guesses=20_000).solutions
 
 
 def test_is_needed_tells_which_clues_a_puzzle_can_spare() -> None:
