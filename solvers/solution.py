@@ -117,8 +117,17 @@ class Solution:
         advice = " ".join(Result(code).message for code, _ in kinds)
         worst = float(self.residual[failed].detach().nan_to_num(math.inf, posinf=math.inf).max())
         return (
-            f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
-            f"({how}), worst residual {worst:.1e}. {advice}{self._hint()}"
+            f"{count} of {total} samples did not converge in {_most(self.num_steps[failed])} "
+            f"steps ({how}), worst residual {worst:.1e}. {advice}{self._turns()}{self._hint()}"
+        )
+
+    def _turns(self) -> str:
+        """Say why the budget may have run out in fewer steps than `max_steps`."""
+        if not self.tried or not bool((self.result == int(Result.max_steps)).any()):
+            return ""
+        return (
+            f" {len(self.tried)} solvers were tried in turn, each with a share of `max_steps` of "
+            "its own: steps that one of them leaves are not passed on."
         )
 
     def _hint(self) -> str:
