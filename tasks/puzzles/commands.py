@@ -5,6 +5,7 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,7 +21,7 @@ import tyro
 from tasks import shipped
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
-from tasks.output import print_result
+from tasks.output import print_result, result_alone
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.reliability import band_of, bands
@@ -117,10 +118,12 @@ class SolveOptions(ModelOptions):
 
     Attributes:
         puzzles: Puzzles, or files with one per line.
+        json: Also write the answers here; `-` prints them. In a pipe they are then alone.
         draw: A folder for pictures of the last puzzle's solve.
     """
 
     puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
+    json: Path | None = None
     draw: Path | None = None
 
 
@@ -307,6 +310,10 @@ class Commands(CommandLine):
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
         options = parse(SolveOptions, arguments, f"{self.program} solve")
+        with result_alone() if options.json is not None else contextlib.nullcontext():
+            return self._solve(options)
+
+    def _solve(self, options: SolveOptions) -> int:
         texts = [part for text in options.puzzles for part in self._texts(text)]
         if not texts:
             raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
@@ -347,6 +354,10 @@ class Commands(CommandLine):
             frames = list(trajectory(model, x[-1], 32))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
+        if options.json is not None:
+            answers = found.records(x, valid, self.task.line, self.task.first_symbol)
+            result = {"task": self.task.name, "model": str(path), "answers": answers}
+            print_result(result, options.json)
         return 0 if all(valid) else 1
 
     def _called(self, path: Path) -> str:

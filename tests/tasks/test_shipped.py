@@ -71,6 +71,21 @@ def test_solve_needs_no_run_and_says_what_it_uses(capsys: pytest.CaptureFixture[
     assert ANSWER in out
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_answers_for_a_program(
+    to_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.json"
+    assert sudoku(["solve", PUZZLE, "--json", str(file) if to_file else "-"]) == 0
+    out, err = capsys.readouterr()
+    (answer,) = json.loads(out)["answers"]
+    assert (answer["question"], answer["answer"], answer["valid"]) == (PUZZLE, ANSWER, True)
+    assert answer["converged"]
+    assert answer["residual"] < 1e-5
+    assert "a valid solution" in err
+    assert not to_file or file.read_text() == out
+
+
 def test_a_run_of_the_users_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     mine = RUNS / "sudoku" / "mine"
     mine.mkdir(parents=True)
