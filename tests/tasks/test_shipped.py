@@ -239,6 +239,10 @@ def test_answers_have_verdicts() -> None:
     assert one.answer == ANSWER
     with pytest.raises(ValueError, match=r"^Puzzle 2 of the iterable: .*81"):
         list(model.solve([PUZZLE, "12"]))
+    with pytest.raises(TypeError, match=r"^Puzzle 2 of the iterable must be text: got int\.$"):
+        list(model.solve([PUZZLE, 12]))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^`puzzles` must be text, or an iterable of texts: got i"):
+        model.solve(12)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         model.solve(PUZZLE, max_steps=0)
     with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):
