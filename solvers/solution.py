@@ -44,8 +44,9 @@ _MESSAGES = {
         "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample."
     ),
     Result.stalled: (
-        "The residual stopped falling above the tolerance, usually at the noise floor of the "
-        "dtype. Loosen `rtol`, or compute `f` in a wider dtype."
+        "The residual stopped falling above the tolerance. Where it is small, that is the noise "
+        "floor: loosen `rtol`, or compute `f` in a wider dtype. Where it is not, the solver is "
+        "stuck, or there is no fixed point: start elsewhere, or use another solver."
     ),
 }
 

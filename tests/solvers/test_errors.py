@@ -328,7 +328,8 @@ def test_a_registered_solver_is_used_by_name(monkeypatch: pytest.MonkeyPatch) ->
         (Result.max_steps, "Raise `max_steps`, loosen `rtol`, or measure the spectral radius"),
         (Result.diverged, "Damp the map (`damping`), start nearer"),
         (Result.nonfinite, "Check `y0`, `args` and `f`"),
-        (Result.stalled, "Loosen `rtol`, or compute `f` in a wider dtype"),
+        (Result.stalled, "loosen `rtol`, or compute `f` in a wider dtype"),
+        (Result.stalled, "or there is no fixed point: start elsewhere, or use another solver"),
     ],
 )
 def test_result_messages(result: Result, advice: str) -> None:
