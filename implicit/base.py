@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit.autograd import attach_vjp, recorded_vjp
 from solvers import FixedPointSolver, Solution, get_solver
+from solvers.checks import KeywordOptions
 from solvers.torch_internals import pytree
 from solvers.types import Index, State
 
@@ -46,7 +47,7 @@ class SolveContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackwardMode(ABC):
+class BackwardMode(KeywordOptions, ABC):
     """Base of all backward modes: frozen options and one method, `attach`.
 
     Attributes:

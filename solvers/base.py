@@ -4,7 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from solvers.checks import check_at_least_0
+from solvers.checks import KeywordOptions, check_at_least_0
 from solvers.counted_map import CountedMap
 from solvers.packing import StatePacking
 from solvers.promises import Promises
@@ -14,7 +14,7 @@ from solvers.types import Flat, Index, Map, Mask, State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedPointSolver(ABC):
+class FixedPointSolver(KeywordOptions, ABC):
     """Base of all solvers: frozen options, and pure `init` and `step` on a matrix of rows.
 
     Args:

@@ -1,7 +1,10 @@
 """Checks. Each raises an error that names what came and what is allowed."""
 
+import difflib
+import inspect
 import math
-from typing import Any
+import re
+from typing import Any, Self
 
 from solvers.torch_internals import version_of
 from solvers.types import Flat
@@ -61,3 +64,45 @@ def check_unchanged(y: Flat, version: int) -> None:
             "`f` wrote into its input, or into a tensor that it returned before. Return a new "
             "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
         )
+
+
+class KeywordOptions:
+    """Base of dataclasses whose options are keywords: an error says which one was meant.
+
+    It is a `__new__`, not a metaclass or an `__init__`, so that copies, pickles,
+    `dataclasses.replace` and signatures remain those of a plain dataclass.
+    """
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Check the names of the options; `__init__` checks their values."""
+        if args or not options.keys() <= cls.__dataclass_fields__.keys():  # type: ignore[attr-defined]
+            _check_call(cls, args, options)
+        return super().__new__(cls)
+
+
+def _check_call(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Raise a TypeError for what a class that takes nothing but keywords does not take.
+
+    Any other class, such as one with an `__init__` of its own, has the errors of Python.
+    """
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()
+    if any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters):
+        return
+    names = [parameter.name for parameter in parameters]
+    listing = f"Options: {', '.join(names)}." if names else "It has no options."
+    for name in options:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"`{cls.__name__}` has no option {name!r}. {listing}{hint}")
+    if not args:
+        return
+    if not names:
+        raise TypeError(f"`{cls.__name__}` takes no arguments: got {repr(args[0])[:100]}.")
+    # The first option that is declared with the type that came, or else the first one.
+    kind = re.compile(rf"\b{type(args[0]).__name__}\b")
+    alike = [p.name for p in parameters if kind.search(str(p.annotation))]
+    raise TypeError(
+        f"`{cls.__name__}` takes its options by keyword, such as "
+        f"`{cls.__name__}({[*alike, *names][0]}={repr(args[0])[:100]})`. {listing}"
+    )

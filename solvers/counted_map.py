@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,7 +101,24 @@ class CountedMap:
                     "couples the samples, as a graph layer does, pass `independent=False`, or "
                     "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
                 )
+            if isinstance(error, TypeError) and not self._takes(state):
+                error.add_note(
+                    "`f` is called as f(y, *args), where `args` is all that follows `y0` without a "
+                    f"keyword. Here that is {len(self.args)} of them."
+                )
             raise
+
+    def _takes(self, state: State) -> bool:
+        """Whether the signature of `f`, as far as it is known, takes this call."""
+        try:
+            signature = inspect.signature(getattr(self.checked.f, "forward", self.checked.f))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return True
+        try:
+            signature.bind(state, *self.args)
+        except TypeError:
+            return False
+        return True
 
     def take(self, returned: State) -> Flat:
         """Count one call of `f`, and pack what it returned."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.torch_internals import assert_async, pytree
+from solvers.trees import in_words
 from solvers.types import Flat, Index, State
 
 # `dtype.to_real` is nothing that Dynamo can trace.
@@ -128,7 +129,8 @@ class StatePacking:
         given, spec = pytree.tree_flatten(scale)
         if spec != self.spec:
             raise TypeError(
-                f"`scale` must have the structure of `y0`: got {spec}, expected {self.spec}."
+                f"`scale` must have the structure of `y0`: got {in_words(spec)}, expected "
+                f"{in_words(self.spec)}."
             )
         found = []
         for value, shape, dtype in zip(given, self.shapes, self.dtypes, strict=True):
@@ -166,7 +168,8 @@ class StatePacking:
             leaves = []
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             raise TypeError(
-                f"`f` must return the structure of its input: got {spec}, expected {self.spec}."
+                f"`f` must return the structure of its input: got {in_words(spec)}, expected "
+                f"{in_words(self.spec)}."
             )
         return leaves
 

@@ -156,9 +156,12 @@ class Registry(Generic[T]):
             return self.built[given]
         if isinstance(given, self.base):
             return given
+        cls: Any = given
+        of_ours = isinstance(cls, type) and issubclass(cls, self.base)
+        hint = f" Call the class: `{cls.__name__}()`." if of_ours else ""
         raise TypeError(
-            f"Expected a {self.kind} name or a {self.base.__name__} instance: got {given!r}. "
-            f"Registered: {', '.join(self.names())}."
+            f"Expected a {self.kind} name or a {self.base.__name__} instance: got {given!r}."
+            f"{hint} Registered: {', '.join(self.names())}."
         )
 
 

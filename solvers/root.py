@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from solvers.base import FixedPointSolver
 from solvers.checks import check_callable
 from solvers.compiler import opaque
 from solvers.solution import Solution
 from solvers.solve import solve
 from solvers.torch_internals import pytree
+from solvers.trees import in_words
 from solvers.types import Map, State
 
 
@@ -51,6 +54,29 @@ def root(
     check_callable("g", g)
 
     def f(y: State, *args: Any) -> State:
-        return pytree.tree_map(lambda a, b: a - b, y, g(y, *args))
+        return _difference(y, g(y, *args))
 
     return solve(f, y0, *args, solver=solver, max_steps=max_steps, **options)
+
+
+def _difference(y: State, gy: Any) -> State:
+    """Return y - g(y), which torch would broadcast if `g` returned another shape."""
+    leaves, spec = pytree.tree_flatten(y)
+    try:
+        parts: list[Any] = spec.flatten_up_to(gy)
+    except ValueError:
+        parts = []
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        returned = pytree.tree_structure(gy)
+        got = in_words(returned) if returned != spec else f"a {type(gy).__name__}"
+        raise TypeError(
+            f"`g` must return tensors, in the structure of its input: got {got}, expected "
+            f"{in_words(spec)}."
+        )
+    for part, leaf in zip(parts, leaves, strict=True):
+        if part.shape != leaf.shape:
+            raise ValueError(
+                f"`g` must return its input's shape, an equation for each unknown: got "
+                f"{tuple(part.shape)} for y of shape {tuple(leaf.shape)}."
+            )
+    return pytree.tree_unflatten([a - b for a, b in zip(leaves, parts, strict=True)], spec)

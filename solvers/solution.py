@@ -44,8 +44,9 @@ _MESSAGES = {
         "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample."
     ),
     Result.stalled: (
-        "The residual stopped falling above the tolerance, usually at the noise floor of the "
-        "dtype. Loosen `rtol`, or compute `f` in a wider dtype."
+        "The residual stopped falling above the tolerance. Where it is small, that is the noise "
+        "floor: loosen `rtol`, or compute `f` in a wider dtype. Where it is not, the solver is "
+        "stuck, or there is no fixed point: start elsewhere, or use another solver."
     ),
 }
 
@@ -117,8 +118,17 @@ class Solution:
         advice = " ".join(Result(code).message for code, _ in kinds)
         worst = float(self.residual[failed].detach().nan_to_num(math.inf, posinf=math.inf).max())
         return (
-            f"{count} of {total} samples did not converge in {_most(self.num_steps)} steps "
-            f"({how}), worst residual {worst:.1e}. {advice}{self._hint()}"
+            f"{count} of {total} samples did not converge in {_most(self.num_steps[failed])} "
+            f"steps ({how}), worst residual {worst:.1e}. {advice}{self._turns()}{self._hint()}"
+        )
+
+    def _turns(self) -> str:
+        """Say why the budget may have run out in fewer steps than `max_steps`."""
+        if not self.tried or not bool((self.result == int(Result.max_steps)).any()):
+            return ""
+        return (
+            f" {len(self.tried)} solvers were tried in turn, each with a share of `max_steps` of "
+            "its own: steps that one of them leaves are not passed on."
         )
 
     def _hint(self) -> str:

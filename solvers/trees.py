@@ -14,6 +14,16 @@ from solvers.torch_internals import pytree
 from solvers.types import Index
 
 
+def in_words(spec: pytree.TreeSpec) -> str:
+    """The structure of a pytree as it is written in Python, with `tensor` for each leaf."""
+    return repr(pytree.tree_unflatten([_Leaf()] * spec.num_leaves, spec))
+
+
+class _Leaf:
+    def __repr__(self) -> str:
+        return "tensor"
+
+
 def take_rows(tree: Any, index: Index) -> Any:
     """Keep `index` of the first dim of every tensor in a pytree; leave the rest alone."""
     return map_tensors(lambda leaf: leaf.index_select(0, index), tree)

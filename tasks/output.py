@@ -6,6 +6,7 @@ command prints goes to the standard error. So `eval | jq` works, and a terminal 
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 
 # The path that stands for the standard output.
 STDOUT = Path("-")
+
+DEVIATIONS = 1.959964  # of a normal distribution: 95 % lie within
 
 # The standard output of commands under way, which print to the standard error meanwhile.
 _results: list[TextIO] = []
@@ -72,3 +75,32 @@ def visible(text: str, stream: TextIO | None = None) -> str:
     if not is_terminal(sys.stdout if stream is None else stream):
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The interval of 95 % for the probability behind a share of `count` independent trials.
+
+    Unlike share plus or minus its standard error it stays within 0 and 1, and has a width where all
+    trials or none succeeded.
+
+    References:
+        E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22
+        (1927).
+
+    Example:
+        >>> low, high = wilson(1.0, 100)
+        >>> f"{low:.3f} to {high:.3f}"
+        '0.963 to 1.000'
+    """
+    if count < 1:
+        return 0.0, 1.0
+    square = DEVIATIONS**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def with_interval(share: float, count: int) -> str:
+    """A share in percent with its interval, as in `74.1% (71.3 to 76.7)`."""
+    low, high = wilson(share, count)
+    return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"

@@ -95,7 +95,9 @@ class Exact(AdjointMode):
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
-            if self.solver not in SOLVERS and self.solver not in LINEAR:
+            # Names of this library first: within a graph, entry points cannot be read.
+            ours = self.solver in SOLVERS.entries or self.solver in LINEAR.entries
+            if not ours and self.solver not in SOLVERS and self.solver not in LINEAR:
                 known = [*SOLVERS.names(), *LINEAR.names()]
                 raise ValueError(unknown("solver", self.solver, known, "Registered"))
         elif self.solver is not None:

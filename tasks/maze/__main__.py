@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks import entry
 
@@ -15,9 +15,15 @@ def commands() -> CommandLine:
     """The command line; what it is made of is loaded here, since `--help` does without."""
     from tasks.maze.task import MazeTask
     from tasks.puzzles.commands import Commands
+
+    return Commands(MazeTask(), _serve)
+
+
+def _serve(commands: Any, arguments: list[str]) -> int:
+    """Load the service, which no other command needs, and run it."""
     from tasks.serving import serve
 
-    return Commands(MazeTask(), serve)
+    return serve(commands, arguments)
 
 
 def main(arguments: list[str]) -> int:

@@ -5,10 +5,10 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,10 @@ import tyro
 from tasks import shipped
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
-from tasks.output import print_result
+from tasks.output import print_result, result_alone
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
 from tasks.puzzles.reliability import band_of, bands
-from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
 from tasks.training.options import flag
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
-# How the name of a file ends or a path begins, and no puzzle.
-FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,5}$|[/\\]")
 # Characters that fit in a line of a terminal.
 LINE = 100
 UNSOLVED = "on a model that is solved; this one is not"
@@ -117,10 +114,12 @@ class SolveOptions(ModelOptions):
 
     Attributes:
         puzzles: Puzzles, or files with one per line.
+        json: Also write the answers here; `-` prints them. In a pipe they are then alone.
         draw: A folder for pictures of the last puzzle's solve.
     """
 
     puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
+    json: Path | None = None
     draw: Path | None = None
 
 
@@ -224,9 +223,11 @@ class Commands(CommandLine):
             return side in (None, config.spec().side) and config.model.name != "transformer"
 
         def can_fit(config: GridConfig) -> bool:
-            return (
-                side is not None and config.model.name != "transformer" and can_resize(config, side)
-            )
+            if side is None or config.model.name == "transformer":
+                return False
+            from tasks.puzzles.sizes import can_resize
+
+            return can_resize(config, side)
 
         if options.checkpoint is not None:
             path = locate(self.task, options.checkpoint)
@@ -239,6 +240,18 @@ class Commands(CommandLine):
             require_defaults(options, SOLVING, UNSOLVED)
         budget = options.max_steps
         return path, model, config, config.solve.eval_max_steps if budget is None else budget
+
+    def _sized(
+        self, options: ModelOptions, side: int | None
+    ) -> tuple[Path, Any, Any, int | None, str | None]:
+        """As `trained`, for boards of a side, with what is not known of answers on that size."""
+        path, model, config, steps = self.trained(options, side)
+        if side in (None, config.spec().side):
+            return path, model, config, steps, None
+        from tasks.puzzles.sizes import at_size
+
+        model, config, caution = at_size(model, config, side, path, self.task.noun)
+        return path, model, config, steps, caution
 
     def next_steps(self, config: GridConfig, folder: str) -> list[str]:
         """See `CommandLine`."""
@@ -254,8 +267,7 @@ class Commands(CommandLine):
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         side = None if options.data is None else self.task.side_of(options.data)
-        path, model, config, steps = self.trained(options, side)
-        model, config, caution = at_size(model, config, side, path, self.task.noun)
+        path, model, config, steps, caution = self._sized(options, side)
         if options.compile:
             from tasks.device import compile_blocks
 
@@ -307,7 +319,11 @@ class Commands(CommandLine):
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
         options = parse(SolveOptions, arguments, f"{self.program} solve")
-        texts = [part for text in options.puzzles for part in self._texts(text)]
+        with result_alone() if options.json is not None else contextlib.nullcontext():
+            return self._solve(options)
+
+    def _solve(self, options: SolveOptions) -> int:
+        texts = [part for text in options.puzzles for part in self.task.questions(text)]
         if not texts:
             raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
         puzzles = [self.task.parse(text) for text in texts]
@@ -316,8 +332,7 @@ class Commands(CommandLine):
             sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))
             raise ValueError(f"All {self.task.noun}s of one call must be of one size: got {sizes}.")
         side = sides.pop()
-        path, model, config, steps = self.trained(options, side)
-        model, config, caution = at_size(model, config, side, path, self.task.noun)
+        path, model, config, steps, caution = self._sized(options, side)
         # The counts are of the trained size and solver, and say nothing of others.
         known = bands(path) if caution is None and options.solver is None else []
         print(f"Solving with {self._called(path) if caution is None else shipped.called(path)}")
@@ -347,6 +362,10 @@ class Commands(CommandLine):
             frames = list(trajectory(model, x[-1], 32))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
+        if options.json is not None:
+            answers = found.records(x, valid, self.task.line, self.task.first_symbol)
+            result = {"task": self.task.name, "model": str(path), "answers": answers}
+            print_result(result, options.json)
         return 0 if all(valid) else 1
 
     def _called(self, path: Path) -> str:
@@ -367,22 +386,3 @@ class Commands(CommandLine):
         budget = "" if steps is None else f" and {steps} steps"
         print(f"Written: {options.file}, for grids of {x.shape[1]} cells{budget}.")
         return 0
-
-    def _texts(self, text: str) -> list[str]:
-        """The puzzles in an argument or, if it is the name of a file, in that file."""
-        path = Path(text)
-        if "\n" in text or len(text) >= 200 or not path.is_file():
-            if FILE_NAME.search(text) and "\n" not in text:
-                what = "a folder" if path.is_dir() else "no such file"
-                raise ValueError(
-                    f"{text!r:.200} is {what}. Name a file with one {self.task.noun} a line, or "
-                    f"type the {self.task.noun} itself."
-                )
-            return [text]
-        try:
-            return self.task.split(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
-                f"{self.task.noun} a line."
-            ) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tasks import shipped
-from tasks.reports.intervals import wilson
+from tasks.output import wilson
 from tasks.runs import RESULT
 
 

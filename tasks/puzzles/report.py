@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models import GridAttractor, GridModel, Reasoner
+from tasks.output import with_interval
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.puzzles.search import (
@@ -19,7 +20,6 @@ from tasks.puzzles.search import (
     solve_from_starts,
 )
 from tasks.puzzles.task import GridTask
-from tasks.reports.intervals import with_interval
 from tasks.reports.logger import print_table
 from tasks.reports.plots import Subplot, plot_breadth, plot_calibration, plot_steps
 

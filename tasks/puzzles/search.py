@@ -21,8 +21,8 @@ from torch import Tensor
 
 from models import GridModel
 from solvers.torch_internals import pytree
+from tasks.output import wilson
 from tasks.puzzles.evaluate import Choice, Predictions, batches, perturbed, solve_batch
-from tasks.reports.intervals import wilson
 
 Validity = Callable[[Tensor, Tensor], Tensor]
 """(x, classes) -> whether each answer keeps the rules, shape (puzzles,); needs no solution."""

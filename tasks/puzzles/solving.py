@@ -118,6 +118,7 @@ class Solver:
 
         Raises:
             ValueError: A text is no puzzle of this size; of many, the message says which.
+            TypeError: Something else came than text.
         """
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
@@ -125,6 +126,10 @@ class Solver:
             question = self.task.question(puzzles, self.config)
             (answer,) = self._answers([question], max_steps)
             return answer
+        if not isinstance(puzzles, Iterable):
+            raise TypeError(
+                f"`puzzles` must be text, or an iterable of texts: got {type(puzzles).__name__}."
+            )
         return self._stream(iter(puzzles), max_steps)
 
     def _stream(self, texts: Iterator[str], max_steps: int | None) -> Iterator[Answer]:
@@ -137,6 +142,9 @@ class Solver:
                     questions.append(self.task.question(text, self.config))
                 except (ValueError, AttributeError) as error:
                     noun = self.task.noun.capitalize()
+                    if not isinstance(text, str):
+                        what = f"must be text: got {type(text).__name__}."
+                        raise TypeError(f"{noun} {number} of the iterable {what}") from None
                     raise ValueError(f"{noun} {number} of the iterable: {error}") from error
             yield from self._answers(questions, max_steps)
 

@@ -6,6 +6,7 @@ A method imports what only training, files or pictures need when it is called.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tasks.puzzles.cache import SetCache
     from tasks.puzzles.pictures import GridPicture
 
+# How the name of a file ends or a path begins, and no puzzle.
+FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,5}$|[/\\]")
 Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 """(rows of the training set, generator, share of the budget that is used) -> symbols and classes of
 random symmetric copies."""
@@ -187,6 +190,25 @@ class GridTask(ABC, Generic[C]):
     def split(self, text: str) -> list[str]:
         """Split the text of a file into questions: here, one a line."""
         return [line for line in text.split("\n") if line.strip()]
+
+    def questions(self, text: str) -> list[str]:
+        """The puzzles in an argument or, if it is the name of a file, in that file."""
+        path = Path(text)
+        if "\n" in text or len(text) >= 200 or not path.is_file():
+            if FILE_NAME.search(text) and "\n" not in text:
+                what = "a folder" if path.is_dir() else "no such file"
+                raise ValueError(
+                    f"{text!r:.200} is {what}. Name a file with one {self.noun} a line, or "
+                    f"type the {self.noun} itself."
+                )
+            return [text]
+        try:
+            return self.split(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
+                f"{self.noun} a line."
+            ) from error
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """A question and its answer as text for the terminal: here, the answer's rows."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from implicit.diagnostics.style import BLUE, DPI, GREEN, ORANGE, house_style
 from tasks.folders import draft
-from tasks.reports.intervals import wilson
+from tasks.output import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

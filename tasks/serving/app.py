@@ -162,6 +162,8 @@ async def _misshapen(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     path = [part for part in first["loc"] if isinstance(part, int) or part != "body"]
+    if first["type"] == "json_invalid":
+        path = []  # it is the position of the fault
     where = ".".join(str(part) for part in path if part not in KINDS)
     sentence = f"{ascii(where)[1:-1][:80] or 'The body'}: {first['msg']}."
     expected = 'Send JSON such as {"puzzle": "..."}, as application/json.'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks import entry
 
@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 def commands() -> CommandLine:
     """The command line; what it is made of is loaded here, since `--help` does without."""
     from tasks.puzzles.commands import Commands
-    from tasks.serving import serve
     from tasks.sudoku.task import SudokuTask
 
-    return Commands(SudokuTask(), serve)
+    return Commands(SudokuTask(), _serve)
+
+
+def _serve(commands: Any, arguments: list[str]) -> int:
+    """Load the service, which no other command needs, and run it."""
+    from tasks.serving import serve
+
+    return serve(commands, arguments)
 
 
 def main(arguments: list[str]) -> int:

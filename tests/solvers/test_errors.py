@@ -47,7 +47,7 @@ def half(y: Tensor) -> Tensor:
             "ridge. Did you mean 'history'?",
         ),
         (lambda: solvers.solve(half, Y0, solver=3), TypeError, "Expected a solver name"),  # type: ignore[arg-type]
-        (lambda: solvers.solve(half, Y0, solver=Picard), TypeError, "FixedPointSolver instance"),  # type: ignore[arg-type]
+        (lambda: solvers.solve(half, Y0, solver=Picard), TypeError, "Call the class: `Picard()`"),  # type: ignore[arg-type]
         (lambda: solvers.get_solver("picard", history=5), ValueError, "Options: rtol, atol, damp"),
         (lambda: Picard(damping=1.0), ValueError, "`damping` must lie in [0, 1), got 1.0."),
         (lambda: Picard(rtol=-1.0), ValueError, "`rtol` must be finite and at least 0, got -1.0."),
@@ -328,7 +328,8 @@ def test_a_registered_solver_is_used_by_name(monkeypatch: pytest.MonkeyPatch) ->
         (Result.max_steps, "Raise `max_steps`, loosen `rtol`, or measure the spectral radius"),
         (Result.diverged, "Damp the map (`damping`), start nearer"),
         (Result.nonfinite, "Check `y0`, `args` and `f`"),
-        (Result.stalled, "Loosen `rtol`, or compute `f` in a wider dtype"),
+        (Result.stalled, "loosen `rtol`, or compute `f` in a wider dtype"),
+        (Result.stalled, "or there is no fixed point: start elsewhere, or use another solver"),
     ],
 )
 def test_result_messages(result: Result, advice: str) -> None:

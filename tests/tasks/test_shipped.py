@@ -71,6 +71,21 @@ def test_solve_needs_no_run_and_says_what_it_uses(capsys: pytest.CaptureFixture[
     assert ANSWER in out
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_answers_for_a_program(
+    to_file: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "answers.json"
+    assert sudoku(["solve", PUZZLE, "--json", str(file) if to_file else "-"]) == 0
+    out, err = capsys.readouterr()
+    (answer,) = json.loads(out)["answers"]
+    assert (answer["question"], answer["answer"], answer["valid"]) == (PUZZLE, ANSWER, True)
+    assert answer["converged"]
+    assert answer["residual"] < 1e-5
+    assert "a valid solution" in err
+    assert not to_file or file.read_text() == out
+
+
 def test_a_run_of_the_users_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     mine = RUNS / "sudoku" / "mine"
     mine.mkdir(parents=True)
@@ -224,6 +239,10 @@ def test_answers_have_verdicts() -> None:
     assert one.answer == ANSWER
     with pytest.raises(ValueError, match=r"^Puzzle 2 of the iterable: .*81"):
         list(model.solve([PUZZLE, "12"]))
+    with pytest.raises(TypeError, match=r"^Puzzle 2 of the iterable must be text: got int\.$"):
+        list(model.solve([PUZZLE, 12]))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^`puzzles` must be text, or an iterable of texts: got i"):
+        model.solve(12)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         model.solve(PUZZLE, max_steps=0)
     with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):

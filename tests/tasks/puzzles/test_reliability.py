@@ -9,11 +9,11 @@ import torch
 
 import tasks.sudoku
 from tasks import shipped
+from tasks.output import wilson
 from tasks.puzzles.evaluate import Predictions
 from tasks.puzzles.reliability import Band, band_of, bands
 from tasks.puzzles.report import print_figures
 from tasks.puzzles.search import calibration
-from tasks.reports.intervals import wilson
 from tasks.runs import RESULT
 from tasks.sudoku.__main__ import main
 from tasks.sudoku.task import SudokuTask

@@ -224,7 +224,7 @@ def send(served: Served, number: int) -> Any:
         (b'{"puzzle": "x..............."}', JSON, 400, "Character 'x' at position 1"),
         (b'{"puzzle": 12}', JSON, 422, "puzzle: Input should be a valid string"),
         (b'{"puzzle": "12", "more": 1}', JSON, 422, "more: Extra inputs"),
-        (b"{", JSON, 422, "JSON decode error"),
+        (b"{", JSON, 422, "The body: JSON decode error. Send JSON such as"),
         (b'{"puzzle": "12"}', {"content-type": "text/plain"}, 422, "application/json"),
         (b"1" * (MAX_BODY + 1), JSON, 413, "16384 bytes"),
     ],

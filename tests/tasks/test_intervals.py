@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tasks.reports.intervals import DEVIATIONS, wilson, with_interval
+from tasks.output import DEVIATIONS, wilson, with_interval
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.741, 1000), (0.02, 50), (0.5, 3), (0.997, 300)])

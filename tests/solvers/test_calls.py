@@ -1,0 +1,59 @@
+"""A map that is called or answers otherwise than it should: the error says what was expected."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import solvers
+from implicit import fixed_point
+
+Y0 = torch.zeros(10, 3)
+
+
+def half(y: Tensor) -> Tensor:
+    return 0.5 * y + 1
+
+
+@pytest.mark.parametrize(
+    ("g", "y0", "message"),
+    [
+        (
+            lambda y: y[:, :1],
+            Y0,
+            "an equation for each unknown: got (10, 1) for y of shape (10, 3)",
+        ),
+        (lambda y: None, Y0, "got a NoneType, expected tensor."),
+        (lambda y: (y, y), Y0, "got (tensor, tensor), expected tensor."),
+        (lambda y: {"b": y["a"]}, {"a": Y0}, "got {'b': tensor}, expected {'a': tensor}."),
+    ],
+)
+def test_an_equation_of_another_shape_is_not_broadcast(g: Any, y0: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        solvers.root(g, y0)
+
+
+class Shift(torch.nn.Module):
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * y + x
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+@pytest.mark.parametrize(
+    ("f", "args", "count"), [(half, (Y0,), 1), (lambda y, x: x, (), 0), (Shift(), (), 0)]
+)
+def test_args_that_the_map_does_not_take_are_counted(
+    call: Any, f: Any, args: tuple[Tensor, ...], count: int
+) -> None:
+    with pytest.raises(TypeError, match="argument") as caught:
+        call(f, Y0, *args)
+    (note,) = caught.value.__notes__
+    assert note.endswith(f"all that follows `y0` without a keyword. Here that is {count} of them.")
+
+
+def test_a_type_error_within_the_map_has_no_note() -> None:
+    with pytest.raises(TypeError, match="unsupported operand") as caught:
+        solvers.solve(lambda y: y / "2", Y0)
+    assert not hasattr(caught.value, "__notes__")
