@@ -114,7 +114,8 @@ def dots(name: str, content: dict[str, Any]) -> None:
             inside = colour if row["converged"] else "none"
             axis.scatter(row["wall_ms"] / unit, height, s=22, facecolor=inside, edgecolor=colour)
         axis.set_yticks(range(len(rows)), [row["solver"] for row in rows])
-        axis.set(xscale="log", xlabel="time / that of our anderson (hollow: did not converge)")
+        axis.set_xscale("log")
+        axis.set_xlabel("time / that of our anderson; hollow: did not converge", fontsize=8)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(True, axis="x", which="major", alpha=0.3)
         axis.set_title(textwrap.fill(part["title"], 48), fontsize=8)
