@@ -14,6 +14,7 @@ import bench_scaling
 from report import RESULTS
 
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
+from tasks.puzzles.report import SUBPLOTS as PUZZLE_CURVES
 from tasks.puzzles.report import draw_scaling, draw_steps
 from tasks.reports.plots import Subplot, plot_learning
 
@@ -23,6 +24,7 @@ STEPS = {
 }  # fmt: skip
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
+LEARNING_PUZZLES = ("sudoku/extreme",)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -52,13 +54,17 @@ def learning(folder: Path) -> Path:
     """
     measured = result_of(folder)["eval"]
     factor = measured["loss"] / measured["bits_per_byte"]
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = rows_of(folder)
     for row in rows:
         if "test_loss" not in row and "test_bits" in row:
             row["test_loss"] = factor * row["test_bits"]
     first, *others = SUBPLOTS
     curves = {**first.curves, "test_loss": f"held-out: bits per byte, times {factor:.2f}"}
     return plot_learning(rows, folder / "learning.png", (Subplot(first.label, curves), *others))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def main() -> None:
@@ -74,6 +80,9 @@ def main() -> None:
         print(plot_budgets(rows, RESULTS / name / "budgets.png", setting(result, "rtol")))
     for name in LEARNING:
         print(learning(RESULTS / name))
+    for name in LEARNING_PUZZLES:
+        folder = RESULTS / name
+        print(plot_learning(rows_of(folder), folder / "learning.png", PUZZLE_CURVES))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])
 
 

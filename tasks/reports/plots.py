@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # From the least to the largest value that is drawn, at least; below, noise would fill the picture.
 LEAST_RANGE = 0.2
+# A curve of training is smoothed over so large a part of its rows, if it has so many.
+SMOOTHED_PART, SMOOTHED_FROM = 1 / 25, 75
 
 
 def save(path: Path, write: Callable[[Path], object]) -> Path:
@@ -75,6 +77,8 @@ def plot_learning(
 ) -> Path:
     """Metrics of training against time, in subplots one below the other.
 
+    A long curve is drawn as its running median, with the rows themselves faint behind it.
+
     Args:
         history: Rows with `minutes` and any of the subplots' keys. A curve connects the
             rows that have its key; a subplot without any rows says so.
@@ -100,6 +104,9 @@ def plot_learning(
             marker = "o" if key.startswith("test_") or len(rows) == 1 else ""
             values = [row[key] * (100 if subplot.percent else 1) for row in rows]
             times = [row["minutes"] * (60 if seconds else 1) for row in rows]
+            if not marker and len(rows) >= SMOOTHED_FROM:
+                axes.plot(times, values, color=color, alpha=0.2, linewidth=0.5)
+                values = _running_median(values, round(SMOOTHED_PART * len(rows)))
             axes.plot(times, values, color=color, label=name, marker=marker)
         axes.set_ylabel(subplot.label)
         if subplot.percent:
@@ -117,6 +124,13 @@ def plot_learning(
     every[-1, 0].set_xlabel(f"training time ({'seconds' if seconds else 'minutes'})")
     figure.align_ylabels()
     return save_png(figure, path)
+
+
+def _running_median(values: Sequence[float], width: int) -> list[float]:
+    """The median of up to `width` values around each one: fewer at either end."""
+    half = width // 2
+    spans = ((max(0, i - half), i + half + 1) for i in range(len(values)))
+    return [float(np.median(values[start:stop])) for start, stop in spans]
 
 
 def _widen(axes: "Axes") -> None:

@@ -137,3 +137,19 @@ def test_failed_write_keeps_the_old_file(error: BaseException, tmp_path: Path) -
         save(path, write)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_curves_are_smoothed_and_short_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("tasks.reports.plots.save_png", lambda figure, path: drawn.append(figure))
+    loss = [Subplot("loss", {"loss": "training batch"})]
+    for count in (70, 100):
+        # A single row that is far off moves no median.
+        rows = [{"minutes": i / 10, "loss": 1.0 + 99.0 * (i == 50)} for i in range(count)]
+        plot_learning(rows, tmp_path / "learning.png", loss)
+    short, (raw, smooth) = (figure.axes[0].lines for figure in drawn)
+    assert [max(line.get_ydata()) for line in short] == [100.0]
+    assert (max(raw.get_ydata()), max(smooth.get_ydata())) == (100.0, 1.0)
+    assert raw.get_alpha() < 0.5
