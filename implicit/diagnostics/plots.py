@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from implicit.diagnostics.style import DPI, house_style
+from implicit.diagnostics.style import COLORS, DPI, house_style
 from solvers.packing import StatePacking
 from solvers.solution import Result
 from solvers.tools.trace import Trace
@@ -28,8 +28,6 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-# The colours of Okabe and Ito, which colour-blind readers can distinguish as well.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 MARKERS = ["o", "s", "^", "v", "D"]
 MAX_MARKERS = 20
 RESIDUAL = "rms of f(y) \N{MINUS SIGN} y"

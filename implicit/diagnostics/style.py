@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+# Those of the cycle of the style: of Okabe and Ito, for readers who are colour-blind as well.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+BLUE, ORANGE, GREEN = COLORS[:3]
 DPI = 150
 
 

@@ -1,11 +1,12 @@
 """Pictures of language models: training, and the loss by the budget of solver steps."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from implicit.diagnostics.style import BLUE, ORANGE, house_style
-from tasks.reports.plots import Subplot, draw_tolerance, new_figure, save_png
+from implicit.diagnostics.style import BLUE, house_style
+from tasks.reports.plots import Subplot, draw_residuals, new_figure, save_png
 
 # Of the picture of training. Both losses are in one unit, so that over-fitting can be seen.
 SUBPLOTS = (
@@ -45,15 +46,8 @@ def plot_budgets(rows: Sequence[dict[str, Any]], path: Path, rtol: float | None 
     above.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0 %")
     above.set_ylabel("extra held-out loss")
     above.set_title(f"Loss by solver steps, over the converged one of {converged:.3f} nats a token")
-    measured = [row for row in rows if "median_residual" in row]
-    residuals = [row["median_residual"] for row in measured]
-    below.plot([row["max_steps"] for row in measured], residuals, "o-", color=ORANGE)
-    below.set_yscale("log")
-    if rtol is not None:
-        draw_tolerance(below, rtol)
-    below.set(xlabel="solver steps at most", ylabel="median relative residual")
-    below.set_xscale("symlog", base=2, linthresh=1)
-    below.set_xticks(steps, [str(step) for step in steps])
-    below.set_xticks([], minor=True)
+    # Without the solver there is no residual, but a step all the same.
+    residuals = [row.get("median_residual", math.nan) for row in rows]
+    draw_residuals(below, steps, residuals, rtol)
     figure.align_ylabels()
     return save_png(figure, path)

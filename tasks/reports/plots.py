@@ -173,19 +173,26 @@ def plot_steps(
     _shares(above, steps, exact, [puzzles] * len(steps), "o-")
     above.set(ylim=(-3, 103), ylabel="exact accuracy (%)")
     above.set_title(f"{title}; {puzzles:,} of them, lines: 95 %")
-    below.plot(steps, residual, "o-", color=ORANGE)
-    _log_scale(below)
-    if rtol is not None:
-        draw_tolerance(below, rtol)
-    below.set(xlabel="solver steps at most", ylabel="median relative residual")
-    if 0 in steps:
-        below.set_xscale("symlog", base=2, linthresh=1)
-    else:
-        below.set_xscale("log", base=2)
-    below.set_xticks(list(steps), [str(step) for step in steps])
-    below.set_xticks([], minor=True)
+    draw_residuals(below, steps, residual, rtol)
     figure.align_ylabels()
     return save_png(figure, path)
+
+
+def draw_residuals(
+    axes: "Axes", steps: Sequence[int], residual: Sequence[float], rtol: float | None
+) -> None:
+    """The lower panel of a picture by solver steps; see `plot_steps`."""
+    axes.plot(steps, residual, "o-", color=ORANGE)
+    _log_scale(axes)
+    if rtol is not None:
+        _draw_tolerance(axes, rtol)
+    axes.set(xlabel="solver steps at most", ylabel="median relative residual")
+    if 0 in steps:
+        axes.set_xscale("symlog", base=2, linthresh=1)
+    else:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(list(steps), [str(step) for step in steps])
+    axes.set_xticks([], minor=True)
 
 
 @house_style()
@@ -278,7 +285,7 @@ def _shares(
     return [low for low, _ in ends]
 
 
-def draw_tolerance(axes: "Axes", rtol: float) -> None:
+def _draw_tolerance(axes: "Axes", rtol: float) -> None:
     """Draw the residual at which a solve has converged as a line."""
     axes.axhline(rtol, color="0.3", linestyle="--", linewidth=1)
     axes.annotate(

@@ -19,6 +19,7 @@ from implicit.diagnostics.plots import (
     plot_trajectory,
     trajectory_figure,
 )
+from implicit.diagnostics.style import COLORS, house_style
 from solvers.testing.problems import PROBLEMS, linear, rotation
 from solvers.tools.trace import Trace, trace
 
@@ -206,3 +207,8 @@ def test_files_are_written_and_matplotlib_is_left_alone(tmp_path: Path) -> None:
     assert dict(mpl.rcParams) == before
     with pytest.raises(FileNotFoundError):
         plot_convergence(seen, tmp_path / "missing" / "a.png")
+
+
+def test_colours_are_those_of_the_style() -> None:
+    with house_style():
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == COLORS
