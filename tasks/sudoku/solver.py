@@ -143,15 +143,6 @@ class Engine:
         self._column_of_digits = sum(1 << layer for layer in self._layers)
         self._families = self._build_families()
         self._peers = [sum(1 << peer for peer in peers) for peers in board.peers]
-        # Boxes of at most three rows and columns are counted faster; see `_singles_of_small`.
-        small = max(board.box_cols, side // board.box_cols) <= 3
-        self._singles = self._singles_of_small if small else self._singles_of_any
-        # Where a fold adds but one copy, a second is shifted out of the board and adds nothing.
-        nothing = (self.num_bits,)
-        self._four_shifts = [
-            ((*inner, *nothing)[:2] + (*outer, *nothing)[:2], first, spread)
-            for inner, outer, first, spread in self._families
-        ]
         self._compatible = _Compatible(self._compatible_with)
 
     def _build_families(self) -> tuple[_Family, ...]:
@@ -235,24 +226,7 @@ class Engine:
             if placed & ~candidates:  # two singles exclude each other
                 return 0, 0
 
-    def _singles_of_small(self, candidates: int) -> int | None:
-        """What `_singles_of_any` returns, where a fold adds one or two copies."""
-        singles = 0
-        for (shift1, shift2, shift3, shift4), first, spread in self._four_shifts:
-            b, c = candidates >> shift1, candidates >> shift2
-            some = candidates | b
-            several = (candidates & b) | (some & c)
-            some |= c
-            b, c = some >> shift3, some >> shift4
-            pair = some | b
-            several |= (several >> shift3) | (several >> shift4) | (some & b) | (pair & c)
-            some = (pair | c) & first
-            if some != first:
-                return None
-            singles |= candidates & ((some & ~several) * spread)
-        return singles
-
-    def _singles_of_any(self, candidates: int) -> int | None:
+    def _singles(self, candidates: int) -> int | None:
         """The candidates that are alone in a constraint; None if a constraint has none left."""
         singles = 0
         for inner, outer, first, spread in self._families:

@@ -101,14 +101,20 @@ def test_a_large_puzzle_that_exhausts_its_guesses_is_refused(
         complete("test", [0] * 256, Board.of(16))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_both_ways_to_count_candidates_agree(seed: int) -> None:
-    rng, engine = Random(seed), engine_for(Board.of(9))
-    for share in (0.05, 0.3, 0.8):
-        some = sum(1 << i for i in range(engine.num_bits) if rng.random() < share)
-        states = [some, engine.start(engine.clue_bits(parse(HARD)))[0] & ~some]
-        for state in states:
-            assert engine._singles_of_small(state) == engine._singles_of_any(state)
+@pytest.mark.parametrize("side", [4, 6, 9, 12])
+def test_singles_are_alone_in_a_constraint(side: int) -> None:
+    """Counted one by one: a cell's digits, and the places of a digit in each unit."""
+    board, rng = Board.of(side), Random(side)
+    engine, cells = engine_for(board), board.num_cells
+    constraints = [[cell + cells * digit for digit in range(side)] for cell in range(cells)]
+    constraints += [[c + cells * d for c in unit] for unit in board.groups for d in range(side)]
+    full = sum(engine.clue_bits(shuffled_pattern(board, rng)))
+    for share in (0.0, 0.02, 0.5, 0.9):
+        # With a full grid in it, no constraint is empty.
+        state = full | sum(1 << i for i in range(engine.num_bits) if rng.random() < share)
+        there = [[i for i in constraint if state >> i & 1] for constraint in constraints]
+        assert engine._singles(state) == sum({1 << some[0] for some in there if len(some) == 1})
+        assert engine._singles(state & ~sum(1 << i for i in constraints[-1])) is None
 
 
 @pytest.mark.parametrize("side", [8, 10, 12, 16])
