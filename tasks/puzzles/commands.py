@@ -363,8 +363,11 @@ class Commands(CommandLine):
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         if options.json is not None:
-            answers = found.records(x, valid, self.task.line, self.task.first_symbol)
-            result = {"task": self.task.name, "model": str(path), "answers": answers}
+            from tasks.puzzles.solving import answers
+
+            told = answers(self.task, config, x, found, known, caution is None)
+            records = [answer.record() for answer in told]
+            result = {"task": self.task.name, "model": str(path), "answers": records}
             print_result(result, options.json)
         return 0 if all(valid) else 1
 

@@ -6,8 +6,7 @@ set may have any size. Inside a batch, puzzles leave the solve as they converge.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -45,33 +44,6 @@ class Predictions(NamedTuple):
     residual: Tensor
     converged: Tensor
     num_steps: Tensor
-
-    def records(
-        self, x: Tensor, valid: list[bool], line: Callable[[list[int]], str], first_symbol: int
-    ) -> list[dict[str, Any]]:
-        """The answers as JSON values, with the fields of `solving.Answer`.
-
-        Args:
-            x: The puzzles, as the model takes them.
-            valid: Whether each answer is one.
-            line: How the symbols of a grid are written; see `GridTask.line`.
-            first_symbol: The symbol of class 0.
-        """
-        answers = (self.classes + first_symbol).tolist()
-        columns = (valid, self.converged.tolist(), self.residual.tolist(), self.num_steps.tolist())
-        return [
-            {
-                "question": line(question),
-                "answer": line(answer),
-                "valid": ok,
-                "converged": converged,
-                "residual": None if math.isnan(residual) else residual,
-                "num_steps": num_steps,
-            }
-            for question, answer, ok, converged, residual, num_steps in zip(
-                x.tolist(), answers, *columns, strict=True
-            )
-        ]
 
     @classmethod
     def of(cls, logits: Tensor, state: State, solution: Solution) -> Predictions:

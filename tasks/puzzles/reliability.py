@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from tasks import shipped
 from tasks.output import wilson
@@ -60,18 +60,7 @@ def bands(path: Path) -> list[Band]:
     return _evaluated(path.parent / RESULT)
 
 
-class Range(Protocol):
-    """What `band_of` looks at."""
-
-    low: float
-    high: float
-    puzzles: int
-
-
-R = TypeVar("R", bound=Range)
-
-
-def band_of(known: Iterable[R], residual: float | None) -> R | None:
+def band_of(known: Iterable[Band], residual: float | None) -> Band | None:
     """The band of a residual; None if no held-out puzzle had such a one."""
     if residual is None or not math.isfinite(residual):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.puzzles.config import GridConfig
-from tasks.puzzles.evaluate import BATCH, solve_batch
+from tasks.puzzles.evaluate import BATCH, Predictions, solve_batch
 from tasks.puzzles.reliability import Band, band_of, bands
 from tasks.puzzles.sizes import at_size
 from tasks.puzzles.task import GridTask
@@ -44,6 +45,11 @@ class Answer:
     num_steps: int
     trained_size: bool = True
     held_out: Band | None = None
+
+    def record(self) -> dict[str, Any]:
+        """All of this as JSON values."""
+        residual = None if math.isnan(self.residual) else self.residual
+        return {**dataclasses.asdict(self), "residual": residual}
 
 
 class Solver:
@@ -152,16 +158,37 @@ class Solver:
         x = torch.tensor(questions)
         budget = self.config.solve.eval_max_steps if max_steps is None else max_steps
         found, _ = solve_batch(self.model, x, max_steps=budget)
-        valid = self.task.is_valid(x, found.classes, self.config)
-        columns: tuple[Tensor, ...] = (
-            found.classes, valid, found.converged, found.residual, found.num_steps
+        yield from answers(self.task, self.config, x, found, self.known, self.trained_size)
+
+
+def answers(
+    task: GridTask[Any],
+    config: GridConfig,
+    x: Tensor,
+    found: Predictions,
+    known: Sequence[Band],
+    trained_size: bool,
+) -> Iterator[Answer]:
+    """The answers of a solve.
+
+    Args:
+        task: The kind of puzzle.
+        config: Of the model.
+        x: Questions, shape (puzzles, cells).
+        found: What the model predicts.
+        known: Held-out puzzles by residual; see `reliability.bands`.
+        trained_size: Whether the model was trained on boards of this size.
+    """
+    valid = task.is_valid(x, found.classes, config)
+    columns = (x, found.classes, valid, found.converged, found.residual, found.num_steps)
+    for question, classes, ok, converged, residual, num_steps in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        cells = [c + task.first_symbol for c in classes]
+        yield Answer(
+            task.line(question), task.line(cells), ok, converged, residual, num_steps,
+            trained_size, band_of(known, residual),
         )  # fmt: skip
-        rows = zip(questions, *(column.tolist() for column in columns), strict=True)
-        for question, classes, *verdict in rows:
-            cells = [c + self.task.first_symbol for c in classes]
-            answer = Answer(self.task.line(question), self.task.line(cells), *verdict)
-            held_out = band_of(self.known, answer.residual)
-            yield dataclasses.replace(answer, trained_size=self.trained_size, held_out=held_out)
 
 
 def load(

@@ -1,6 +1,5 @@
 """What is known of a model: its name, its model card, and how often it was right by residual."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def describe(path: Path, noun: str) -> dict[str, Any]:
         path: Of the checkpoint.
         noun: What one puzzle is called.
     """
-    reliability = [asdict(band) for band in bands(path)]
+    reliability = bands(path)
     if shipped.holds(path):
         return {
             "name": path.stem,

@@ -37,6 +37,10 @@ sentence: 400 and 422 for what is no puzzle or no such request, 408 and 413 for 
 slow or too large, 421 for another host, 429 beyond the rate of an address, 503 where too many
 puzzles wait, and 504 where the time was not enough."""
 
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal} for status in (400, 408, 413, 421, 422, 429, 503, 504)
+}
+
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application: routes, limits and error replies of a service."""
@@ -47,12 +51,16 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(LimitsMiddleware, service=service)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misshapen)
-    engine = service.engine
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal} for status in (400, 408, 413, 421, 422, 429, 503, 504)
-    }
+    _add_solving(app, service)
+    _add_looking(app, service)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
 
-    @app.post("/solve", responses=refusals, summary="Solve a puzzle, or many")
+
+def _add_solving(app: FastAPI, service: Service) -> None:
+    """Add the routes that solve puzzles."""
+
+    @app.post("/solve", responses=REFUSALS, summary="Solve a puzzle, or many")
     async def solve(request: Request, question: OneOrMany) -> Answer | Sought | Answers:
         """Answer one puzzle, or up to 64 of them at once.
 
@@ -68,7 +76,7 @@ def create_app(service: Service) -> FastAPI:
         x, silent = service.parse(question.puzzle), Recorder(service, wanted=False)
         return await service.attended(request, service.answer(question, x, silent, client))
 
-    @app.post("/trajectory", responses=refusals, summary="Solve a puzzle and show how")
+    @app.post("/trajectory", responses=REFUSALS, summary="Solve a puzzle and show how")
     async def trajectory(request: Request, question: TrajectoryQuestion) -> Trajectory:
         """Answer a puzzle with every point of its solve, as the page at `/` plays it."""
         client = request.client.host if request.client else ""
@@ -93,6 +101,10 @@ def create_app(service: Service) -> FastAPI:
             seconds=time.monotonic() - began,
         )
 
+
+def _add_looking(app: FastAPI, service: Service) -> None:
+    """Add the routes that say what the service is, and how it fares."""
+
     @app.head("/about", include_in_schema=False)
     @app.get("/about", summary="What is solved here, and by which model")
     async def about() -> About:
@@ -109,7 +121,7 @@ def create_app(service: Service) -> FastAPI:
             "task": about.task,
             "side": about.side,
             "units": about.units,
-            "max_steps": engine.max_steps,
+            "max_steps": service.engine.max_steps,
             "example": about.examples[0].puzzle,
         }
         return JSONResponse(state, 503 if service.draining else 200)
@@ -124,9 +136,6 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> FileResponse:
         return FileResponse(PAGE / "docs.html")
-
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return app
 
 
 def _require_possible(service: Service, question: Question) -> None:

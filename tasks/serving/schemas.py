@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from tasks.puzzles.reliability import Band
+
 MOST_PUZZLES = 64  # of a request
 MOST_STARTS = 8
 MOST_ATTEMPTS = 16
@@ -62,22 +64,6 @@ class TrajectoryQuestion(Question):
     """
 
     candidates: bool = False
-
-
-class Band(BaseModel):
-    """How often held-out puzzles were right whose solve ended with a residual in a range.
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        puzzles: Held-out puzzles whose residual lies in it.
-        right: Those of them that were right in every cell.
-    """
-
-    low: float
-    high: float
-    puzzles: int
-    right: int
 
 
 class Answer(BaseModel):

@@ -82,6 +82,8 @@ def test_answers_for_a_program(
     assert (answer["question"], answer["answer"], answer["valid"]) == (PUZZLE, ANSWER, True)
     assert answer["converged"]
     assert answer["residual"] < 1e-5
+    assert answer["trained_size"]
+    assert answer["held_out"]["right"] == answer["held_out"]["puzzles"] > 0
     assert "a valid solution" in err
     assert not to_file or file.read_text() == out
 

@@ -20,6 +20,7 @@ from tasks.checkpoints.checkpoint import NAME, Checkpoint
 from tasks.maze.config import PRESETS as MAZES
 from tasks.maze.task import MazeTask
 from tasks.puzzles.evaluate import predict
+from tasks.puzzles.reliability import Band
 from tasks.puzzles.search import search, solve_from_starts
 from tasks.runs import load_model
 from tasks.serving.about import describe
@@ -305,7 +306,7 @@ def test_a_run_is_described_by_what_it_left(tmp_path: Path) -> None:
     assert known == {
         "name": "mine",
         "card": {"Scores": "25.0% of held-out puzzles exactly right"},
-        "reliability": [{"low": 1e-6, "high": 1e-5, "puzzles": 8, "right": 6}],
+        "reliability": [Band(1e-6, 1e-5, 8, 6)],
     }
     for damaged in ("{", "[]", '{"eval": {"accuracy_by_residual": [{"residual": "x"}]}}'):
         (folder / "result.json").write_text(damaged)
