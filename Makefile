@@ -9,7 +9,7 @@ help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
 	@echo "make maze     the same on 15x15 mazes"
 	@echo "make test     run the tests, but for the slow ones"
-	@echo "make test-slow    slow tests, in a quarter of an hour; test-long: the others, in an hour"
+	@echo "make test-slow    slow tests, in a quarter of an hour; test-long: those that take longer"
 	@echo "make test-matrix  the tests with other kernels"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
