@@ -106,6 +106,13 @@ class CountedMap:
                     "`f` is called as f(y, *args), where `args` is all that follows `y0` without a "
                     f"keyword. Here that is {len(self.args)} of them."
                 )
+            elif isinstance(error, RuntimeError) and self.num_evals == 0:
+                args = f" and args = {_described(self.args)}" if self.args else ""
+                error.add_note(
+                    f"`f` got y = {_described(state)}{args}. The state has "
+                    "the shape and the dtype of `y0`: start from one that `f` takes, or convert "
+                    "the weights of `f`, as `module.to(y0.dtype)` does."
+                )
             raise
 
     def _takes(self, state: State) -> bool:
@@ -162,6 +169,12 @@ def _without_graph(state: State) -> State:
     if isinstance(state, Tensor):
         return state.detach() if state.requires_grad else state
     return pytree.tree_map(_without_graph, state)
+
+
+def _described(part: Any) -> str:
+    """The dtypes and shapes of the tensors in a pytree."""
+    leaves = tensors_of(part)
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')}{[*t.shape]}" for t in leaves)
 
 
 def check_args(args: Any, packing: StatePacking) -> list[Tensor]:

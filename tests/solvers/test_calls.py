@@ -53,6 +53,25 @@ def test_args_that_the_map_does_not_take_are_counted(
     assert note.endswith(f"all that follows `y0` without a keyword. Here that is {count} of them.")
 
 
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+@pytest.mark.parametrize(
+    ("weight", "args", "words"),
+    [
+        (torch.eye(3, dtype=torch.float64), (), "`f` got y = float32[10, 3]. "),
+        (torch.eye(5), (), "`f` got y = float32[10, 3]. "),
+        (torch.eye(5), (Y0,), "`f` got y = float32[10, 3] and args = float32[10, 3]. "),
+    ],
+)
+def test_a_state_that_the_map_cannot_take_is_described(
+    call: Any, weight: Tensor, args: tuple[Tensor, ...], words: str
+) -> None:
+    with pytest.raises(RuntimeError, match=r"mat1|m1") as caught:
+        call(lambda y, *x: y @ weight, Y0, *args)
+    (note,) = caught.value.__notes__
+    assert note.startswith(words)
+    assert "the shape and the dtype of `y0`" in note
+
+
 def test_a_type_error_within_the_map_has_no_note() -> None:
     with pytest.raises(TypeError, match="unsupported operand") as caught:
         solvers.solve(lambda y: y / "2", Y0)
