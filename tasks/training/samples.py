@@ -60,15 +60,20 @@ class ActiveSamples:
 def refilled(
     samples: ActiveSamples | None,
     batch_size: int,
+    segments: int,
     draw: Callable[[int], tuple[Tensor, Tensor]],
     group: Group,
     device: torch.device,
 ) -> ActiveSamples:
     """The samples in training, after new ones have replaced those that are done, of age 0.
 
+    The first ones count as older, each row by one segment more than the row before: so every later
+    step sees samples of all ages, and a few new ones, instead of all at the same age.
+
     Args:
         samples: This process's share; None before the first step.
         batch_size: Rows of all processes.
+        segments: Segments of a sample.
         draw: Draws so many samples, the same in all processes, of which each keeps its own.
         group: The processes.
         device: Where the samples belong.
@@ -76,7 +81,9 @@ def refilled(
     rows = group.rows(batch_size)
     if samples is None:
         x, target = (drawn[rows].to(device) for drawn in draw(batch_size))
-        return ActiveSamples(x, target, torch.zeros(len(x), dtype=torch.long, device=device))
+        return ActiveSamples(
+            x, target, torch.arange(rows.start, rows.stop, device=device) % segments
+        )
     done = (group.all_gather(samples.age) == 0).nonzero()[:, 0]
     if len(done):
         ours = (done >= rows.start) & (done < rows.stop)

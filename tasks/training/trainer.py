@@ -227,24 +227,25 @@ class Trainer:
 
     def _train_segment(self) -> dict[str, float]:
         """Solve, take the loss and one optimiser step; the metrics of that."""
-        batch_size = self.config.train.batch_size
+        config = self.config.train
 
         def draw(count: int) -> tuple[Tensor, Tensor]:
             return self.task.batch(count, self.generator, self.progress)
 
-        samples = refilled(self.samples, batch_size, draw, self.group, self.device)
+        first = self.samples is None
+        samples = refilled(
+            self.samples, config.batch_size, config.segments, draw, self.group, self.device
+        )
         self.samples = samples
-        fresh = samples.age == 0
-        self.group.seed_step(self.config.train.seed, self.step)
+        fresh = (samples.age == 0) | first
+        self.group.seed_step(config.seed, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        found = Outcome.cat(
-            [self._pass(part, fresh) for part in range(self.config.train.accumulate)]
-        )
+        found = Outcome.cat([self._pass(part, fresh) for part in range(config.accumulate)])
         self._update()
         samples.age += 1
-        done = samples.age >= self.config.train.segments
-        if self.config.train.refill:
+        done = samples.age >= config.segments
+        if config.refill:
             done |= found.solved if found.halt is None else found.halt > 0
         if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
