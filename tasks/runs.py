@@ -25,7 +25,7 @@ def program(task: Any) -> str:
     return f"python -m {type(task).__module__.rpartition('.')[0]}"
 
 
-def locate(task: Any, named: Path) -> Path:
+def locate(task: str, named: Path) -> Path:
     """The checkpoint that a user names: a file, the folder of a run, or a model of the package.
 
     Raises:
@@ -34,9 +34,9 @@ def locate(task: Any, named: Path) -> Path:
     if named.exists():
         return in_run_folder(named)
     name = str(named)
-    if name in shipped.names(task.name):
-        return shipped.path_of(task.name, name)
-    known = shipped.names(task.name)
+    known = shipped.names(task)
+    if name in known:
+        return shipped.path_of(task, name)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     those = f" These come with the package: {', '.join(known)}.{hint}" if known else ""
@@ -125,12 +125,8 @@ def read_config(task: Any, checkpoint: Checkpoint) -> Any:
         CheckpointError: It belongs to another task, or to another version, or names a solver or
             mode that no module has registered.
     """
-    path, trained = checkpoint.path, checkpoint.meta.get("task")
-    if trained != task.name:
-        raise CheckpointError(
-            f"{path} was trained on {trained!r:.100}, not on {task.name!r}. Name a checkpoint of "
-            "this task with `--checkpoint`."
-        )
+    path = checkpoint.path
+    require_task(task.name, checkpoint)
     values = checkpoint.value("config")
     try:
         return task.config_type.from_json(values)
@@ -141,6 +137,19 @@ def read_config(task: Any, checkpoint: Checkpoint) -> Any:
         raise CheckpointError(
             f"{path} comes from another version, or is damaged: {reason}. Train again."
         ) from error
+
+
+def require_task(task: str, checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint is one of this task.
+
+    Raises:
+        CheckpointError: It belongs to another one.
+    """
+    if (trained := checkpoint.meta.get("task")) != task:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on {trained!r:.100}, not on {task!r}. Name one of this "
+            "task."
+        )
 
 
 def last_score(path: Path) -> float | None:

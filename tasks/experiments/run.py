@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from tasks.checkpoints.checkpoint import Checkpoint, bounded_by
+from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.device import choose_device, compile_blocks
 from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning
-from tasks.runs import RESULT, export
+from tasks.runs import (
+    RESULT,
+    averaged_weights,
+    export,
+    locate,
+    read_checkpoint,
+    require_task,
+)
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
 from tasks.training.task import Task
@@ -174,12 +181,18 @@ def train(
         f"{options.seed}",
         flush=True,
     )
-    data = experiment.load(config, checkpoint, validate)
+    first = None
+    if checkpoint is None and options.weights is not None:
+        first = read_checkpoint(locate(experiment.task, options.weights))
+        require_task(experiment.task, first)
+    data = experiment.load(config, checkpoint or first, validate)
     if checkpoint is None:
         model = config.build()
     else:  # it has the size of its weights
         with bounded_by(checkpoint.group("model"), config, checkpoint.path):
             model = config.build()
+    if first is not None:
+        load_weights(model, averaged_weights(first), first.path)
     model = model.to(device)
     if options.compile:
         compile_blocks(model)

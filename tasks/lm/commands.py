@@ -225,7 +225,7 @@ class LanguageCommands(CommandLine):
     def _path(self, named: Path | None) -> Path:
         """The checkpoint of a command, which may name none."""
         if named is not None:
-            return locate(self.task, named)
+            return locate(self.task.name, named)
         return choose_checkpoint(self.task, lambda _: True, "of a language model")
 
     def generate(self, arguments: list[str]) -> int:

@@ -108,7 +108,7 @@ def load(name: str | Path, *, device: str = "auto") -> Writer:
         ValueError: Unknown device, or a package is missing that the model's tokens need.
     """
     task = LanguageTask()
-    path = locate(task, Path(name))
+    path = locate(task.name, Path(name))
     checkpoint = read_checkpoint(path)
     model, config = load_model(task, checkpoint, device=device)
     return Writer(model, config, read_tokenizer(checkpoint, config), path)

@@ -230,7 +230,7 @@ class Commands(CommandLine):
             return can_resize(config, side)
 
         if options.checkpoint is not None:
-            path = locate(self.task, options.checkpoint)
+            path = locate(self.task.name, options.checkpoint)
         else:
             what = f"of {self.task.noun}s" if side is None else f"for boards of {side**2} cells"
             path = choose_checkpoint(self.task, fits, what, can_fit)

@@ -206,6 +206,6 @@ def load(
         CheckpointError: There is no such model, or its file is damaged.
         ValueError: Unknown device or solver.
     """
-    path = locate(task, Path(name))
+    path = locate(task.name, Path(name))
     model, config = load_model(task, path, device=device, solver=solver)
     return Solver(task, model, config, path, bands(path) if solver is None else ())

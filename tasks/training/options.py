@@ -331,6 +331,7 @@ class TrainOptions(Section):
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; by default torch's choice.
         out: Folder of the run; by default in `runs/`.
+        weights: Begin with those of a checkpoint.
         save_every: Seconds between checkpoints.
         checkpoints: One file, or a share per process.
         keep_last: Checkpoints to keep besides the best.
@@ -355,6 +356,7 @@ class TrainOptions(Section):
     device: str = "auto"
     threads: int | None = None
     out: Path | None = None
+    weights: Path | None = None
     save_every: float = 60.0
     # Not chosen by `parallel`: a file is easier to move, and shares only pay where gathering and
     # writing all of it takes long.

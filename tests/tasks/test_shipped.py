@@ -97,7 +97,7 @@ def test_a_run_of_the_users_comes_first(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_model_is_named_and_a_wrong_name_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert locate(SudokuTask(), Path("extreme")) == shipped.path_of("sudoku", "extreme")
+    assert locate("sudoku", Path("extreme")) == shipped.path_of("sudoku", "extreme")
     assert sudoku(["solve", PUZZLE, "--checkpoint", "extrem"]) == 2
     assert (
         "These come with the package: extreme. Did you mean 'extreme'?" in capsys.readouterr().err
@@ -143,11 +143,11 @@ def test_a_folder_of_a_run_stands_for_its_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(CheckpointError):
-        Checkpoint.load(locate(SudokuTask(), folder))
+        Checkpoint.load(locate("sudoku", folder))
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "model.safetensors")
-    assert locate(SudokuTask(), folder) == folder / "model.safetensors"
+    assert locate("sudoku", folder) == folder / "model.safetensors"
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / NAME)
-    assert locate(SudokuTask(), folder) == folder / NAME
+    assert locate("sudoku", folder) == folder / NAME
 
 
 def test_damaged_weights_of_the_package_say_how_to_get_them_back(
