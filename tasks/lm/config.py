@@ -216,6 +216,7 @@ class TextData(Section):
         max_bytes: No more text than that.
         vocabulary: Tokens: 257 for bytes, more are learned.
         context: Tokens of a sequence in training.
+        held_out: Share of the texts, or the end of one, to evaluate on.
         eval_tokens: Held-out tokens to evaluate on.
     """
 
@@ -228,10 +229,13 @@ class TextData(Section):
     max_bytes: int = 8_000_000
     vocabulary: int = 1024
     context: int = 256
+    held_out: float = 0.05
     eval_tokens: int = 50_000
 
     def __post_init__(self) -> None:
         self.require(1, "context", "eval_tokens")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"`held_out` must be between 0 and 1, got {self.held_out!r}.")
         if self.dataset is None and self.dataset_name is not None:
             raise ValueError(
                 f"`dataset_name` is {self.dataset_name!r}, but no `dataset` is named that would "
@@ -351,6 +355,11 @@ def _published(width: int, heads: int, blocks: int, billions: float) -> Language
     )
 
 
+# Where the text of a preset is found: it does not come with the package.
+TEXT_SOURCES = {
+    "tinyshakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
+    "tinyshakespeare/input.txt",
+}
 PRESETS: dict[str, LanguageConfig] = {
     "tiny": LanguageConfig.of(
         minutes=0.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=257,
@@ -361,6 +370,11 @@ PRESETS: dict[str, LanguageConfig] = {
         context=64, eval_tokens=32_768,
     ),
     "small": LanguageConfig.of(),
+    # The shape and the split of nanoGPT's recipe for a CPU, https://github.com/karpathy/nanoGPT.
+    "shakespeare": LanguageConfig.of(
+        text=Path("tinyshakespeare.txt"), vocabulary=257, context=64, held_out=0.1, eval_tokens=111_540, steps=2000,
+        batch_size=12, threads=1, width=128, num_heads=4, backbone_blocks=3,
+    ),
     "140m": _published(1024, 8, 7, 11.2),
     "370m": _published(1536, 12, 10, 29.6),
     "770m": _published(2048, 16, 13, 61.6),

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
-from tasks.lm.config import LanguageConfig
+from tasks.lm.config import TEXT_SOURCES, LanguageConfig
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import Task
 
-# Texts whose hash falls into this share are held out.
-HELD_OUT = 0.05
 MIN_BYTES = 10_000
 
 
@@ -42,7 +40,9 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
     elif source.is_file():
         paths = [source]
     else:
-        raise ValueError(f"There is no text at {source}. Name a file or a folder with `--text`.")
+        known = TEXT_SOURCES.get(source.name)
+        where = f" Download it from {known} to there, or name" if known else " Name"
+        raise ValueError(f"There is no text at {source}.{where} a file or a folder with `--text`.")
     Random(0).shuffle(paths)
     texts, left = [], max_bytes
     for path in paths:
@@ -62,25 +62,29 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
     return texts
 
 
-def split(texts: list[str]) -> tuple[list[str], list[str]]:
+def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:
     """Split texts into training and held-out ones: by their hash, or at the end of few texts.
 
     No text is in both, whatever the order, also if it occurs twice.
+
+    Args:
+        texts: The texts.
+        share: About so much of them is held out.
     """
     if len(texts) < 40:
         whole = "\n".join(texts)
-        cut = round(len(whole) * (1 - HELD_OUT))
+        cut = int(len(whole) * (1 - share))
         return [whole[:cut]], [whole[cut:]]
     train, held_out = [], []
     for text in texts:
-        (held_out if is_held_out(text) else train).append(text)
+        (held_out if is_held_out(text, share) else train).append(text)
     return train, held_out
 
 
-def is_held_out(text: str) -> bool:
+def is_held_out(text: str, share: float) -> bool:
     """Whether a text is never trained on; its hash alone decides."""
     digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
+    return int.from_bytes(digest[:4], "big") / 2**32 < share
 
 
 def _library() -> list[Path]:
@@ -135,7 +139,9 @@ def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
         ValueError: The text is missing, not UTF-8 or too short, or `tokenizers` is.
     """
     known = None if state is None else load_tokenizer(state, config.data.vocabulary)
-    train, held_out = split(read_texts(config.data.text, config.data.max_bytes))
+    train, held_out = split(
+        read_texts(config.data.text, config.data.max_bytes), config.data.held_out
+    )
     tokenizer = known or train_tokenizer(train, config.data.vocabulary)
     sets = [encode(tokenizer, texts) for texts in (train, held_out)]
     for name, tokens in zip(("training", "held-out"), sets, strict=True):

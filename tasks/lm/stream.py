@@ -173,7 +173,7 @@ class StreamedBatches(Batches):
                 read = self.documents.position["documents"]
                 print(f"All {read:,} documents are read: starting again.", flush=True)
                 self.documents.rewind()
-            elif text and not is_held_out(text):
+            elif text and not is_held_out(text, self.config.data.held_out):
                 tokens = [*self.corpus.tokenizer.encode(text), END]
                 if not self._pending and self._offset >= len(tokens):
                     raise ValueError(
@@ -216,7 +216,7 @@ def _beginning(
     texts: list[str] = []
     held_out: list[str] = []
     while left > 0 and (text := documents.read()) is not None:
-        if text and is_held_out(text):
+        if text and is_held_out(text, config.data.held_out):
             held_out.append(text)
         elif text:
             texts.append(text.encode()[:left].decode(errors="ignore"))
@@ -231,13 +231,13 @@ def _beginning(
     for text in held_out:
         tokens += [*tokenizer.encode(text), END]
     while len(tokens) <= config.data.eval_tokens and (text := documents.read()) is not None:
-        if text and is_held_out(text):
+        if text and is_held_out(text, config.data.held_out):
             tokens += [*tokenizer.encode(text), END]
     if len(tokens) <= config.data.context:
         raise ValueError(
             f"The held-out documents of {config.data.dataset} have {len(tokens)} tokens, no more "
-            f"than one sequence of `context` = {config.data.context}: about one document in 20 is "
-            "held out. Give more documents, or lower `--context`."
+            f"than one sequence of `context` = {config.data.context}: about {config.data.held_out:.0%} "
+            "of the documents are held out. Give more of them, or lower `--context`."
         )
     return tokenizer, tokens[: config.data.eval_tokens + 1]
 

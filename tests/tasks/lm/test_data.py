@@ -25,14 +25,14 @@ def test_the_default_text_is_on_every_machine_and_the_same_each_time() -> None:
 
 def test_a_text_is_on_one_side_of_the_split_alone() -> None:
     texts = [f"text {i % 60}\n" * 9 for i in range(90)]
-    train, held_out = split(texts)
+    train, held_out = split(texts, 0.05)
     assert set(train) | set(held_out) == set(texts)
     assert held_out
     assert not set(train) & set(held_out)
 
 
 def test_a_single_text_is_cut_near_its_end() -> None:
-    train, held_out = split(["a" * 1000])
+    train, held_out = split(["a" * 1000], 0.05)
     assert (len(train[0]), len(held_out[0])) == (950, 50)
 
 

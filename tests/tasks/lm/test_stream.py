@@ -93,7 +93,7 @@ def break_at(documents: Documents, number: int, times: int) -> None:
 
 def trained_on() -> list[int]:
     """The row of training tokens."""
-    return [t for text in TEXTS if not is_held_out(text) for t in [*text.encode(), END]]
+    return [t for text in TEXTS if not is_held_out(text, 0.05) for t in [*text.encode(), END]]
 
 
 @pytest.mark.parametrize("write", [write_json, write_parquet, write_text])
@@ -155,7 +155,7 @@ def test_batches_go_on_exactly_also_in_another_pass(
 def test_what_is_held_out_is_the_beginning_of_documents_never_trained_on(
     config: LanguageConfig,
 ) -> None:
-    held_out = [t for text in TEXTS if is_held_out(text) for t in [*text.encode(), END]]
+    held_out = [t for text in TEXTS if is_held_out(text, 0.05) for t in [*text.encode(), END]]
     assert len(held_out) > 41
     corpus = load_batches(config).corpus
     assert corpus.held_out.tolist() == held_out[:41]
@@ -168,7 +168,7 @@ def test_tokens_are_learned_from_the_beginning(config: LanguageConfig) -> None:
     pytest.importorskip("tokenizers")
     config = config.changed(vocabulary=300, max_bytes=500, context=8)
     batches = load_batches(config)
-    beginning = [text for text in TEXTS if not is_held_out(text)]
+    beginning = [text for text in TEXTS if not is_held_out(text, 0.05)]
     while sum(map(len, beginning)) > 500:
         *beginning, last = beginning
     beginning.append(last[: 500 - sum(map(len, beginning))])
@@ -311,7 +311,7 @@ def test_documents_without_text_are_passed_over(tmp_path: Path) -> None:
     (["--dataset-name", "sample-10BT"], "no `dataset` is named"),
     (["--dataset", "{}/empty.jsonl"], "is empty"),
     (["--dataset", "{}/blank.jsonl"], "has no text to train on in its column 'text', in 1"),
-    (["--dataset", "{}/data/part-0.jsonl", "--context", "9999"], "one document in 20 is held out"),
+    (["--dataset", "{}/data/part-0.jsonl", "--context", "9999"], "5% of the documents are held out"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
