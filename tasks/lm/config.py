@@ -372,8 +372,9 @@ PRESETS: dict[str, LanguageConfig] = {
     "small": LanguageConfig.of(),
     # The shape and the split of nanoGPT's recipe for a CPU, https://github.com/karpathy/nanoGPT.
     "shakespeare": LanguageConfig.of(
-        text=Path("tinyshakespeare.txt"), vocabulary=257, context=64, held_out=0.1, eval_tokens=111_540, steps=2000,
-        batch_size=12, threads=1, width=128, num_heads=4, backbone_blocks=3,
+        text=Path("tinyshakespeare.txt"), vocabulary=257, context=64, held_out=0.1,
+        eval_tokens=111_540, steps=2000, batch_size=12, threads=1,
+        width=128, num_heads=4, backbone_blocks=3,
     ),
     "140m": _published(1024, 8, 7, 11.2),
     "370m": _published(1536, 12, 10, 29.6),

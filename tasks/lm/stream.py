@@ -236,8 +236,9 @@ def _beginning(
     if len(tokens) <= config.data.context:
         raise ValueError(
             f"The held-out documents of {config.data.dataset} have {len(tokens)} tokens, no more "
-            f"than one sequence of `context` = {config.data.context}: about {config.data.held_out:.0%} "
-            "of the documents are held out. Give more of them, or lower `--context`."
+            f"than one sequence of `context` = {config.data.context}: about "
+            f"{config.data.held_out:.0%} of the documents are held out. Give more of them, or "
+            "lower `--context`."
         )
     return tokenizer, tokens[: config.data.eval_tokens + 1]
 

@@ -36,6 +36,7 @@ TRAIN = [
     "accumulate", "autocast", "averaging", "batch_size", "checkpoint_activations", "checkpoints",
     "clip", "compile", "device", "keep_last", "learning_rate", "minutes", "optimizer", "out",
     "parallel", "save_every", "schedule", "seed", "steps", "threads", "warmup", "weight_decay",
+    "weights",
 ]  # fmt: skip
 SHAPE = ["expansion", "layout", "num_heads", "refiner_blocks", "width"]
 SOLVE = [
@@ -73,8 +74,8 @@ DATA = {
     ],
     "maze": ["kind", "max_path", "min_path", "side", *FILES],
     "lm": [
-        "column", "context", "dataset", "dataset_name", "eval_tokens", "max_bytes", "text",
-        "vocabulary",
+        "column", "context", "dataset", "dataset_name", "eval_tokens", "held_out", "max_bytes",
+        "text", "vocabulary",
     ],
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models import LanguageOutput
-from tasks.lm.config import LanguageConfig
+from tasks.lm.config import PRESETS, LanguageConfig
 from tasks.lm.data import Batches, Corpus, encode, load_corpus, measure, read_texts, split
 from tasks.lm.tokenizer import END, BytePairs, ByteTokenizer, load_tokenizer, train_tokenizer
 
@@ -117,3 +117,21 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"attractor-models\[lm\].*--vocabulary 257"):
         train_tokenizer([TEXT], 300)
     assert train_tokenizer([TEXT], 257).size == 257
+
+
+def test_the_preset_of_shakespeare_has_the_split_of_nanogpt(tmp_path: Path) -> None:
+    """The first 90 % of the characters, rounded down, are trained on."""
+    path = tmp_path / "tinyshakespeare.txt"
+    path.write_text("To be, or not to be.\n" * 1111)
+    corpus = load_corpus(PRESETS["shakespeare"].changed(text=path))
+    whole = len(path.read_text())
+    assert len(corpus.train) == int(0.9 * whole) + 1  # and the end of the text
+    assert len(corpus.held_out) == whole - int(0.9 * whole) + 1
+    with pytest.raises(ValueError, match=r"no text at tinyshakespeare.txt. Download it from https"):
+        load_corpus(PRESETS["shakespeare"])
+
+
+def test_a_share_of_held_out_text_lies_between_none_and_all() -> None:
+    for share in (0.0, 1.0):
+        with pytest.raises(ValueError, match="`held_out` must be between 0 and 1"):
+            PRESETS["shakespeare"].changed(held_out=share)

@@ -311,7 +311,7 @@ def test_documents_without_text_are_passed_over(tmp_path: Path) -> None:
     (["--dataset-name", "sample-10BT"], "no `dataset` is named"),
     (["--dataset", "{}/empty.jsonl"], "is empty"),
     (["--dataset", "{}/blank.jsonl"], "has no text to train on in its column 'text', in 1"),
-    (["--dataset", "{}/data/part-0.jsonl", "--context", "9999"], "5% of the documents are held out"),
+    (["--dataset", "{}/data/part-0.jsonl", "--context", "9999"], "5% of the documents are held"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,12 +16,12 @@ from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
 
 SUDOKU = SudokuConfig.of(
-    side=4, min_clues=6, max_clues=8, width=8, steps=1, train_puzzles=8, test_puzzles=4, batch_size=4,
-    learning_rate=1e-12, averaging=0.0,
+    side=4, min_clues=6, max_clues=8, width=8, steps=1, train_puzzles=8, test_puzzles=4,
+    batch_size=4, learning_rate=1e-12, averaging=0.0,
 )  # fmt: skip
 TEXT = PRESETS["tiny"].changed(
     width=16, num_heads=2, vocabulary=300, max_bytes=60_000, eval_tokens=128, steps=1,
-    learning_rate=1e-12, averaging=0.0,
+    batch_size=4, learning_rate=1e-12, averaging=0.0,
 )  # fmt: skip
 
 
