@@ -12,8 +12,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = {"sudoku": "Sudoku", "maze": "Mazes", "lm": "Language models"}
 # In the order in which they are used.
-ORDER = ("train", "eval", "solve", "generate", "serve", "compare", "internalise", "export", "plan",
-         "harness")  # fmt: skip
+ORDER = ("train", "eval", "solve", "generate", "serve", "compare", "internalise", "loops",
+         "export", "plan", "harness")  # fmt: skip
 # A link of the index to a help page, as it lies in the repository.
 LINK = re.compile(r"\]\(\.\./\.\./tasks/(\w+)/help/(\w+)\.txt\)")
 

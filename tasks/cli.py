@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tasks.folders import FolderLock
 
 # Commands that end with a result in numbers; see `tasks.output`.
-WITH_RESULT = ("train", "eval", "plan", "internalise", "harness")
+WITH_RESULT = ("train", "eval", "plan", "internalise", "loops", "harness")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,8 +33,12 @@ class HeldOutOptions:
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"`--limit` must be at least 1, got {self.limit}.")
+        _require_tokens(self.limit)
+
+
+def _require_tokens(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"`--limit` must be at least 1, got {limit}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,32 @@ class InternaliseOptions(HeldOutOptions):
 
     export: Path | None = None
     draw: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopsOptions:
+    """See how the loss of trained models changes with more loops than they were trained with.
+
+    Attributes:
+        checkpoints: The models: files, folders of runs, or names of some that come with the
+            package. By default the newest under `runs/`, or else the package's.
+        text: Other text than the runs': a file or a folder. All of it is evaluated on.
+        limit: Only so many tokens.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        draw: A folder for the picture.
+        json: Also write the result here, and as a page beside it (`.html`); `-` prints it on a
+            terminal too.
+    """
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    text: Path | None = None
+    limit: int | None = None
+    device: str = "auto"
+    draw: Path | None = None
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        _require_tokens(self.limit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

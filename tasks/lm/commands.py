@@ -22,6 +22,7 @@ from tasks.lm.command_options import (
     HarnessOptions,
     HeldOutOptions,
     InternaliseOptions,
+    LoopsOptions,
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
@@ -58,6 +59,7 @@ class LanguageCommands(CommandLine):
             "eval": "loss, perplexity, bits per byte; --max-steps",
             "generate PROMPT...": "go on with a text",
             "internalise": "what fewer solver steps cost",
+            "loops RUN ...": "loss with more loops than in training",
             "compare": "models at equal size and budget, one table",
             "harness --tasks ...": "tasks of the lm-evaluation-harness",
             "plan": "memory, time and cost on GPUs; --gpus",
@@ -72,6 +74,7 @@ class LanguageCommands(CommandLine):
             "eval": self.evaluate,
             "generate": self.generate,
             "internalise": self.internalise,
+            "loops": self.loops,
             "compare": self.compare,
             "harness": self.harness,
             "plan": self.plan,
@@ -163,6 +166,37 @@ class LanguageCommands(CommandLine):
         result = {"task": "lm", "internalise": found, "config": config.to_json()}
         print_result(result, options.json)
         write_page_beside(options.json, str(path), result, options.draw)
+        return 0
+
+    def loops(self, arguments: list[str]) -> int:
+        """Print the loss of models by the number of loops or solver updates."""
+        from tasks.lm.loops import by_loops
+        from tasks.reports.logger import print_table
+        from tasks.reports.page import write_page_beside
+
+        options = parse(LoopsOptions, arguments, f"{self.program} loops")
+        found: dict[str, Any] = {}
+        for named in options.checkpoints or (None,):
+            one = HeldOutOptions(checkpoint=named, text=options.text, device=options.device)
+            path, model, config, corpus = self._load_all(one)
+            try:
+                figures = by_loops(model, corpus, config, limit=options.limit)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            found[str(path)] = {"model": config.model.name, **figures}
+            rows = {f"loss after {r['max_steps']}": f"{r['loss']:.4f}" for r in figures["rows"]}
+            own, rise = figures["own"], figures["rise"]
+            rows[f"its own loops, {own:.1f}"] = f"{figures['own_loss']:.4f}"
+            rows["largest change with more"] = f"{rise:+.2%}"
+            print_table(f"{path} ({config.model.name})", rows)
+        if options.draw is not None:
+            from tasks.lm.pictures import plot_loops
+
+            options.draw.mkdir(parents=True, exist_ok=True)
+            print(f"Drawn: {plot_loops(found, options.draw / 'loops.png')}")
+        result = {"task": "lm", "loops": found}
+        print_result(result, options.json)
+        write_page_beside(options.json, "Loss by loops", result, options.draw)
         return 0
 
     def harness(self, arguments: list[str]) -> int:

@@ -1,11 +1,12 @@
 """Pictures of language models: training, and the loss by the budget of solver steps."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from implicit.diagnostics.style import BLUE, house_style
+from implicit.diagnostics.style import BLUE, COLORS, house_style
 from tasks.reports.plots import Subplot, draw_residuals, new_figure, save_png
 
 # Of the picture of training. Both losses are in one unit, so that over-fitting can be seen.
@@ -50,4 +51,36 @@ def plot_budgets(rows: Sequence[dict[str, Any]], path: Path, rtol: float | None 
     residuals = [row.get("median_residual", math.nan) for row in rows]
     draw_residuals(below, steps, residuals, rtol)
     figure.align_ylabels()
+    return save_png(figure, path)
+
+
+@house_style()
+def plot_loops(models: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """The loss of each model by its number of loops, over the loss with its own number.
+
+    Args:
+        models: The figures of `tasks.lm.loops.by_loops` by the models' files, and `model`.
+        path: The PNG, in a folder that exists.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    axes.set_xscale("symlog", linthresh=1, base=2)
+    axes.set_yscale("symlog", linthresh=NEGLIGIBLE)
+    for color, found in zip(itertools.cycle(COLORS), models.values(), strict=False):
+        loops = [row["max_steps"] for row in found["rows"]]
+        extra = [100 * (row["loss"] / found["own_loss"] - 1) for row in found["rows"]]
+        axes.plot(loops, extra, "o-", color=color, label=found["model"])
+        axes.axvline(found["own"], color=color, linestyle=":", linewidth=1)
+    axes.axhline(0, color="0.3", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g} %" if value else "0 %")
+    axes.set_xlabel("loops, or solver updates (dotted: the model's own number)")
+    axes.set_ylabel("extra held-out loss")
+    axes.legend()
     return save_png(figure, path)

@@ -273,7 +273,7 @@ def test_help_of_training_fits_two_screens(task: str, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_of_every_command_names_the_modules_of_the_user(task: str) -> None:
-    own = {"lm": "eval generate internalise compare harness plan export"}
+    own = {"lm": "eval generate internalise loops compare harness plan export"}
     for command in own.get(task, "eval solve compare serve export plan").split():
         assert "--import MODULE" in shown(task, command), command
 
