@@ -121,6 +121,11 @@ class KVCache(NamedTuple):
         """The same cache once the reserved tokens are final: they count as tokens of the past."""
         return KVCache(self.keys, self.values, self.valid, buffer=self.buffer)
 
+    def select(self, rows: Int[Tensor, " N"]) -> "KVCache":
+        """Return the cache of these sequences, of which one may be chosen more than once."""
+        valid = None if self.valid is None else self.valid[rows]
+        return KVCache(self.keys[rows], self.values[rows], valid, buffer=self.buffer)
+
     def positions_of_next(
         self, count: int
     ) -> tuple[Bool[Tensor, "B P+T"] | None, Int[Tensor, "B T"]]:

@@ -140,6 +140,11 @@ class Cache(NamedTuple):
     backbone: tuple[Any, ...]
     refiner: tuple[KVCache, ...]
 
+    def select(self, rows: Int[Tensor, " N"]) -> "Cache":
+        """Return the cache of these sequences, as a beam search chooses them."""
+        backbone, refiner = (tuple(part.select(rows) for part in parts) for parts in self)
+        return Cache(backbone, refiner)
+
 
 class LanguageModel(Protocol):
     """What training and generation need of a model."""

@@ -9,7 +9,7 @@ Legend: B batch, T tokens, D width.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,10 @@ class RecurrentCache(NamedTuple):
 
     state: Tensor
     valid: Tensor
+
+    def select(self, rows: Int[Tensor, " N"]) -> "RecurrentCache":
+        """Return the cache of these sequences, of which one may be chosen more than once."""
+        return RecurrentCache(self.state[rows], self.valid[rows])
 
 
 class Scan(nn.Module):

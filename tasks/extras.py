@@ -11,7 +11,7 @@ EXTRAS = {
     ),
     **dict.fromkeys(("tokenizers", "huggingface_hub", "transformers"), "lm"),
     "datasets": "lm-data",
-    "lm_eval": "lm-eval",
+    **dict.fromkeys(("lm_eval", "accelerate"), "lm-eval"),
     **dict.fromkeys(("fastapi", "uvicorn"), "serve"),
 }
 

@@ -131,8 +131,9 @@ class ExportOptions:
     """Write a trained model as a folder that the Hugging Face Hub takes, or as a program.
 
     Attributes:
-        target: A folder, which receives `config.json` and `model.safetensors`; or, if it ends in
-            `.pt2`, a file that `torch.export.load` reads without this project.
+        target: A folder, which receives weights, configuration and tokenizer for the Hugging Face
+            Hub and `transformers`; or, if it ends in `.pt2`, a file that `torch.export.load` reads
+            without this project.
         checkpoint: The model: a file, a run's folder, or the name of one that
             comes with the package. By default the newest under `runs/`, or else the package's.
         max_steps: A program's budget of solver updates; by default the run's.

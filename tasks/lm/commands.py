@@ -231,7 +231,10 @@ class LanguageCommands(CommandLine):
         from tasks.lm.hub import PretrainedLM
 
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
-        print(f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it.")
+        print(
+            f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "
+            "`transformers` does after `import tasks.lm.auto`."
+        )
         return 0
 
     def _export_program(self, options: ExportOptions, path: Path) -> int:

@@ -1,6 +1,7 @@
 """A trained language model as a folder in the format of the Hugging Face Hub.
 
-The folder has `config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them.
+The folder has `config.json` and `model.safetensors`; `PretrainedLM.push_to_hub` uploads them. With
+the other files in it, it is also a model for the package `transformers`: see `tasks.lm.auto`.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from models import LanguageOutput
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError, parse_object, read_tensors, refusing
+from tasks.lm.auto_files import write_auto_files
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import END, load_tokenizer, read_tokenizer
@@ -94,12 +96,19 @@ class PretrainedLM(
         if not folder.is_dir():
             name = str(pretrained_model_name_or_path)
             folder = Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **download))
-        values, config = _read_config(folder / CONFIG)
+        values, config = read_config_file(folder / CONFIG)
         weights, _ = read_tensors(folder / WEIGHTS)
         with bounded_by(weights, config, folder):
             found = cls(values["settings"], values["tokenizer"])
         load_weights(found, weights, folder / WEIGHTS)
         return found.to(map_location).eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights, and the files by which `transformers` knows the model."""
+        super()._save_pretrained(save_directory)
+        write_auto_files(
+            save_directory, self.settings.to_json(), self.tokenizer, self.settings.data.context
+        )
 
     def forward(self, ids: Tensor, max_steps: int | None = None) -> LanguageOutput:
         """Logits of every token; see the model's own `forward`."""
@@ -122,7 +131,7 @@ class PretrainedLM(
         return prompt + self.tokenizer.decode([int(token) for token in drawn])
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], LanguageConfig]:
+def read_config_file(path: Path) -> tuple[dict[str, Any], LanguageConfig]:
     """The arguments of `PretrainedLM` in a file, and the first of them as a configuration.
 
     Raises:

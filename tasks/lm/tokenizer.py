@@ -119,6 +119,45 @@ def load_tokenizer(state: str, vocabulary: int | None = None) -> Tokenizer:
     return tokenizer
 
 
+def numbered_as_ours(tokenizer: Tokenizer) -> tuple[Any, str]:
+    """The same tokens as a `tokenizers.Tokenizer` with our numbers, for other programs.
+
+    It puts an end of text before each text, as in training.
+
+    Returns:
+        The tokenizer, and the name of the end of text in it.
+
+    Raises:
+        ValueError: The package `tokenizers` is not installed.
+    """
+    package = _package()
+    if state := tokenizer.to_json():
+        theirs, merges = _vocabulary_and_merges(state)
+        vocabulary = {token: i + (i >= END) for token, i in theirs.items()}
+    else:
+        vocabulary, merges = {_character(byte): byte for byte in range(BYTES)}, []
+    end = "<|endoftext|>"
+    while end in vocabulary:
+        end = f"<{end}>"
+    inner = _over_bytes(package.models.BPE({**vocabulary, end: END}, merges))
+    inner.add_special_tokens([package.AddedToken(end, special=True, normalized=False)])
+    inner.post_processor = package.processors.TemplateProcessing(
+        single=f"{end} $A", pair=f"{end} $A {end}:1 $B:1", special_tokens=[(end, END)]
+    )
+    return inner, end
+
+
+def _character(byte: int) -> str:
+    """How the package writes a byte: as itself if that is visible, or else shifted behind Latin-1.
+
+    References:
+        A. Radford et al., Language Models are Unsupervised Multitask Learners, 2019: the table
+        `bytes_to_unicode` of the published encoder.
+    """
+    invisible = [*range(33), *range(127, 161), 173]
+    return chr(BYTES + invisible.index(byte) if byte in invisible else byte)
+
+
 def read_tokenizer(checkpoint: Checkpoint, config: LanguageConfig) -> Tokenizer:
     """The tokenizer in a checkpoint of a model.
 
