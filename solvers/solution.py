@@ -41,7 +41,8 @@ _MESSAGES = {
         "solution, or make `f` contractive."
     ),
     Result.nonfinite: (
-        "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample."
+        "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample. If they "
+        "are finite, an extrapolation left the domain of `f`: try `solver='robust'` or 'picard'."
     ),
     Result.stalled: (
         "The residual stopped falling above the tolerance. Where it is small, that is the noise "

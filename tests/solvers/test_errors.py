@@ -366,3 +366,13 @@ def test_describe_speaks_of_one_sample_in_the_singular() -> None:
     for count, words in ((1, "The sample converged in "), (2, "All 2 samples converged, the ")):
         s = solvers.solve(lambda y: 0.5 * y + 1, torch.zeros(count, 1), solver="picard")
         assert s.describe().startswith(words)
+
+
+def test_an_extrapolation_that_leaves_the_domain_is_named_with_solvers_that_stay() -> None:
+    def f(y: Tensor) -> Tensor:
+        return torch.log(y) + 2
+
+    with pytest.raises(SolveError, match="left the domain of `f`: try `solver='robust'`"):
+        solvers.solve(f, torch.tensor([[0.5]]), solver="anderson")
+    for solver in ("robust", "picard", "squarem", "newton_krylov"):
+        assert solvers.solve(f, torch.tensor([[0.5]]), solver=solver).converged.all()
