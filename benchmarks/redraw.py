@@ -6,17 +6,22 @@ Pictures whose data is not committed stay as they are: those that show a single 
 `results/sudoku/extreme-breadth/depth.png`.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import bench_scaling
+import torch
 from report import RESULTS
+from torch.utils.flop_counter import FlopCounterMode
 
+import tasks.sudoku
+from implicit.diagnostics.style import BLUE, COLORS, house_style
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.puzzles.report import SUBPLOTS as PUZZLE_CURVES
 from tasks.puzzles.report import draw_scaling, draw_steps
-from tasks.reports.plots import Subplot, plot_learning
+from tasks.reports.plots import Subplot, new_figure, plot_learning, save_png
 
 STEPS = {
     "sudoku/hard": "puzzle", "sudoku/standard": "puzzle", "maze/hard": "maze",
@@ -25,6 +30,13 @@ STEPS = {
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
 LEARNING_PUZZLES = ("sudoku/extreme",)
+# What others report of Sudoku-Extreme in one pass: for each model its parameters that a pass uses,
+# tokens, and pairs of passes and share solved. Sources: docs/attractor/extreme.md.
+PUBLISHED = {
+    "DEC-w192, 0.79 M": (0.79e6, 729, ((16, 0.959), (64, 0.9916), (128, 0.9942), (256, 0.996))),
+    "TRM with attention, 7 M": (7e6, 97, ((336, 0.747),)),
+    "HRM, 27 M": (13.5e6, 97, ((96, 0.55),)),
+}
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -63,6 +75,42 @@ def learning(folder: Path) -> Path:
     return plot_learning(rows, folder / "learning.png", (Subplot(first.label, curves), *others))
 
 
+def multiply_adds(model: Any) -> tuple[float, float]:
+    """Multiply-adds of the proposal of a 9x9 board, and of one evaluation of the map."""
+    x = torch.zeros(1, 81, dtype=torch.long)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as proposal:
+            y0, arguments = model.problem(x)
+        with FlopCounterMode(display=False) as update:
+            model.solving.module(y0, *arguments)
+    return proposal.get_total_flops() / 2, update.get_total_flops() / 2
+
+
+@house_style()
+def arithmetic(folder: Path) -> Path:
+    """Share of Sudoku-Extreme solved against multiply-adds for each puzzle."""
+    measured = result_of(folder)["eval"]
+    model = tasks.sudoku.load("extreme", device="cpu").model
+    once, update = multiply_adds(model)
+    figure = new_figure(7, 3.6)
+    axes = figure.subplots()
+    rows = [row for row in measured["curve"] if row["exact_accuracy"]]
+    label = f"ours, {sum(p.numel() for p in model.parameters()) / 1e6:.3f} M (counted)"
+    for name, color, work, solved in [
+        (label, BLUE, [once + row["steps"] * update for row in rows],
+         [row["exact_accuracy"] for row in rows]),
+        *((name, color, [parameters * tokens * passes for passes, _ in pairs],
+           [share for _, share in pairs])
+          for (name, (parameters, tokens, pairs)), color in zip(
+              PUBLISHED.items(), itertools.cycle(COLORS[1:]), strict=False)),
+    ]:  # fmt: skip
+        axes.semilogx(work, [100 * share for share in solved], "o-", color=color, label=name)
+    axes.set(xlabel="multiply-adds for a puzzle", ylabel="solved, %", ylim=(0, 102))
+    axes.set_title("Others' shares are of the published test set; their arithmetic is estimated")
+    axes.legend(loc="lower right")
+    return save_png(figure, folder / "arithmetic.png")
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -83,6 +131,7 @@ def main() -> None:
     for name in LEARNING_PUZZLES:
         folder = RESULTS / name
         print(plot_learning(rows_of(folder), folder / "learning.png", PUZZLE_CURVES))
+        print(arithmetic(folder))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])
 
 
