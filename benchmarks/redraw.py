@@ -30,6 +30,14 @@ STEPS = {
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
 LEARNING_PUZZLES = ("sudoku/extreme",)
+# Attractors of one block that is solved: comparisons, and single runs.
+COMPARED = (
+    "mixers", "compare-1-block-90-seconds", "compare-1-block-1500-steps",
+    "compare-1-block-6000-steps", "compare-3-blocks-1500-steps", "compare-7-blocks-90-seconds",
+    "compare-7-blocks-1500-steps", "compare-7-blocks-6000-steps", "compare-15-blocks-1500-steps",
+    "compare-11-blocks-8-minutes", "compare-11-blocks-446-steps",
+)  # fmt: skip
+ALONE = ("small", "package", "width-160-7-blocks", "width-160-15-blocks")
 # What others report of Sudoku-Extreme in one pass: for each model its parameters that a pass uses,
 # tokens, and pairs of passes and share solved. Sources: docs/attractor/extreme.md.
 PUBLISHED = {
@@ -111,6 +119,57 @@ def arithmetic(folder: Path) -> Path:
     return save_png(figure, folder / "arithmetic.png")
 
 
+def internalised() -> list[dict[str, Any]]:
+    """Of each run: width, blocks that propose, tokens per parameter, and what is lost at T=0."""
+    found = []
+    for name in COMPARED:
+        result = result_of(RESULTS / "lm" / name)
+        (row,) = (row for row in result["rows"] if row["model"] == "attractor")
+        per_step = 16 * (256 if row["width"] == 128 else 64)
+        blocks = int(name.split("-")[1]) if name.startswith("compare") else 1
+        found.append({
+            "width": row["width"], "blocks": blocks,
+            "tokens": row["steps"] * per_step / row["parameters"],
+            "lost": row["proposal_loss_over_converged"] - 1,
+        })  # fmt: skip
+    for name in ALONE:
+        result = result_of(RESULTS / "lm" / name)
+        config = result["config"]
+        shape = {**config, **config["model"]} if isinstance(config["model"], dict) else config
+        rows = result["eval"]["by_budget"]
+        found.append({
+            "width": shape["width"], "blocks": shape["backbone_blocks"],
+            "tokens": result["train_tokens"] / result["parameters"],
+            "lost": rows[0]["loss"] / rows[-1]["loss"] - 1,
+        })  # fmt: skip
+    return found
+
+
+@house_style()
+def internalisation(folder: Path) -> Path:
+    """What an Attractor loses without its solver, against its tokens per parameter."""
+    found = internalised()
+    (folder / "result.json").write_text(json.dumps({"rows": found}) + "\n")
+    figure = new_figure(7, 4)
+    axes = figure.subplots()
+    widths = sorted({run["width"] for run in found})
+    blocks = sorted({run["blocks"] for run in found})
+    for run in found:
+        axes.loglog(
+            run["tokens"], 100 * run["lost"], "os^"[widths.index(run["width"])],
+            color=COLORS[blocks.index(run["blocks"])], markersize=7,
+        )  # fmt: skip
+    for count, color in zip(blocks, COLORS, strict=False):
+        axes.plot([], [], "o", color=color, label=f"{count} + 1 blocks")
+    for width, marker in zip(widths, "os^", strict=True):
+        axes.plot([], [], marker, color="0.5", label=f"width {width}")
+    axes.set(xlabel="tokens of training per parameter", ylabel="loss added without the solver, %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(ncols=2)
+    return save_png(figure, folder / "picture.png")
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -132,6 +191,7 @@ def main() -> None:
         folder = RESULTS / name
         print(plot_learning(rows_of(folder), folder / "learning.png", PUZZLE_CURVES))
         print(arithmetic(folder))
+    print(internalisation(RESULTS / "lm/internalisation"))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])
 
 
