@@ -82,18 +82,24 @@ class Block(RecomputableBlock):
         mixer: Exchanges information between tokens; keeps the shape.
         width: D.
         expansion: Hidden width of the SwiGLU MLP over D.
+        norms: Those after the mixer and after the MLP; by default RMS norms with learned gains.
 
     References:
         N. Shazeer, GLU Variants Improve Transformer, 2020, arXiv:2002.05202 (SwiGLU).
         B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
     """
 
-    def __init__(self, mixer: nn.Module, width: int, expansion: float = 2.0):
+    def __init__(
+        self,
+        mixer: nn.Module,
+        width: int,
+        expansion: float = 2.0,
+        norms: tuple[nn.Module, nn.Module] | None = None,
+    ):
         super().__init__()
         self.mixer = mixer
         self.mlp = SwiGLU(width, round(expansion * width))
-        self.mixer_norm = RMSNorm(width)
-        self.mlp_norm = RMSNorm(width)
+        self.mixer_norm, self.mlp_norm = norms or (RMSNorm(width), RMSNorm(width))
 
     def apply_once(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
@@ -290,6 +296,46 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class PlainNorm(nn.Module):
+    """RMS norm over one dim without learned gains, which a strong weight decay would take away.
+
+    Args:
+        dim: Over which it goes: the last for channels, the last but one for tokens.
+
+    References:
+        The blocks of TRM, HRM and EqR; TRM's mixer normalises over tokens (arXiv:2510.04871).
+    """
+
+    eps = 1e-5
+
+    def __init__(self, dim: int = -1):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., T, D) in and out."""
+        if self.dim == -1:
+            return rms_norm(x, eps=self.eps)
+        return rms_norm(x.transpose(self.dim, -1), eps=self.eps).transpose(self.dim, -1)
+
+
+def lecun_(module: nn.Module) -> None:
+    """Draw the weights of all linear maps anew: normal, cut off, of variance 1 / inputs.
+
+    So TRM, HRM and EqR begin. Biases begin at zero.
+
+    References:
+        Y. LeCun et al., Efficient BackProp, 1998, sec. 4.6.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            # What is cut off at two standard deviations has 0.8796 of one.
+            std = part.in_features**-0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
