@@ -4,6 +4,7 @@ Legend: B batch, T cells, S symbols, D width. Symbols are 1..S, and 0 is a blank
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -93,7 +94,9 @@ class GridSpec:
             case "image":
                 return Convolution(self.width, self.side)
             case "mixer":
-                return TokenMixer(self.num_cells)
+                # As published: the next multiple of 256 hidden numbers.
+                hidden = 256 * math.ceil(8 / 3 * self.num_cells / 256)
+                return TokenMixer(self.num_cells, hidden / self.num_cells)
         from models.attention import SelfAttention  # which the other layouts do without
 
         if self.layout == "attention":
