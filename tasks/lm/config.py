@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from implicit import Phantom, get_backward
+from implicit import Neumann, Phantom, get_backward
 from implicit.base import BackwardMode
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Injection, Mixer
@@ -156,6 +156,7 @@ class Solve(Section):
         rtol: Relative residual of a solved token.
         train_max_steps: Solver updates in training, at most.
         recorded_steps: Recorded updates after them.
+        terms: Of the series; 1 is the published one-step gradient.
         eval_max_steps: In evaluation; 0 leaves the proposal.
     """
 
@@ -165,10 +166,11 @@ class Solve(Section):
     rtol: float = 3e-4
     train_max_steps: int = 64
     recorded_steps: int = 4
+    terms: int = Neumann.terms
     eval_max_steps: int = 64
 
     def __post_init__(self) -> None:
-        self.require(0, "eval_max_steps")
+        self.require(0, "eval_max_steps", "terms")
         self.require(1, "recorded_steps")
         self.require(0, "history", most=1000)
         self.evaluation_solver()
@@ -181,6 +183,8 @@ class Solve(Section):
             found["history"] = "with solvers that have a window, such as `--solver anderson`"
         if not isinstance(get_backward(self.backward), Phantom):
             found["recorded_steps"] = "with `--backward phantom`"
+        if not isinstance(get_backward(self.backward), Neumann):
+            found["terms"] = "with `--backward neumann`"
         return found
 
     @property
@@ -201,6 +205,8 @@ class Solve(Section):
         mode = get_backward(self.backward)
         if isinstance(mode, Phantom):
             return dataclasses.replace(mode, steps=self.recorded_steps)
+        if isinstance(mode, Neumann):
+            return dataclasses.replace(mode, terms=self.terms)
         return mode
 
 
@@ -318,36 +324,43 @@ class LanguageConfig(Config):
         return self.model.build(self.spec(), self.solve)
 
 
-def _published(width: int, heads: int, blocks: int, billions: float) -> LanguageConfig:
-    """A published recipe and size: arXiv:2605.12466, sec. 4 and app.
+# The published "one-step" gradient, u = v + J^T v.
+ONE_STEP: dict[str, Any] = {"backward": "neumann", "terms": 1}
 
-    The paper gives width, heads and depth of the smallest one alone. The others widen by 512
-    and deepen until they have the parameters of their name, and see as many tokens for each.
-    The learning rate is ours, and was not tuned at these sizes.
+
+def _published(
+    width: int, blocks: tuple[int, int], billions: float, rate: float, **options: Any
+) -> LanguageConfig:
+    """A size as it was released with arXiv:2605.12466; docs/reproduce.md lists what differs.
 
     Args:
-        width: Numbers per token.
-        heads: Of 128 numbers each.
-        blocks: Of the backbone.
+        width: Numbers per token, in heads of 128.
+        blocks: Of the backbone and of the refiner.
         billions: Of tokens to train on.
+        rate: The released one of Muon, whose updates have singular values of 1. Ours have the
+            root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
+        options: Others.
     """
     batch, context = 256, 2048
     return LanguageConfig.of(
         dataset="HuggingFaceFW/fineweb-edu",
+        dataset_name="sample-100BT",
         vocabulary=32_768,
         context=context,
         width=width,
-        num_heads=heads,
-        backbone_blocks=blocks,
+        num_heads=width // 128,
+        backbone_blocks=blocks[0],
+        refiner_blocks=blocks[1],
         batch_size=batch,
         steps=round(billions * 1e9 / (batch * context)),
-        learning_rate=2e-3,
+        learning_rate=float(f"{rate / (0.2 * width**0.5):.2e}"),
         warmup=1,
-        averaging=0.99,
+        averaging=0.0,
         max_bytes=200_000_000,
         eval_tokens=10_485_760,
         autocast=True,
         compile=True,
+        **options,
     )
 
 
@@ -361,10 +374,17 @@ PRESETS: dict[str, LanguageConfig] = {
         context=64, eval_tokens=32_768,
     ),
     "small": LanguageConfig.of(),
-    "140m": _published(1024, 8, 7, 11.2),
-    "370m": _published(1536, 12, 10, 29.6),
-    "770m": _published(2048, 16, 13, 61.6),
-    "1.3b": _published(2560, 20, 15, 104.0),
+    # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
+    # with the blocks of the next size.
+    "60m": _published(640, (7, 1), 1.0, 8e-3, **ONE_STEP),
+    "140m": _published(1024, (7, 1), 11.2, 8e-3, **ONE_STEP),
+    "370m": _published(1280, (15, 2), 29.6, 8e-3, rtol=2e-4, **ONE_STEP),
+    "770m": _published(
+        1280, (35, 2), 61.6, 6e-3, rtol=1.5e-4, train_max_steps=32, eval_max_steps=32,
+        backward="exact",
+    ),
+    # As released it has 786 million parameters; only its tokens are those of its name.
+    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, rtol=1e-4, **ONE_STEP),
 }  # fmt: skip
 DEFAULT_PRESET = "small"
 

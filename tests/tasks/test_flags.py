@@ -57,7 +57,8 @@ PUZZLE_KINDS = {
 }  # fmt: skip
 BLOCKS = ["backbone_blocks", "num_heads", "refiner_blocks", "tied", "width"]
 TOKENS = [
-    "backward", "eval_max_steps", "history", "recorded_steps", "rtol", "solver", "train_max_steps"
+    "backward", "eval_max_steps", "history", "recorded_steps", "rtol", "solver", "terms",
+    "train_max_steps",
 ]  # fmt: skip
 TEXT_KINDS = {
     "attractor": (*BLOCKS, "injection", "mixer", "start", *TOKENS),
@@ -168,6 +169,7 @@ REFUSED = [
     ("lm", "--eval-steps=3", "`--eval-steps` is called `--eval-max-steps` now"),
     ("lm", "--model atractor", "Did you mean 'attractor'?"),
     ("lm", "--recorded_steps 2", "only with `--backward phantom`"),
+    ("lm", "--terms 2", "only with `--backward neumann`"),
 ]  # fmt: skip
 
 
