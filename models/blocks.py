@@ -333,9 +333,11 @@ def lecun_(module: nn.Module) -> None:
         if isinstance(part, nn.Linear):
             # What is cut off at two standard deviations has 0.8796 of one.
             std = part.in_features**-0.5 / 0.87962566103423978
-            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            for name, parameter in part.named_parameters():
+                if name == "bias":
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
