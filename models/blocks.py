@@ -130,8 +130,10 @@ class PreNormBlock(RecomputableBlock):
             `empty_cache` of `SelfAttention`, and `remember` if that of the block is called.
         width: D.
         expansion: Hidden width of the squared-ReLU MLP over D.
-        gate: Upper bound of a learned factor per channel on both branches, which starts at
-            half of it; None leaves the factor out.
+        gate: Upper bound of a learned factor per channel on both branches; None leaves the
+            factor out.
+        gate_start: Where that factor starts; by default at half of the bound. At the bound itself
+            the gates hardly move, as their sigmoid is flat there.
 
     References:
         D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). The bounded gate
@@ -139,7 +141,12 @@ class PreNormBlock(RecomputableBlock):
     """
 
     def __init__(
-        self, mixer: nn.Module, width: int, expansion: float = 4.0, gate: float | None = None
+        self,
+        mixer: nn.Module,
+        width: int,
+        expansion: float = 4.0,
+        gate: float | None = None,
+        gate_start: float | None = None,
     ):
         super().__init__()
         self.mixer: Any = mixer
@@ -147,8 +154,12 @@ class PreNormBlock(RecomputableBlock):
         self.mixer_norm = RMSNorm(width)
         self.mlp_norm = RMSNorm(width)
         self.gate = gate
-        # The sigmoid of 0 is a half.
-        self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))
+        self.raw_gates = None
+        if gate is not None:
+            share = 0.5 if gate_start is None else gate_start / gate
+            share = min(max(share, 1e-6), 1 - 1e-6)  # whose logits are finite
+            raw = math.log(share / (1 - share))
+            self.raw_gates = nn.Parameter(torch.full((2, width), raw))
 
     def apply_once(self, h: Tensor) -> Tensor:
         """Shape (B, T, D) in and out."""

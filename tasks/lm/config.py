@@ -1,148 +1,18 @@
 """The options of a language-model run, and its presets."""
 
 import dataclasses
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
 from implicit import Neumann, Phantom, get_backward
 from implicit.base import BackwardMode
-from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
-from models.language import Injection, Mixer
+from models import LanguageSpec
 from solvers import FixedPointSolver, get_solver
+from tasks.lm.networks import Attractor, Deq, LanguageModule, Parcae, Transformer
 from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
-
-ModelName = Literal["attractor", "transformer", "parcae", "deq"]
-LanguageModule = AttractorLM | TransformerLM | ParcaeLM
-# Mixers that have no heads.
-RECURRENT = ("scan", "gru")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network(Section):
-    """The shape of any model; see `models.LanguageSpec`.
-
-    Attributes:
-        width: Numbers per token.
-        num_heads: Heads of the attention.
-        backbone_blocks: Blocks that make the proposal.
-        refiner_blocks: Blocks that are solved.
-        tied: Decode with the embedding.
-    """
-
-    name: ClassVar[ModelName]
-
-    width: int = 128
-    num_heads: int = 2
-    backbone_blocks: int = 11
-    refiner_blocks: int = 1
-    tied: bool = True
-
-    def shape(self) -> dict[str, Any]:
-        """The options of `LanguageSpec`."""
-        names = {field.name for field in dataclasses.fields(LanguageSpec)}
-        return {name: getattr(self, name) for name in self.names() if name in names}
-
-    @abstractmethod
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """The model, with fresh weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transformer(Network):
-    """As many blocks as an attractor has, each used once.
-
-    Attributes:
-        mixer: What the blocks are made of.
-    """
-
-    name: ClassVar[ModelName] = "transformer"
-
-    mixer: Mixer = "attention"
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        return {"num_heads": "with `--mixer attention`"} if self.mixer in RECURRENT else {}
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return TransformerLM(spec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parcae(Transformer):
-    """A loop of drawn length.
-
-    Attributes:
-        loops: Mean in training; their number otherwise.
-        coda_blocks: Of the backbone, those after the loop.
-    """
-
-    name: ClassVar[ModelName] = "parcae"
-
-    loops: int = 8
-    coda_blocks: int = 1
-
-    def __post_init__(self) -> None:
-        self.require(0, "coda_blocks")
-        self.require(1, "loops", most=1000)
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return ParcaeLM(spec, self.loops, coda=self.coda_blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solved(Network):
-    """A refiner is solved.
-
-    Attributes:
-        injection: How the refiner sees the proposal.
-    """
-
-    injection: Injection = "additive"
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return AttractorLM(
-            spec, solve.evaluation_solver(), solve.backward_mode(), solve.eval_max_steps
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deq(Solved):
-    """The equilibrium of a hidden state, from zeros: all blocks are the refiner's."""
-
-    name: ClassVar[ModelName] = "deq"
-
-    def shape(self) -> dict[str, Any]:
-        """See `Network`."""
-        blocks = self.backbone_blocks + self.refiner_blocks
-        return {
-            **super().shape(), "start": "zeros", "backbone_blocks": 0, "refiner_blocks": blocks
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attractor(Solved):
-    """A backbone proposes the state of every token, and a refiner is solved.
-
-    Attributes:
-        mixer: What the backbone is made of.
-        start: Where the solve starts.
-    """
-
-    name: ClassVar[ModelName] = "attractor"
-
-    mixer: Mixer = "attention"
-    start: Start = "proposal"
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        return {} if self.backbone_blocks else {"mixer": "with `--backbone-blocks` above 0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +224,9 @@ def _published(
         batch_size=batch,
         steps=round(billions * 1e9 / (batch * context)),
         learning_rate=float(f"{rate / (0.2 * width**0.5):.2e}"),
+        rope_base=50_000.0,
+        initial="released",
+        norm_embedding=False,
         warmup=1,
         averaging=0.0,
         max_bytes=200_000_000,
@@ -376,15 +249,15 @@ PRESETS: dict[str, LanguageConfig] = {
     "small": LanguageConfig.of(),
     # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
     # with the blocks of the next size.
-    "60m": _published(640, (7, 1), 1.0, 8e-3, **ONE_STEP),
-    "140m": _published(1024, (7, 1), 11.2, 8e-3, **ONE_STEP),
-    "370m": _published(1280, (15, 2), 29.6, 8e-3, rtol=2e-4, **ONE_STEP),
+    "60m": _published(640, (7, 1), 1.0, 8e-3, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "140m": _published(1024, (7, 1), 11.2, 8e-3, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "370m": _published(1280, (15, 2), 29.6, 8e-3, gate_start=0.75, rtol=2e-4, **ONE_STEP),
     "770m": _published(
-        1280, (35, 2), 61.6, 6e-3, rtol=1.5e-4, train_max_steps=32, eval_max_steps=32,
-        backward="exact",
+        1280, (35, 2), 61.6, 6e-3, gate=0.9, gate_start=0.73, rtol=1.5e-4, train_max_steps=32,
+        eval_max_steps=32, backward="exact",
     ),
     # As released it has 786 million parameters; only its tokens are those of its name.
-    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, rtol=1e-4, **ONE_STEP),
+    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, gate_start=0.5, rtol=1e-4, **ONE_STEP),
 }  # fmt: skip
 DEFAULT_PRESET = "small"
 

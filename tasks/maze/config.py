@@ -59,8 +59,10 @@ class MazeConfig(GridConfig):
 
     def spec(self) -> GridSpec:
         """The shape of the model: a question has walls, free cells, S and G; an answer also o."""
-        # TRM and EqR make four cycles on mazes, and six on Sudoku.
-        return GridSpec(num_symbols=5, num_inputs=4, side=self.data.side, cycles=4, **self.shape())
+        shape = self.shape()
+        # As published, TRM and EqR make four cycles on mazes, and six on Sudoku.
+        cycles = 4 if shape["layout"] == "attention" else GridSpec.cycles
+        return GridSpec(num_symbols=5, num_inputs=4, side=self.data.side, cycles=cycles, **shape)
 
 
 # The published recipes, with what differs in docs/reproduce.md: see `tasks.sudoku.config`, whose

@@ -79,6 +79,10 @@ def test_recipes_of_puzzles_are_those_published(name: str) -> None:
     assert train.steps == 1000 * epochs // train.batch_size
 
 
+def test_mazes_of_our_own_layout_keep_the_cycles_of_their_weights() -> None:
+    assert MAZE["mini"].adapted(model="trm").spec().cycles == 6
+
+
 def test_names_of_other_models_mean_their_own_recipes() -> None:
     """ "transformer-sudoku-extreme-27m" had one block more, and 30.7 million parameters."""
     for commands, names in ((sudoku(), SUDOKU), (maze(), MAZE)):

@@ -7,7 +7,8 @@ import torch
 
 import implicit
 from tasks.experiments.compare import matched
-from tasks.lm.config import PRESETS, ModelName
+from tasks.lm.config import PRESETS
+from tasks.lm.networks import ModelName
 from tasks.training.optimizers import Muon, build_optimizers
 
 # Parameters as released; the last is called so for its tokens.
@@ -23,6 +24,11 @@ RELEASED = {
     "770m": (1280, 35, 2, 61.6, 1.5e-4, 32),
     "1.3b": (1536, 23, 3, 104.0, 1e-4, 64),
 }
+# Largest value and start of the refiner's gates: `gamma_max` and `layer_scale_init`.
+GATES = {
+    "60m": (0.75, 0.75), "140m": (0.75, 0.75), "370m": (1.0, 0.75), "770m": (0.9, 0.73),
+    "1.3b": (1.0, 0.5),
+}  # fmt: skip
 # Muon's rate.
 RATES = {"60m": 8e-3, "140m": 8e-3, "370m": 8e-3, "770m": 6e-3, "1.3b": 4e-3}
 
@@ -51,6 +57,15 @@ def test_published_sizes_are_those_released(name: str) -> None:
     tokens = config.train.steps * config.train.batch_size * config.data.context
     assert tokens == pytest.approx(billions * 1e9, rel=1e-3)
     assert (solve.rtol, solve.train_max_steps, solve.eval_max_steps) == (rtol, most, most)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_begin_as_those_released(name: str) -> None:
+    spec = PRESETS[name].spec()
+    assert (spec.gate, spec.gate_start) == GATES[name]
+    for model in get_args(ModelName):
+        other = PRESETS[name].adapted(model=model).spec()
+        assert (other.rope_base, other.initial, other.norm_embedding) == (5e4, "released", False)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
