@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.reproduce import GPUS, PLANS, Row, budget, differences, hours, tables
+from tasks.reproduce import GPUS, PLANS, Row, budget, cost, differences, hours, tables
 
 PAGE = Path(__file__).parent / "reproduce.md"
 # Updates of a solve that the fewer hours are for: the paper's mean was 8.4.
@@ -89,7 +89,7 @@ def _cells(row: Row) -> list[str]:
         return [row.name, row.paper, commands, "", "", ", ".join(row.differences)]
     needs = (
         f"{plan['parameters'] / 1e6:,.4g} M parameters, {plan['memory_gb']:.0f} GB, "
-        f"{hours(plan)} hours"
+        f"{hours(plan)} hours, ${cost(plan)}"
     )
     size = f"{plan['steps']:,} steps, {budget(plan)}"
     return [row.name, row.paper, commands, size, needs, ", ".join(row.differences)]

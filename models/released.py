@@ -3,7 +3,8 @@
 All maps but the last of each branch begin as orthogonal matrices whose entries have the variance
 2 / (5 D), the embedding too. The last one of each branch begins at zero, so that a backbone begins
 as the identity. In a refiner it must not: the map would be constant, and its gates would get no
-gradient. There it is normal, cut off at three standard deviations.
+gradient. There it is normal, cut off at three standard deviations. The public code halves the
+squared ReLU of an MLP, and ours does not: half of its last matrix is the same network.
 
 Legend: D width.
 
@@ -25,11 +26,10 @@ def released_block_(block: PreNormBlock, width: int) -> None:
     released_matrix_(block.mlp.into.weight, width)
     for part in block.mixer.qkv.weight.chunk(3):
         released_matrix_(part, width)
-    for out in (block.mixer.out, block.mlp.out):
+    for out, std in ((block.mixer.out, _std(width)), (block.mlp.out, _std(width) / 2)):
         if block.gate is None:
             nn.init.zeros_(out.weight)
         else:
-            std = _std(width)
             nn.init.trunc_normal_(out.weight, std=std, a=-3 * std, b=3 * std)
 
 

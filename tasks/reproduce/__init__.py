@@ -16,6 +16,8 @@ from typing import Any
 ROWS = Path(__file__).parent / "rows.toml"
 PLANS = Path(__file__).parent / "plans.json"
 GPUS = 8
+# Of a GPU for an hour, in dollars: an example, as in docs/scaling.md.
+PRICE = 2.5
 WIDTH = 88
 
 
@@ -131,7 +133,8 @@ def planned(row: Row) -> str:
         return ""
     return (
         f"{plan['parameters'] / 1e6:,.4g} M parameters, {plan['steps']:,} steps, {budget(plan)}; "
-        f"planned: {GPUS} GPUs of 80 GB, {plan['memory_gb']:.0f} GB on each, {hours(plan)} hours"
+        f"planned: {GPUS} GPUs of 80 GB, {plan['memory_gb']:.0f} GB on each, {hours(plan)} hours, "
+        f"{cost(plan)} dollars at {PRICE} for a GPU's hour"
     )
 
 
@@ -143,7 +146,16 @@ def budget(plan: dict[str, Any]) -> str:
 
 def hours(plan: dict[str, Any]) -> str:
     """Planned hours: with few solver steps, and with as many as are allowed."""
-    few, most = (_rounded(plan[name]) for name in ("hours", "most_hours"))
+    return _range(plan, 1)
+
+
+def cost(plan: dict[str, Any]) -> str:
+    """What these hours cost, in dollars, at a price of PRICE for a GPU's hour."""
+    return _range(plan, GPUS * PRICE)
+
+
+def _range(plan: dict[str, Any], factor: float) -> str:
+    few, most = (_rounded(factor * plan[name]) for name in ("hours", "most_hours"))
     return few if few == most else f"{few} to {most}"
 
 

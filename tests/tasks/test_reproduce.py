@@ -12,7 +12,7 @@ import pytest
 from tasks.__main__ import main
 from tasks.lm.config import PRESETS as LM
 from tasks.maze.config import PRESETS as MAZE
-from tasks.reproduce import Row, differences, listing, plans, tables
+from tasks.reproduce import Row, cost, differences, hours, listing, planned, plans, tables
 from tasks.sudoku.config import PRESETS as SUDOKU
 
 page = importlib.import_module("docs.reproduce_tables")
@@ -62,6 +62,14 @@ def test_budgets_are_those_of_the_presets(row: Row) -> None:
     per_step = config.train.batch_size * config.units_per_sample
     assert plan["budget"] == config.train.steps * per_step
     assert plan["unit"] == config.unit
+
+
+def test_costs_are_those_of_all_gpus_for_the_hours() -> None:
+    plan = {"hours": 0.25, "most_hours": 30.0}
+    assert (hours(plan), cost(plan)) == ("0.25 to 30", "5 to 600")
+    assert cost({"hours": 1.0, "most_hours": 1.0}) == "20"
+    for row in TRAINED.values():
+        assert f"hours, {cost(row.plan)} dollars at 2.5 for a GPU's hour" in planned(row)
 
 
 def test_the_page_shows_what_the_rows_say() -> None:
