@@ -24,6 +24,7 @@ class Solve(Section):
         backward: Registered backward mode.
         history: Window of the solver.
         rtol: Relative residual of a solved token.
+        min_steps: Solver updates before a token may stop.
         train_max_steps: Solver updates in training, at most.
         recorded_steps: Recorded updates after them.
         terms: Of the series; 1 is the published one-step gradient.
@@ -34,13 +35,14 @@ class Solve(Section):
     backward: str = "jacobian_free"
     history: int = 5
     rtol: float = 3e-4
+    min_steps: int = 0
     train_max_steps: int = 64
     recorded_steps: int = 4
     terms: int = Neumann.terms
     eval_max_steps: int = 64
 
     def __post_init__(self) -> None:
-        self.require(0, "eval_max_steps", "terms")
+        self.require(0, "eval_max_steps", "min_steps", "terms")
         self.require(1, "recorded_steps")
         self.require(0, "history", most=1000)
         self.evaluation_solver()
@@ -51,6 +53,8 @@ class Solve(Section):
         found = {}
         if not hasattr(get_solver(self.solver), "history"):
             found["history"] = "with solvers that have a window, such as `--solver anderson`"
+        if not hasattr(get_solver(self.solver), "min_steps"):
+            found["min_steps"] = "with solvers that have it, such as `--solver anderson`"
         if not isinstance(get_backward(self.backward), Phantom):
             found["recorded_steps"] = "with `--backward phantom`"
         if not isinstance(get_backward(self.backward), Neumann):
@@ -66,8 +70,9 @@ class Solve(Section):
         """The solver, or another one by name, with this run's tolerance and window."""
         name = name or self.solver
         options: dict[str, Any] = {"rtol": self.rtol}
-        if hasattr(get_solver(name), "history"):
-            options["history"] = self.history
+        for option in ("history", "min_steps"):
+            if hasattr(get_solver(name), option):
+                options[option] = getattr(self, option)
         return get_solver(name, **options)
 
     def backward_mode(self) -> BackwardMode:
@@ -199,7 +204,7 @@ ONE_STEP: dict[str, Any] = {"backward": "neumann", "terms": 1}
 
 
 def _published(
-    width: int, blocks: tuple[int, int], billions: float, rate: float, **options: Any
+    width: int, blocks: tuple[int, int], billions: float, rate: float, least: int, **options: Any
 ) -> LanguageConfig:
     """A size as it was released with arXiv:2605.12466; docs/reproduce.md lists what differs.
 
@@ -209,6 +214,7 @@ def _published(
         billions: Of tokens to train on.
         rate: The released one of Muon, whose updates have singular values of 1. Ours have the
             root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
+        least: Steps of a solve, at least.
         options: Others.
     """
     batch, context = 256, 2048
@@ -227,6 +233,7 @@ def _published(
         rope_base=50_000.0,
         initial="released",
         norm_embedding=False,
+        min_steps=least,
         warmup=1,
         averaging=0.0,
         max_bytes=200_000_000,
@@ -249,15 +256,15 @@ PRESETS: dict[str, LanguageConfig] = {
     "small": LanguageConfig.of(),
     # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
     # with the blocks of the next size.
-    "60m": _published(640, (7, 1), 1.0, 8e-3, gate=0.75, gate_start=0.75, **ONE_STEP),
-    "140m": _published(1024, (7, 1), 11.2, 8e-3, gate=0.75, gate_start=0.75, **ONE_STEP),
-    "370m": _published(1280, (15, 2), 29.6, 8e-3, gate_start=0.75, rtol=2e-4, **ONE_STEP),
+    "60m": _published(640, (7, 1), 1.0, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "140m": _published(1024, (7, 1), 11.2, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "370m": _published(1280, (15, 2), 29.6, 8e-3, 8, gate_start=0.75, rtol=2e-4, **ONE_STEP),
     "770m": _published(
-        1280, (35, 2), 61.6, 6e-3, gate=0.9, gate_start=0.73, rtol=1.5e-4, train_max_steps=32,
+        1280, (35, 2), 61.6, 6e-3, 6, gate=0.9, gate_start=0.73, rtol=1.5e-4, train_max_steps=32,
         eval_max_steps=32, backward="exact",
     ),
     # As released it has 786 million parameters; only its tokens are those of its name.
-    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, gate_start=0.5, rtol=1e-4, **ONE_STEP),
+    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, 8, gate_start=0.5, rtol=1e-4, **ONE_STEP),
 }  # fmt: skip
 DEFAULT_PRESET = "small"
 

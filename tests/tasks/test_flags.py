@@ -60,8 +60,8 @@ BLOCKS = [
     "tied", "width",
 ]  # fmt: skip
 TOKENS = [
-    "backward", "eval_max_steps", "history", "recorded_steps", "rtol", "solver", "terms",
-    "train_max_steps",
+    "backward", "eval_max_steps", "history", "min_steps", "recorded_steps", "rtol", "solver",
+    "terms", "train_max_steps",
 ]  # fmt: skip
 TEXT_KINDS = {
     "attractor": (*BLOCKS, "gate", "gate_start", "injection", "mixer", "start", *TOKENS),
@@ -166,6 +166,7 @@ REFUSED = [
     ("lm", "--loops 3", "of `--model parcae`; this run trains an attractor."),
     ("lm", "--model transformer --injection concat", "this run trains a transformer"),
     ("lm", "--solver picard --history 3", "only with solvers that have a window"),
+    ("lm", "--solver picard --min-steps 3", "only with solvers that have it"),
     ("lm", "--model parcae --mixer gru --num-heads 2", "only with `--mixer attention`"),
     ("lm", "--model parcae --mixer llama --rope-base 5e4", "only with `--mixer attention`"),
     ("lm", "--model transformer --gate 0.5", "option of `--model attractor|deq`"),

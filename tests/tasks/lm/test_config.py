@@ -24,6 +24,8 @@ RELEASED = {
     "770m": (1280, 35, 2, 61.6, 1.5e-4, 32),
     "1.3b": (1536, 23, 3, 104.0, 1e-4, 64),
 }
+# Least number of solver steps: `min_iter`.
+LEAST = {"60m": 6, "140m": 6, "370m": 8, "770m": 6, "1.3b": 8}
 # Largest value and start of the refiner's gates: `gamma_max` and `layer_scale_init`.
 GATES = {
     "60m": (0.75, 0.75), "140m": (0.75, 0.75), "370m": (1.0, 0.75), "770m": (0.9, 0.73),
@@ -57,6 +59,7 @@ def test_published_sizes_are_those_released(name: str) -> None:
     tokens = config.train.steps * config.train.batch_size * config.data.context
     assert tokens == pytest.approx(billions * 1e9, rel=1e-3)
     assert (solve.rtol, solve.train_max_steps, solve.eval_max_steps) == (rtol, most, most)
+    assert getattr(solve.evaluation_solver(), "min_steps", None) == LEAST[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
