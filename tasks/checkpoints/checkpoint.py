@@ -17,7 +17,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from tasks.checkpoints import file
-from tasks.checkpoints.earlier import changes
 from tasks.checkpoints.file import CheckpointError, refusing
 
 # The newest checkpoint of a run, as one file or as a folder of files.
@@ -141,13 +140,15 @@ def load_weights(
         ],
     }
     found = "; ".join(f"{problem}: {_first(names)}" for problem, names in odd.items() if names)
-    if changed := "; and ".join(changes(odd["not of this model"])):
-        raise CheckpointError(
-            f"The weights in {source} were trained by an earlier version, whose network was "
-            f"another one: {changed}. Evaluate them with the version that trained them, or train "
-            f"again. {found[0].upper()}{found[1:]}."
-        )
     if found:
+        from tasks.checkpoints.earlier import changes  # which what fits does without
+
+        if changed := "; and ".join(changes(odd["not of this model"])):
+            raise CheckpointError(
+                f"The weights in {source} were trained by an earlier version, whose network was "
+                f"another one: {changed}. Evaluate them with the version that trained them, or "
+                f"train again. {found[0].upper()}{found[1:]}."
+            )
         raise CheckpointError(
             f"The weights in {source} do not fit this model. {found}. Use the file that belongs to "
             "this configuration, or train again."
