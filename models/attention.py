@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from models.blocks import rms_norm
 from solvers.torch_internals import transforms_in_force
 
+# As in the paper that brought rotary positions.
+ROTARY_BASE = 10_000.0
+
 
 class KVBuffer:
     """Memory for keys and values, shared by caches as long as each continues the last one.
@@ -33,7 +36,7 @@ class KVBuffer:
         else:  # half as much again, so that copies are rare
             capacity = least + least // 2
             positions = torch.arange(capacity, device=cache.keys.device)[None]
-            self.rotary = rotary_at(positions, cache.keys)
+            self.rotary = rotary_at(positions, cache.keys, cache.base)
         shape = B, H, capacity, K
         self.keys, self.values = cache.keys.new_empty(shape), cache.values.new_empty(shape)
         self.keys[:, :, :known] = cache.keys
@@ -66,6 +69,7 @@ class KVCache(NamedTuple):
         rotary: Rotary factors of the reserved positions; see `rotary_at`.
         mask: Shape (B, 1, reserved, P), bool: what each of the reserved tokens may see. None: all.
         buffer: The memory that keys and values are views of, with space behind them.
+        base: Of the rotary positions; see `rotary_at`.
     """
 
     keys: Tensor
@@ -75,6 +79,7 @@ class KVCache(NamedTuple):
     rotary: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     buffer: KVBuffer | None = None
+    base: float = ROTARY_BASE
 
     def reserve(self, count: int, like: "KVCache | None" = None) -> "KVCache":
         """Reserve space for new tokens, which many calls may fill, one after the other.
@@ -91,18 +96,18 @@ class KVCache(NamedTuple):
             buffer = KVBuffer(self, count, None if like is None else like.buffer)
         keys, values = buffer.first(whole)
         if like is not None:
-            return KVCache(keys, values, like.valid, count, like.rotary, like.mask, buffer)
+            return like._replace(keys=keys, values=values, buffer=buffer)
         valid = self.valid
         if valid is None:
             cos, sin = (part.narrow(2, known, count) for part in buffer.rotary)
         else:
             valid, position = self.positions_of_next(count)
-            cos, sin = rotary_at(position, buffer.keys)
+            cos, sin = rotary_at(position, buffer.keys, self.base)
         mask = visible(known, count, valid, keys)
         # A row for each sequence, since sequences whose solve has ended leave the batch.
         rotary = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
         mask = None if mask is None else mask.expand(B, -1, -1, -1)
-        return KVCache(keys, values, valid, count, rotary, mask, buffer)
+        return KVCache(keys, values, valid, count, rotary, mask, buffer, self.base)
 
     def append(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> "KVCache":
         """Return the cache with new tokens at the end, or in the space reserved for them."""
@@ -112,14 +117,14 @@ class KVCache(NamedTuple):
         if not self.reserved or transforms_in_force() or torch.is_grad_enabled():
             pairs = (self.keys, keys), (self.values, values)
             whole = [torch.cat((old.narrow(2, 0, known), new), 2) for old, new in pairs]
-            return KVCache(whole[0], whole[1], valid)
+            return KVCache(whole[0], whole[1], valid, base=self.base)
         self.keys.narrow(2, known, self.reserved).copy_(keys)
         self.values.narrow(2, known, self.reserved).copy_(values)
         return self.filled()
 
     def filled(self) -> "KVCache":
         """The same cache once the reserved tokens are final: they count as tokens of the past."""
-        return KVCache(self.keys, self.values, self.valid, buffer=self.buffer)
+        return KVCache(self.keys, self.values, self.valid, buffer=self.buffer, base=self.base)
 
     def select(self, rows: Int[Tensor, " N"]) -> "KVCache":
         """Return the cache of these sequences, of which one may be chosen more than once."""
@@ -142,10 +147,17 @@ class KVCache(NamedTuple):
         return valid, (valid.cumsum(1) - 1).clamp(min=0)[:, known:]
 
     @classmethod
-    def empty(cls, valid: Bool[Tensor, "B T"], like: Tensor, heads: int, width: int) -> "KVCache":
+    def empty(
+        cls,
+        valid: Bool[Tensor, "B T"],
+        like: Tensor,
+        heads: int,
+        width: int,
+        base: float = ROTARY_BASE,
+    ) -> "KVCache":
         """The cache before a prompt, of which `valid` tells tokens from padding."""
         none = like.detach().new_empty(len(valid), heads, 0, width)
-        return cls(none, none, None if bool(valid.all()) else valid)
+        return cls(none, none, None if bool(valid.all()) else valid, base=base)
 
 
 class SelfAttention(nn.Module):
@@ -158,6 +170,7 @@ class SelfAttention(nn.Module):
         rotary: Rotate queries and keys by their position in the sequence.
         causal: A token sees itself and what came before.
         qk_norm: Normalise queries and keys, so that no score exceeds sqrt(K).
+        base: Of the rotary positions, which turn more slowly the larger it is; see `rotary_at`.
 
     Raises:
         ValueError: `num_heads` does not divide `width`, or leaves an odd head for rotary.
@@ -178,10 +191,12 @@ class SelfAttention(nn.Module):
         rotary: bool = False,
         causal: bool = False,
         qk_norm: bool = False,
+        base: float = ROTARY_BASE,
     ):
         super().__init__()
         head_width(width, num_heads, even=rotary)
         self.num_heads, self.rotary, self.causal, self.qk_norm = num_heads, rotary, causal, qk_norm
+        self.base = base
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -217,12 +232,12 @@ class SelfAttention(nn.Module):
         """Queries, the longer cache, the mask, and whether to use the causal one instead."""
         if past is None:
             q, k, v = self._project(h_BTD, None)
-            return q, KVCache(k, v), None, True
+            return q, KVCache(k, v, base=self.base), None, True
         T = h_BTD.shape[1]
         valid, rotary, mask = past.valid, past.rotary, past.mask
         if rotary is None:
             valid, position = past.positions_of_next(T)
-            rotary = rotary_at(position, past.keys)
+            rotary = rotary_at(position, past.keys, self.base)
             mask = visible(past.keys.shape[2], T, valid, past.keys)
         q, k, v = self._project(h_BTD, rotary)
         return q, past.append(k, v, valid), mask, False
@@ -230,7 +245,8 @@ class SelfAttention(nn.Module):
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> KVCache:
         """The cache before a prompt, of which `valid` tells tokens from padding."""
         weight = self.out.weight
-        return KVCache.empty(valid, weight, self.num_heads, len(weight) // self.num_heads)
+        width = len(weight) // self.num_heads
+        return KVCache.empty(valid, weight, self.num_heads, width, self.base)
 
     def _project(
         self, h_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None
@@ -242,7 +258,7 @@ class SelfAttention(nn.Module):
             qk = rms_norm(qk)
         qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            qk = rotate(qk, rotary)
+            qk = rotate(qk, rotary, self.base)
         q, k = qk.unbind()
         return q, k, v.transpose(1, 2)
 
@@ -282,31 +298,37 @@ def head_width(width: int, num_heads: int, even: bool) -> int:
     return width // num_heads
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def rotate(
+    x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, base: float = ROTARY_BASE
+) -> Tensor:
     """Rotate each pair of dims of a token by an angle that grows with its position.
 
     Args:
         x: Shape (..., B, H, T, K).
         rotary: The factors of `rotary_at`; by default those of positions 0 to T - 1.
+        base: For these.
     """
     if rotary is None:
-        rotary = rotary_at(torch.arange(x.shape[-2], device=x.device)[None], x)
+        rotary = rotary_at(torch.arange(x.shape[-2], device=x.device)[None], x, base)
     cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def rotary_at(position: Int[Tensor, "B T"], like: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_at(
+    position: Int[Tensor, "B T"], like: Tensor, base: float = ROTARY_BASE
+) -> tuple[Tensor, Tensor]:
     """The factors by which `rotate` multiplies each dim and its partner, shapes (B, 1, T, K).
 
-    The partner of dim i is i + K / 2, and the angle of both is position * 10000^(-2 i / K). The
+    The partner of dim i is i + K / 2, and the angle of both is position * base^(-2 i / K). The
     first tensor holds the cosines; the second the sines, negative for the first half of the dims.
 
     Args:
         position: The positions of the tokens; one row may do for all sequences.
         like: A tensor whose dtype the factors take, and whose last dim is K.
+        base: Of the angles, the same for all blocks of a model, which share the factors.
     """
     pairs = like.shape[-1] // 2
-    rates = 10_000.0 ** (-torch.arange(pairs, device=like.device) / pairs)
+    rates = base ** (-torch.arange(pairs, device=like.device) / pairs)
     angle = position[:, None, :, None] * rates
     cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

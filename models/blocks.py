@@ -82,18 +82,24 @@ class Block(RecomputableBlock):
         mixer: Exchanges information between tokens; keeps the shape.
         width: D.
         expansion: Hidden width of the SwiGLU MLP over D.
+        norms: Those after the mixer and after the MLP; by default RMS norms with learned gains.
 
     References:
         N. Shazeer, GLU Variants Improve Transformer, 2020, arXiv:2002.05202 (SwiGLU).
         B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
     """
 
-    def __init__(self, mixer: nn.Module, width: int, expansion: float = 2.0):
+    def __init__(
+        self,
+        mixer: nn.Module,
+        width: int,
+        expansion: float = 2.0,
+        norms: tuple[nn.Module, nn.Module] | None = None,
+    ):
         super().__init__()
         self.mixer = mixer
         self.mlp = SwiGLU(width, round(expansion * width))
-        self.mixer_norm = RMSNorm(width)
-        self.mlp_norm = RMSNorm(width)
+        self.mixer_norm, self.mlp_norm = norms or (RMSNorm(width), RMSNorm(width))
 
     def apply_once(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
@@ -124,8 +130,10 @@ class PreNormBlock(RecomputableBlock):
             `empty_cache` of `SelfAttention`, and `remember` if that of the block is called.
         width: D.
         expansion: Hidden width of the squared-ReLU MLP over D.
-        gate: Upper bound of a learned factor per channel on both branches, which starts at
-            half of it; None leaves the factor out.
+        gate: Upper bound of a learned factor per channel on both branches; None leaves the
+            factor out.
+        gate_start: Where that factor starts; by default at half of the bound. At the bound itself
+            the gates hardly move, as their sigmoid is flat there.
 
     References:
         D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). The bounded gate
@@ -133,7 +141,12 @@ class PreNormBlock(RecomputableBlock):
     """
 
     def __init__(
-        self, mixer: nn.Module, width: int, expansion: float = 4.0, gate: float | None = None
+        self,
+        mixer: nn.Module,
+        width: int,
+        expansion: float = 4.0,
+        gate: float | None = None,
+        gate_start: float | None = None,
     ):
         super().__init__()
         self.mixer: Any = mixer
@@ -141,8 +154,12 @@ class PreNormBlock(RecomputableBlock):
         self.mixer_norm = RMSNorm(width)
         self.mlp_norm = RMSNorm(width)
         self.gate = gate
-        # The sigmoid of 0 is a half.
-        self.raw_gates = None if gate is None else nn.Parameter(torch.zeros(2, width))
+        self.raw_gates = None
+        if gate is not None:
+            share = 0.5 if gate_start is None else gate_start / gate
+            share = min(max(share, 1e-6), 1 - 1e-6)  # whose logits are finite
+            raw = math.log(share / (1 - share))
+            self.raw_gates = nn.Parameter(torch.full((2, width), raw))
 
     def apply_once(self, h: Tensor) -> Tensor:
         """Shape (B, T, D) in and out."""
@@ -290,6 +307,48 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class PlainNorm(nn.Module):
+    """RMS norm over one dim without learned gains, which a strong weight decay would take away.
+
+    Args:
+        dim: Over which it goes: the last for channels, the last but one for tokens.
+
+    References:
+        The blocks of TRM, HRM and EqR; TRM's mixer normalises over tokens (arXiv:2510.04871).
+    """
+
+    eps = 1e-5
+
+    def __init__(self, dim: int = -1):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (..., T, D) in and out."""
+        if self.dim == -1:
+            return rms_norm(x, eps=self.eps)
+        return rms_norm(x.transpose(self.dim, -1), eps=self.eps).transpose(self.dim, -1)
+
+
+def lecun_(module: nn.Module) -> None:
+    """Draw the weights of all linear maps anew: normal, cut off, of variance 1 / inputs.
+
+    So TRM, HRM and EqR begin. Biases begin at zero.
+
+    References:
+        Y. LeCun et al., Efficient BackProp, 1998, sec. 4.6.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            # What is cut off at two standard deviations has 0.8796 of one.
+            std = part.in_features**-0.5 / 0.87962566103423978
+            for name, parameter in part.named_parameters():
+                if name == "bias":
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:

@@ -4,6 +4,7 @@ Legend: B batch, T cells, S symbols, D width. Symbols are 1..S, and 0 is a blank
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attractor import Attractor
-from models.blocks import Block, Convolution, TokenMixer, UnitAttention
+from models.blocks import Block, Convolution, PlainNorm, TokenMixer, UnitAttention, lecun_
 from solvers import FixedPointSolver
 from solvers.types import State
 
@@ -38,12 +39,14 @@ class GridSpec:
             cell. "cells": learned row, column and box embeddings, and heads that see one
             kind of unit each. "image": 3 x 3 convolutions. "attention": full attention with
             rotary positions, as in TRM and HRM. "mixer": MLPs across cells, as in TRM-MLP.
+            The last two have norms and initial weights as published.
         width: D.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
         num_heads: Heads, where there is attention.
         expansion: Hidden width of the MLPs over D; by default 2 for "candidates" and "image",
             8/3 for the others.
+        cycles: How often TRM and EqR update the reasoning for each update of the answer.
 
     Raises:
         ValueError: Unknown layout, or one whose units are missing.
@@ -59,6 +62,7 @@ class GridSpec:
     refiner_blocks: int = 2
     num_heads: int = 4
     expansion: float | None = None
+    cycles: int = 6
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(TokenLayout):
@@ -75,6 +79,11 @@ class GridSpec:
         """The number T of cells."""
         return self.side**2
 
+    @property
+    def as_published(self) -> bool:
+        """Whether norms and initial weights are those of TRM, HRM and EqR."""
+        return self.layout in ("attention", "mixer")
+
     def mixer(self) -> nn.Module:
         """Build the module by which tokens exchange information in one block."""
         # On the CPU whatever the default device: a model on "meta" can still be counted.
@@ -85,7 +94,9 @@ class GridSpec:
             case "image":
                 return Convolution(self.width, self.side)
             case "mixer":
-                return TokenMixer(self.num_cells)
+                # As published: the next multiple of 256 hidden numbers.
+                hidden = 256 * math.ceil(8 / 3 * self.num_cells / 256)
+                return TokenMixer(self.num_cells, hidden / self.num_cells)
         from models.attention import SelfAttention  # which the other layouts do without
 
         if self.layout == "attention":
@@ -95,7 +106,12 @@ class GridSpec:
     def block(self) -> Block:
         """Build one block of the layout's kind."""
         usual = 2.0 if self.layout in ("candidates", "image") else 8 / 3
-        return Block(self.mixer(), self.width, self.expansion or usual)
+        if not self.as_published:
+            return Block(self.mixer(), self.width, self.expansion or usual)
+        norms = PlainNorm(-2 if self.layout == "mixer" else -1), PlainNorm()
+        block = Block(self.mixer(), self.width, self.expansion or usual, norms)
+        lecun_(block)
+        return block
 
     def blocks(self, count: int) -> nn.Sequential:
         """Build so many blocks that are each used once in a pass."""
@@ -113,7 +129,10 @@ class GridSpec:
         """Build the module from tokens to logits, shape (B, T, S)."""
         if self.layout == "candidates":
             return nn.Sequential(nn.Linear(self.width, 1), nn.Flatten(2))
-        return nn.Linear(self.width, self.num_symbols)
+        head = nn.Linear(self.width, self.num_symbols)
+        if self.as_published:
+            lecun_(head)
+        return head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +299,8 @@ class CellEncoder(nn.Module):
         self.symbol = nn.Embedding(spec.num_inputs or spec.num_symbols + 1, spec.width)
         self.places = nn.ModuleList(nn.Embedding(max(k) + 1, spec.width) for k in spec.units)
         for embedding in (self.symbol, *self.places):
-            nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
+            std = 1.0 if spec.as_published else 0.5
+            nn.init.normal_(embedding.weight, std=std)  # type: ignore[arg-type]
         self.register_buffer("units", torch.tensor(spec.units), persistent=False)
 
     def forward(self, x_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

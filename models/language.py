@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
-from models.attention import KVCache, SelfAttention
+from models.attention import ROTARY_BASE, KVCache, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
 from models.blocks import PreNormBlock, RMSNorm, rms_norm
 from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
+from models.released import released_block_, released_matrix_
 from models.stack import Stack, reserve
 from solvers import FixedPointSolver
 
+Initial = Literal["plain", "released"]
 Injection = Literal["additive", "concat", "initial"]
 Mixer = Literal["attention", "scan", "gru", "gpt2", "llama"]
 
@@ -51,7 +53,13 @@ class LanguageSpec:
             package `transformers`, with their own norms and positions. The refiner has our
             attention.
         context: Longest sequence, for "gpt2", which learns its positions; others have no limit.
+        rope_base: Of the rotary positions of our attention.
         gate: Upper bound of the refiner's learned gates.
+        gate_start: Where they start; None: at half of it.
+        initial: First weights. "plain": torch's, and small embeddings. "released": as in the
+            public code, for backbones of "attention"; see `models.released`.
+        norm_embedding: Tokens enter the backbone with a root mean square of 1, instead of as
+            small as their embeddings are.
         injection: How the refiner sees the proposal. "additive": y <- H(y + y0) - y.
             "concat": y <- H(W [y, y0]). "initial": y <- H(y), so that it is only the start.
         start: Where the solve starts.
@@ -69,7 +77,11 @@ class LanguageSpec:
     expansion: float = 4.0
     mixer: Mixer = "attention"
     context: int = 1024
+    rope_base: float = ROTARY_BASE
     gate: float = 1.0
+    gate_start: float | None = None
+    initial: Initial = "plain"
+    norm_embedding: bool = True
     injection: Injection = "additive"
     start: Start = "proposal"
     tied: bool = True
@@ -80,7 +92,17 @@ class LanguageSpec:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.backbone_blocks < 0:
             raise ValueError(f"`backbone_blocks` must be 0 or more, got {self.backbone_blocks}.")
-        choices = (("injection", Injection), ("start", Start), ("mixer", Mixer))
+        if self.rope_base < 1:
+            raise ValueError(f"`rope_base` must be at least 1, got {self.rope_base}.")
+        start = self.gate if self.gate_start is None else self.gate_start
+        if not 0 < start <= self.gate:
+            raise ValueError(
+                f"`gate` must be above 0 and `gate_start` above 0 and at most `gate`, got "
+                f"{self.gate} and {self.gate_start}."
+            )
+        choices = (
+            ("injection", Injection), ("start", Start), ("mixer", Mixer), ("initial", Initial)
+        )  # fmt: skip
         for name, options in choices:
             if getattr(self, name) not in get_args(options):
                 known = ", ".join(map(repr, get_args(options)))
@@ -88,8 +110,13 @@ class LanguageSpec:
 
     def attention(self, gate: float | None = None) -> PreNormBlock:
         """Build a block with attention."""
-        mixer = SelfAttention(self.width, self.num_heads, rotary=True, causal=True, qk_norm=True)
-        return PreNormBlock(mixer, self.width, self.expansion, gate)
+        mixer = SelfAttention(
+            self.width, self.num_heads, rotary=True, causal=True, qk_norm=True, base=self.rope_base
+        )
+        block = PreNormBlock(mixer, self.width, self.expansion, gate, self.gate_start)
+        if self.initial == "released":
+            released_block_(block, self.width)
+        return block
 
     def stack(self, count: int) -> Stack | HuggingFaceStack:
         """Blocks of the backbone, each used once; no block is the identity.
@@ -177,12 +204,19 @@ class Vocabulary(nn.Module):
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
         self.norm = RMSNorm(spec.width)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
+        self.norm_embedding = spec.norm_embedding
+        if spec.initial == "released":
+            for part in (self.embedding, self.head):
+                if part is not None:
+                    released_matrix_(part.weight, spec.width)
+            return
         # With a larger one, the state of a token, near its embedding at first, predicts that token.
         nn.init.normal_(self.embedding.weight, std=spec.width**-0.75)
 
     def forward(self, ids_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Embed tokens, with root mean square 1."""
-        return rms_norm(self.embedding(ids_BT))
+        """Embed tokens, with root mean square 1 if `LanguageSpec.norm_embedding`."""
+        embedded = self.embedding(ids_BT)
+        return rms_norm(embedded) if self.norm_embedding else embedded
 
     def decode(self, y_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
         """The logits of a state."""
@@ -199,6 +233,8 @@ class Refiner(nn.Module):
         self.blocks = Stack(spec.attention(spec.gate) for _ in range(spec.refiner_blocks))
         concat = spec.injection == "concat"
         self.mix = nn.Linear(2 * spec.width, spec.width, bias=False) if concat else None
+        if self.mix is not None and spec.initial == "released":
+            released_matrix_(self.mix.weight, spec.width)
 
     def forward(self, y: Tensor, y0: Tensor, *past: KVCache) -> Tensor:
         """One update, of all tokens or of those that follow `past`."""

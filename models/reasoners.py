@@ -7,13 +7,13 @@ in the map that a segment applies, in how often, and in which steps are recorded
     Attractor   (y, z) solved to its fixed point, phantom gradient
     TRM         two applications of its cycle, then one recorded
     HRM         its cycles with the last two module calls recorded
-    EqR         TRM's cycle with path noise, from random starts
+    EqR         TRM's cycle with path noise in every call, from random starts
 
 Legend: B batch, T cells, S symbols, D width.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,22 +38,28 @@ class Cycle(nn.Module):
     Args:
         net: Shape-preserving network.
         inner: How often z is updated; n of the paper.
+        path: Called as path(old, new) after every call of `net`, it returns what takes the place
+            of the new latent, such as `PathNoise`.
 
     References:
         A. Jolicoeur-Martineau, Less is More: Recursive Reasoning with Tiny Networks,
         arXiv:2510.04871, sec. 4 and fig. 3 (`latent_recursion`).
     """
 
-    def __init__(self, net: nn.Module, inner: int = 6):
+    def __init__(self, net: nn.Module, inner: int = 6, path: nn.Module | None = None):
         super().__init__()
-        self.net, self.inner = net, inner
+        self.net, self.inner, self.path = net, inner, path
 
     def forward(self, state: Latents, x: Tensor) -> Latents:
         """Apply the cycle once."""
         y, z = state
         for _ in range(self.inner):
-            z = self.net(x + y + z)
-        return self.net(y + z), z
+            z = self._updated(z, x + y)
+        return self._updated(y, z), z
+
+    def _updated(self, latent: Tensor, injected: Tensor) -> Tensor:
+        new = self.net(latent + injected)
+        return new if self.path is None else self.path(latent, new)
 
 
 class TwoModuleCycle(nn.Module):
@@ -87,29 +93,30 @@ class TwoModuleCycle(nn.Module):
 
 
 class PathNoise(nn.Module):
-    """Damp a map and, in training, add noise, so that it learns to return from perturbed states.
+    """Damp an update and, in training, add noise, so that a map learns to return from it.
 
-        s <- s + (1 - damping) (f(s) - s) + noise * eps,    eps ~ N(0, I)
+        h <- h + (1 - damping) (new - h) + noise * eps,    eps ~ N(0, I)
+
+    EqR does so after every call of its network, see `Cycle`. The published code adds the noise in
+    evaluation as well; here it does not, so that the residual of a solve can fall to a tolerance
+    and an answer is the same twice.
 
     Args:
-        f: The map.
-        damping: lambda of the paper, the weight kept on the old state.
+        damping: lambda of the paper, the weight kept on the old latent.
         noise: beta of the paper; none in evaluation.
 
     References:
         Equilibrium Reasoners, arXiv:2605.21488, sec. 3 (lambda = 0.05, beta = 0.01).
     """
 
-    def __init__(self, f: nn.Module, damping: float = 0.05, noise: float = 0.01):
+    def __init__(self, damping: float = 0.05, noise: float = 0.01):
         super().__init__()
-        self.f, self.damping, self.noise = f, damping, noise
+        self.damping, self.noise = damping, noise
 
-    def forward(self, state: Latents, x: Tensor) -> Latents:
-        """Apply the damped map once."""
-        new = [torch.lerp(b, a, self.damping) for a, b in zip(state, self.f(state, x), strict=True)]
-        if self.training:
-            new = [s + self.noise * torch.randn_like(s) for s in new]
-        return cast(Latents, tuple(new))
+    def forward(self, old: Tensor, new: Tensor) -> Tensor:
+        """The latent that takes the place of `new`."""
+        damped = torch.lerp(new, old, self.damping)
+        return damped + self.noise * torch.randn_like(damped) if self.training else damped
 
 
 class Reasoner(nn.Module):
@@ -192,11 +199,11 @@ class Reasoner(nn.Module):
 
 UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {
     "reasoner": lambda spec: Cycle(spec.network(spec.refiner_blocks), inner=1),
-    "trm": lambda spec: Cycle(spec.network(spec.refiner_blocks)),
+    "trm": lambda spec: Cycle(spec.network(spec.refiner_blocks), spec.cycles),
     "hrm": lambda spec: TwoModuleCycle(
         spec.network(spec.refiner_blocks), spec.network(spec.refiner_blocks)
     ),
-    "eqr": lambda spec: PathNoise(Cycle(spec.network(spec.refiner_blocks))),
+    "eqr": lambda spec: Cycle(spec.network(spec.refiner_blocks), spec.cycles, PathNoise()),
 }
 """The map of each reasoner by name."""
 

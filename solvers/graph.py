@@ -105,7 +105,8 @@ class GraphLoop:
         self.y0 = packing.pack(y0).detach().clone()
         self.rhs = None if rhs is None else self.coupling.sizes(packing.pack(rhs))
         self.root = self.y0.new_full((), max(self.y0.shape[1], 1)).sqrt()
-        self.rule = StopRule.of(solver, packing, self.root, linear=rhs is not None)
+        rule = StopRule.of(solver, packing, self.root, linear=rhs is not None)
+        self.rule = rule.within(max_steps)
 
     def solution(self) -> Solution:
         """Run the loop; `num_evals` and `rows_evaluated` are tensors, as no value is read."""

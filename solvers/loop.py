@@ -64,6 +64,7 @@ class Loop:
         check_readable(y)
         judge = SampleStatus if y.is_cpu else _deferred()
         self.status = judge(y, packing, solver=solver, independent=independent, rhs=constant)
+        self.status.rule = self.status.rule.within(max_steps)
         self.carry = solver.init(y)
         self.point: State | None = None
         self._y: Flat | None = None

@@ -106,7 +106,7 @@ class SampleStatus:
     def update(self, y: Flat, fy: Flat, step: int, trial: Mask | None = None) -> int:
         """Record the residuals at `y`, update the verdicts, and count the running samples."""
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
-            usual = self.routine or step == 0
+            usual = (self.routine or step == 0) and step >= self.rule.least
             usual = usual and not (self.coupling.coupled and step >= self.next_look)
             usual = usual and usual_step(self, y, fy, step, trial)
             recorded = self.improved if usual else self._judge(y, fy, step, trial)

@@ -18,12 +18,15 @@ n the number of entries that depend on each other: a nilpotent map grows for n s
 an exact end, and Broyden's method on a linear one for 2 n (D. M. Gay, Some Convergence Properties
 of Broyden's Method, SIAM J. Numer. Anal. 1979).
 
+A solver may ask for a least number of steps, as one that learns from its solves does. Until a
+sample has made them it converges only where its residual is 0.
+
 Linear equations b + K y are measured against |b| instead of s, and their growth is not judged: the
 solution of a nearly singular one is as large as one likes.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -77,12 +80,14 @@ class StopRule:
         atol: Absolute tolerance, in the units of a norm.
         roundoff: Unit roundoff of the state's dtype.
         growth: How far a residual may grow; infinite for linear equations.
+        least: Steps that a sample makes before it may stop within a tolerance.
     """
 
     rtol: float
     atol: float | Tensor
     roundoff: float
     growth: float
+    least: int = 0
 
     @classmethod
     def of(
@@ -94,7 +99,12 @@ class StopRule:
             atol=solver.atol * root,
             roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
             growth=math.inf if linear or solver.linear else DIVERGED_GROWTH,
+            least=getattr(solver, "min_steps", 0),
         )
+
+    def within(self, max_steps: int) -> "StopRule":
+        """The rule for a budget, after which no more steps can be asked for."""
+        return self if self.least <= max_steps else replace(self, least=max_steps)
 
     def nearly(self, norm: PerSample, scale: PerSample) -> Mask:
         """Samples within the tolerance at this point. It is necessary for convergence."""
@@ -224,6 +234,8 @@ def judge(
     peak = torch.where(finite & accepted, rule.peak(norm, scale, past.peak), past.peak)
     past = past._replace(peak=peak)
     converged = rule.converged(norm, scale, past)
+    if rule.least:
+        converged &= (norm == 0) | (now.step >= rule.least)
     gain, mark = (norm < known.best) | converged, known.mark
     if coupling.coupled:
         # A sample that had converged starts anew where coupled ones have moved it away.

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # Commands that end with a result in numbers; see `tasks.output`.
 WITH_RESULT = ("train", "eval", "plan", "internalise", "loops", "harness")
+
+# How names of published presets end: with a number of parameters.
+PUBLISHED = re.compile(r"\d[kmb]$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,9 @@ class CommandLine(ABC):
     def preset(self, name: str) -> Any:
         """A configuration by name, such as "770m"; "parcae-770m" has that model instead.
 
+        Where a preset of that model is among them, as "sudoku-extreme-trm-7m" is for
+        "trm-sudoku-extreme-7m", it is meant: its recipe and size are those of its name.
+
         Raises:
             ValueError: There is none of this name.
         """
@@ -142,6 +149,9 @@ class CommandLine(ABC):
         if name in presets:
             return presets[name]
         model, _, rest = name.partition("-")
+        kind, _, size = rest.rpartition("-")
+        if (own := f"{kind}-{model}-{size}") in presets:
+            return presets[own]
         if rest in presets and model in self.task.config_type.kinds:
             return presets[rest].changed(model=model)
         others = [kind for kind in self.task.config_type.kinds if kind != "attractor"]
@@ -190,8 +200,10 @@ class CommandLine(ABC):
             )
         name = name or self.task.default_preset
         default = self.preset(name)
+        own = [name for name in self.task.presets if not PUBLISHED.search(name)]
         top = {
-            "preset": f"{', '.join(self.task.presets)} ({self.task.default_preset})",
+            "preset": f"{', '.join(own)} ({self.task.default_preset}), or one of the paper: see "
+            "`python -m tasks reproduce --list`",
             "resume": "Checkpoint of a run to go on with; takes no other flags",
         }
         config = parse_config(default, arguments, f"{self.program} train", top)

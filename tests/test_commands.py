@@ -27,6 +27,7 @@ import tasks.lm.experiment
 import tasks.planning.report
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
+from tasks.__main__ import main as without_a_task
 from tasks.training.options import flag
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +181,9 @@ def check(words: list[str], page: str) -> bool:
     rest = words[words.index("-m") + 2 :]
     if (name := module.rpartition(".")[2]) in COMMANDS:
         return takes(name, *rest)
+    if module == "tasks":
+        with redirect_stdout(StringIO()):
+            return without_a_task(rest) == 0
     if module == "pytest":
         return all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
     return module in ("venv", "pip") or (ROOT / f"{module.replace('.', '/')}.py").exists()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from solvers.base import FixedPointSolver
-from solvers.checks import check_at_least_0, check_damping, check_history
+from solvers.checks import check_at_least_0, check_damping, check_history, check_integer
 from solvers.methods.window import History
 from solvers.promises import Promises
 from solvers.types import Flat, Index
@@ -43,6 +43,8 @@ class Anderson(FixedPointSolver):
         ridge: Tikhonov term relative to each difference's own size, at least 0. None: a value
             above the rounding of the dtype, 1e-6 in float32 and 1e-12 in float64. The method may
             not converge where |J| is above about 1 / ridge.
+        min_steps: Steps that a sample makes before it may stop within the tolerance, at least 0
+            and at most the budget. A sample whose residual is 0 stops all the same.
 
     Raises:
         ValueError: An option is out of its range.
@@ -66,11 +68,13 @@ class Anderson(FixedPointSolver):
     history: int = 8
     damping: float = 0.0
     ridge: float | None = None
+    min_steps: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_damping(self.damping)
         check_history(self.history)
+        check_integer("min_steps", self.min_steps, 0)
         if self.ridge is not None:
             check_at_least_0("ridge", self.ridge)
 

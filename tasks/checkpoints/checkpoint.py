@@ -141,6 +141,14 @@ def load_weights(
     }
     found = "; ".join(f"{problem}: {_first(names)}" for problem, names in odd.items() if names)
     if found:
+        from tasks.checkpoints.earlier import changes  # which what fits does without
+
+        if changed := "; and ".join(changes(odd["not of this model"])):
+            raise CheckpointError(
+                f"The weights in {source} were trained by an earlier version, whose network was "
+                f"another one: {changed}. Evaluate them with the version that trained them, or "
+                f"train again. {found[0].upper()}{found[1:]}."
+            )
         raise CheckpointError(
             f"The weights in {source} do not fit this model. {found}. Use the file that belongs to "
             "this configuration, or train again."
@@ -263,9 +271,11 @@ def bounded_by(weights: Mapping[str, Tensor], config: Any, source: Any) -> Itera
         CheckpointError: The model has more weights, or cannot be built at all.
     """
     numbers = sum(tensor.nbytes for tensor in weights.values()) // torch.float32.itemsize
-    for name in [option.name for option in dataclasses.fields(config.model)]:
-        value = getattr(config.model, name)
-        if isinstance(value, int) and value > max(numbers, 1000):
+    for option in dataclasses.fields(config.model):
+        name, value = option.name, getattr(config.model, option.name)
+        # A whole number for a real one, as a base of positions, is no size.
+        size = isinstance(value, int) and option.type is not float
+        if size and value > max(numbers, 1000):
             raise CheckpointError(
                 f"{source} does not fit its configuration: it has {numbers:,} weights, which "
                 f"`{name}` = {value:,} exceeds. Use another file, or train again."

@@ -6,7 +6,9 @@ is never repeated, and an interrupted one goes on.
 """
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -78,7 +80,14 @@ def compare(
         best = search_and_repeat(runs, options)
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -experiment.sign * row[experiment.metric])
-    found = {"task": experiment.task, "preset": runs[0].preset, **head, "rows": rows}
+    found = {
+        "task": experiment.task,
+        "preset": runs[0].preset,
+        **head,
+        "rates": list(options.rates),
+        "commit": commit(),
+        "rows": rows,
+    }
     (folder / "table.json").write_text(json.dumps(found) + "\n")
     table = Table(title=title, title_justify="left", pad_edge=False)
     for column in experiment.columns:
@@ -102,4 +111,18 @@ def _row(run: Run, rate: float, options: SearchOptions) -> dict[str, Any]:
         run.experiment.metric: mean(values),
         "spread": stdev(values) if len(values) > 1 else None,
         **run.experiment.row(results),
+        "config": run.repeated(rate, 0).config.to_json(),
     }
+
+
+def commit() -> str | None:
+    """The commit of the code, ending in "-dirty" if files were changed; None without a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps below a checkout of something else
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

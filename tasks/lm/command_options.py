@@ -151,7 +151,8 @@ class HarnessOptions:
     """Evaluate a trained model on tasks of the lm-evaluation-harness.
 
     Attributes:
-        tasks: Their names, or YAML files that describe one, with commas between them.
+        tasks: Their names, or YAML files that describe one, with commas between them; or a folder
+            with the tasks of CORE.
         checkpoint: The model, or a folder in the Hub's form; by default as in `eval`.
         limit: Only so many examples of each task.
         max_steps: Budget of solver updates; by default the run's.

@@ -203,6 +203,7 @@ class LanguageCommands(CommandLine):
         """Evaluate a checkpoint on tasks of the lm-evaluation-harness."""
         options = parse(HarnessOptions, arguments, f"{self.program} harness")
         try:
+            from tasks.lm.core import run_core
             from tasks.lm.harness import HarnessLM, run_tasks
         except ImportError as error:
             raise ValueError(
@@ -211,7 +212,10 @@ class LanguageCommands(CommandLine):
             ) from error
         path = self._path(options.checkpoint)
         model = HarnessLM(path, options.device, options.batch_size, options.max_steps)
-        found, table = run_tasks(model, options.tasks.split(","), options.limit)
+        if (folder := Path(options.tasks)).is_dir():
+            found, table = run_core(model, folder, options.limit)
+        else:
+            found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
         result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
         print_result(result, options.json)

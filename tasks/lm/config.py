@@ -1,148 +1,18 @@
 """The options of a language-model run, and its presets."""
 
 import dataclasses
-from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
-from implicit import Phantom, get_backward
+from implicit import Neumann, Phantom, get_backward
 from implicit.base import BackwardMode
-from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
-from models.language import Injection, Mixer
+from models import LanguageSpec
 from solvers import FixedPointSolver, get_solver
+from tasks.lm.networks import Attractor, Deq, LanguageModule, Parcae, Transformer
 from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
-
-ModelName = Literal["attractor", "transformer", "parcae", "deq"]
-LanguageModule = AttractorLM | TransformerLM | ParcaeLM
-# Mixers that have no heads.
-RECURRENT = ("scan", "gru")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network(Section):
-    """The shape of any model; see `models.LanguageSpec`.
-
-    Attributes:
-        width: Numbers per token.
-        num_heads: Heads of the attention.
-        backbone_blocks: Blocks that make the proposal.
-        refiner_blocks: Blocks that are solved.
-        tied: Decode with the embedding.
-    """
-
-    name: ClassVar[ModelName]
-
-    width: int = 128
-    num_heads: int = 2
-    backbone_blocks: int = 11
-    refiner_blocks: int = 1
-    tied: bool = True
-
-    def shape(self) -> dict[str, Any]:
-        """The options of `LanguageSpec`."""
-        names = {field.name for field in dataclasses.fields(LanguageSpec)}
-        return {name: getattr(self, name) for name in self.names() if name in names}
-
-    @abstractmethod
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """The model, with fresh weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transformer(Network):
-    """As many blocks as an attractor has, each used once.
-
-    Attributes:
-        mixer: What the blocks are made of.
-    """
-
-    name: ClassVar[ModelName] = "transformer"
-
-    mixer: Mixer = "attention"
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        return {"num_heads": "with `--mixer attention`"} if self.mixer in RECURRENT else {}
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return TransformerLM(spec)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parcae(Transformer):
-    """A loop of drawn length.
-
-    Attributes:
-        loops: Mean in training; their number otherwise.
-        coda_blocks: Of the backbone, those after the loop.
-    """
-
-    name: ClassVar[ModelName] = "parcae"
-
-    loops: int = 8
-    coda_blocks: int = 1
-
-    def __post_init__(self) -> None:
-        self.require(0, "coda_blocks")
-        self.require(1, "loops", most=1000)
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return ParcaeLM(spec, self.loops, coda=self.coda_blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solved(Network):
-    """A refiner is solved.
-
-    Attributes:
-        injection: How the refiner sees the proposal.
-    """
-
-    injection: Injection = "additive"
-
-    def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
-        """See `Network`."""
-        return AttractorLM(
-            spec, solve.evaluation_solver(), solve.backward_mode(), solve.eval_max_steps
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deq(Solved):
-    """The equilibrium of a hidden state, from zeros: all blocks are the refiner's."""
-
-    name: ClassVar[ModelName] = "deq"
-
-    def shape(self) -> dict[str, Any]:
-        """See `Network`."""
-        blocks = self.backbone_blocks + self.refiner_blocks
-        return {
-            **super().shape(), "start": "zeros", "backbone_blocks": 0, "refiner_blocks": blocks
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attractor(Solved):
-    """A backbone proposes the state of every token, and a refiner is solved.
-
-    Attributes:
-        mixer: What the backbone is made of.
-        start: Where the solve starts.
-    """
-
-    name: ClassVar[ModelName] = "attractor"
-
-    mixer: Mixer = "attention"
-    start: Start = "proposal"
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        return {} if self.backbone_blocks else {"mixer": "with `--backbone-blocks` above 0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +24,10 @@ class Solve(Section):
         backward: Registered backward mode.
         history: Window of the solver.
         rtol: Relative residual of a solved token.
+        min_steps: Solver updates before a token may stop.
         train_max_steps: Solver updates in training, at most.
         recorded_steps: Recorded updates after them.
+        terms: Of the series; 1 is the published one-step gradient.
         eval_max_steps: In evaluation; 0 leaves the proposal.
     """
 
@@ -163,12 +35,14 @@ class Solve(Section):
     backward: str = "jacobian_free"
     history: int = 5
     rtol: float = 3e-4
+    min_steps: int = 0
     train_max_steps: int = 64
     recorded_steps: int = 4
+    terms: int = Neumann.terms
     eval_max_steps: int = 64
 
     def __post_init__(self) -> None:
-        self.require(0, "eval_max_steps")
+        self.require(0, "eval_max_steps", "min_steps", "terms")
         self.require(1, "recorded_steps")
         self.require(0, "history", most=1000)
         self.evaluation_solver()
@@ -179,8 +53,12 @@ class Solve(Section):
         found = {}
         if not hasattr(get_solver(self.solver), "history"):
             found["history"] = "with solvers that have a window, such as `--solver anderson`"
+        if not hasattr(get_solver(self.solver), "min_steps"):
+            found["min_steps"] = "with solvers that have it, such as `--solver anderson`"
         if not isinstance(get_backward(self.backward), Phantom):
             found["recorded_steps"] = "with `--backward phantom`"
+        if not isinstance(get_backward(self.backward), Neumann):
+            found["terms"] = "with `--backward neumann`"
         return found
 
     @property
@@ -192,8 +70,9 @@ class Solve(Section):
         """The solver, or another one by name, with this run's tolerance and window."""
         name = name or self.solver
         options: dict[str, Any] = {"rtol": self.rtol}
-        if hasattr(get_solver(name), "history"):
-            options["history"] = self.history
+        for option in ("history", "min_steps"):
+            if hasattr(get_solver(name), option):
+                options[option] = getattr(self, option)
         return get_solver(name, **options)
 
     def backward_mode(self) -> BackwardMode:
@@ -201,6 +80,8 @@ class Solve(Section):
         mode = get_backward(self.backward)
         if isinstance(mode, Phantom):
             return dataclasses.replace(mode, steps=self.recorded_steps)
+        if isinstance(mode, Neumann):
+            return dataclasses.replace(mode, terms=self.terms)
         return mode
 
 
@@ -322,36 +203,48 @@ class LanguageConfig(Config):
         return self.model.build(self.spec(), self.solve)
 
 
-def _published(width: int, heads: int, blocks: int, billions: float) -> LanguageConfig:
-    """A published recipe and size: arXiv:2605.12466, sec. 4 and app.
+# The published "one-step" gradient, u = v + J^T v.
+ONE_STEP: dict[str, Any] = {"backward": "neumann", "terms": 1}
 
-    The paper gives width, heads and depth of the smallest one alone. The others widen by 512
-    and deepen until they have the parameters of their name, and see as many tokens for each.
-    The learning rate is ours, and was not tuned at these sizes.
+
+def _published(
+    width: int, blocks: tuple[int, int], billions: float, rate: float, least: int, **options: Any
+) -> LanguageConfig:
+    """A size as it was released with arXiv:2605.12466; docs/reproduce.md lists what differs.
 
     Args:
-        width: Numbers per token.
-        heads: Of 128 numbers each.
-        blocks: Of the backbone.
+        width: Numbers per token, in heads of 128.
+        blocks: Of the backbone and of the refiner.
         billions: Of tokens to train on.
+        rate: The released one of Muon, whose updates have singular values of 1. Ours have the
+            root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
+        least: Steps of a solve, at least.
+        options: Others.
     """
     batch, context = 256, 2048
     return LanguageConfig.of(
         dataset="HuggingFaceFW/fineweb-edu",
+        dataset_name="sample-100BT",
         vocabulary=32_768,
         context=context,
         width=width,
-        num_heads=heads,
-        backbone_blocks=blocks,
+        num_heads=width // 128,
+        backbone_blocks=blocks[0],
+        refiner_blocks=blocks[1],
         batch_size=batch,
         steps=round(billions * 1e9 / (batch * context)),
-        learning_rate=2e-3,
+        learning_rate=float(f"{rate / (0.2 * width**0.5):.2e}"),
+        rope_base=50_000.0,
+        initial="released",
+        norm_embedding=False,
+        min_steps=least,
         warmup=1,
-        averaging=0.99,
+        averaging=0.0,
         max_bytes=200_000_000,
         eval_tokens=10_485_760,
         autocast=True,
         compile=True,
+        **options,
     )
 
 
@@ -376,10 +269,17 @@ PRESETS: dict[str, LanguageConfig] = {
         eval_tokens=111_540, steps=2000, batch_size=12, threads=1,
         width=128, num_heads=4, backbone_blocks=3,
     ),
-    "140m": _published(1024, 8, 7, 11.2),
-    "370m": _published(1536, 12, 10, 29.6),
-    "770m": _published(2048, 16, 13, 61.6),
-    "1.3b": _published(2560, 20, 15, 104.0),
+    # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
+    # with the blocks of the next size.
+    "60m": _published(640, (7, 1), 1.0, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "140m": _published(1024, (7, 1), 11.2, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
+    "370m": _published(1280, (15, 2), 29.6, 8e-3, 8, gate_start=0.75, rtol=2e-4, **ONE_STEP),
+    "770m": _published(
+        1280, (35, 2), 61.6, 6e-3, 6, gate=0.9, gate_start=0.73, rtol=1.5e-4, train_max_steps=32,
+        eval_max_steps=32, backward="exact",
+    ),
+    # As released it has 786 million parameters; only its tokens are those of its name.
+    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, 8, gate_start=0.5, rtol=1e-4, **ONE_STEP),
 }  # fmt: skip
 DEFAULT_PRESET = "small"
 

@@ -15,10 +15,11 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments.compare import COLUMNS, compare, matched
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
-from tasks.lm.config import LanguageConfig, LanguageTask, ModelName
+from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
+from tasks.lm.networks import ModelName
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer

@@ -108,14 +108,14 @@ class HarnessLM(TemplateLM):
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """Log-probability (nats) of each continuation, and whether greedy text would be it."""
-        return self._score([(before, after) for _, before, after in requests])
+        return self.scores([(before, after) for _, before, after in requests])
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-probability (nats) of each text, in windows of `context` tokens."""
         windows = [list(self._windows(request.args[0])) for request in requests]
-        scores = iter(self._score([pair for pairs in windows for pair in pairs]))
+        scores = iter(self.scores([pair for pairs in windows for pair in pairs]))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -146,7 +146,8 @@ class HarnessLM(TemplateLM):
         for at in range(0, len(order), self.batch_size):
             yield order[at : at + self.batch_size]
 
-    def _score(self, pairs: Sequence[Scored]) -> list[tuple[float, bool]]:
+    def scores(self, pairs: Sequence[Scored]) -> list[tuple[float, bool]]:
+        """Log-probability (nats) of the second tokens of each, and whether greedy text has them."""
         found = [(0.0, True)] * len(pairs)
         rows = {i: self._row(*pair) for i, pair in enumerate(pairs) if pair[1]}
         for batch in self._batches(list(rows), [len(row) for row in rows.values()]):

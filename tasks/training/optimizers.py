@@ -89,7 +89,16 @@ def trapezoid(progress: float) -> float:
     return max(FINAL_RATE, min(1.0, (1 - progress) / COOL_DOWN))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "trapezoid": trapezoid}
+def constant(progress: float) -> float:
+    """Constant schedule: 1 throughout, as TRM, HRM, EqR and the Attractor train on puzzles."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": cosine,
+    "trapezoid": trapezoid,
+    "constant": constant,
+}
 
 
 def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:

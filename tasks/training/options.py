@@ -338,7 +338,7 @@ class TrainOptions(Section):
         batch_size: Samples of an optimiser step.
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
-        schedule: Of the rate: falls at once, or late.
+        schedule: Of the rate: falls at once, late, or never.
         optimizer: "muon": for matrices, AdamW for others.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
@@ -365,7 +365,7 @@ class TrainOptions(Section):
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 2e-3
-    schedule: Literal["cosine", "trapezoid"] = "cosine"
+    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05

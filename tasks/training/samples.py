@@ -11,6 +11,8 @@ from solvers.torch_internals import pytree
 from tasks.distributed import Group
 from tasks.training.options import Config
 
+EXPLORED = 0.1
+
 
 @dataclasses.dataclass
 class ActiveSamples:
@@ -91,6 +93,20 @@ def refilled(
         x, target = (drawn[ours.cpu()].to(device) for drawn in draw(len(done)))
         samples.x[places], samples.target[places] = x, target
     return samples
+
+
+def least_segments(batch_size: int, segments: int, generator: torch.Generator) -> Tensor:
+    """Segments that each sample must have had before its halting head may end it.
+
+    None for most, and for a share EXPLORED of them a random number from two on, so that the head
+    also sees samples that go on after it would have stopped them.
+
+    References:
+        G. Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, sec. 2 (the probability).
+    """
+    explored = torch.rand(batch_size, generator=generator) < EXPLORED
+    least = torch.randint(2, max(segments, 2) + 1, (batch_size,), generator=generator)
+    return torch.where(explored, least, 0)
 
 
 def check_samples(tensors: dict[str, Tensor], config: Config, dtype: torch.dtype) -> None:

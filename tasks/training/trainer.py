@@ -40,7 +40,7 @@ from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.optimizers import SCHEDULES, averaged, build_optimizers, named
 from tasks.training.options import Config
-from tasks.training.samples import ActiveSamples, check_samples, refilled
+from tasks.training.samples import ActiveSamples, check_samples, least_segments, refilled
 from tasks.training.stop_signal import Interrupted, StopSignal
 from tasks.training.task import SourceLost, Task
 
@@ -246,12 +246,18 @@ class Trainer:
         samples.age += 1
         done = samples.age >= config.segments
         if config.refill:
-            done |= found.solved if found.halt is None else found.halt > 0
+            done |= found.solved if found.halt is None else self._halted(found.halt, samples.age)
         if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
         samples.age[done] = 0
         metrics = self.task.metrics(found.right)
         return {"loss": found.loss.item(), **metrics, **step_metrics(found.solve)}
+
+    def _halted(self, halt: Tensor, age: Tensor) -> Tensor:
+        """Which samples their halting head ends; see `least_segments` for those that go on."""
+        batch_size, segments = self.config.train.batch_size, self.config.train.segments
+        least = least_segments(batch_size, segments, self.generator)
+        return (halt > 0) & (age >= least[self.group.rows(batch_size)].to(age.device))
 
     def _pass(self, part: int, fresh: Tensor) -> Outcome:
         """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""

@@ -101,6 +101,7 @@ def test_no_backbone_sees_the_future(kind: Any, mixer: str) -> None:
 @pytest.mark.parametrize("changes", [
     {}, {"injection": "concat"}, {"start": "zeros"}, {"tied": False}, {"refiner_blocks": 2},
     {"backbone_blocks": 0, "start": "zeros"}, {"mixer": "scan"}, {"mixer": "gru"},
+    {"rope_base": 3.0, "gate": 0.5, "gate_start": 0.4, "norm_embedding": False},
     *(pytest.param({"mixer": name}, marks=ABSENT) for name in ("gpt2", "llama")),
     pytest.param({"mixer": "gpt2", "backbone_blocks": 0, "start": "zeros"}, marks=ABSENT),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ from torch import nn
 
 from implicit import Phantom
 from models import Cycle, GridSpec, PathNoise, Reasoner, TwoModuleCycle
+from models.reasoners import UPDATES
 from solvers import Picard
 
 
@@ -53,16 +54,24 @@ def test_hrm_cycle_and_its_one_step_gradient_by_hand() -> None:
 
 
 def test_path_noise_damps_always_and_disturbs_in_training_alone() -> None:
-    y, z, x = numbers(1, 2, 3)
-    f = PathNoise(Cycle(Times(0.5), inner=1), damping=0.25, noise=0.5)
-    # f gives (2, 3): y: 0.25 * 1 + 0.75 * 2 = 1.75, z: 0.25 * 2 + 0.75 * 3 = 2.75.
-    new_y, new_z = f.eval()((y, z), x)
-    assert (new_y.item(), new_z.item()) == (1.75, 2.75)
+    old, new, _ = numbers(1, 2, 3)
+    path = PathNoise(damping=0.25, noise=0.5)
+    # 0.25 * 1 + 0.75 * 2 = 1.75.
+    assert path.eval()(old, new).item() == 1.75
     torch.manual_seed(0)
-    draws = torch.stack([torch.stack(f.train()((y, z), x)).flatten() for _ in range(2000)])
-    expected = torch.tensor([1.75, 2.75], dtype=torch.float64)
-    torch.testing.assert_close(draws.mean(0), expected, atol=0.05, rtol=0)
-    torch.testing.assert_close(draws.std(0), torch.full_like(expected, 0.5), atol=0.03, rtol=0)
+    draws = torch.stack([path.train()(old, new).squeeze() for _ in range(2000)])
+    expected = torch.tensor(1.75, dtype=torch.float64)
+    torch.testing.assert_close(draws.mean(), expected, atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.std(), torch.full_like(expected, 0.5), atol=0.03, rtol=0)
+
+
+def test_eqr_damps_every_call_by_hand() -> None:
+    y, z, x = numbers(1, 2, 3)
+    f = Cycle(Times(0.5), inner=2, path=PathNoise(damping=0.5, noise=0.5)).eval()
+    # z: (2 + 0.5 (3 + 1 + 2)) / 2 = 2.5, then (2.5 + 0.5 (3 + 1 + 2.5)) / 2 = 2.875;
+    # y: (1 + 0.5 (1 + 2.875)) / 2 = 1.46875.
+    new_y, new_z = f((y, z), x)
+    assert (new_y.item(), new_z.item()) == (1.46875, 2.875)
 
 
 SPEC = GridSpec(num_symbols=5, num_inputs=4, side=4, layout="image", width=8)
@@ -125,3 +134,50 @@ def test_every_layout_keeps_its_shape_and_mixes_cells(layout: str) -> None:
     assert change.shape == (2, 16)
     assert (change[0] > 0).sum() == (9 if layout == "image" else 16)
     assert (change[1] == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["attention", "mixer"])
+def test_published_blocks_normalise_without_gains(layout: str) -> None:
+    """TRM's formula, post-norm: over the tokens after its mixer, over channels after the rest."""
+    spec = GridSpec(num_symbols=5, num_inputs=4, side=4, layout=layout, width=8)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    block = spec.block().double()
+    assert {name for name, _ in block.named_parameters() if "norm" in name} == set()
+    h = torch.randn(2, 16, 8, dtype=torch.float64)
+
+    def normalised(x: torch.Tensor, dim: int) -> torch.Tensor:
+        return x * (x.square().mean(dim, keepdim=True) + 1e-5).rsqrt()
+
+    expected = normalised(h + block.mixer(h), 1 if layout == "mixer" else 2)
+    expected = normalised(expected + block.mlp(expected), 2)
+    torch.testing.assert_close(block(h), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("layout", ["attention", "mixer"])
+def test_published_initial_scale(layout: str) -> None:
+    """Linear maps keep the variance of their input, and symbols have unit variance."""
+    spec = GridSpec(num_symbols=9, side=9, layout=layout, width=256, num_heads=4)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    parts = nn.ModuleList([spec.block(), spec.head()])
+    linear = [part for part in parts.modules() if isinstance(part, nn.Linear)]
+    assert len(linear) == 5
+    for part in linear:
+        assert part.weight.std().item() * part.in_features**0.5 == pytest.approx(1, abs=0.05)
+        assert part.weight.abs().max() <= 2.28 * part.in_features**-0.5
+    assert spec.encoder().symbol.weight.std().item() == pytest.approx(1, abs=0.05)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("name", "calls"), [("trm", 5), ("eqr", 5), ("reasoner", 2), ("hrm", 3)])
+def test_cycles_of_a_task_reach_the_updates_that_have_them(name: str, calls: int) -> None:
+    spec = GridSpec(num_symbols=5, num_inputs=4, side=4, layout="image", width=8, cycles=4)
+    update, count = UPDATES[name](spec), [0]
+
+    def counted(*_: object) -> None:
+        count[0] += 1
+
+    for net in update.children():
+        if not isinstance(net, PathNoise):
+            net.register_forward_hook(counted)
+    x = torch.zeros(1, 16, 8)
+    update((x, x), x)
+    assert count[0] == calls

@@ -44,7 +44,7 @@ def half(y: Tensor) -> Tensor:
             lambda: solvers.get_solver("anderson", histroy=3),
             ValueError,
             "Unknown option of 'anderson', 'histroy'. Options: rtol, atol, history, damping, "
-            "ridge. Did you mean 'history'?",
+            "ridge, min_steps. Did you mean 'history'?",
         ),
         (lambda: solvers.solve(half, Y0, solver=3), TypeError, "Expected a solver name"),  # type: ignore[arg-type]
         (lambda: solvers.solve(half, Y0, solver=Picard), TypeError, "Call the class: `Picard()`"),  # type: ignore[arg-type]
@@ -52,6 +52,7 @@ def half(y: Tensor) -> Tensor:
         (lambda: Picard(damping=1.0), ValueError, "`damping` must lie in [0, 1), got 1.0."),
         (lambda: Picard(rtol=-1.0), ValueError, "`rtol` must be finite and at least 0, got -1.0."),
         (lambda: Anderson(atol=float("nan")), ValueError, "`atol` must be finite"),
+        (lambda: Anderson(min_steps=-1), ValueError, "`min_steps` must be an integer of at least"),
         (lambda: Broyden(rtol=float("inf")), ValueError, "`rtol` must be finite"),
         (lambda: Picard(damping=-0.1), ValueError, "`damping` must lie in [0, 1), got -0.1."),
         (lambda: Anderson(damping=float("nan")), ValueError, "`damping` must lie in [0, 1), got"),

@@ -18,7 +18,7 @@ import solvers
 from implicit.registry import MODES
 from solvers.registry import LINEAR, SOLVERS
 
-OPTIONS = "Options: rtol, atol, history, damping, ridge."
+OPTIONS = "Options: rtol, atol, history, damping, ridge, min_steps."
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from parameters import long, slow
 from torch import Tensor
 
 from models import TokenLayout
+from models.language import Injection, Mixer
 from solvers import get_solver
 from tasks.export import Inference, write_program
 from tasks.lm.config import PRESETS as LANGUAGE
-from tasks.lm.config import Injection, Mixer
-from tasks.lm.config import ModelName as LanguageModelName
+from tasks.lm.networks import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZES
 from tasks.puzzles.config import ModelName
 from tasks.sudoku.config import PRESETS as SUDOKU

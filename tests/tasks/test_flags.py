@@ -56,15 +56,19 @@ PUZZLE_KINDS = {
     ),
     "transformer": (*SHAPE, "backbone_blocks"),
 }  # fmt: skip
-BLOCKS = ["backbone_blocks", "num_heads", "refiner_blocks", "tied", "width"]
+BLOCKS = [
+    "backbone_blocks", "initial", "norm_embedding", "num_heads", "refiner_blocks", "rope_base",
+    "tied", "width",
+]  # fmt: skip
 TOKENS = [
-    "backward", "eval_max_steps", "history", "recorded_steps", "rtol", "solver", "train_max_steps"
+    "backward", "eval_max_steps", "history", "min_steps", "recorded_steps", "rtol", "solver",
+    "terms", "train_max_steps",
 ]  # fmt: skip
 TEXT_KINDS = {
-    "attractor": (*BLOCKS, "injection", "mixer", "start", *TOKENS),
+    "attractor": (*BLOCKS, "gate", "gate_start", "injection", "mixer", "start", *TOKENS),
     "transformer": (*BLOCKS, "mixer"),
     "parcae": (*BLOCKS, "coda_blocks", "loops", "mixer"),
-    "deq": (*BLOCKS, "injection", *TOKENS),
+    "deq": (*BLOCKS, "gate", "gate_start", "injection", *TOKENS),
 }
 FILES = ["test_data", "test_puzzles", "train_data", "train_puzzles", "loss"]
 DATA = {
@@ -163,12 +167,16 @@ REFUSED = [
     ("lm", "--loops 3", "of `--model parcae`; this run trains an attractor."),
     ("lm", "--model transformer --injection concat", "this run trains a transformer"),
     ("lm", "--solver picard --history 3", "only with solvers that have a window"),
+    ("lm", "--solver picard --min-steps 3", "only with solvers that have it"),
     ("lm", "--model parcae --mixer gru --num-heads 2", "only with `--mixer attention`"),
+    ("lm", "--model parcae --mixer llama --rope-base 5e4", "only with `--mixer attention`"),
+    ("lm", "--model transformer --gate 0.5", "option of `--model attractor|deq`"),
     ("lm", "--column words", "`--column` has an effect only with `--dataset`"),
     ("lm", "--free-steps 3", "`--free-steps` is called `--train-max-steps` now"),
     ("lm", "--eval-steps=3", "`--eval-steps` is called `--eval-max-steps` now"),
     ("lm", "--model atractor", "Did you mean 'attractor'?"),
     ("lm", "--recorded_steps 2", "only with `--backward phantom`"),
+    ("lm", "--terms 2", "only with `--backward neumann`"),
 ]  # fmt: skip
 
 

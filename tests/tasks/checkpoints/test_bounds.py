@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tasks.checkpoints import sharded
 from tasks.checkpoints.checkpoint import bounded_by, load_weights
 from tasks.checkpoints.file import CheckpointError
+from tasks.lm.config import LanguageConfig
 from tasks.sudoku.config import SudokuConfig
 from tests.support.hostile_files import CONFIGS, configurations, good, loader, write, wrong_answer
 
@@ -74,6 +75,12 @@ def test_what_fits_is_built_as_ever() -> None:
     with bounded_by(plain, CONFIG, "here"):
         bounded = CONFIG.build()
     assert all(torch.equal(bounded.state_dict()[name], value) for name, value in plain.items())
+
+
+def test_a_real_number_that_is_whole_is_no_size() -> None:
+    config = LanguageConfig.of(vocabulary=257, width=8, backbone_blocks=0, rope_base=50_000)
+    with bounded_by(config.build().state_dict(), config, "here"):
+        config.build()
 
 
 def test_weights_that_do_not_fit_are_named() -> None:

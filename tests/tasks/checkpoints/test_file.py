@@ -13,6 +13,7 @@ from tasks.checkpoints.checkpoint import (
     restore_optimizer,
 )
 from tasks.checkpoints.file import CheckpointError
+from tasks.maze.config import PRESETS as MAZES
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -70,6 +71,36 @@ def test_pickle_is_not_executed(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit() -> None:
     with pytest.raises(CheckpointError, match="do not fit this model"):
         load_weights(torch.nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, Path("here"))
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "said"),
+    [
+        ("eqr", "image", ["EqR damped its state"]),
+        ("eqr", "mixer", ["EqR damped its state", "norms with learned gains"]),
+        ("trm", "mixer", ["256 hidden numbers"]),
+        ("reasoner", "attention", ["norms with learned gains"]),
+        ("transformer", "attention", ["norms with learned gains"]),
+    ],
+)
+def test_weights_of_networks_that_have_changed(model: str, layout: str, said: list[str]) -> None:
+    """Named as they were before blocks of TRM, HRM and EqR became those published."""
+    module = MAZES["tiny"].adapted(model=model, layout=layout).build()
+    earlier = {}
+    for name, weight in module.state_dict().items():
+        name = name.replace("module.net.", "module.f.net.") if model == "eqr" else name
+        earlier[name] = weight
+        stem, found, _ = name.partition(".mixer.")
+        if found and layout != "image":
+            earlier |= {f"{stem}.{part}_norm.weight": torch.ones(16) for part in ("mixer", "mlp")}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(module, earlier, Path("here"))
+    message = str(caught.value)
+    assert message.startswith("The weights in here were trained by an earlier version")
+    assert all(part in message for part in said)
+    assert ("EqR" in message) == (model == "eqr")
+    assert "Evaluate them with the version that trained them, or train again." in message
+    load_weights(module, module.state_dict(), Path("here"))
 
 
 def test_a_message_is_no_command_to_a_terminal() -> None:

@@ -1,13 +1,14 @@
 """The command line of the language task from end to end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from tasks.lm.__main__ import main
-from tasks.lm.config import PRESETS
+from tasks.lm.config import PRESETS, LanguageConfig
 
 TINY = ["--preset", "tiny", "--width", "32", "--num-heads", "2", "--max-bytes", "200000",
         "--eval-tokens", "1024", "--eval-max-steps", "16"]  # fmt: skip
@@ -111,7 +112,15 @@ def test_compare_repeats_nothing_and_matches_sizes(
     arguments += ["--ablations", "start=zeros", "--backbone-blocks", "2"]
     arguments += ["--rates", "1e-3", "8e-3", "--seeds", "2", "--steps", "3", "--out", "runs"]
     assert main(arguments) == 0
-    rows = json.loads(Path("runs/table.json").read_text())["rows"]
+    table = json.loads(Path("runs/table.json").read_text())
+    assert table["rates"] == [1e-3, 8e-3]
+    assert table["commit"] is None or re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", table["commit"])
+    rows = table["rows"]
+    for row in rows:  # each holds the options of its run, with the rate that was chosen
+        config = LanguageConfig.from_json(row["config"])
+        assert (config.train.learning_rate, config.train.steps) == (row["rate"], 3)
+        assert row["model"].startswith(config.model.name)
+        assert set(map(float, row["search"])) == {1e-3, 8e-3}
     bits = [row["bits_per_byte"] for row in rows]
     assert bits == sorted(bits)
     assert [sum(row["by_seed"]) / 2 for row in rows] == pytest.approx(bits)

@@ -7,8 +7,9 @@ import torch
 
 from models.language import Mixer
 from tasks.experiments.compare import matched
-from tasks.lm.config import PRESETS, LanguageConfig, ModelName
+from tasks.lm.config import PRESETS, LanguageConfig
 from tasks.lm.experiment import ablated
+from tasks.lm.networks import ModelName
 
 
 def size(config: LanguageConfig) -> int:

@@ -5,10 +5,34 @@ from typing import get_args
 import pytest
 import torch
 
+import implicit
 from tasks.experiments.compare import matched
-from tasks.lm.config import PRESETS, ModelName
+from tasks.lm.config import PRESETS
+from tasks.lm.networks import ModelName
+from tasks.training.optimizers import Muon, build_optimizers
 
-PUBLISHED = {"140m": 140e6, "370m": 370e6, "770m": 770e6, "1.3b": 1.3e9}
+# Parameters as released; the last is called so for its tokens.
+PUBLISHED = {
+    "60m": 60_305_280, "140m": 134_237_184, "370m": 376_226_560, "770m": 769_493_760,
+    "1.3b": 786_522_624,
+}  # fmt: skip
+# Width, blocks of backbone and refiner, billions of tokens, tolerance and most solver steps.
+RELEASED = {
+    "60m": (640, 7, 1, 1.0, 3e-4, 64),
+    "140m": (1024, 7, 1, 11.2, 3e-4, 64),
+    "370m": (1280, 15, 2, 29.6, 2e-4, 64),
+    "770m": (1280, 35, 2, 61.6, 1.5e-4, 32),
+    "1.3b": (1536, 23, 3, 104.0, 1e-4, 64),
+}
+# Least number of solver steps: `min_iter`.
+LEAST = {"60m": 6, "140m": 6, "370m": 8, "770m": 6, "1.3b": 8}
+# Largest value and start of the refiner's gates: `gamma_max` and `layer_scale_init`.
+GATES = {
+    "60m": (0.75, 0.75), "140m": (0.75, 0.75), "370m": (1.0, 0.75), "770m": (0.9, 0.73),
+    "1.3b": (1.0, 0.5),
+}  # fmt: skip
+# Muon's rate.
+RATES = {"60m": 8e-3, "140m": 8e-3, "370m": 8e-3, "770m": 6e-3, "1.3b": 4e-3}
 
 
 def parameters(name: str, model: ModelName) -> int:
@@ -19,8 +43,58 @@ def parameters(name: str, model: ModelName) -> int:
 
 @pytest.mark.parametrize("model", get_args(ModelName))
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes_within_5_percent(name: str, model: ModelName) -> None:
+def test_baselines_are_as_large_as_the_released_attractor(name: str, model: ModelName) -> None:
     assert parameters(name, model) == pytest.approx(PUBLISHED[name], rel=0.05)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_are_those_released(name: str) -> None:
+    config, (width, backbone, refiner, billions, rtol, most) = PRESETS[name], RELEASED[name]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in config.build().parameters()) == PUBLISHED[name]
+    spec, solve = config.spec(), config.solve
+    assert (spec.width, spec.backbone_blocks, spec.refiner_blocks) == (width, backbone, refiner)
+    assert spec.width == 128 * spec.num_heads
+    assert config.train.steps is not None
+    tokens = config.train.steps * config.train.batch_size * config.data.context
+    assert tokens == pytest.approx(billions * 1e9, rel=1e-3)
+    assert (solve.rtol, solve.train_max_steps, solve.eval_max_steps) == (rtol, most, most)
+    assert getattr(solve.evaluation_solver(), "min_steps", None) == LEAST[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_begin_as_those_released(name: str) -> None:
+    spec = PRESETS[name].spec()
+    assert (spec.gate, spec.gate_start) == GATES[name]
+    for model in get_args(ModelName):
+        other = PRESETS[name].adapted(model=model).spec()
+        assert (other.rope_base, other.initial, other.norm_embedding) == (5e4, "released", False)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_gradient_is_two_terms_or_an_adjoint_solve(name: str) -> None:
+    mode = PRESETS[name].solve.backward_mode()
+    assert mode == (implicit.get_backward("exact") if name == "770m" else implicit.Neumann(terms=1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_update_of_a_matrix_is_as_large_as_the_released_one(name: str) -> None:
+    """Of a square one, whose update by Muon has singular values of 1, times the rate."""
+    config = PRESETS[name]
+    width, rate = config.model.width, config.train.learning_rate
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(width, width))
+    weight.grad = torch.linalg.qr(torch.randn(width, width))[0]
+    model = torch.nn.Module()
+    model.weight = weight
+    model.other = torch.nn.Parameter(torch.zeros(2))
+    muon = build_optimizers(model, config)[0]
+    assert isinstance(muon, Muon)
+    muon.step()
+    step = torch.linalg.matrix_norm(weight.detach()).item() / width**0.5
+    # The singular values after five iterations lie around 1.
+    assert step == pytest.approx(RATES[name], rel=0.25)
+    assert rate == pytest.approx(RATES[name] / (0.2 * width**0.5), rel=0.01)
 
 
 def test_the_smallest_published_size_is_the_paper_s() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models.language
 from models import recompute_activations
 from tasks.lm.config import PRESETS as LM
-from tasks.lm.config import ModelName as LanguageModelName
+from tasks.lm.networks import ModelName as LanguageModelName
 from tasks.maze.config import PRESETS as MAZE
 from tasks.planning.cluster import Cluster, memory
 from tasks.planning.peak_memory import PeakMemory

@@ -20,6 +20,7 @@ from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
+from tasks.training.samples import EXPLORED, least_segments
 from tasks.training.stop_signal import Interrupted
 from tasks.training.task import SourceLost
 from tasks.training.trainer import MAX_SKIPPED, Diverged, Trainer
@@ -193,6 +194,33 @@ def test_interrupted_run_resumes_to_the_same_curve(
         assert torch.equal(second.model.state_dict()[name], value), name
     for name, value in whole.average.state_dict().items():
         assert torch.equal(second.average.state_dict()[name], value), name
+
+
+def test_a_share_of_samples_goes_on_although_the_head_would_end_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(share: float) -> int:
+        monkeypatch.setattr("tasks.training.samples.EXPLORED", share)
+        task = Recorder()
+        options = {"model": "reasoner", "halting": True, "refill": True, "segments": 4}
+        trainer = make(tmp_path / str(share), task, steps=6, learning_rate=1e-6, **options)
+        with torch.no_grad():
+            trainer.model.halt.bias.fill_(50.0)  # type: ignore[union-attr,operator]
+        trainer.run()
+        return sum(map(len, task.given))
+
+    assert given(0.0) == 6 * 4
+    # Two to four segments each, instead of one, but for the first, which count as older.
+    assert 2 * 4 <= given(1.0) <= 4 * 4
+
+
+def test_samples_that_go_on_have_a_random_number_of_segments() -> None:
+    least = least_segments(50_000, 16, torch.Generator().manual_seed(0))
+    explored = least[least > 0]
+    assert len(explored) / len(least) == pytest.approx(EXPLORED, rel=0.05)
+    assert explored.unique().tolist() == list(range(2, 17))
+    assert explored.float().mean().item() == pytest.approx(9, rel=0.02)
+    assert least_segments(8, 1, torch.Generator()).max() <= 2
 
 
 def test_data_that_are_lost_leave_a_checkpoint_with_their_position(tmp_path: Path) -> None:
