@@ -36,6 +36,9 @@ def flag(name: str) -> str:
 class Section:
     """A group of options."""
 
+    # For an option that names a folder, the file in it that has the digests of all others.
+    listed: ClassVar[Mapping[str, str]] = {}
+
     def unused(self) -> dict[str, str]:
         """The options that nothing reads, given the others, and what each needs for an effect."""
         return {}
