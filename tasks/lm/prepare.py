@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import IO
 
 import numpy as np
 
-from tasks.folders import FolderLock, draft
+from tasks.folders import LOCK, FolderLock, draft, sweep
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import is_held_out, read_texts, split
 from tasks.lm.shards import (
@@ -30,6 +31,8 @@ from tasks.lm.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 LONGEST = 2**16
 # Characters that are encoded at once, on all cores; and tokens from one line of progress on.
 AT_ONCE, SHOWN = 2_000_000, 50_000_000
+# Files that are here before the manifest is.
+OWN = re.compile(rf"({'|'.join(PARTS)})-\d+\.(tokens|index)|{re.escape(TOKENIZER)}")
 # Texts, and whether they are held out.
 Texts = Iterable[tuple[str, bool]]
 
@@ -122,31 +125,28 @@ def prepare(
         shard_tokens: Of a file.
 
     Raises:
-        FolderInUse: Another process prepares the folder.
+        FolderInUse: Another process writes to the folder.
         ValueError: The folder holds files, the text cannot be read or is too short, or the disk is
             full; what was written is removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        was_ours = (folder / LOCK).exists()
         lock = FolderLock(folder)
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be written ({error.strerror}). Name another folder."
         ) from error
     with lock:
-        if held := [path.name for path in sorted(folder.iterdir()) if path.name[0] != "."]:
-            whole = (
-                "holds tokens already" if MANIFEST in held else f"holds files, such as {held[0]}"
-            )
-            raise ValueError(f"{folder} {whole}. Name a new or empty folder.")
+        _make_empty(folder, was_ours)
         tokenizer, texts, source = _open(config, state)
         data = config.data
         writers = {part: PartWriter(folder, part, data.vocabulary, shard_tokens) for part in PARTS}
         names = (TOKENIZER, MANIFEST)
         try:
             content = tokenizer.to_json().encode()
-            _write(folder / TOKENIZER, content)
             _encode(texts, tokenizer, writers, tokens)
+            _write(folder / TOKENIZER, content)
             shards = {part: writer.shards for part, writer in writers.items()}
             manifest = Manifest(
                 vocabulary=data.vocabulary, tokenizer=digest_of(content), source=source, **shards
@@ -166,6 +166,22 @@ def prepare(
                 "what was written is removed again. Make room, or name a folder on another disk."
             ) from error
     return manifest
+
+
+def _make_empty(folder: Path, was_ours: bool) -> None:
+    """Remove what a killed `prepare` left in a folder, which is locked.
+
+    Raises:
+        ValueError: The folder holds anything else.
+    """
+    sweep(folder)
+    held = [path for path in sorted(folder.iterdir()) if path.name != LOCK]
+    if held and not (was_ours and all(OWN.fullmatch(path.name) for path in held)):
+        whole = (folder / MANIFEST).exists()
+        holds = "holds tokens already" if whole else f"holds {held[0].name}"
+        raise ValueError(f"{folder} {holds}. Name a new or empty folder.")
+    for path in held:
+        path.unlink()
 
 
 def _write(path: Path, content: bytes) -> None:

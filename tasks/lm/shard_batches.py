@@ -18,6 +18,8 @@ from tasks.lm.shards import Manifest, ShardError, TokenStore, read_tokenizer_fil
 from tasks.lm.tokenizer import load_tokenizer
 
 ROUNDS = 8
+# Documents whose places are looked up at once, at least.
+AHEAD = 4096
 
 
 class Order:
@@ -143,7 +145,8 @@ class ShardedBatches(Batches):
         mean = self.store.num_tokens / self.store.num_documents
         while (missing := self._offset + count - int(self._bounds[-1])) > 0:
             first = self._place + len(self._documents)
-            more = self.order(np.arange(first, first + int(1.1 * missing / mean) + 16))
+            number = max(int(1.1 * missing / mean) + 16, min(AHEAD, 4 * self.order.count))
+            more = self.order(np.arange(first, first + number))
             ends = self._bounds[-1] + np.cumsum(self.store.lengths(more))
             self._documents = np.concatenate([self._documents, more])
             self._bounds = np.concatenate([self._bounds, ends])

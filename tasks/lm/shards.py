@@ -15,8 +15,10 @@ import hashlib
 import json
 import os
 import re
+import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +199,18 @@ class TokenStore:
             the tokens themselves are compared with their checksums when they are read.
     """
 
-    def __init__(self, folder: Path, shards: Iterable[Shard], vocabulary: int):
+    def __init__(self, folder: Path, shards: Sequence[Shard], vocabulary: int):
         self.vocabulary, self.dtype = vocabulary, token_type(vocabulary)
         self._paths = [folder / f"{shard.name}.tokens" for shard in shards]
-        bounds, checks, self._files = [np.zeros(1, np.int64)], [], []
+        bounds, checks = [np.zeros(1, np.int64)], []
+        self._files: list[FileIO] = []
         for shard, path in zip(shards, self._paths, strict=True):
             _require_size(path, shard.tokens * self.dtype.itemsize)
             index = _read_index(path.with_suffix(".index"), shard)
             bounds.append(index["end"].astype(np.int64) + bounds[-1][-1])
             checks.append(index["check"].astype(np.uint32))
-            self._files.append(path.open("rb", buffering=0))
+            self._files.append(FileIO(path))
+        weakref.finalize(self, _close, self._files)
         # The first document and the first token of each file.
         self._first = np.cumsum([0] + [len(part) for part in checks])
         self._base = np.array([part[-1] for part in bounds[:-1]])
@@ -287,6 +291,11 @@ class TokenStore:
             f"{self._paths[file]} is not as it was prepared: {problem}. Put the file back, or "
             "prepare the folder anew with the same text and tokenizer."
         )
+
+
+def _close(files: Sequence[FileIO]) -> None:
+    for file in files:
+        file.close()
 
 
 def _require_size(path: Path, size: int) -> None:

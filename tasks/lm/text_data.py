@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.training.options import Section
+from tasks.training.reading import Reading
 
 # Options of which a run has at most one; and the values with which it has none.
 SOURCES = ("text", "dataset", "shards")
 NO_TEXT: dict[str, Any] = dict.fromkeys((*SOURCES, "dataset_name"))
+# Tokens per second of one core, as `benchmarks/bench_pipeline.py` measures them.
+SHARDS, TOKENISED = 50e6, 0.3e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,3 +73,11 @@ class TextData(Section):
         if self.vocabulary == 257:
             return {"max_bytes": "with `--text`, or with a `--vocabulary` above 257"}
         return {}
+
+    def reading(self) -> Reading | None:
+        """See `Section`; text without a data set is in memory as tokens."""
+        if self.shards is not None:
+            return Reading("Prepared tokens, each process its own rows", SHARDS, own_rows=True)
+        if self.dataset is not None:
+            return Reading("A stream, tokenised by each process", TOKENISED, own_rows=False)
+        return None
