@@ -204,13 +204,13 @@ class TokenStore:
         self._paths = [folder / f"{shard.name}.tokens" for shard in shards]
         bounds, checks = [np.zeros(1, np.int64)], []
         self._files: list[FileIO] = []
+        weakref.finalize(self, _close, self._files)
         for shard, path in zip(shards, self._paths, strict=True):
             _require_size(path, shard.tokens * self.dtype.itemsize)
             index = _read_index(path.with_suffix(".index"), shard)
             bounds.append(index["end"].astype(np.int64) + bounds[-1][-1])
             checks.append(index["check"].astype(np.uint32))
             self._files.append(FileIO(path))
-        weakref.finalize(self, _close, self._files)
         # The first document and the first token of each file.
         self._first = np.cumsum([0] + [len(part) for part in checks])
         self._base = np.array([part[-1] for part in bounds[:-1]])
