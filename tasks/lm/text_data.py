@@ -10,7 +10,7 @@ from tasks.training.reading import Reading
 # Options of which a run has at most one; and the values with which it has none.
 SOURCES = ("text", "dataset", "shards")
 NO_TEXT: dict[str, Any] = dict.fromkeys((*SOURCES, "dataset_name"))
-# Tokens per second of one core, as `benchmarks/bench_pipeline.py` measures them.
+# Tokens per second of one core: less than `benchmarks/bench_pipeline.py` measures, to be safe.
 SHARDS, TOKENISED = 50e6, 0.3e6
 
 

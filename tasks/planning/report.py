@@ -21,7 +21,7 @@ from tasks.planning.cluster import (
     steps_shown,
 )
 from tasks.planning.plan import Plan, show_bytes
-from tasks.planning.starving import in_words, reading_plan
+from tasks.planning.starving import reading_plan
 
 # Parameters below which a model is planned for one GPU, if the user does not say.
 SMALL = 100_000_000
@@ -133,7 +133,7 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         rows,
     )
     if found["reading"] is not None:
-        print(in_words(found["reading"]))
+        print(found["reading"]["advice"])
 
 
 def _way(row: Mapping[str, Any]) -> str:
