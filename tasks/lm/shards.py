@@ -150,8 +150,10 @@ class Manifest:
         except ShardError:
             raise
         except (ValueError, TypeError, KeyError, RecursionError) as error:
+            # Of the others, the message has names from the file.
+            reason = error if isinstance(error, ValueError) else "its entries are not ours"
             raise ShardError(
-                f"{path} is not the manifest of a folder of tokens, or is damaged ({error}). "
+                f"{path} is not the manifest of a folder of tokens, or is damaged ({reason}). "
                 "Prepare the folder anew, or name another with `--shards`."
             ) from error
 
