@@ -174,7 +174,9 @@ def parse_config(
     )
     _refuse_rest(rest, [*flat, *(top or ()), *others], program, {})
     values = {name: v for part in PARTS for name, v in vars(getattr(found, part)).items()}
-    config = config.changed(**{n: v for n, v in values.items() if n in flat and v != flat[n]})
+    config = config.changed(
+        **{n: v for n, v in values.items() if n in flat and (n in names or v != flat[n])}
+    )
     config.refuse_unused(name for name in names if name in known)
     return config
 

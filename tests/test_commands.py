@@ -40,7 +40,7 @@ COMMANDS = {
     name.rpartition(".")[2]: importlib.import_module(f"{name}.__main__").main
     for name in (*(f"tasks.{task}" for task in TASKS), "examples.queens")
 }
-NAMES = "train|eval|solve|serve|export|plan|compare|generate|internalise|loops|harness"
+NAMES = "train|eval|solve|serve|export|plan|compare|generate|internalise|loops|harness|prepare"
 PROGRAMS = ("python", ".venv/bin/python", "torchrun", "make", ".venv/bin/pip", "pip", "curl",
             "tensorboard", "apt-get")  # fmt: skip
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar
 import tyro
 
 from tasks.flags import require_defaults
+from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling
+from tasks.training.options import flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,3 +170,48 @@ class HarnessOptions:
     batch_size: int = 16
     device: str = "auto"
     json: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Write the tokens of a text into a folder, once, for `train --shards` to read.
+
+    What is not named here is that of `--preset`, as in `train`: text, vocabulary, and how many
+    tokens its run takes.
+
+    Attributes:
+        folder: New or empty.
+        text: A file or folder of text.
+        dataset: Instead: a data set.
+        dataset_name: Its configuration, if it has several.
+        column: Its column of texts.
+        max_bytes: Of a text: no more than that. Of a data set: to learn tokens from.
+        vocabulary: Tokens: 257 for bytes, more are learned.
+        held_out: Share of the texts, or the end of one, to evaluate on.
+        tokenizer: Of a model, or of another such folder, instead of learning one.
+        tokens: Stop after so many to train on.
+        shard_tokens: Tokens of a file.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    text: Path | None = None
+    dataset: str | None = None
+    dataset_name: str | None = None
+    column: str | None = None
+    max_bytes: int | None = None
+    vocabulary: int | None = None
+    held_out: float | None = None
+    tokenizer: Path | None = None
+    tokens: int | None = None
+    shard_tokens: int = 250_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "shard_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")
+
+    def applied(self, config: LanguageConfig) -> LanguageConfig:
+        """The configuration of a preset, with what is named here."""
+        names = ("text", "dataset", "dataset_name", "column", "max_bytes", "vocabulary", "held_out")
+        named = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return config.changed(**named)

@@ -5,6 +5,7 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.lm.command_options import (
     HeldOutOptions,
     InternaliseOptions,
     LoopsOptions,
+    PrepareOptions,
 )
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
@@ -62,6 +64,7 @@ class LanguageCommands(CommandLine):
             "loops RUN ...": "loss with more loops than in training",
             "compare": "models at equal size and budget, one table",
             "harness --tasks ...": "tasks of the lm-evaluation-harness",
+            "prepare FOLDER": "tokens of a text, once, for `train --shards`",
             "plan": "memory, time and cost on GPUs; --gpus",
             "export FOLDER": "a folder as the Hugging Face Hub has it",
             "export FILE.pt2": "a program that runs without this project",
@@ -77,6 +80,7 @@ class LanguageCommands(CommandLine):
             "loops": self.loops,
             "compare": self.compare,
             "harness": self.harness,
+            "prepare": self.prepare,
             "plan": self.plan,
             "export": self.export,
         }
@@ -221,6 +225,30 @@ class LanguageCommands(CommandLine):
         print_result(result, options.json)
         return 0
 
+    def prepare(self, arguments: list[str]) -> int:
+        """Write the tokens of a text or data set into a folder that `train --shards` reads."""
+        from tasks.lm.prepare import prepare
+        from tasks.lm.shards import tokenizer_of
+
+        arguments, _, config = self._take_preset(arguments)
+        options = parse(PrepareOptions, arguments, f"{self.program} prepare")
+        config = options.applied(config)
+        state = None
+        if (named := options.tokenizer) is not None:
+            state = tokenizer_of(named)
+            if state is None:
+                checkpoint = read_checkpoint(locate(self.task.name, named))
+                state = read_tokenizer(checkpoint, config).to_json()
+        tokens = options.tokens or config.num_train_tokens
+        made = prepare(options.folder, config, state, tokens, options.shard_tokens)
+        counts = [sum(shard.tokens for shard in part) for part in (made.training, made.held_out)]
+        print(
+            f"Written: {options.folder}, {counts[0]:,} tokens to train on and {counts[1]:,} held "
+            f"out. What next:\n  {self.program} train --shards {shlex.quote(str(options.folder))} "
+            f"--vocabulary {made.vocabulary}"
+        )
+        return 0
+
     def export(self, arguments: list[str]) -> int:
         """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
         options = parse(ExportOptions, arguments, f"{self.program} export")
@@ -312,7 +340,7 @@ class LanguageCommands(CommandLine):
             options.checkpoint, options.device, options.solver
         )
         if options.text is not None:
-            config = config.adapted(text=options.text, dataset=None, dataset_name=None)
+            config = config.changed(text=options.text)
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -12,6 +12,7 @@ from implicit.base import BackwardMode
 from models import LanguageSpec
 from solvers import FixedPointSolver, get_solver
 from tasks.lm.networks import Attractor, Deq, LanguageModule, Parcae, Transformer
+from tasks.lm.text_data import NO_TEXT, SOURCES, TextData
 from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 
@@ -86,62 +87,6 @@ class Solve(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextData(Section):
-    """Text to train on, and other text to evaluate on.
-
-    Attributes:
-        text: A file or folder; by default Python's sources.
-        dataset: Instead: a data set to stream.
-        dataset_name: Its configuration, if it has several.
-        column: Its column of texts.
-        max_bytes: No more text than that.
-        vocabulary: Tokens: 257 for bytes, more are learned.
-        context: Tokens of a sequence in training.
-        held_out: Share of the texts, or the end of one, to evaluate on.
-        eval_tokens: Held-out tokens to evaluate on.
-    """
-
-    paths: ClassVar[tuple[str, ...]] = ("text",)
-
-    text: Path | None = None
-    dataset: str | None = None
-    dataset_name: str | None = None
-    column: str = "text"
-    max_bytes: int = 8_000_000
-    vocabulary: int = 1024
-    context: int = 256
-    held_out: float = 0.05
-    eval_tokens: int = 50_000
-
-    def __post_init__(self) -> None:
-        self.require(1, "context", "eval_tokens")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"`held_out` must be between 0 and 1, got {self.held_out!r}.")
-        if self.dataset is None and self.dataset_name is not None:
-            raise ValueError(
-                f"`dataset_name` is {self.dataset_name!r}, but no `dataset` is named that would "
-                "have such a configuration."
-            )
-        if self.dataset is not None and self.text is not None:
-            raise ValueError(
-                f"Both `text` ({self.text}) and `dataset` ({self.dataset}) are named: drop one."
-            )
-        if self.vocabulary < 257:
-            raise ValueError(
-                f"`vocabulary` must be at least 257 (bytes and an end of text), got "
-                f"{self.vocabulary!r}."
-            )
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        if self.dataset is None:
-            return dict.fromkeys(("dataset_name", "column"), "with `--dataset`")
-        if self.vocabulary == 257:
-            return {"max_bytes": "with `--text`, or with a `--vocabulary` above 257"}
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True)
 class LanguageConfig(Config):
     """Train a language model on text, then evaluate it on text held out."""
 
@@ -170,6 +115,11 @@ class LanguageConfig(Config):
     def __post_init__(self) -> None:
         self.spec()
 
+    def changed(self, **options: Any) -> Self:
+        """See `Config`; a source of text takes the place of the one that there is."""
+        named = any(options.get(name) is not None for name in SOURCES)
+        return self._from(self.flat() | (NO_TEXT if named else {}), options)
+
     @property
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
@@ -179,6 +129,12 @@ class LanguageConfig(Config):
     def num_inputs(self) -> int:
         """Number of tokens of the vocabulary."""
         return self.data.vocabulary
+
+    @property
+    def num_train_tokens(self) -> int | None:
+        """Tokens of the whole run; None if minutes are its budget."""
+        steps, train = self.train.steps, self.train
+        return None if steps is None else steps * train.batch_size * self.data.context
 
     @property
     def train_steps(self) -> int:

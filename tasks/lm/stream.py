@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus, is_held_out, load_corpus
+from tasks.lm.shard_batches import load_shards
 from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import SourceLost
 
@@ -195,8 +196,11 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
         state: A tokenizer's state, to use instead of learning one.
 
     Raises:
-        ValueError: The text or data set is missing, cannot be read, or is too short.
+        ValueError: The text or data set is missing, cannot be read, or is too short; or the
+            folder of tokens is damaged, or of another tokenizer.
     """
+    if config.data.shards is not None:
+        return load_shards(config, state)
     if config.data.dataset is None:
         return Batches(load_corpus(config, state), config)
     known = None if state is None else load_tokenizer(state, config.data.vocabulary)
@@ -207,10 +211,17 @@ def load_batches(config: LanguageConfig, state: str | None = None) -> Batches:
     return StreamedBatches(corpus, documents, config)
 
 
-def _beginning(
-    documents: Documents, config: LanguageConfig, known: Tokenizer | None
-) -> tuple[Tokenizer, list[int]]:
-    """Train the tokenizer unless it is known, and read the held-out tokens."""
+def learn_tokenizer(
+    documents: Documents, config: LanguageConfig, known: Tokenizer | None = None
+) -> tuple[Tokenizer, list[str]]:
+    """Learn a tokenizer, unless it is known, from the first texts, of `max_bytes`.
+
+    Returns:
+        The tokenizer, and the held-out texts that were met.
+
+    Raises:
+        ValueError: There is no text.
+    """
     learns = known is None and config.data.vocabulary > ByteTokenizer.size
     left = config.data.max_bytes if learns else 1
     texts: list[str] = []
@@ -226,7 +237,14 @@ def _beginning(
             f"The data set {config.data.dataset} has no text to train on in its column "
             f"{config.data.column!r}, in {documents.position['documents']:,} documents."
         )
-    tokenizer = known or train_tokenizer(texts, config.data.vocabulary)
+    return known or train_tokenizer(texts, config.data.vocabulary), held_out
+
+
+def _beginning(
+    documents: Documents, config: LanguageConfig, known: Tokenizer | None
+) -> tuple[Tokenizer, list[int]]:
+    """Train the tokenizer unless it is known, and read the held-out tokens."""
+    tokenizer, held_out = learn_tokenizer(documents, config, known)
     tokens: list[int] = []
     for text in held_out:
         tokens += [*tokenizer.encode(text), END]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from tasks.planning.plan import Plan, show_bytes
 from tasks.planning.stand_ins import FLOAT32
 from tasks.training.micro_batches import micro_batch as rows_at_once
+from tasks.training.reading import Reading
 
 # NVIDIA H100 SXM data sheet: dense bfloat16 (half of the 1,979 with sparsity), TFLOP/s.
 H100_TFLOPS = 989.4
@@ -276,11 +277,22 @@ def steps_shown(plan: Plan) -> list[int]:
 
 
 def duration(
-    plan: Plan, cluster: Cluster, steps: int, units: int | None, checkpoint: bool
+    plan: Plan,
+    cluster: Cluster,
+    steps: int,
+    units: int | None,
+    checkpoint: bool,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
-    """Speed, and what a budget of tokens or puzzles takes, if solves make so many updates."""
+    """Speed, and what a budget of tokens or puzzles takes, if solves make so many updates.
+
+    Without `reading`, data are taken to be there at once.
+    """
     flops = plan.flops(steps, checkpoint) / plan.config.units_per_sample
-    speed = cluster.flops_per_second / flops
+    seconds = flops / cluster.flops_per_second
+    if reading is not None:
+        seconds += reading.seconds(1, cluster.gpus)
+    speed = 1 / seconds
     days = None if units is None else units / speed / 86_400
     price = cluster.price
     return {

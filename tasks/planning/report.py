@@ -21,6 +21,7 @@ from tasks.planning.cluster import (
     steps_shown,
 )
 from tasks.planning.plan import Plan, show_bytes
+from tasks.planning.starving import reading_plan
 
 # Parameters below which a model is planned for one GPU, if the user does not say.
 SMALL = 100_000_000
@@ -86,12 +87,16 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
             "use `--autocast`, or give its peak as `--peak-tflops`."
         )
     checkpoint = chosen is not None and chosen.memory.checkpoint
+    steps, reading = steps_shown(found), config.data.reading()
+    at_once = duration(found, cluster, steps[0], None, checkpoint)
+    speed = at_once[f"{config.unit}s_per_second"]
     return {
         "parameters": found.parameters | {"total": found.num_parameters},
         "memory": [{**dataclasses.asdict(way.memory), "largest": way.largest} for way in ways],
         "training": [
-            duration(found, cluster, steps, units, checkpoint) for steps in steps_shown(found)
+            duration(found, cluster, count, units, checkpoint, reading) for count in steps
         ],
+        "reading": None if reading is None else reading_plan(reading, speed, cluster.gpus),
         "unit": found.config.unit,
         "budget": units,
         "fits": chosen is not None,
@@ -127,6 +132,8 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         ["solver steps", f"GFLOP per {unit}", f"{unit}s per second", "days", "cost"],
         rows,
     )
+    if found["reading"] is not None:
+        print(found["reading"]["advice"])
 
 
 def _way(row: Mapping[str, Any]) -> str:

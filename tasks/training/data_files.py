@@ -10,9 +10,13 @@ from tasks.training.options import Config
 
 
 def fingerprints(config: Config) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of each file or folder that a configuration names, by option."""
+    """Size in bytes and SHA-256 of each file or folder that a configuration names, by option.
+
+    Of a folder that has a list with the digests of its files, only the list is read.
+    """
     data = config.data
-    return {name: _fingerprint(path) for name in data.paths if (path := getattr(data, name))}
+    named = {name: path for name in data.paths if (path := getattr(data, name))}
+    return {name: _fingerprint(path / data.listed.get(name, "")) for name, path in named.items()}
 
 
 def refuse_changed(before: dict[str, Any], config: Config) -> None:

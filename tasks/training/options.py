@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from solvers.registry import unknown
+from tasks.training.reading import Reading
 
 PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
@@ -36,9 +37,16 @@ def flag(name: str) -> str:
 class Section:
     """A group of options."""
 
+    # For an option that names a folder, the file in it that has the digests of all others.
+    listed: ClassVar[Mapping[str, str]] = {}
+
     def unused(self) -> dict[str, str]:
         """The options that nothing reads, given the others, and what each needs for an effect."""
         return {}
+
+    def reading(self) -> Reading | None:
+        """What it costs a processor to make batches of these data; None if too little to plan."""
+        return None
 
     @classmethod
     def names(cls) -> list[str]:
@@ -277,12 +285,10 @@ def checked(name: str, value: Any, hint: Any) -> Any:
             return value
     choices = [repr(choice) for kind in allowed for choice in literal(kind)]
     words = [WORDS[kind] for kind in allowed if kind in WORDS]
-    if bool in allowed:
-        words.append("true or false")
+    words += ["true or false"] * (bool in allowed)
     if choices:
         words.append(" or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}")
-    if types.NoneType in allowed:
-        words.append("none")
+    words += ["none"] * (types.NoneType in allowed)
     got = repr(value[:80]) if isinstance(value, str) else reprlib.repr(value)
     if isinstance(value, (str, Path)) and len(str(value)) > MAX_TEXT:
         got += f", of {len(str(value)):,} characters (most: {MAX_TEXT:,})"
@@ -303,10 +309,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return abs(value) <= MAX_NUMBER
     if isinstance(value, float):
         return kind is float and value == value
-    if not isinstance(value, kind):
-        return False
-    text = str(value)
-    return len(text) <= MAX_TEXT and "\0" not in text
+    return isinstance(value, kind) and len(str(value)) <= MAX_TEXT and "\0" not in str(value)
 
 
 def _listed(names: Sequence[str]) -> str:

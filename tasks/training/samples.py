@@ -63,7 +63,7 @@ def refilled(
     samples: ActiveSamples | None,
     batch_size: int,
     segments: int,
-    draw: Callable[[int], tuple[Tensor, Tensor]],
+    draw: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     group: Group,
     device: torch.device,
 ) -> ActiveSamples:
@@ -76,13 +76,15 @@ def refilled(
         samples: This process's share; None before the first step.
         batch_size: Rows of all processes.
         segments: Segments of a sample.
-        draw: Draws so many samples, the same in all processes, of which each keeps its own.
+        draw: Called as draw(rows, count): draws so many samples, the same in all processes, and
+            returns the rows that this one keeps.
         group: The processes.
         device: Where the samples belong.
     """
     rows = group.rows(batch_size)
     if samples is None:
-        x, target = (drawn[rows].to(device) for drawn in draw(batch_size))
+        ours = torch.arange(rows.start, rows.stop)
+        x, target = (drawn.to(device) for drawn in draw(ours, batch_size))
         return ActiveSamples(
             x, target, torch.arange(rows.start, rows.stop, device=device) % segments
         )
@@ -90,7 +92,8 @@ def refilled(
     if len(done):
         ours = (done >= rows.start) & (done < rows.stop)
         places = done[ours] - rows.start
-        x, target = (drawn[ours.cpu()].to(device) for drawn in draw(len(done)))
+        kept = ours.cpu().nonzero()[:, 0]
+        x, target = (drawn.to(device) for drawn in draw(kept, len(done)))
         samples.x[places], samples.target[places] = x, target
     return samples
 

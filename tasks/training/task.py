@@ -28,6 +28,23 @@ class Task(Protocol):
         """
         ...
 
+    def share(
+        self, rows: Tensor, size: int, generator: torch.Generator, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a training batch, of which this process needs only some rows.
+
+        The position, and the generator, are afterwards as if all had been drawn. A task overrides
+        this where the other rows need not be made.
+
+        Args:
+            rows: Numbers of the rows, rising.
+            size: See `batch`, as for the others.
+            generator: Source of all that is random.
+            progress: Share of the training budget that is used, in [0, 1].
+        """
+        x, target = self.batch(size, generator, progress)
+        return x[rows], target[rows]
+
     def validate(self, model: Any) -> dict[str, float]:
         """Metrics of a few held-out samples, named test_*; training does not depend on them."""
         ...

@@ -1,7 +1,7 @@
 """The one training loop: supervised segments, a schedule over the budget, averaged weights.
 
-Several processes may share the batches, see `tasks.distributed`: each draws the whole batch from
-the same generator and takes its rows, so that results do not depend on the number of processes.
+Several processes may share the batches, see `tasks.distributed`: each takes its rows of the batch
+that all would draw from the same generator, so that results do not depend on their number.
 
 Each row of a batch holds a sample for several segments. A segment solves from the detached state
 that the last segment left, takes the loss and an optimiser step. The first segment of a sample
@@ -229,8 +229,8 @@ class Trainer:
         """Solve, take the loss and one optimiser step; the metrics of that."""
         config = self.config.train
 
-        def draw(count: int) -> tuple[Tensor, Tensor]:
-            return self.task.batch(count, self.generator, self.progress)
+        def draw(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+            return self.task.share(rows, count, self.generator, self.progress)
 
         first = self.samples is None
         samples = refilled(

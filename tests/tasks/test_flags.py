@@ -79,7 +79,7 @@ DATA = {
     "maze": ["kind", "max_path", "min_path", "side", *FILES],
     "lm": [
         "column", "context", "dataset", "dataset_name", "eval_tokens", "held_out", "max_bytes",
-        "text", "vocabulary",
+        "shards", "text", "vocabulary",
     ],
 }  # fmt: skip
 

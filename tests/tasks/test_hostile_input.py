@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import CheckpointError
+from tasks.lm.shards import KIND, MANIFEST, VERSION, Manifest, ShardError, TokenStore
 from tasks.maze.config import PRESETS as MAZES
 from tasks.maze.files import read_mazes
 from tasks.maze.task import MazeTask
@@ -72,6 +73,34 @@ def test_files_that_claim_to_be_checkpoints(
     path.write_bytes(struct.pack("<Q", len(head)) + head + tail)
     with pytest.raises(CheckpointError):
         Checkpoint.load(path)
+
+
+@fuzzed
+@given(
+    values=st.dictionaries(
+        st.sampled_from(
+            ["kind", "version", "vocabulary", "tokenizer", "training", "held_out", "x"]
+        ),
+        json_values,
+    ),
+    shard=st.dictionaries(
+        st.sampled_from(["name", "tokens", "documents", "index", "x"]), json_values
+    ),
+)
+def test_files_that_claim_to_be_manifests_of_tokens(
+    values: dict[str, object], shard: dict[str, object], tmp_path: Path
+) -> None:
+    one = {"name": "training-00000", "tokens": 1, "documents": 1, "index": "0"}
+    whole = {"kind": KIND, "version": VERSION, "vocabulary": 257, "tokenizer": "0", "source": ""}
+    whole |= {"training": [one | shard], "held_out": [one]}
+    (tmp_path / MANIFEST).write_text(json.dumps(whole | values))
+    refusal = ""
+    try:
+        TokenStore(tmp_path, Manifest.read(tmp_path).training, 257)
+    except ShardError as error:
+        refusal = str(error)
+    assert str(tmp_path) in refusal
+    assert refusal.isprintable()
 
 
 @fuzzed

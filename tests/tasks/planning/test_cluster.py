@@ -19,7 +19,9 @@ from tasks.planning.cluster import (
 )
 from tasks.planning.plan import Plan
 from tasks.planning.stand_ins import FLOAT32
+from tasks.planning.starving import reading_plan
 from tasks.planning.step import ATTENTION
+from tasks.training.reading import Reading
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,24 @@ def test_time_and_cost_follow_from_operations(found: Plan) -> None:
     assert row["cost"] == pytest.approx(row["days"] * 24 * 4 * 3.0)
     assert steps_shown(found) == [1, 2, 4, 8, 16, 32, 64]
     assert duration(found, cluster, 2, None, False)["days"] is None
+
+
+@pytest.mark.parametrize("own_rows", [True, False])
+def test_reading_takes_its_own_time(found: Plan, own_rows: bool) -> None:
+    cluster = Cluster(gpus=4, utilisation=0.5, peak_tflops=1e-3)
+    at_once = duration(found, cluster, 2, 10**9, False)
+    reading = Reading("read", 1000.0, own_rows)
+    row = duration(found, cluster, 2, 10**9, False, reading)
+    seconds = 1e9 / 1000 / (4 if own_rows else 1)
+    assert row["days"] == pytest.approx(at_once["days"] + seconds / 86_400, rel=1e-4)
+    speed = at_once["tokens_per_second"]
+    plan = reading_plan(reading, speed, 4)
+    assert plan["wanted_per_core_second"] == round(speed / 4 if own_rows else speed)
+    assert plan["times_the_need"] == pytest.approx(1000 / plan["wanted_per_core_second"], rel=1e-2)
+    assert plan["share_of_time"] == pytest.approx(1 - at_once["days"] / row["days"], rel=1e-2)
+    fast = reading_plan(Reading("read", 1e12, own_rows), speed, 4)
+    assert "wait for data" in plan["advice"]
+    assert "wait for data" not in fast["advice"]
 
 
 def test_an_update_costs_one_forward_pass_of_the_refiner(found: Plan) -> None:

@@ -24,12 +24,26 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     found = result["plan"]
     assert sum(found["parameters"].values()) == 2 * found["parameters"]["total"]
     assert found["budget"] == pytest.approx(11.2e9, rel=0.001)
+    assert "so that GPUs wait for data in" in text
+    assert "Write the tokens once with `prepare`" in text
+    assert found["reading"]["share_of_time"] > 0.8
     (row,) = found["training"]
     # 6 N and attention: see docs/scaling.md.
     attention = 14 * 8 * 2048 * 1024
     expected = 6 * found["parameters"]["total"] + attention
     assert row["flops_per_token"] == pytest.approx(expected, rel=0.01)
     assert row["cost"] == pytest.approx(row["days"] * 24 * 16 * 2)
+
+
+def test_prepared_tokens_come_fast_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder need not be there yet."""
+    arguments = ["plan", "--preset", "140m", "--gpus", "8", "--model", "transformer"]
+    assert lm([*arguments, "--shards", "tokens"]) == 0
+    out, text = capsys.readouterr()
+    assert "wait for data" not in out + text
+    reading = json.loads(out.splitlines()[-1])["plan"]["reading"]
+    assert reading["times_the_need"] > 4
+    assert reading["share_of_time"] < 0.01
 
 
 @pytest.mark.slow
