@@ -100,7 +100,8 @@ def test_a_model_is_named_and_a_wrong_name_is_guessed(capsys: pytest.CaptureFixt
     assert locate("sudoku", Path("extreme")) == shipped.path_of("sudoku", "extreme")
     assert sudoku(["solve", PUZZLE, "--checkpoint", "extrem"]) == 2
     assert (
-        "These come with the package: extreme. Did you mean 'extreme'?" in capsys.readouterr().err
+        "These come with the package: extreme, sixteen. Did you mean 'extreme'?"
+        in capsys.readouterr().err
     )
     with pytest.raises(CheckpointError, match=r"Unknown maze model 'hart'.*Did you mean 'hard'\?"):
         shipped.path_of("maze", "hart")
