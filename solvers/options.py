@@ -34,12 +34,14 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
                     raise
                 given: dict[str, Any] = kwargs
                 chosen = {key: given.get(key, parameters[key].default) for key in registries}
-                known = [*parameters, *_options(registries)]
-                close = difflib.get_close_matches(unknown[0], known, n=1) or unknown[:1]
-                if close[0] in parameters:
-                    advice = f"Did you mean {close[0]!r}?"
+                name, options = unknown[0], _options(registries)
+                if name not in options:  # the call's own names come first
+                    match = functools.partial(difflib.get_close_matches, name, n=1)
+                    (name,) = match(parameters) or match(options) or (name,)
+                if name in parameters:
+                    advice = f"Did you mean {name!r}?"
                 else:
-                    found = _advice(close[0], given[unknown[0]], registries, chosen)
+                    found = _advice(name, given[unknown[0]], registries, chosen)
                     advice = found or "It is no option here."
                 raise TypeError(f"{error}. {advice}") from None
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from solvers.registry import unknown
-from tasks.training.reading import Reading
 
 PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
@@ -44,8 +43,8 @@ class Section:
         """The options that nothing reads, given the others, and what each needs for an effect."""
         return {}
 
-    def reading(self) -> Reading | None:
-        """What it costs a processor to make batches of these data; None if too little to plan."""
+    def reading(self) -> Any:
+        """A `Reading`: what it costs to make batches of these data; None if too little to plan."""
         return None
 
     @classmethod
