@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import shlex
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from solvers.registry import unknown
 from tasks.device import choose_device
 from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
-from tasks.output import print_result, result_alone
+from tasks.output import print_result, result_alone, write_nowhere
 from tasks.runs import program, read_config
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ class CommandLine(ABC):
         except KeyboardInterrupt:
             print("\nStopped before there was anything to save.")
             return 130
+        except BrokenPipeError:
+            write_nowhere(sys.stdout)
+            return 128 + signal.SIGPIPE  # as programs end that do not catch it
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -51,9 +51,14 @@ def print_result(result: dict[str, Any], path: Path | None = None) -> None:
         return
     try:
         print(line, file=out, flush=True)
-    except BrokenPipeError:  # whoever read it has gone, as `head` does
-        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), out.fileno())
+    except BrokenPipeError:
+        write_nowhere(out)
+
+
+def write_nowhere(out: TextIO) -> None:
+    """Let go of a stream whose reader has gone, as `head` does, so that closing it is no error."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), out.fileno())
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -24,4 +24,6 @@ def changes(strangers: Iterable[str]) -> list[str]:
         strangers: Names in the file that the model has no weights for.
     """
     names = list(strangers)
+    if not all(any(re.search(name, each) for name in CHANGED) for each in names):
+        return []  # they are of another kind of model
     return [why for name, why in CHANGED.items() if any(re.search(name, each) for each in names)]

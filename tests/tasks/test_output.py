@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tasks.output import print_result, result_alone, visible
 from tasks.sudoku.__main__ import main
 
 RESULT = {"a": 1}
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 
 
 class Terminal(io.StringIO):
@@ -89,3 +92,11 @@ def test_a_wrong_word_is_guessed(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As `| head` does, which closes the pipe when it has read enough."""
+    pipe = f"{sys.executable} -m tasks.sudoku solve {PUZZLE} | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 128 + signal.SIGPIPE
+    assert "error" not in ended.stderr

@@ -134,3 +134,10 @@ def test_optimizer_goes_on_as_if_never_stopped() -> None:
     restore_optimizer(second, saved)
     step(other, second)
     assert torch.equal(other.weight, layer.weight)
+
+
+def test_weights_of_another_kind_of_model_are_not_taken_for_earlier_ones() -> None:
+    first, second = (MAZES["tiny"].changed(model=name) for name in ("attractor", "transformer"))
+    with pytest.raises(CheckpointError, match="do not fit this model") as caught:
+        load_weights(second.build(), first.build().state_dict(), Path("here"))
+    assert "earlier version" not in str(caught.value)
