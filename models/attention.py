@@ -129,7 +129,8 @@ class KVCache(NamedTuple):
     def select(self, rows: Int[Tensor, " N"]) -> "KVCache":
         """Return the cache of these sequences, of which one may be chosen more than once."""
         valid = None if self.valid is None else self.valid[rows]
-        return KVCache(self.keys[rows], self.values[rows], valid, buffer=self.buffer)
+        keys, values = self.keys[rows], self.values[rows]
+        return KVCache(keys, values, valid, buffer=self.buffer, base=self.base)
 
     def positions_of_next(
         self, count: int

@@ -306,3 +306,18 @@ def test_parcae_splits_its_backbone(backbone_blocks: int, coda: int, before: int
 def test_bad_shapes_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         dataclasses.replace(SPEC, **changes)
+
+
+@pytest.mark.parametrize("base", [10_000.0, 20.0])
+@torch.no_grad()
+def test_selected_sequences_of_a_cache_go_on_as_they_would_have(base: float) -> None:
+    """Rows of a cache, as a beam search takes them: one twice, and another base of positions."""
+    torch.manual_seed(0)
+    spec = LanguageSpec(vocabulary=32, width=32, num_heads=2, backbone_blocks=2, rope_base=base)
+    model = AttractorLM(spec, solvers.get_solver("anderson", rtol=1e-6)).double().eval()
+    ids, rows = torch.randint(32, (3, 9)), torch.tensor([2, 0, 2])
+    valid = torch.arange(9) >= torch.tensor([[3], [0], [1]])  # padded on the left
+    _, cache = model.extend(ids[:, :8], model.empty_cache(valid[:, :8]))
+    whole, _ = model.extend(ids[rows], model.empty_cache(valid[rows]))
+    out, _ = model.extend(ids[rows, 8:], cache.select(rows))
+    torch.testing.assert_close(out.logits, whole.logits[:, 8:], rtol=0, atol=1e-5)

@@ -29,6 +29,7 @@ PAIRS = train_tokenizer([TEXT * 50], 300)
 CONTEXT = 24
 KINDS: dict[str, dict[str, Any]] = {
     "attention": {"backbone_blocks": 2},
+    "rotary": {"backbone_blocks": 2, "rope_base": 20.0},
     "untied": {"tied": False, "injection": "concat"},
     "scan": {"mixer": "scan"},
     "gru": {"mixer": "gru"},
@@ -99,7 +100,7 @@ def test_text_ends_at_an_end_of_text(folder: Path) -> None:
     assert found.shape[1] < 11
 
 
-@pytest.mark.parametrize("kind", ["attention", "scan", "parcae", "gpt2"])
+@pytest.mark.parametrize("kind", ["attention", "rotary", "scan", "parcae", "gpt2"])
 def test_beams_are_those_of_whole_texts(kind: str, tmp_path: Path) -> None:
     changes = {} if "model" in KINDS[kind] else {"rtol": 1e-6}
     pretrained(kind, **changes).save_pretrained(tmp_path)
