@@ -89,7 +89,7 @@ def _cells(row: Row) -> list[str]:
         return [row.name, row.paper, commands, "", "", ", ".join(row.differences)]
     needs = (
         f"{plan['parameters'] / 1e6:,.4g} M parameters, {plan['memory_gb']:.0f} GB, "
-        f"{hours(plan)} hours, ${cost(plan)}"
+        f"{hours(plan)} h, ${cost(plan)}"
     )
     size = f"{plan['steps']:,} steps, {budget(plan)}"
     return [row.name, row.paper, commands, size, needs, ", ".join(row.differences)]

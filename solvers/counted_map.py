@@ -109,9 +109,9 @@ class CountedMap:
             elif isinstance(error, RuntimeError) and self.num_evals == 0:
                 args = f" and args = {_described(self.args)}" if self.args else ""
                 error.add_note(
-                    f"`f` got y = {_described(state)}{args}. The state has "
-                    "the shape and the dtype of `y0`: start from one that `f` takes, or convert "
-                    "the weights of `f`, as `module.to(y0.dtype)` does."
+                    f"`f` got y = {_described(state)}{args}. If it takes another shape or dtype: "
+                    "the state has the shape and the dtype of `y0`. Start from one that `f` takes, "
+                    "or convert the weights of `f`, as `module.to(y0.dtype)` does."
                 )
             raise
 

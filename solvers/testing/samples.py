@@ -209,7 +209,8 @@ def leaving_the_batch_changes_no_answer(solver: FixedPointSolver, seed: int) -> 
     """Easy, hard, unsolvable and NaN samples end alike with and without compaction."""
     f, (y0, rate, x) = draw(solver, seed, batch=9)
     rate[::3] *= 3
-    rate[1], x[4, 0] = 0.0, math.nan
+    # Enough easy ones that some leave early, whatever the seed.
+    rate[1::3], x[4, 0] = 0.0, math.nan
     a, b = (run(solver, f, y0, rate, x, steps=60, compact=compact) for compact in (True, False))
     yield from equal("result", a.result, b.result)
     yield from equal("num_steps", a.num_steps, b.num_steps)
@@ -217,10 +218,8 @@ def leaving_the_batch_changes_no_answer(solver: FixedPointSolver, seed: int) -> 
         yield from unless(a.num_evals == b.num_evals, f"{a.num_evals} or {b.num_evals} calls")
     done = a.converged & b.converged
     yield from differ("value", a.value[done], b.value[done], rtol=0.0, atol=1e-12)
-    # Too few end before the last ones to be worth dropping, for some seeds.
-    together = int((b.num_steps < b.num_steps.max()).sum()) < 3
     fewer = a.rows_evaluated < b.rows_evaluated or solver.linear or not solver.promises.compacts
-    yield from unless(fewer or together, "no row left the batch")
+    yield from unless(fewer, "no row left the batch")
 
 
 def a_stopped_sample_is_frozen(solver: FixedPointSolver) -> Failures:

@@ -181,10 +181,7 @@ def train(
         f"{options.seed}",
         flush=True,
     )
-    first = None
-    if checkpoint is None and options.weights is not None:
-        first = read_checkpoint(locate(experiment.task, options.weights))
-        require_task(experiment.task, first)
+    first = None if checkpoint is not None else _first_weights(experiment.task, options.weights)
     data = experiment.load(config, checkpoint or first, validate)
     if checkpoint is None:
         model = config.build()
@@ -222,3 +219,12 @@ def train(
     if config.unit == "token":
         figures["train_tokens"] = trainer.step * options.batch_size * config.units_per_sample
     return trainer, data.held_out, figures
+
+
+def _first_weights(task: str, named: Path | None) -> Checkpoint | None:
+    """The checkpoint of this task whose weights a run begins with, if one is named."""
+    if named is None:
+        return None
+    found = read_checkpoint(locate(task, named))
+    require_task(task, found)
+    return found

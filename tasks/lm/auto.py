@@ -231,7 +231,7 @@ class AttractorForCausalLM(PreTrainedModel, GenerationMixin):
         elif isinstance(cache, EquilibriumCache):
             whole, last = input_ids.shape[1], logits_to_keep
             needed = min(last, whole) if isinstance(last, int) and last else whole
-            out = cache.read(self.model, input_ids, valid, needed, max_steps)
+            out = cache.kept.read(self.model, input_ids, valid, needed, max_steps)
         else:
             raise ValueError(
                 f"This model keeps equilibria, not keys alone: got a {type(cache).__name__}. Leave "

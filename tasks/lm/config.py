@@ -204,11 +204,6 @@ def _published(
     )
 
 
-# Where the text of a preset is found: it does not come with the package.
-TEXT_SOURCES = {
-    "tinyshakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
-    "tinyshakespeare/input.txt",
-}
 PRESETS: dict[str, LanguageConfig] = {
     "tiny": LanguageConfig.of(
         minutes=0.5, threads=1, width=64, num_heads=4, backbone_blocks=1, vocabulary=257,

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
-from tasks.lm.config import TEXT_SOURCES, LanguageConfig
+from tasks.lm.config import LanguageConfig
+from tasks.lm.text_data import DOWNLOADS
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import Task
 
@@ -40,7 +41,7 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
     elif source.is_file():
         paths = [source]
     else:
-        known = TEXT_SOURCES.get(source.name)
+        known = DOWNLOADS.get(source.name)
         where = f" Download it from {known} to there, or name" if known else " Name"
         raise ValueError(f"There is no text at {source}.{where} a file or a folder with `--text`.")
     Random(0).shuffle(paths)

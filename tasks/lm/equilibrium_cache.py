@@ -29,17 +29,6 @@ class EquilibriumCache(Cache):
         self.kept = Kept(context)
         super().__init__(layers=[self.kept])
 
-    def read(
-        self,
-        net: Any,
-        ids: Int[Tensor, "B T"],
-        valid: Bool[Tensor, "B T"],
-        needed: int,
-        max_steps: int | None = None,
-    ) -> LanguageOutput:
-        """Solve new tokens after those that are kept; see `Kept.read`."""
-        return self.kept.read(net, ids, valid, needed, max_steps)
-
 
 class Kept(CacheLayerMixin):
     """All of a model as one layer of a cache, since its tokens are solved for as a whole.

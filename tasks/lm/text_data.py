@@ -10,6 +10,11 @@ from tasks.training.reading import Reading
 # Options of which a run has at most one; and the values with which it has none.
 SOURCES = ("text", "dataset", "shards")
 NO_TEXT: dict[str, Any] = dict.fromkeys((*SOURCES, "dataset_name"))
+# Where the text of a preset is found: it does not come with the package.
+DOWNLOADS = {
+    "tinyshakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
+    "tinyshakespeare/input.txt",
+}
 # Tokens per second of one core: less than `benchmarks/bench_pipeline.py` measures, to be safe.
 SHARDS, TOKENISED = 50e6, 0.3e6
 

@@ -133,7 +133,7 @@ def planned(row: Row) -> str:
         return ""
     return (
         f"{plan['parameters'] / 1e6:,.4g} M parameters, {plan['steps']:,} steps, {budget(plan)}; "
-        f"planned: {GPUS} GPUs of 80 GB, {plan['memory_gb']:.0f} GB on each, {hours(plan)} hours, "
+        f"planned: {GPUS} GPUs of 80 GB, {plan['memory_gb']:.0f} GB on each, {hours(plan)} h, "
         f"{cost(plan)} dollars at {PRICE} for a GPU's hour"
     )
 

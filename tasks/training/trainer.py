@@ -306,8 +306,7 @@ class Trainer:
                 "data."
             )
         warnings.warn(f"Step {self.step} is skipped: its gradient is not finite.", stacklevel=2)
-        assert self.samples is not None
-        self.samples.age[:] = self.config.train.segments
+        self.samples = None  # new ones take the place of all, again of all ages
 
     def _log(self, metrics: dict[str, float], reporter: Reporter | None) -> None:
         row = self.history.add(metrics, self.step, self.seconds)

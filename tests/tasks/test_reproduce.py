@@ -69,7 +69,7 @@ def test_costs_are_those_of_all_gpus_for_the_hours() -> None:
     assert (hours(plan), cost(plan)) == ("0.25 to 30", "5 to 600")
     assert cost({"hours": 1.0, "most_hours": 1.0}) == "20"
     for row in TRAINED.values():
-        assert f"hours, {cost(row.plan)} dollars at 2.5 for a GPU's hour" in planned(row)
+        assert f" h, {cost(row.plan)} dollars at 2.5 for a GPU's hour" in planned(row)
 
 
 def test_the_page_shows_what_the_rows_say() -> None:

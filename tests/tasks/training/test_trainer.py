@@ -316,6 +316,16 @@ def test_a_step_without_a_finite_gradient_is_skipped(tmp_path: Path) -> None:
     assert trainer.skipped == 0
 
 
+def test_each_step_has_samples_of_all_ages_also_after_one_is_skipped(tmp_path: Path) -> None:
+    task = Poisoned(range(3, 4))
+    trainer = make(tmp_path, task, steps=8, segments=4)
+    task.poison(trainer)
+    with pytest.warns(UserWarning, match="is skipped"):
+        trainer.run()
+    # A new sample in each step, but all four in the first and after the skipped one.
+    assert [len(x) for x in task.given] == [4, 1, 1, 1, 4, 1, 1, 1]
+
+
 def test_a_gradient_that_stays_non_finite_ends_the_run(tmp_path: Path) -> None:
     task = Poisoned(range(3, 999))
     trainer = make(tmp_path, task, steps=99)
