@@ -84,7 +84,8 @@ def _read_task(
 ) -> CoreTask:
     if (form := task["icl_task_type"]) not in FORMS:
         raise ValueError(f"{task['label']} has the unknown form {form!r}")
-    lines = (folder / DATA / task["dataset_uri"]).read_text(encoding="utf-8").splitlines()
+    # Only at line feeds: a JSON string may hold raw what else ends a line.
+    lines = (folder / DATA / task["dataset_uri"]).read_text(encoding="utf-8").split("\n")
     examples = [json.loads(line) for line in lines if line.strip()]
     if not examples:
         raise ValueError(f"{task['label']} has no examples")

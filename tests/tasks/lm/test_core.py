@@ -165,6 +165,15 @@ def test_the_mean_is_over_tasks_centred_at_guessing(model: HarnessLM, tmp_path: 
     assert table.splitlines()[-1] == f"| CORE | | | | {mean:.4f} |"
 
 
+def test_a_line_of_json_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "eval_data/schema.jsonl"
+    item = {"context_options": ["a\u2028b", "c\x85d"], "continuation": "e", "gold": 0}
+    path.write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+    (found,) = (task for task in read_bundle(tmp_path) if task.label == "schema_task")
+    assert found.examples == [item]
+
+
 def test_the_order_and_the_limit(tmp_path: Path) -> None:
     folder = write(tmp_path / "bundle")
     whole, part = read_bundle(folder), read_bundle(folder, limit=1)
