@@ -12,7 +12,8 @@ from entry import folder, fuzz, instrumented
 
 with instrumented("tasks.puzzles", "tasks.sudoku", "tasks.maze"):
     from tasks.maze.files import read_mazes
-    from tasks.puzzles.files import csv_rows, numbered_lines, write_puzzles
+    from tasks.puzzles.files import write_puzzles
+    from tasks.puzzles.rows import csv_rows, numbered_lines
     from tasks.sudoku.files import read_puzzles
 
 HEADER = b"source,question,answer,rating\n"

@@ -101,31 +101,9 @@ class CountedMap:
                     "couples the samples, as a graph layer does, pass `independent=False`, or "
                     "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
                 )
-            if isinstance(error, TypeError) and not self._takes(state):
-                error.add_note(
-                    "`f` is called as f(y, *args), where `args` is all that follows `y0` without a "
-                    f"keyword. Here that is {len(self.args)} of them."
-                )
-            elif isinstance(error, RuntimeError) and self.num_evals == 0:
-                args = f" and args = {_described(self.args)}" if self.args else ""
-                error.add_note(
-                    f"`f` got y = {_described(state)}{args}. If it takes another shape or dtype: "
-                    "the state has the shape and the dtype of `y0`. Start from one that `f` takes, "
-                    "or convert the weights of `f`, as `module.to(y0.dtype)` does."
-                )
+            if isinstance(error, TypeError) or self.num_evals == 0:
+                explain(error, self.checked.f, state, self.args)
             raise
-
-    def _takes(self, state: State) -> bool:
-        """Whether the signature of `f`, as far as it is known, takes this call."""
-        try:
-            signature = inspect.signature(getattr(self.checked.f, "forward", self.checked.f))  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            return True
-        try:
-            signature.bind(state, *self.args)
-        except TypeError:
-            return False
-        return True
 
     def take(self, returned: State) -> Flat:
         """Count one call of `f`, and pack what it returned."""
@@ -169,6 +147,36 @@ def _without_graph(state: State) -> State:
     if isinstance(state, Tensor):
         return state.detach() if state.requires_grad else state
     return pytree.tree_map(_without_graph, state)
+
+
+def explain(error: Exception, f: Map | None, state: State, args: tuple[Any, ...]) -> None:
+    """Add to an error of a first call `f(state, *args)` how `f` is called, and what it got."""
+    if isinstance(error, TypeError) and not _takes(f, state, args):
+        what = f": {_described(args)}" if tensors_of(args) else ""
+        error.add_note(
+            "`f` is called as f(y, *args), where `args` is all that follows `y0` without a "
+            f"keyword. Here that is {len(args)} of them{what}."
+        )
+    elif isinstance(error, RuntimeError):
+        also = f" and args = {_described(args)}" if args else ""
+        error.add_note(
+            f"`f` got y = {_described(state)}{also}. If it takes another shape or dtype: the state "
+            "has the shape and the dtype of the first argument `y0` (or `y`). Start from one that "
+            "`f` takes, or convert the weights of `f`, as `module.to(y0.dtype)` does."
+        )
+
+
+def _takes(f: Map | None, state: State, args: tuple[Any, ...]) -> bool:
+    """Whether the signature of `f`, as far as it is known, takes this call."""
+    try:
+        signature = inspect.signature(getattr(f, "forward", f))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(state, *args)
+    except TypeError:
+        return False
+    return True
 
 
 def _described(part: Any) -> str:

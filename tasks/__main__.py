@@ -2,8 +2,11 @@
 
 import sys
 
+from tasks.entry import version
+
 USAGE = """\
 usage: python -m tasks reproduce --list
+       python -m tasks --version
 
 Print the paper's tables row by row: the command that gives a figure, the preset, its budget, the
 memory and hours that are planned for it, and what differs from the published run.
@@ -19,13 +22,15 @@ def main(arguments: list[str]) -> int:
 
         print(listing())
         return 0
+    if arguments == ["--version"]:
+        print(version())
+        return 0
     if not arguments or arguments[-1] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    print(
-        f"error: `python -m tasks` takes `reproduce --list`, got {' '.join(arguments)!r}.",
-        file=sys.stderr,
-    )
+    got = repr(" ".join(arguments))
+    takes = "`python -m tasks` takes `reproduce --list` or `--version`"
+    print(f"error: {takes}, got {got}.", file=sys.stderr)
     return 2
 
 

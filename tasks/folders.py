@@ -37,6 +37,8 @@ class FolderLock:
 
     Args:
         folder: It exists.
+        made: It was made for this lock: if the context is left by an error before anything was
+            written, it is removed.
 
     Attributes:
         folder: See above.
@@ -47,8 +49,8 @@ class FolderLock:
         OSError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, made: bool = False):
+        self.folder, self.made = folder, made
         self.held = False
         self.release: Callable[[], object] = lambda: None
         if fcntl is None:
@@ -78,7 +80,11 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error and self.made and self.held:
+            with contextlib.suppress(OSError):
+                if [file.name for file in self.folder.iterdir()] == [LOCK]:
+                    _remove(self.folder)
         self.release()
 
 

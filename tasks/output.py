@@ -41,18 +41,19 @@ def print_result(result: dict[str, Any], path: Path | None = None) -> None:
 
     Args:
         result: JSON values.
-        path: The file, if any; "-" prints the line on a terminal as well.
+        path: The file, if any, whose folder is made if need be; "-" prints the line on a terminal
+            as well.
     """
     line = json.dumps(result)
-    if path is not None and path != STDOUT:
-        path.write_text(line + "\n")
     out = _results[-1] if _results else sys.stdout
-    if is_terminal(out) and path != STDOUT:
-        return
-    try:
-        print(line, file=out, flush=True)
-    except BrokenPipeError:
-        write_nowhere(out)
+    if path == STDOUT or not is_terminal(out):
+        try:
+            print(line, file=out, flush=True)
+        except BrokenPipeError:
+            write_nowhere(out)
+    if path is not None and path != STDOUT:  # last, so that an error loses nothing
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line + "\n")
 
 
 def write_nowhere(out: TextIO) -> None:

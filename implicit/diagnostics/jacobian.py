@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from solvers.counted_map import CheckedMap
+from solvers.counted_map import CheckedMap, explain
 from solvers.derivatives import jvp
 from solvers.packing import StatePacking
 from solvers.types import Flat, Map
@@ -19,7 +19,16 @@ def flat_map(f: Map, args: tuple[Any, ...], packing: StatePacking) -> FlatMap:
     Operations outside `f` run in the grad mode and the autocast of the caller of the result.
     """
     checked = CheckedMap(f, packing)
-    return lambda y: packing.pack(checked(packing.unpack(y), *args))
+
+    def closed(y: Flat) -> Flat:
+        state = packing.unpack(y)
+        try:
+            return packing.pack(checked(state, *args))
+        except (RuntimeError, TypeError) as error:
+            explain(error, f, state, args)
+            raise
+
+    return closed
 
 
 def jvp_at(f: FlatMap, y: Flat) -> FlatMap:

@@ -111,6 +111,11 @@ def is_complete(folder: Path) -> bool:
 def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the manifest: meta data, and the checksum of each file."""
     path = folder / MANIFEST
+    if not path.exists() and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"The folder {folder} holds no checkpoint. Name the folder of a run, the file of its "
+            "checkpoint, or a model by its name."
+        )
     try:
         content = json.loads(path.read_text())
         expected = content.pop("sha256")

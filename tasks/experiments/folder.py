@@ -20,8 +20,9 @@ def lock_folder(folder: Path) -> FolderLock:
         ValueError: It cannot be written.
     """
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder)
+        lock = FolderLock(folder, made)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -97,11 +97,11 @@ class MazeTask(GridTask[MazeConfig]):
         kind, side = config.data.kind, config.data.side
         return generate(1, side, kind=kind, min_path=side, seed=config.train.seed)[0].question
 
-    def split(self, text: str) -> list[str]:
+    def split(self, text: str) -> list[tuple[int, str]]:
         """One maze drawn in as many lines as it has rows, or one maze a line."""
         lines = text.removesuffix("\n").split("\n")
         drawn = len(lines) > 1 and all(len(line) == len(lines) for line in lines)
-        return [text] if drawn else super().split(text)
+        return [(1, text)] if drawn else super().split(text)
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """See `GridTask`: here, the maze with the path in it."""

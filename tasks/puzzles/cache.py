@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.puzzles.files import replacing, write_puzzles
+from tasks.puzzles.files import write_puzzles
 from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.rows import replacing
 
 
 def default_directory(task: str) -> Path:

@@ -113,7 +113,8 @@ class SolveOptions(ModelOptions):
     """Solve puzzles with a trained model.
 
     Attributes:
-        puzzles: Puzzles, or files with one per line.
+        puzzles: Puzzles, files with one per line or with a column `question`, or `-` for the
+            standard input.
         json: Also write the answers here; `-` prints them. In a pipe they are then alone.
         draw: A folder for pictures of the last puzzle's solve.
     """
@@ -323,10 +324,9 @@ class Commands(CommandLine):
             return self._solve(options)
 
     def _solve(self, options: SolveOptions) -> int:
-        texts = [part for text in options.puzzles for part in self.task.questions(text)]
-        if not texts:
+        puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
+        if not puzzles:
             raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
-        puzzles = [self.task.parse(text) for text in texts]
         sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
         if len(sides) > 1:
             sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))

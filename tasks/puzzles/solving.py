@@ -12,12 +12,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from tasks import shipped
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import BATCH, Predictions, solve_batch
 from tasks.puzzles.reliability import Band, band_of, bands
-from tasks.puzzles.sizes import at_size
+from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
-from tasks.runs import load_model, locate
+from tasks.runs import load_model, locate, read_checkpoint, read_config
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Solver:
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
         if isinstance(puzzles, str):
-            question = self.task.question(puzzles, self.config)
+            question = self._question(puzzles)
             (answer,) = self._answers([question], max_steps)
             return answer
         if not isinstance(puzzles, Iterable):
@@ -145,7 +146,7 @@ class Solver:
             for text in batch:
                 number += 1
                 try:
-                    questions.append(self.task.question(text, self.config))
+                    questions.append(self._question(text))
                 except (ValueError, AttributeError) as error:
                     noun = self.task.noun.capitalize()
                     if not isinstance(text, str):
@@ -153,6 +154,31 @@ class Solver:
                         raise TypeError(f"{noun} {number} of the iterable {what}") from None
                     raise ValueError(f"{noun} {number} of the iterable: {error}") from error
             yield from self._answers(questions, max_steps)
+
+    def _question(self, text: str) -> list[int]:
+        try:
+            return self.task.question(text, self.config)
+        except ValueError as error:
+            try:
+                side = math.isqrt(len(self.task.question(text)))
+            except ValueError:
+                raise error from None
+            raise type(error)(f"{error} {self._advice(side)}") from error
+
+    def _advice(self, side: int) -> str:
+        """What answers puzzles of another side, which came here."""
+        paths = shipped.paths(self.task.name)
+        sides = {
+            path.stem: read_config(self.task, read_checkpoint(path)).spec().side for path in paths
+        }
+        trained = [
+            f"`load({name!r})`, which was trained on them" for name in sides if sides[name] == side
+        ]
+        if can_resize(self.config, side):
+            trained.append(f"`for_side({side})` of this one, whose weights fit")
+        if not trained:
+            return "Train a model on that size, or name a run that was."
+        return f"For {self.task.noun}s of {side}x{side}: {', or '.join(trained)}."
 
     def _answers(self, questions: list[list[int]], max_steps: int | None) -> Iterator[Answer]:
         x = torch.tensor(questions)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,28 +188,64 @@ class GridTask(ABC, Generic[C]):
         """A question or an answer in one line, one character a cell."""
         return "".join(self.symbols[symbol] for symbol in symbols)
 
-    def split(self, text: str) -> list[str]:
-        """Split the text of a file into questions: here, one a line."""
-        return [line for line in text.split("\n") if line.strip()]
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """The questions in the text of a file, here one a line, with the number of the line."""
+        lines = enumerate(text.split("\n"), 1)
+        return [(number, line) for number, line in lines if line.strip()]
 
-    def questions(self, text: str) -> list[str]:
-        """The puzzles in an argument or, if it is the name of a file, in that file."""
+    def typed(self, text: str) -> list[tuple[str, str]]:
+        """The questions that an argument of the command line names.
+
+        Args:
+            text: A question, the name of a file, or "-" for the standard input. A file has one
+                question a line, or is CSV with a column `question`.
+
+        Returns:
+            Each with where it stands, as "puzzles.txt, line 3: "; "" for one that was typed.
+        """
         path = Path(text)
-        if "\n" in text or len(text) >= 200 or not path.is_file():
+        if text == "-":
+            content, name = sys.stdin.read(), "standard input"
+        elif "\n" in text or len(text) >= 200 or not path.is_file():
             if FILE_NAME.search(text) and "\n" not in text:
                 what = "a folder" if path.is_dir() else "no such file"
                 raise ValueError(
                     f"{text!r:.200} is {what}. Name a file with one {self.noun} a line, or "
                     f"type the {self.noun} itself."
                 )
-            return [text]
-        try:
-            return self.split(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
-                f"{self.noun} a line."
-            ) from error
+            return [("", text)]
+        else:
+            try:
+                content, name = path.read_text(encoding="utf-8-sig"), str(path)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
+                    f"{self.noun} a line."
+                ) from error
+        first = content.split("\n", 1)[0]
+        if "," in first and not first.startswith("#"):
+            from tasks.puzzles.rows import questions_of_csv
+
+            found = questions_of_csv(content, name)
+        else:
+            found = self.split(content)
+        return [(f"{name}, line {number}: ", question) for number, question in found]
+
+    def parse_typed(self, text: str) -> list[Puzzle]:
+        """The puzzles that an argument names, with their exact answers; see `typed`.
+
+        Raises:
+            ValueError: One is no question or has no answer; of a file, the message says which line.
+        """
+        puzzles = []
+        for where, question in self.typed(text):
+            try:
+                puzzles.append(self.parse(question))
+            except ValueError as error:
+                if not where:
+                    raise
+                raise ValueError(f"{where}{error}") from error
+        return puzzles
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """A question and its answer as text for the terminal: here, the answer's rows."""

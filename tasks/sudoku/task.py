@@ -137,6 +137,10 @@ class SudokuTask(GridTask[SudokuConfig]):
         """See `board.parse`: clues must not contradict each other."""
         return parse(text, config and config.data.board)
 
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """See `GridTask`: lines that start with `#` are comments."""
+        return [entry for entry in super().split(text) if not entry[1].startswith("#")]
+
     def example(self, config: SudokuConfig) -> str:
         """See `GridTask`: two fifths of the cells are given, or half on a board beyond 9x9."""
         from tasks.sudoku.generate import generate

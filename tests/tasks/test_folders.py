@@ -1,5 +1,6 @@
 """A folder belongs to one living process, and drafts of dead ones are swept."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -154,3 +155,21 @@ def test_without_locks_nothing_is_taken_for_dead(
         temporary.write_text("new")
         sweep(tmp_path)
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_folder_made_for_what_failed_at_once_is_removed(
+    made: bool, written: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with contextlib.suppress(ValueError), FolderLock(folder, made):
+        if written:
+            (folder / "log").touch()
+        raise ValueError
+    assert folder.exists() == (written or not made)
+    folder.mkdir(exist_ok=True)
+    with FolderLock(folder, made):
+        pass
+    assert folder.exists()

@@ -50,6 +50,17 @@ def test_a_terminal_shows_no_json_unless_it_is_asked_to(
     assert not Path("-").exists()
 
 
+def test_the_folder_of_a_result_is_made_and_an_error_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_result(RESULT, tmp_path / "new" / "result.json")
+    assert json.loads((tmp_path / "new" / "result.json").read_text()) == RESULT
+    capsys.readouterr()
+    with pytest.raises(OSError, match="directory"):
+        print_result(RESULT, tmp_path)
+    assert json.loads(capsys.readouterr().out) == RESULT
+
+
 def test_eval_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--checkpoint", "extreme", "--quick", "--limit", "2"]) == 0
     out, err = capsys.readouterr()

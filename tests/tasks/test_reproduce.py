@@ -102,6 +102,11 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: python -m tasks reproduce --list")
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("attractor-models ")
+
+
 @pytest.mark.parametrize("arguments", [["reproduce"], ["sudoku"], ["reproduce", "--lst"]])
 def test_what_it_does_not_take_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -109,8 +114,8 @@ def test_what_it_does_not_take_is_refused(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert (
-        error
-        == f"error: `python -m tasks` takes `reproduce --list`, got {' '.join(arguments)!r}.\n"
+        error == "error: `python -m tasks` takes `reproduce --list` or `--version`, got "
+        f"{' '.join(arguments)!r}.\n"
     )
 
 

@@ -242,12 +242,18 @@ def test_answers_have_verdicts() -> None:
     assert one.answer == ANSWER
     with pytest.raises(ValueError, match=r"^Puzzle 2 of the iterable: .*81"):
         list(model.solve([PUZZLE, "12"]))
+    with pytest.raises(
+        ValueError, match=r"For puzzles of 16x16: `load\('sixteen'\)`.*`for_side\(16\)`"
+    ):
+        model.solve("." * 256)
     with pytest.raises(TypeError, match=r"^Puzzle 2 of the iterable must be text: got int\.$"):
         list(model.solve([PUZZLE, 12]))  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"^`puzzles` must be text, or an iterable of texts: got i"):
         model.solve(12)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         model.solve(PUZZLE, max_steps=0)
+    with pytest.raises(ValueError, match=r"^The folder \. holds no checkpoint\. Name the folder"):
+        tasks.sudoku.load(".")
     with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):
         tasks.sudoku.load("extreem")
 

@@ -278,3 +278,11 @@ def test_a_map_that_changes_its_state_is_refused() -> None:
         spectral_radius(lambda y: y[:, :1], torch.zeros(1, 2))
     with pytest.raises(TypeError, match="must be floating point"):
         spectral_radius(lambda y: y, torch.zeros(1, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("product", ["jvp", "vjp"])
+def test_a_point_of_another_dtype_than_the_weights_is_described(product: Any) -> None:
+    weight = torch.eye(3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"mat1|m1") as caught:
+        spectral_radius(lambda y: y @ weight, torch.ones(2, 3), product=product)
+    assert caught.value.__notes__[0].startswith("`f` got y = float32[2, 3]. ")

@@ -88,9 +88,9 @@ def test_of_many_bad_lines_the_first_are_shown(tmp_path: Path) -> None:
 
 
 def test_questions_are_split_at_line_ends_only() -> None:
-    assert SudokuTask().split("1\u20282\n\n3\x854\n") == ["1\u20282", "3\x854"]
-    assert MazeTask().split("SG\n  \n") == ["SG\n  \n"]
-    assert MazeTask().split("SG  \nS  G\n") == ["SG  ", "S  G"]
+    assert SudokuTask().split("1\u20282\n#5\n3\x854\n") == [(1, "1\u20282"), (3, "3\x854")]
+    assert MazeTask().split("SG\n  \n") == [(1, "SG\n  \n")]
+    assert MazeTask().split("SG  \n\nS  G\n") == [(1, "SG  "), (3, "S  G")]
 
 
 def test_a_file_of_questions_that_is_no_text_is_named(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.puzzles import files as rows_module
-from tasks.puzzles.files import csv_rows, numbered_lines, write_csv
+from tasks.puzzles import rows as rows_module
+from tasks.puzzles.rows import csv_rows, numbered_lines, write_csv
 
 fields = st.text(st.sampled_from('ab",\n\r \u2028\x85'), max_size=8)
 tables = st.lists(st.lists(fields, min_size=2, max_size=4), max_size=6)

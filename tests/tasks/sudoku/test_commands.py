@@ -1,5 +1,6 @@
 """The command line from end to end, on the smallest board."""
 
+import io
 import json
 import os
 import re
@@ -109,6 +110,51 @@ def test_solve_prints_grid_steps_residual_and_verdict(
     many.write_text(f"{easy}\n{easy.replace('1', '.', 1)}\n")
     main(["solve", str(many), "--checkpoint", checkpoint])
     assert capsys.readouterr().out.count("solver steps") == 2
+
+
+EASY = "1234341221.343.1"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"# two of them\n\n{EASY}\r\n{EASY}\n",
+        f"source,question,answer,rating\nme,{EASY},,\nme,{EASY},,3\n",
+        f'question,"a, b"\n{EASY},1\n"{EASY}",2\n',
+    ],
+)
+def test_solve_reads_files_of_either_kind_and_the_standard_input(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    Path("puzzles").write_text(content, newline="")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(content))
+    for name in ("puzzles", "-"):
+        assert main(["solve", name, "--checkpoint", str(run)]) in (0, 1)
+        assert re.search(r"[012] of 2 answers: a valid solution", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{EASY}\n\n11{'.' * 14}\n", "puzzles, line 3: Digit 1 stands twice"),
+        (f"{EASY}\n{'.' * 15}\n", "puzzles, line 2: A grid must have"),
+        (f"rating,question\n1,{EASY}\n2\n", "puzzles, line 3: the row has 1 fields"),
+        (f'question,a\n"{EASY},2\n', "puzzles, line 2: A quote opens in this line"),
+        ("a,b\n1,2\n", "puzzles, line 1: CSV must have a column `question`, got the header"),
+        ("\n", "Name a puzzle, or a file with one per line."),
+    ],
+)
+def test_a_bad_file_of_puzzles_is_refused_with_its_line(
+    content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("puzzles").write_text(content)
+    assert main(["solve", "puzzles"]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_training_that_fails_on_its_first_weights_leaves_no_folder() -> None:
+    assert main(["train", *TINY, "--weights", "."]) == 2
+    assert not list(Path("runs/sudoku").iterdir())
 
 
 @pytest.mark.slow
