@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from models.widen import widened
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.device import choose_device, compile_blocks
 from tasks.reports.page import write_page
@@ -189,7 +190,7 @@ def train(
         with bounded_by(checkpoint.group("model"), config, checkpoint.path):
             model = config.build()
     if first is not None:
-        load_weights(model, averaged_weights(first), first.path)
+        load_weights(model, widened(model, averaged_weights(first)), first.path)
     model = model.to(device)
     if options.compile:
         compile_blocks(model)

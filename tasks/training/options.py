@@ -333,7 +333,7 @@ class TrainOptions(Section):
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; by default torch's choice.
         out: Folder of the run; by default in `runs/`.
-        weights: Begin with those of a checkpoint.
+        weights: Begin with those of a checkpoint, widened if need be.
         save_every: Seconds between checkpoints.
         checkpoints: One file, or a share per process.
         keep_last: Checkpoints to keep besides the best.

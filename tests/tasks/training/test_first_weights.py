@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import tasks.sudoku
 from tasks.checkpoints.file import CheckpointError
 from tasks.experiments.run import train
 from tasks.lm.config import PRESETS, LanguageConfig
@@ -44,6 +45,16 @@ def test_a_run_begins_with_the_averaged_weights_of_another(
     if isinstance(experiment, TextExperiment):
         tokenizers = [run.meta["tokenizer"] for run in (first, second)]
         assert tokenizers[0] == tokenizers[1]
+
+
+def test_a_wider_run_begins_with_the_function_of_a_narrower_one(tmp_path: Path) -> None:
+    config = SUDOKU.changed(side=9, min_clues=40, max_clues=45, width=40, weights=Path("extreme"))
+    run, _, _ = train(GridExperiment(SudokuTask()), "tiny", config, tmp_path)
+    x = torch.randint(0, 10, (2, 81))
+    shipped = tasks.sudoku.load("extreme", device="cpu").model
+    with torch.no_grad():
+        wanted, found = (each(x, max_steps=4).logits for each in (shipped, run.model.eval()))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(
