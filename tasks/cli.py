@@ -16,7 +16,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from solvers.registry import unknown
 from tasks.device import choose_device
@@ -104,6 +104,9 @@ class CommandLine(ABC):
         It is called as train(preset, its configuration, options), and prints one table.
         """
 
+    # Commands that the processes of `torchrun` can share.
+    joint: ClassVar[tuple[str, ...]] = ("train", "compare")
+
     @abstractmethod
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """The commands by name; "train" is the default."""
@@ -121,14 +124,14 @@ class CommandLine(ABC):
             command = arguments[0] if named else "train"
             if command not in commands:
                 raise ValueError(unknown("command", command, list(commands), "Commands"))
-            if _num_processes() > 1 and command != "train":
+            if _num_processes() > 1 and command not in self.joint:
                 raise ValueError(
-                    f"`torchrun` can run `train` alone: start `{command}` as one process."
+                    f"`torchrun` can run {', '.join(self.joint)}: start `{command}` as one process."
                 )
             rest = arguments[1:] if named else arguments
             shows_help = not {"-h", "--help"}.isdisjoint(rest)
             with_result = command in WITH_RESULT and not shows_help
-            with result_alone() if with_result else contextlib.nullcontext():
+            with _together(), result_alone() if with_result else contextlib.nullcontext():
                 return commands[command](rest)
         except KeyboardInterrupt:
             print("\nStopped before there was anything to save.")
@@ -193,9 +196,7 @@ class CommandLine(ABC):
             path = Path(resume)
             lock = lock_resumed(path) if group.first else None
             # One after the other: the first may rename a damaged file.
-            checkpoint = load_newest(path) if group.first else None
-            group.broadcast(None)
-            checkpoint = checkpoint or load_newest(path)
+            checkpoint = group.in_turn(lambda: load_newest(path))
             config = read_config(self.task, checkpoint).changed(**changed)
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         if name is None and arguments and arguments[0] in self.task.presets:
@@ -220,19 +221,17 @@ class CommandLine(ABC):
 
     def train(self, arguments: list[str]) -> int:
         """Train, evaluate, draw, and print the result; if interrupted, say how to go on."""
-        from tasks import distributed
         from tasks.experiments.run import run
         from tasks.training.stop_signal import Interrupted
 
         try:
-            with distributed.init():
-                start = self.start(arguments)
-                with start.lock or contextlib.nullcontext():
-                    result = run(
-                        self.experiment, start.preset, start.config, start.folder, start.checkpoint
-                    )
-                if start.lock is not None:  # of several processes, the first
-                    self._show_end(start, result)
+            start = self.start(arguments)
+            with start.lock or contextlib.nullcontext():
+                result = run(
+                    self.experiment, start.preset, start.config, start.folder, start.checkpoint
+                )
+            if start.lock is not None:  # of several processes, the first
+                self._show_end(start, result)
         except Interrupted as stop:
             command = self.program
             if (size := _num_processes()) > 1:
@@ -293,6 +292,15 @@ class CommandLine(ABC):
         result = {"task": self.task.name, "preset": name, "plan": found}
         print_result(result | {"config": config.to_json()}, options.json)
         return 0
+
+
+def _together() -> contextlib.AbstractContextManager[Any]:
+    """Join the other processes of `torchrun`, if there are any."""
+    if _num_processes() == 1:
+        return contextlib.nullcontext()
+    from tasks import distributed
+
+    return distributed.init()
 
 
 def _num_processes() -> int:

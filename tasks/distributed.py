@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,6 +23,7 @@ from models import modules_used_once
 from models.blocks import Block, PreNormBlock
 
 Kind = Literal["ddp", "fsdp"]
+T = TypeVar("T")
 # How long a process waits for another one before it gives up.
 PATIENCE = timedelta(minutes=10)
 
@@ -64,6 +65,20 @@ class Group:
         distributed.all_gather(parts, share.contiguous())
         return torch.cat(parts)
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each process passed, in order of rank, in every process; tensors on a CPU."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def in_turn(self, call: Callable[[], T]) -> T:
+        """Call a function in the first process, and in the others once it has returned there."""
+        found = [call()] if self.first else []
+        self.broadcast(None)
+        return found[0] if found else call()
+
     def broadcast(self, value: Any) -> Any:
         """The value that the first process passed, in every process."""
         if self.size == 1:
@@ -88,6 +103,9 @@ class Group:
         if self.size > 1:
             digest = hashlib.sha256(f"{seed} {step} {self.rank}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:7]))
+
+
+ALONE = Group()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ held-out data; then more seeds with the best rate. The table reports the other h
 is never repeated, and an interrupted one goes on.
 """
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tasks.distributed import Group
 from tasks.experiments.folder import lock_folder
 from tasks.experiments.jobs import Run, SearchOptions, search_and_repeat
 from tasks.training.options import Config
@@ -73,11 +75,15 @@ def compare(
         options: Rates and seeds.
 
     Returns:
-        The table as JSON values, its rows best first.
+        The table as JSON values, its rows best first; empty in all processes of `torchrun` but the
+        first.
     """
     experiment, folder = runs[0].experiment, runs[0].folder
-    with lock_folder(folder):
+    group = Group.current()
+    with lock_folder(folder) if group.first else contextlib.nullcontext():
         best = search_and_repeat(runs, options)
+    if not group.first:
+        return {}
     rows = [_row(run, rate, options) for run, rate in zip(runs, best, strict=True)]
     rows.sort(key=lambda row: -experiment.sign * row[experiment.metric])
     found = {

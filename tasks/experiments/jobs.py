@@ -19,6 +19,7 @@ from typing import Any, Self
 import tyro
 
 from tasks.checkpoints.manager import load_newest
+from tasks.distributed import Group
 from tasks.experiments.folder import checkpoint_in, lock_folder
 from tasks.experiments.run import Experiment, train
 from tasks.folders import draft
@@ -56,17 +57,22 @@ class Run:
         return self.place / "compare.json"
 
     def finish(self) -> None:
-        """Train, or go on, and evaluate on each half of the held-out data."""
-        config = self.config.changed(out=self.place)
-        with lock_folder(self.place):
-            path = checkpoint_in(self.place)
-            checkpoint = load_newest(path) if path is not None else None
+        """Train, or go on, and evaluate on each half of the held-out data.
+
+        All processes of `torchrun` call it, and train one model together.
+        """
+        config, group = self.config.changed(out=self.place), Group.current()
+        with lock_folder(self.place) if group.first else contextlib.nullcontext():
+            path = group.broadcast(checkpoint_in(self.place) if group.first else None)
+            checkpoint = None if path is None else group.in_turn(lambda: load_newest(path))
             trainer, held_out, result = train(
                 self.experiment, self.preset, config, self.place, checkpoint, validate=False
             )
             model = self.experiment.model(config, trainer.path)
             result |= self.experiment.halves(model, held_out, config)
             result["config"] = config.to_json()
+            if not group.first:
+                return
             with draft(self.done) as file:  # a part of it would count as done
                 file.write_text(json.dumps(result) + "\n")
 
@@ -143,7 +149,10 @@ def search_and_repeat(jobs: Sequence[Run], options: SearchOptions) -> list[float
     """
     rates, seeds = options.rates, options.seeds
     _finish_all([job.repeated(rate, 0) for job in jobs for rate in rates], options)
-    best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
+    group, best = Group.current(), []
+    if group.first:
+        best = [max(rates, key=lambda rate, job=job: job.repeated(rate, 0).score()) for job in jobs]
+    best = group.broadcast(best)
     chosen = zip(jobs, best, strict=True)
     more = [job.repeated(rate, seed) for job, rate in chosen for seed in range(1, seeds)]
     _finish_all(more, options)
@@ -152,11 +161,19 @@ def search_and_repeat(jobs: Sequence[Run], options: SearchOptions) -> list[float
 
 def _finish_all(jobs: Sequence[Run], options: SearchOptions) -> None:
     """Finish the jobs that are not done: in this process, or several at once in others."""
-    missing = [job for job in jobs if not job.done.is_file()]
+    group = Group.current()
+    done = group.broadcast([job.done.is_file() for job in jobs])
+    missing = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
     if options.jobs == 1:
         for job in missing:
             job.finish()
+            group.broadcast(None)  # the first process has written its result
         return
+    if group.size > 1:
+        raise ValueError(
+            f"`torchrun` trains each run on all its {group.size} processes: drop `--jobs`, got "
+            f"{options.jobs}."
+        )
     with _pool(options.jobs, options.modules) as pool:
         futures = {pool.submit(_finish_quietly, job): job for job in missing}
         for number, future in enumerate(as_completed(futures), 1):

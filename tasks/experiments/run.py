@@ -93,7 +93,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def halves(self, model: nn.Module, held_out: Any, config: Any) -> dict[str, Any]:
-        """Evaluate for a comparison: figures "choosing" and "reported", of a half each."""
+        """Evaluate for a comparison: figures "choosing" and "reported", of a half each.
+
+        All processes of `torchrun` call it.
+        """
 
     @abstractmethod
     def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class LanguageCommands(CommandLine):
             "export FILE.pt2": "a program that runs without this project",
         }
 
+    joint = (*CommandLine.joint, "eval", "internalise", "loops")
+
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
         """See `CommandLine`."""
         return {
@@ -105,6 +107,7 @@ class LanguageCommands(CommandLine):
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
+        from tasks.distributed import Group
         from tasks.lm.data import measure
         from tasks.lm.experiment import print_figures
         from tasks.reports.page import write_page_beside
@@ -112,7 +115,12 @@ class LanguageCommands(CommandLine):
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
-        figures = measure(model, corpus, config, limit=options.limit, max_steps=options.max_steps)
+        group = Group.current()
+        figures = measure(
+            model, corpus, config, limit=options.limit, max_steps=options.max_steps, group=group
+        )
+        if not group.first:
+            return 0
         if options.lambada is not None:
             from tasks.lm.lambada import last_words, read_passages
 
@@ -128,6 +136,7 @@ class LanguageCommands(CommandLine):
 
     def internalise(self, arguments: list[str]) -> int:
         """Print how much the loss depends on the solver, and recommend a budget."""
+        from tasks.distributed import Group
         from tasks.lm.internalise import solve_trace, study
         from tasks.reports.logger import print_table
         from tasks.reports.page import write_page_beside
@@ -136,7 +145,10 @@ class LanguageCommands(CommandLine):
         path, model, config, corpus = self._load_all(options)
         if model.solving is None:
             raise ValueError(f"{path} is a {config.model.name}, which has no solver to do without.")
-        found = study(model, corpus, config, options.limit)
+        group = Group.current()
+        found = study(model, corpus, config, options.limit, group)
+        if not group.first:
+            return 0
         rows = {
             f"loss after {row['max_steps']} steps": f"{row['loss']:.4f}"
             for row in found["by_budget"]
@@ -174,17 +186,18 @@ class LanguageCommands(CommandLine):
 
     def loops(self, arguments: list[str]) -> int:
         """Print the loss of models by the number of loops or solver updates."""
+        from tasks.distributed import Group
         from tasks.lm.loops import by_loops
         from tasks.reports.logger import print_table
         from tasks.reports.page import write_page_beside
 
         options = parse(LoopsOptions, arguments, f"{self.program} loops")
-        found: dict[str, Any] = {}
+        group, found = Group.current(), {}
         for named in options.checkpoints or (None,):
             one = HeldOutOptions(checkpoint=named, text=options.text, device=options.device)
             path, model, config, corpus = self._load_all(one)
             try:
-                figures = by_loops(model, corpus, config, limit=options.limit)
+                figures = by_loops(model, corpus, config, limit=options.limit, group=group)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             found[str(path)] = {"model": config.model.name, **figures}
@@ -193,6 +206,8 @@ class LanguageCommands(CommandLine):
             rows[f"its own loops, {own:.1f}"] = f"{figures['own_loss']:.4f}"
             rows["largest change with more"] = f"{rise:+.2%}"
             print_table(f"{path} ({config.model.name})", rows)
+        if not group.first:
+            return 0
         if options.draw is not None:
             from tasks.lm.pictures import plot_loops
 

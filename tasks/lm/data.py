@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import LanguageModel
+from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.text_data import DOWNLOADS
 from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
@@ -201,7 +202,7 @@ class Batches(Task):
 @torch.no_grad()
 def measure(
     model: Any, corpus: Corpus, config: LanguageConfig, *,
-    limit: int | None = None, max_steps: int | None = None,
+    limit: int | None = None, max_steps: int | None = None, group: Group = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Loss on held-out text, in consecutive windows, and metrics of the solves.
 
@@ -212,6 +213,7 @@ def measure(
             fewer if they are long.
         limit: So many tokens, from the start; by default `eval_tokens`.
         max_steps: Budget of solver updates, or loops; by default the model's.
+        group: Processes that share the windows; all of them call this, and get the same.
 
     Returns:
         `loss` (nats per token), `perplexity`, `bits_per_byte` (ends of text cost bits, and are
@@ -228,7 +230,8 @@ def measure(
     in_batch = config.train.batch_size // config.train.accumulate
     at_once = max(1, min(in_batch, TOKENS_AT_ONCE // context))
     nats, solved = 0.0, []
-    for rows, right in zip(x.split(at_once), target.split(at_once), strict=True):
+    batches = list(zip(x.split(at_once), target.split(at_once), strict=True))
+    for rows, right in batches[group.rank :: group.size]:
         out = model(rows.to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
         nats += F.cross_entropy(logits, right.flatten().to(device), reduction="sum").item()
@@ -237,8 +240,10 @@ def measure(
             scale = state.square().mean(-1).sqrt()
             distance = (proposal - state).norm(dim=-1) / state.norm(dim=-1)
             parts = found.converged, found.num_steps, found.residual / scale, distance
-            solved.append([part.flatten().float() for part in parts])
+            solved.append([part.flatten().float().cpu() for part in parts])
     model.train(was_training)
+    shares = group.gather((nats, solved))
+    nats, solved = sum(share[0] for share in shares), [each for _, rest in shares for each in rest]
     tokens = windows * context
     num_bytes = len(corpus.tokenizer.decode(used[1:].tolist()).encode())
     figures = {

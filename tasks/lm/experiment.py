@@ -12,6 +12,7 @@ from torch import nn
 from implicit import FixedPointLayer
 from models.language import Mixer
 from tasks.checkpoints.checkpoint import Checkpoint
+from tasks.distributed import Group
 from tasks.experiments.compare import COLUMNS, compare, matched
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
@@ -98,11 +99,13 @@ class TextExperiment(Experiment):
             dataclasses.replace(held_out, held_out=held_out.held_out[part])
             for part in (slice(0, middle), slice(middle, None))
         )
+        group = Group.current()
         found = {
-            "choosing": measure(model, first, config), "reported": measure(model, second, config)
-        }  # fmt: skip
+            name: measure(model, half, config, group=group)
+            for name, half in (("choosing", first), ("reported", second))
+        }
         if model.solving is not None:
-            found["proposal"] = measure(model, second, config, max_steps=0)
+            found["proposal"] = measure(model, second, config, max_steps=0, group=group)
         return found
 
     def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

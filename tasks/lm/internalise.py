@@ -13,6 +13,7 @@ import torch
 from implicit import spectral_radius
 from models import AttractorLM
 from solvers import Trace, trace
+from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 
@@ -23,12 +24,12 @@ TOLERATED = 0.001
 
 def by_budget(
     model: AttractorLM, corpus: Corpus, config: LanguageConfig, budgets: Sequence[int],
-    limit: int | None = None,
+    limit: int | None = None, group: Group = ALONE,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Held-out loss at each budget of solver steps; see `data.measure`."""
     rows = []
     for budget in budgets:
-        figures = measure(model, corpus, config, limit=limit, max_steps=budget)
+        figures = measure(model, corpus, config, limit=limit, max_steps=budget, group=group)
         rows.append({"max_steps": budget, **figures})
     return rows
 
@@ -50,16 +51,22 @@ def recommend(rows: Sequence[dict[str, Any]], converged: dict[str, Any]) -> dict
 
 
 def study(
-    model: AttractorLM, corpus: Corpus, config: LanguageConfig, limit: int | None = None
+    model: AttractorLM,
+    corpus: Corpus,
+    config: LanguageConfig,
+    limit: int | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Loss by solver budget, spectral radius of the refiner, and the recommended budget.
+
+    Processes of a group share the held-out text; see `data.measure`.
 
     Returns:
         `converged` (see `data.measure`; among others the distance of the proposal),
         `by_budget`, `spectral_radius` (of the refiner at y*, mean over sequences) and `advice`.
     """
-    converged = measure(model, corpus, config, limit=limit)
-    rows = by_budget(model, corpus, config, BUDGETS, limit)
+    converged = measure(model, corpus, config, limit=limit, group=group)
+    rows = by_budget(model, corpus, config, BUDGETS, limit, group)
     windows = max(min(4, len(corpus.held_out) // config.data.context), 1)
     x = corpus.held_out[: windows * config.data.context].view(windows, -1)
     with torch.no_grad():

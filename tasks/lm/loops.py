@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from implicit import FixedPointLayer
+from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
 
@@ -21,7 +22,7 @@ LOOPS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 def by_loops(
     model: Any, corpus: Corpus, config: LanguageConfig, loops: Sequence[int] = LOOPS,
-    limit: int | None = None,
+    limit: int | None = None, group: Group = ALONE,
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out loss after each number of loops, or of solver updates.
 
@@ -31,6 +32,7 @@ def by_loops(
         config: Its run.
         loops: How many.
         limit: Only so many held-out tokens.
+        group: Processes that share them.
 
     Returns:
         `rows` of `max_steps` and the figures of `data.measure`; `own`, the number of loops of
@@ -43,11 +45,12 @@ def by_loops(
     """
     if config.model.name == "transformer":
         raise ValueError("A transformer has no loops to vary: name models that loop or are solved.")
-    converged = measure(model, corpus, config, limit=limit)
+    converged = measure(model, corpus, config, limit=limit, group=group)
     own = converged.get("mean_steps", getattr(model, "loops", None))
+    shared: dict[str, Any] = {"limit": limit, "group": group}
     with _solving_on(model.solving):
         rows = [
-            {"max_steps": count, **measure(model, corpus, config, limit=limit, max_steps=count)}
+            {"max_steps": count, **measure(model, corpus, config, max_steps=count, **shared)}
             for count in loops
         ]
     beyond = [row["loss"] for row in rows if row["max_steps"] > own]
