@@ -53,7 +53,7 @@ class LanguageCommands(CommandLine):
     @property
     def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
-        presets = ", ".join(PRESETS)
+        presets = ", ".join(name for name in PRESETS if "-" not in name)
         return {
             "": f"train ({DEFAULT_PRESET}), evaluate",
             "train --preset NAME": f"{presets}",

@@ -1,4 +1,4 @@
-"""Parcae with `recurrence="released"` and value embeddings: its parts, and the published module."""
+"""The published baselines, Parcae and a Transformer, and what they have that ours do not need."""
 
 import dataclasses
 import math
@@ -37,26 +37,30 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def filled() -> ParcaeLM:
-    """The model with the weights that the published one had."""
-    model = build().eval()
-    released: Any = model.released
+def fill_blocks(model: Any, blocks: list[Any]) -> None:
+    """Fill the weights that both baselines have."""
     fill(model.vocabulary.embedding.weight, 0, 0.5)
-    blocks: list[Any] = [*model.prelude, *model.blocks, *model.coda]
+    fill(model.vocabulary.norm.weight, 60, 0.1, 1.0)
     for i, block in enumerate(blocks):
         fill_block(block, 6 * i + 1)
         fill(block.mixer_norm.weight, 40 + 2 * i, 0.1, 1.0)
         fill(block.mlp_norm.weight, 41 + 2 * i, 0.1, 1.0)
-        assert (block.mixer.value_gate is not None) == (i % 2 == 1)
+        assert (block.mixer.value_gate is not None) == (str(i) in model.values.tables)
         if block.mixer.value_gate is not None:
             fill(block.mixer.value_gate.weight, 70 + i, 0.2)
-    fill(model.vocabulary.norm.weight, 60, 0.1, 1.0)
+            fill(model.values.tables[str(i)].weight, 80 + i, 0.5)
+
+
+def filled() -> Any:
+    """Parcae with the weights that the published one had."""
+    model: Any = build().eval()
+    released = model.released
+    fill_blocks(model, [*model.prelude, *model.blocks, *model.coda])
+    assert list(model.values.tables) == ["1", "3", "5"]
     fill(released.norm.weight, 61, 0.1, 1.0)
     parts = (released.log_rate, 0.3), (released.raw_step, 0.5), (released.into, 0.2)
     for seed, (part, scale) in enumerate((*parts, (released.out, 0.2)), start=62):
         fill(part, seed, scale)
-    for block in (1, 3, 5):
-        fill(model.values.tables[str(block)].weight, 80 + block, 0.5)
     return model
 
 
@@ -142,6 +146,37 @@ def test_gradients_are_those_of_the_released_module() -> None:
     norms["value"] = [block.mixer.qkv.weight.grad[96:].norm().item() for block in blocks]
     for name, recorded in RECORDED_GRADIENTS.items():
         assert norms[name] == pytest.approx(recorded, rel=1e-12), name
+
+
+# Of the released `GPT` with three blocks, as above: loss, norm of the logits, gradients.
+RECORDED_TRANSFORMER = 16.97799848347556, 262.00261306181636, {
+    "embedding": [3.32359911072106],
+    "into": [2.4250802346837395, 0.16248262222068147, 2.0931166354736064],
+    "value gates": [0.27427262208794645, 0.013533290649350722],
+    "value embeddings": [0.5222524764006989, 0.5353661143685114],
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_the_transformer_is_the_released_one() -> None:
+    model = TransformerLM(dataclasses.replace(SPEC, backbone_blocks=2, refiner_blocks=1))
+    blocks: list[Any] = list(model.blocks)  # type: ignore[arg-type]
+    fill_blocks(model, blocks)
+    logits = model(IDS).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), ((IDS * 5 + 1) % 24).flatten())
+    loss.backward()
+    gradients = {
+        "embedding": [model.vocabulary.embedding],
+        "into": [block.mlp.into for block in blocks],
+        "value gates": [block.mixer.value_gate for block in blocks[::2]],
+        "value embeddings": list(model.values.tables.values()),
+    }
+    recorded_loss, recorded_norm, recorded = RECORDED_TRANSFORMER
+    assert loss.item() == pytest.approx(recorded_loss, rel=1e-12)
+    assert logits.norm().item() == pytest.approx(recorded_norm, rel=1e-12)
+    for name, parts in gradients.items():
+        norms = [part.weight.grad.norm().item() for part in parts]
+        assert norms == pytest.approx(recorded[name], rel=1e-12), name
 
 
 @pytest.mark.parametrize("kind", ["parcae", "transformer"])
