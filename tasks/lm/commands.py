@@ -17,6 +17,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
+    ConvertOptions,
     EvalOptions,
     ExportOptions,
     GenerateOptions,
@@ -68,6 +69,7 @@ class LanguageCommands(CommandLine):
             "plan": "memory, time and cost on GPUs; --gpus",
             "export FOLDER": "a folder as the Hugging Face Hub has it",
             "export FILE.pt2": "a program that runs without this project",
+            "convert FOLDER": "a model released with the paper",
         }
 
     def commands(self) -> dict[str, Callable[[list[str]], int]]:
@@ -83,6 +85,7 @@ class LanguageCommands(CommandLine):
             "prepare": self.prepare,
             "plan": self.plan,
             "export": self.export,
+            "convert": self.convert,
         }
 
     @property
@@ -266,6 +269,22 @@ class LanguageCommands(CommandLine):
         print(
             f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "
             "`transformers` does after `import tasks.lm.auto`."
+        )
+        return 0
+
+    def convert(self, arguments: list[str]) -> int:
+        """Make a checkpoint of a model that was released with the paper."""
+        from tasks.lm.released import convert
+
+        options = parse(ConvertOptions, arguments, f"{self.program} convert")
+        path, config = convert(options.folder, options.out, options.tokenizer)
+        shown = shlex.quote(str(path.parent))
+        print(
+            f"Written: {path}, solved to {config.solve.rtol:g} in at most "
+            f"{config.solve.eval_max_steps} steps. What next:\n"
+            f"  {self.program} eval --checkpoint {shown} --text FILE\n"
+            f"  {self.program} internalise --checkpoint {shown}\n"
+            f"  {self.program} generate --checkpoint {shown} 'Once upon a time'"
         )
         return 0
 

@@ -219,6 +219,11 @@ def write_checkpoint(task: str, model: str, path: Path) -> Path:
         ("sudoku", "plan --gpu 3", "Unknown option `--gpu`. Did you mean `--gpus`?"),
         ("sudoku", "solve --puzzles 1", "Unknown option `--puzzles`."),  # which has no flag
         ("lm", "eval -x", "Unknown option `-x`."),
+        (
+            "lm",
+            "convert f --tokeniser t",
+            "Unknown option `--tokeniser`. Did you mean `--tokenizer`?",
+        ),
         ("lm", "eval text", "Unexpected argument 'text'."),
         ("lm", "eval --export f", "`--export` is an option of `python -m tasks.lm internalise`."),
         ("lm", "eval --draw=f", "`--draw` is an option of `python -m tasks.lm internalise`."),
