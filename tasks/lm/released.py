@@ -22,7 +22,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import FAULTS, CheckpointError, brief, parse_object, read_tensors
 from tasks.lm.config import ONE_STEP, PRESETS, LanguageConfig
 from tasks.lm.released_tokenizer import ReleasedTokenizer
-from tasks.lm.tokenizer import tokenizers_package
+from tasks.lm.tokenizer_files import tokenizers_package
 from tasks.runs import RUNS
 from tasks.runs import WEIGHTS as RUN_WEIGHTS
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.lm.tokenizer import (
+from tasks.lm.tokenizer_files import (
     END,
     RELEASED,
     broken,
@@ -109,18 +109,20 @@ def _splitting(pattern: str, vocabulary: dict[str, int], merges: list[tuple[str,
 def _pattern(file: Any) -> str:
     """The pattern by which a file splits texts, if it does that and goes over bytes after it."""
     splits = file.get("pre_tokenizer") if isinstance(file, dict) else None
-    first, *others = splits.get("pretokenizers") or [None] if isinstance(splits, dict) else [None]
+    parts = splits.get("pretokenizers") if isinstance(splits, dict) else None
+    first = parts[0] if isinstance(parts, list) and parts else None
     pattern = first.get("pattern") if isinstance(first, dict) else None
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     if not isinstance(regex, str):
         raise broken("it does not split texts by a regular expression, as the released one does")
     if splits != json.loads(_splitting(regex, {}, []).to_str())["pre_tokenizer"]:
-        raise broken(f"it splits texts otherwise than the released one: {str(others)[:200]}")
+        raise broken(f"it splits texts otherwise than the released one: {str(splits)[:200]}")
     return regex
 
 
 def _special(file: dict[str, Any]) -> list[str]:
     """The names of the special tokens of a file."""
     added = file.get("added_tokens")
-    named = [each.get("content") for each in added or [] if isinstance(each, dict)]
+    parts = added if isinstance(added, list) else []
+    named = [each.get("content") for each in parts if isinstance(each, dict)]
     return [name for name in named if isinstance(name, str)]

@@ -249,6 +249,14 @@ def test_the_tokenizer_has_the_numbers_of_the_embedding() -> None:
     assert fast.encode("<|eos|>", add_special_tokens=False).ids == [found.ends[0]]
 
 
+@pytest.mark.parametrize(
+    "state", ['{"released": 3}', '{"released": []}', '{"released": {}, "more": 1}', '{"released": ']
+)
+def test_a_state_that_is_none_is_refused(state: str) -> None:
+    with pytest.raises(ValueError, match="The tokenizer is broken"):
+        load_tokenizer(state)
+
+
 def changed(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -303,6 +311,7 @@ BROKEN: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: changed(f / CONFIG, rope_settings={"rope_base": 10}), "not those of the base 10"),
     (lambda f: (f / "tokenizer.json").unlink(), "There is no tokenizer at .*--tokenizer"),
     (lambda f: changed(f / "tokenizer.json", normalizer={"type": "NFC"}), "another `normalizer`"),
+    (lambda f: changed(f / "tokenizer.json", pre_tokenizer={"pretokenizers": 3}), "does not split"),
     (unsplit, "does not split texts by a regular expression"),
     (lambda f: unnamed(f, "<|eos|>", "<|end|>"), r"it has no token '<\|eos\|>'"),
     (lambda f: unnamed(f, r"\\p{N}{1,2}|", "("), "its pattern is no regular expression"),
