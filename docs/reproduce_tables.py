@@ -56,9 +56,18 @@ def plan_of(row: Row) -> dict[str, Any]:
         "unit": found["unit"],
         "flags": flags[1] if flags else "",
         "memory_gb": round(way["total"] / 1e9, 1),
-        "hours": float(f"{24 * few['days']:.3g}"),
-        "most_hours": float(f"{24 * most['days']:.3g}"),
+        "hours": _hours(found, few),
+        "most_hours": _hours(found, most),
     }
+
+
+def _hours(found: dict[str, Any], training: dict[str, Any]) -> float:
+    """The hours of computing alone: with prepared tokens no GPU waits for data."""
+    from tasks.planning.cluster import Cluster
+
+    flops = found["budget"] * training[f"flops_per_{found['unit']}"]
+    seconds = flops / Cluster(**found["cluster"]).flops_per_second
+    return float(f"{seconds / 3600:.3g}")
 
 
 def page_tables() -> dict[str, str]:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
         LanguageModel,
         LanguageOutput,
         LanguageSpec,
-        TransformerLM,
     )
     from models.parcae import ParcaeLM
     from models.reasoners import Cycle, GridModel, PathNoise, Reasoner, TwoModuleCycle
     from models.recompute import modules_used_once, recompute_activations, recomputes
     from models.recurrent import Gru, Scan
+    from models.transformer import TransformerLM
 else:
     # The names in each module that are imported on first use.
     _NAMES = {
@@ -49,11 +49,12 @@ else:
         "blocks": "Block Convolution PreNormBlock SquaredReLU SwiGLU TokenMixer UnitAttention",
         "grid": "GridAttractor GridOutput GridSpec GridTransformer TokenLayout",
         "hugging_face": "HuggingFaceStack",
-        "language": "AttractorLM Cache LanguageModel LanguageOutput LanguageSpec TransformerLM",
+        "language": "AttractorLM Cache LanguageModel LanguageOutput LanguageSpec",
         "parcae": "ParcaeLM",
         "reasoners": "Cycle GridModel PathNoise Reasoner TwoModuleCycle",
         "recompute": "modules_used_once recompute_activations recomputes",
         "recurrent": "Gru Scan",
+        "transformer": "TransformerLM",
     }
     __getattr__, __dir__ = lazy.attributes(
         __name__,

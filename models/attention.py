@@ -16,6 +16,8 @@ from solvers.torch_internals import transforms_in_force
 
 # As in the paper that brought rotary positions.
 ROTARY_BASE = 10_000.0
+# So many dims of a token decide how much of its value embedding is added.
+GATE_DIMS = 32
 
 
 class KVBuffer:
@@ -172,6 +174,8 @@ class SelfAttention(nn.Module):
         causal: A token sees itself and what came before.
         qk_norm: Normalise queries and keys, so that no score exceeds sqrt(K).
         base: Of the rotary positions, which turn more slowly the larger it is; see `rotary_at`.
+        value_embeddings: Take embeddings of the tokens, and add them to the values of each head
+            times a factor from 0 to 2, which a map of the first 32 dims of a token decides.
 
     Raises:
         ValueError: `num_heads` does not divide `width`, or leaves an odd head for rotary.
@@ -179,7 +183,9 @@ class SelfAttention(nn.Module):
     References:
         A. Vaswani et al., Attention Is All You Need, NeurIPS 2017. J. Su et al., RoFormer,
         2021, arXiv:2104.09864 (rotary positions). M. Dehghani et al., ICML 2023,
-        arXiv:2302.05442 (norms of queries and keys).
+        arXiv:2302.05442 (norms of queries and keys). Z. Zhou et al., Value Residual Learning,
+        arXiv:2410.17897 (values that skip layers); the gate is that of the public code of
+        arXiv:2604.12946.
     """
 
     mask: Tensor | None
@@ -193,6 +199,7 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         qk_norm: bool = False,
         base: float = ROTARY_BASE,
+        value_embeddings: bool = False,
     ):
         super().__init__()
         head_width(width, num_heads, even=rotary)
@@ -200,6 +207,9 @@ class SelfAttention(nn.Module):
         self.base = base
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
+        self.value_gate = None
+        if value_embeddings:
+            self.value_gate = nn.Linear(min(GATE_DIMS, width), num_heads, bias=False)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, h_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -208,7 +218,10 @@ class SelfAttention(nn.Module):
         return self._attend(q_BHTK, k_BHTK, v_BHTK, self.mask, self.causal)
 
     def extend(
-        self, h_BTD: Float[Tensor, "B T D"], past: KVCache | None
+        self,
+        h_BTD: Float[Tensor, "B T D"],
+        past: KVCache | None,
+        value_BTD: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], KVCache]:
         """Attend from new tokens to `past` and to each other, causally.
 
@@ -216,11 +229,12 @@ class SelfAttention(nn.Module):
             h_BTD: The new tokens.
             past: The cache of those before. Its `valid` may be T longer than its keys: it then
                 says which of the new tokens are padding as well. None: no token came before.
+            value_BTD: With `value_embeddings`, those of the new tokens.
 
         Returns:
             The output, and the cache for the tokens to come.
         """
-        q, longer, mask, causal = self._look_back(h_BTD, past)
+        q, longer, mask, causal = self._look_back(h_BTD, past, value_BTD)
         return self._attend(q, longer.keys, longer.values, mask, causal), longer
 
     def remember(self, h_BTD: Float[Tensor, "B T D"], past: KVCache | None) -> KVCache:
@@ -228,11 +242,11 @@ class SelfAttention(nn.Module):
         return self._look_back(h_BTD, past)[1]
 
     def _look_back(
-        self, h_BTD: Tensor, past: KVCache | None
+        self, h_BTD: Tensor, past: KVCache | None, value_BTD: Tensor | None = None
     ) -> tuple[Tensor, KVCache, Tensor | None, bool]:
         """Queries, the longer cache, the mask, and whether to use the causal one instead."""
         if past is None:
-            q, k, v = self._project(h_BTD, None)
+            q, k, v = self._project(h_BTD, None, value_BTD)
             return q, KVCache(k, v, base=self.base), None, True
         T = h_BTD.shape[1]
         valid, rotary, mask = past.valid, past.rotary, past.mask
@@ -240,7 +254,7 @@ class SelfAttention(nn.Module):
             valid, position = past.positions_of_next(T)
             rotary = rotary_at(position, past.keys, self.base)
             mask = visible(past.keys.shape[2], T, valid, past.keys)
-        q, k, v = self._project(h_BTD, rotary)
+        q, k, v = self._project(h_BTD, rotary, value_BTD)
         return q, past.append(k, v, valid), mask, False
 
     def empty_cache(self, valid: Bool[Tensor, "B T"]) -> KVCache:
@@ -250,11 +264,18 @@ class SelfAttention(nn.Module):
         return KVCache.empty(valid, weight, self.num_heads, width, self.base)
 
     def _project(
-        self, h_BTD: Tensor, rotary: tuple[Tensor, Tensor] | None
+        self,
+        h_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        value_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
         qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
+        if self.value_gate is not None and value_BTD is not None:
+            gate = 2 * self.value_gate(h_BTD[..., : self.value_gate.in_features]).sigmoid()
+            value = value_BTD.to(v.dtype).unflatten(-1, (self.num_heads, -1))
+            v = torch.addcmul(v, gate[..., None], value)
         if self.qk_norm:
             qk = rms_norm(qk)
         qk = qk.permute(2, 0, 3, 1, 4)

@@ -51,16 +51,16 @@ class RecomputableBlock(Recomputable):
         self.recompute = True
 
     @abstractmethod
-    def apply_once(self, h: Tensor) -> Tensor:
+    def apply_once(self, h: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the block; input and output have the same shape."""
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Shape (..., D) in and out."""
+    def forward(self, h: Tensor, *args: Any) -> Tensor:
+        """Shape (..., D) in and out; `args` are those of the block's `apply_once`."""
         if self.recompute and torch.is_grad_enabled():
-            out = checkpoint(self.apply_once, h, use_reentrant=False)
+            out = checkpoint(self.apply_once, h, *args, use_reentrant=False)
             assert isinstance(out, Tensor)
             return out
-        return self.apply_once(h)
+        return self.apply_once(h, *args)
 
 
 class LoopedModel(nn.Module):
@@ -134,6 +134,7 @@ class PreNormBlock(RecomputableBlock):
             factor out.
         gate_start: Where that factor starts; by default at half of the bound. At the bound itself
             the gates hardly move, as their sigmoid is flat there.
+        norm_eps: Of both norms; see `RMSNorm`.
 
     References:
         D. So et al., Primer, NeurIPS 2021, arXiv:2109.08668 (squared ReLU). The bounded gate
@@ -147,12 +148,13 @@ class PreNormBlock(RecomputableBlock):
         expansion: float = 4.0,
         gate: float | None = None,
         gate_start: float | None = None,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
         self.mixer: Any = mixer
         self.mlp = SquaredReLU(width, round(expansion * width))
-        self.mixer_norm = RMSNorm(width)
-        self.mlp_norm = RMSNorm(width)
+        self.mixer_norm = RMSNorm(width, norm_eps)
+        self.mlp_norm = RMSNorm(width, norm_eps)
         self.gate = gate
         self.raw_gates = None
         if gate is not None:
@@ -161,13 +163,13 @@ class PreNormBlock(RecomputableBlock):
             raw = math.log(share / (1 - share))
             self.raw_gates = nn.Parameter(torch.full((2, width), raw))
 
-    def apply_once(self, h: Tensor) -> Tensor:
-        """Shape (B, T, D) in and out."""
-        return self.extend(h, None)[0]
+    def apply_once(self, h: Tensor, *value: Tensor) -> Tensor:
+        """Shape (B, T, D) in and out; for `value` see `SelfAttention.extend`."""
+        return self.extend(h, None, *value)[0]
 
-    def extend(self, h_BTD: Tensor, past: Any) -> tuple[Tensor, Any]:
+    def extend(self, h_BTD: Tensor, past: Any, *value: Tensor) -> tuple[Tensor, Any]:
         """Like `forward`, for tokens that follow those of `past`; see `SelfAttention.extend`."""
-        mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past)
+        mixed, past = self.mixer.extend(self.mixer_norm(h_BTD), past, *value)
         h_BTD = self._plus(0, h_BTD, mixed)
         return self._plus(1, h_BTD, self.mlp(self.mlp_norm(h_BTD))), past
 
@@ -299,10 +301,10 @@ class UnitAttention(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm` over the last dim of a width, with an epsilon of 1e-6; see `rms_norm`."""
+    """`torch.nn.RMSNorm` over the last dim of a width; see `rms_norm` for the epsilon."""
 
-    def __init__(self, width: int):
-        super().__init__(width, eps=1e-6)
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., D) in and out."""

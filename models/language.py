@@ -3,7 +3,7 @@
     Attractor     a backbone proposes y0 = T_b(E x); y* = H(y* + y0) - y* refines it; E decodes
     DEQ           no backbone: the equilibrium of a hidden state, from zeros
     Parcae        a loop that is run and not solved: see `models.parcae`
-    Transformer   as many blocks, each used once
+    Transformer   as many blocks, each used once: see `models.transformer`
 
 Every model decodes with its embedding, and decodes y0 and y* alike, so `max_steps=0` removes the
 solver. Each token has its own mixing coefficients and verdict, so that no token depends on later
@@ -28,7 +28,7 @@ from models.blocks import PreNormBlock, RMSNorm, rms_norm
 from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
 from models.released import released_block_, released_matrix_
-from models.stack import Stack, reserve
+from models.stack import Stack, ValueEmbeddings, has_value_embeddings, reserve
 from solvers import FixedPointSolver
 
 Initial = Literal["plain", "released"]
@@ -64,9 +64,12 @@ class LanguageSpec:
             "concat": y <- H(W [y, y0]). "initial": y <- H(y), so that it is only the start.
         start: Where the solve starts.
         tied: Decode with the embedding.
+        norm_eps: What norms add to the mean square.
+        value_embeddings: In every second block that is not solved, attention adds an embedding of
+            the token to its values; see `models.stack.ValueEmbeddings`.
 
     Raises:
-        ValueError: A size is below 1, or an option unknown.
+        ValueError: A size is below 1, an option unknown, or two of them do not go together.
     """
 
     vocabulary: int
@@ -85,6 +88,8 @@ class LanguageSpec:
     injection: Injection = "additive"
     start: Start = "proposal"
     tied: bool = True
+    norm_eps: float = 1e-6
+    value_embeddings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "num_heads", "refiner_blocks", "context"):
@@ -107,19 +112,37 @@ class LanguageSpec:
             if getattr(self, name) not in get_args(options):
                 known = ", ".join(map(repr, get_args(options)))
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
+        if self.norm_eps < 0:
+            raise ValueError(f"`norm_eps` must be 0 or more, got {self.norm_eps}.")
+        if self.value_embeddings and self.mixer != "attention":
+            raise ValueError(
+                f"`value_embeddings` are for the mixer 'attention', got {self.mixer!r}."
+            )
 
-    def attention(self, gate: float | None = None) -> PreNormBlock:
-        """Build a block with attention."""
+    def attention(self, gate: float | None = None, values: bool = False) -> PreNormBlock:
+        """Build a block with attention, which takes value embeddings or not."""
         mixer = SelfAttention(
-            self.width, self.num_heads, rotary=True, causal=True, qk_norm=True, base=self.rope_base
+            self.width,
+            self.num_heads,
+            rotary=True,
+            causal=True,
+            qk_norm=True,
+            base=self.rope_base,
+            value_embeddings=values,
         )
-        block = PreNormBlock(mixer, self.width, self.expansion, gate, self.gate_start)
+        block = PreNormBlock(
+            mixer, self.width, self.expansion, gate, self.gate_start, self.norm_eps
+        )
         if self.initial == "released":
             released_block_(block, self.width)
         return block
 
-    def stack(self, count: int) -> Stack | HuggingFaceStack:
+    def stack(self, count: int, after: int = 0) -> Stack | HuggingFaceStack:
         """Blocks of the backbone, each used once; no block is the identity.
+
+        Args:
+            count: How many.
+            after: How many blocks come after these in the model.
 
         Raises:
             ValueError: The blocks are those of `transformers`, which is missing.
@@ -128,13 +151,17 @@ class LanguageSpec:
             return HuggingFaceStack(
                 self.mixer, count, self.width, self.num_heads, self.expansion, self.context
             )
-        return Stack(self._block() for _ in range(count))
+        return Stack(self._block(after + count - 1 - block) for block in range(count))
 
-    def _block(self) -> PreNormBlock:
+    def values(self, *sizes: int) -> ValueEmbeddings:
+        """The value embeddings of stacks of these sizes, which are all blocks of a model."""
+        return ValueEmbeddings(self.vocabulary, self.width, sizes, empty=not self.value_embeddings)
+
+    def _block(self, after: int) -> PreNormBlock:
         if self.mixer == "attention":
-            return self.attention()
+            return self.attention(values=self.value_embeddings and has_value_embeddings(after))
         mixer = Scan(self.width) if self.mixer == "scan" else Gru(self.width)
-        return PreNormBlock(mixer, self.width, self.expansion)
+        return PreNormBlock(mixer, self.width, self.expansion, norm_eps=self.norm_eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +229,7 @@ class Vocabulary(nn.Module):
     def __init__(self, spec: LanguageSpec):
         super().__init__()
         self.embedding = nn.Embedding(spec.vocabulary, spec.width)
-        self.norm = RMSNorm(spec.width)
+        self.norm = RMSNorm(spec.width, spec.norm_eps)
         self.head = None if spec.tied else nn.Linear(spec.width, spec.vocabulary, bias=False)
         self.norm_embedding = spec.norm_embedding
         if spec.initial == "released":
@@ -264,6 +291,9 @@ class AttractorLM(nn.Module):
         backward: See `implicit.fixed_point`; the paper trains with "jacobian_free".
         max_steps: Budget of updates; a single call may override it, and 0 removes the solver.
 
+    Raises:
+        ValueError: The shape has value embeddings, which these models do without.
+
     References:
         Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 3.
     """
@@ -276,6 +306,8 @@ class AttractorLM(nn.Module):
         max_steps: int = 64,
     ):
         super().__init__()
+        if spec.value_embeddings:
+            raise ValueError("`value_embeddings` are for models that are not solved.")
         self.vocabulary = Vocabulary(spec)
         self.attractor = Attractor(
             spec.stack(spec.backbone_blocks),
@@ -341,33 +373,3 @@ def _ended_at_value(solution: Solution) -> bool:
     """Whether the last call of the map was at the solution of every token."""
     last = solution.num_steps == solution.num_evals - 1
     return bool(last.logical_and_(solution.converged).all())
-
-
-class TransformerLM(nn.Module):
-    """The baseline: as many blocks, each used once.
-
-    Takes and ignores the attractor's options, so that both train through one loop.
-    """
-
-    solving: None = None
-
-    def __init__(self, spec: LanguageSpec):
-        super().__init__()
-        self.vocabulary = Vocabulary(spec)
-        self.blocks = spec.stack(spec.backbone_blocks + spec.refiner_blocks)
-
-    def forward(self, ids: Int[Tensor, "B T"], **_: Any) -> LanguageOutput:
-        """Logits of every token."""
-        state = self.blocks(self.vocabulary(ids))
-        return LanguageOutput(self.vocabulary.decode(state), state, None)
-
-    def empty_cache(self, valid: Bool[Tensor, "B T"]) -> Cache:
-        """See `LanguageModel`."""
-        return Cache(self.blocks.empty_caches(valid), ())
-
-    def extend(
-        self, ids: Int[Tensor, "B T"], cache: Cache, *, max_steps: int | None = None
-    ) -> tuple[LanguageOutput, Cache]:
-        """See `LanguageModel`."""
-        state, past = self.blocks.extend(self.vocabulary(ids), cache.backbone)
-        return LanguageOutput(self.vocabulary.decode(state), state, None), Cache(past, ())

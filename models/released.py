@@ -4,7 +4,8 @@ All maps but the last of each branch begin as orthogonal matrices whose entries 
 2 / (5 D), the embedding too. The last one of each branch begins at zero, so that a backbone begins
 as the identity. In a refiner it must not: the map would be constant, and its gates would get no
 gradient. There it is normal, cut off at three standard deviations. The public code halves the
-squared ReLU of an MLP, and ours does not: half of its last matrix is the same network.
+squared ReLU of an MLP, and ours does not: half of its last matrix is the same network. Parcae's
+loop starts from normal numbers of that variance, cut off likewise.
 
 Legend: D width.
 
@@ -16,6 +17,7 @@ References:
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from models.blocks import PreNormBlock
@@ -36,6 +38,12 @@ def released_block_(block: PreNormBlock, width: int) -> None:
 def released_matrix_(weight: Tensor, width: int) -> None:
     """Draw a matrix, or the rows of a larger one, anew."""
     nn.init.orthogonal_(weight, _std(width) * math.sqrt(max(weight.shape)))
+
+
+def released_state(like: Tensor) -> Tensor:
+    """Draw states of shape (..., D), as large as embeddings are at first."""
+    std = _std(like.shape[-1])
+    return nn.init.trunc_normal_(torch.empty_like(like), std=std, a=-3 * std, b=3 * std)
 
 
 def _std(width: int) -> float:

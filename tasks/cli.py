@@ -144,7 +144,7 @@ class CommandLine(ABC):
             return 2
 
     def preset(self, name: str) -> Any:
-        """A configuration by name, such as "770m"; "parcae-770m" has that model instead.
+        """A configuration by name, such as "770m"; "deq-770m" has that model instead.
 
         Where a preset of that model is among them, as "sudoku-extreme-trm-7m" is for
         "trm-sudoku-extreme-7m", it is meant: its recipe and size are those of its name.

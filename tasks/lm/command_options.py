@@ -149,6 +149,21 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Make a checkpoint of a model that was released with the paper.
+
+    Attributes:
+        folder: Of the model as downloaded, with `config.json` and `model.pt`.
+        out: Folder of the checkpoint; by default one of this name in `runs/lm`.
+        tokenizer: Its `tokenizer.json`, if it is not in the folder.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    out: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
     """Evaluate a trained model on tasks of the lm-evaluation-harness.
 

@@ -17,6 +17,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
+    ConvertOptions,
     EvalOptions,
     ExportOptions,
     GenerateOptions,
@@ -53,7 +54,7 @@ class LanguageCommands(CommandLine):
     @property
     def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
-        presets = ", ".join(PRESETS)
+        presets = ", ".join(name for name in PRESETS if "-" not in name)
         return {
             "": f"train ({DEFAULT_PRESET}), evaluate",
             "train --preset NAME": f"{presets}",
@@ -68,6 +69,7 @@ class LanguageCommands(CommandLine):
             "plan": "memory, time and cost on GPUs; --gpus",
             "export FOLDER": "a folder as the Hugging Face Hub has it",
             "export FILE.pt2": "a program that runs without this project",
+            "convert FOLDER": "a model released with the paper",
         }
 
     joint = (*CommandLine.joint, "eval", "internalise", "loops")
@@ -85,6 +87,7 @@ class LanguageCommands(CommandLine):
             "prepare": self.prepare,
             "plan": self.plan,
             "export": self.export,
+            "convert": self.convert,
         }
 
     @property
@@ -281,6 +284,22 @@ class LanguageCommands(CommandLine):
         print(
             f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "
             "`transformers` does after `import tasks.lm.auto`."
+        )
+        return 0
+
+    def convert(self, arguments: list[str]) -> int:
+        """Make a checkpoint of a model that was released with the paper."""
+        from tasks.lm.released import convert
+
+        options = parse(ConvertOptions, arguments, f"{self.program} convert")
+        path, config = convert(options.folder, options.out, options.tokenizer)
+        shown = shlex.quote(str(path.parent))
+        print(
+            f"Written: {path}, solved to {config.solve.rtol:g} in at most "
+            f"{config.solve.eval_max_steps} steps. What next:\n"
+            f"  {self.program} eval --checkpoint {shown} --text FILE\n"
+            f"  {self.program} internalise --checkpoint {shown}\n"
+            f"  {self.program} generate --checkpoint {shown} 'Once upon a time'"
         )
         return 0
 

@@ -1,6 +1,7 @@
 """The options of a language-model run, and its presets."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -144,8 +145,12 @@ class LanguageConfig(Config):
     @property
     def _longest_loop(self) -> int:
         """Expected largest draw of a batch, whose sequences all loop as long; see `ParcaeLM`."""
-        loops = self.model.loops
-        below = torch.special.gammaincc(torch.arange(1.0, 2 * loops), torch.tensor(loops - 1.0))
+        loops = float(self.model.loops)
+        # The chance that a Poisson number is below each of these.
+        if self.model.recurrence == "released":
+            below = torch.special.gammaincc(torch.arange(2, 5 * loops + 20), torch.tensor(loops))
+        else:
+            below = torch.special.gammaincc(torch.arange(1, 2 * loops), torch.tensor(loops - 1))
         return 1 + round(float((1 - below**self.train.batch_size).sum()))
 
     def spec(self) -> LanguageSpec:
@@ -164,7 +169,7 @@ ONE_STEP: dict[str, Any] = {"backward": "neumann", "terms": 1}
 
 
 def _published(
-    width: int, blocks: tuple[int, int], billions: float, rate: float, least: int, **options: Any
+    width: int, blocks: tuple[int, int], billions: float, rate: float, **options: Any
 ) -> LanguageConfig:
     """A size as it was released with arXiv:2605.12466; docs/reproduce.md lists what differs.
 
@@ -172,9 +177,7 @@ def _published(
         width: Numbers per token, in heads of 128.
         blocks: Of the backbone and of the refiner.
         billions: Of tokens to train on.
-        rate: The released one of Muon, whose updates have singular values of 1. Ours have the
-            root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
-        least: Steps of a solve, at least.
+        rate: The released one of Muon; see `_rate`.
         options: Others.
     """
     batch, context = 256, 2048
@@ -189,11 +192,11 @@ def _published(
         refiner_blocks=blocks[1],
         batch_size=batch,
         steps=round(billions * 1e9 / (batch * context)),
-        learning_rate=float(f"{rate / (0.2 * width**0.5):.2e}"),
+        learning_rate=_rate(rate, width),
         rope_base=50_000.0,
         initial="released",
         norm_embedding=False,
-        min_steps=least,
+        norm_eps=1e-5,
         warmup=1,
         averaging=0.0,
         max_bytes=200_000_000,
@@ -202,6 +205,40 @@ def _published(
         compile=True,
         **options,
     )
+
+
+def _rate(released: float, width: int) -> float:
+    """Our rate for the released one of Muon, whose updates have singular values of 1.
+
+    Ours have the root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
+    """
+    return float(f"{released / (0.2 * width**0.5):.2e}")
+
+
+def _baselines(
+    size: str, width: int, blocks: int, attractor: LanguageConfig
+) -> dict[str, LanguageConfig]:
+    """The released baselines of a size, and "equal" ones with as many blocks as the Attractor.
+
+    A third of the blocks of Parcae comes before its loop, a third is looped, and a third follows.
+    """
+    tokens, third = attractor.num_train_tokens, blocks // 3
+    assert tokens is not None
+    # The longest runs of baselines read the larger sample.
+    sample = "sample-350BT" if size == "1.3b" else "sample-100BT"
+    released = functools.partial(
+        _published, width, billions=tokens / 1e9, rate=8e-3, value_embeddings=True
+    )
+    equal = attractor.changed(learning_rate=_rate(8e-3, attractor.model.width))
+    made = {
+        f"transformer-{size}": released(blocks=(blocks - 1, 1), model="transformer"),
+        f"parcae-{size}": released(
+            blocks=(2 * third, third), model="parcae", coda_blocks=third, recurrence="released"
+        ),
+        f"equal-transformer-{size}": equal.changed(model="transformer"),
+        f"equal-parcae-{size}": equal.changed(model="parcae"),
+    }
+    return {name: config.changed(dataset_name=sample) for name, config in made.items()}
 
 
 PRESETS: dict[str, LanguageConfig] = {
@@ -222,16 +259,24 @@ PRESETS: dict[str, LanguageConfig] = {
     ),
     # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
     # with the blocks of the next size.
-    "60m": _published(640, (7, 1), 1.0, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
-    "140m": _published(1024, (7, 1), 11.2, 8e-3, 6, gate=0.75, gate_start=0.75, **ONE_STEP),
-    "370m": _published(1280, (15, 2), 29.6, 8e-3, 8, gate_start=0.75, rtol=2e-4, **ONE_STEP),
+    "60m": _published(640, (7, 1), 1.0, 8e-3, gate=0.75, gate_start=0.75, min_steps=6, **ONE_STEP),
+    "140m": _published(
+        1024, (7, 1), 11.2, 8e-3, gate=0.75, gate_start=0.75, min_steps=6, **ONE_STEP
+    ),
+    "370m": _published(
+        1280, (15, 2), 29.6, 8e-3, gate_start=0.75, rtol=2e-4, min_steps=8, **ONE_STEP
+    ),
     "770m": _published(
-        1280, (35, 2), 61.6, 6e-3, 6, gate=0.9, gate_start=0.73, rtol=1.5e-4, train_max_steps=32,
-        eval_max_steps=32, backward="exact",
+        1280, (35, 2), 61.6, 6e-3, gate=0.9, gate_start=0.73, rtol=1.5e-4, min_steps=6,
+        train_max_steps=32, eval_max_steps=32, backward="exact",
     ),
     # As released it has 786 million parameters; only its tokens are those of its name.
-    "1.3b": _published(1536, (23, 3), 104.0, 4e-3, 8, gate_start=0.5, rtol=1e-4, **ONE_STEP),
+    "1.3b": _published(
+        1536, (23, 3), 104.0, 4e-3, gate_start=0.5, rtol=1e-4, min_steps=8, **ONE_STEP
+    ),
 }  # fmt: skip
+for _shape in (("140m", 768, 6), ("370m", 1024, 12), ("770m", 1280, 18), ("1.3b", 1536, 24)):
+    PRESETS |= _baselines(*_shape, PRESETS[_shape[0]])
 DEFAULT_PRESET = "small"
 
 

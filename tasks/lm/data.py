@@ -17,7 +17,7 @@ from models import LanguageModel
 from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.text_data import DOWNLOADS
-from tasks.lm.tokenizer import END, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.lm.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import Task
 
 MIN_BYTES = 10_000
@@ -159,7 +159,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     """The tokens of all texts in one row, each text followed by an end-of-text token."""
     tokens: list[int] = []
     for text in texts:
-        tokens += [*tokenizer.encode(text), END]
+        tokens += [*tokenizer.encode(text), *tokenizer.ends]
     return torch.tensor(tokens, dtype=torch.long)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from models import AttractorLM, LanguageSpec, ParcaeLM, Start, TransformerLM
 from models.language import Initial, Injection, Mixer
+from models.parcae import Recurrence
 from tasks.training.options import Section
 
 ModelName = Literal["attractor", "transformer", "parcae", "deq"]
@@ -28,6 +29,7 @@ class Network(Section):
         rope_base: Of the rotary positions.
         initial: First weights.
         norm_embedding: Tokens enter with a root mean square of 1.
+        norm_eps: What norms add to the mean square.
     """
 
     name: ClassVar[ModelName]
@@ -40,9 +42,11 @@ class Network(Section):
     rope_base: float = 10_000.0
     initial: Initial = "plain"
     norm_embedding: bool = True
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         self.require(1, "rope_base", most=1e9)
+        self.require(0, "norm_eps", most=1)
 
     def shape(self) -> dict[str, Any]:
         """The options of `LanguageSpec`."""
@@ -60,18 +64,26 @@ class Transformer(Network):
 
     Attributes:
         mixer: What the blocks are made of.
+        value_embeddings: Every second block embeds tokens anew.
     """
 
     name: ClassVar[ModelName] = "transformer"
 
     mixer: Mixer = "attention"
+    value_embeddings: bool = False
 
     def unused(self) -> dict[str, str]:
         """See `Section`."""
         if self.mixer == "attention":
             return {}
-        names = ("num_heads", "rope_base") if self.mixer in RECURRENT else ("rope_base",)
+        names = ["rope_base", "value_embeddings"]
+        names += ["num_heads"] if self.mixer in RECURRENT else []
         return dict.fromkeys(names, "with `--mixer attention`")
+
+    def shape(self) -> dict[str, Any]:
+        """See `Network`."""
+        values = self.value_embeddings and self.mixer == "attention"
+        return {**super().shape(), "value_embeddings": values}
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
@@ -85,12 +97,14 @@ class Parcae(Transformer):
     Attributes:
         loops: Mean in training; their number otherwise.
         coda_blocks: Of the backbone, those after the loop.
+        recurrence: How states are carried over, and drawn.
     """
 
     name: ClassVar[ModelName] = "parcae"
 
     loops: int = 8
     coda_blocks: int = 1
+    recurrence: Recurrence = "plain"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +113,7 @@ class Parcae(Transformer):
 
     def build(self, spec: LanguageSpec, solve: Any) -> LanguageModule:
         """See `Network`."""
-        return ParcaeLM(spec, self.loops, coda=self.coda_blocks)
+        return ParcaeLM(spec, self.loops, coda=self.coda_blocks, recurrence=self.recurrence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus, is_held_out, load_corpus
 from tasks.lm.shard_batches import load_shards
-from tasks.lm.tokenizer import END, ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from tasks.lm.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tasks.training.task import SourceLost
 
 # Seconds before each further try to read on; after the last one the run ends. `datasets` has
@@ -175,7 +175,7 @@ class StreamedBatches(Batches):
                 print(f"All {read:,} documents are read: starting again.", flush=True)
                 self.documents.rewind()
             elif text and not is_held_out(text, self.config.data.held_out):
-                tokens = [*self.corpus.tokenizer.encode(text), END]
+                tokens = [*self.corpus.tokenizer.encode(text), *self.corpus.tokenizer.ends]
                 if not self._pending and self._offset >= len(tokens):
                     raise ValueError(
                         f"The run stopped at token {self._offset:,} of a document that has "
@@ -247,10 +247,10 @@ def _beginning(
     tokenizer, held_out = learn_tokenizer(documents, config, known)
     tokens: list[int] = []
     for text in held_out:
-        tokens += [*tokenizer.encode(text), END]
+        tokens += [*tokenizer.encode(text), *tokenizer.ends]
     while len(tokens) <= config.data.eval_tokens and (text := documents.read()) is not None:
         if text and is_held_out(text, config.data.held_out):
-            tokens += [*tokenizer.encode(text), END]
+            tokens += [*tokenizer.encode(text), *tokenizer.ends]
     if len(tokens) <= config.data.context:
         raise ValueError(
             f"The held-out documents of {config.data.dataset} have {len(tokens)} tokens, no more "

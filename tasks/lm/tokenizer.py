@@ -1,22 +1,31 @@
 """Tokenizers: bytes, or byte pairs learned from the text."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import CheckpointError
 from tasks.lm.config import LanguageConfig
-
-BYTES = 256
-END = 256
-"""The token after every text, in both kinds."""
+from tasks.lm.released_tokenizer import BEGIN, ReleasedTokenizer
+from tasks.lm.tokenizer_files import (
+    BYTES,
+    END,
+    RELEASED,
+    over_bytes,
+    tokenizers_package,
+    vocabulary_and_merges,
+)
 
 
 class Tokenizer(Protocol):
-    """The interface of tokenizers, which have `size` tokens; the token `END` ends a text."""
+    """The interface of tokenizers, which have `size` tokens.
+
+    Each text is followed by the tokens `ends`, of which the last is `END`: it is also what comes
+    before the first text.
+    """
 
     size: int
+    ends: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without its end."""
@@ -39,6 +48,7 @@ class ByteTokenizer:
     """Every byte of UTF-8 is a token."""
 
     size = BYTES + 1
+    ends: tuple[int, ...] = (END,)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`: here, the bytes of the text."""
@@ -67,17 +77,19 @@ class BytePairs:
         ValueError: The package is not installed, or the state is none of ours.
     """
 
+    ends: tuple[int, ...] = (END,)
+
     def __init__(self, state: str):
-        package = _package()
-        vocabulary, merges = _vocabulary_and_merges(state)
-        self.inner = _over_bytes(package.models.BPE(vocabulary, merges))
+        package = tokenizers_package()
+        vocabulary, merges = vocabulary_and_merges(state)
+        self.inner = over_bytes(package.models.BPE(vocabulary, merges))
         self.size = self.inner.get_vocab_size() + 1
 
     @classmethod
     def train(cls, texts: Sequence[str], size: int) -> "BytePairs":
         """Learn a vocabulary of `size` tokens, the end of text included."""
-        package = _package()
-        inner = _over_bytes(package.models.BPE())
+        package = tokenizers_package()
+        inner = over_bytes(package.models.BPE())
         trainer = package.trainers.BpeTrainer(
             vocab_size=size - 1, show_progress=False,
             initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
@@ -120,7 +132,10 @@ def load_tokenizer(state: str, vocabulary: int | None = None) -> Tokenizer:
     """
     if not isinstance(state, str):
         raise ValueError(f"The state of a tokenizer must be text, got {type(state).__name__}.")
-    tokenizer = BytePairs(state) if state else ByteTokenizer()
+    if state.startswith(RELEASED):
+        tokenizer: Tokenizer = ReleasedTokenizer(state)
+    else:
+        tokenizer = BytePairs(state) if state else ByteTokenizer()
     if vocabulary is not None and (
         tokenizer.size > vocabulary or (not state and tokenizer.size < vocabulary)
     ):
@@ -143,21 +158,29 @@ def numbered_as_ours(tokenizer: Tokenizer) -> tuple[Any, str]:
     Raises:
         ValueError: The package `tokenizers` is not installed.
     """
-    package = _package()
-    if state := tokenizer.to_json():
-        theirs, merges = _vocabulary_and_merges(state)
+    package = tokenizers_package()
+    state = tokenizer.to_json()
+    if state.startswith(RELEASED):
+        return _beginning_with(ReleasedTokenizer(state).with_special_tokens(), BEGIN), BEGIN
+    if state:
+        theirs, merges = vocabulary_and_merges(state)
         vocabulary = {token: i + (i >= END) for token, i in theirs.items()}
     else:
         vocabulary, merges = {_character(byte): byte for byte in range(BYTES)}, []
     end = "<|endoftext|>"
     while end in vocabulary:
         end = f"<{end}>"
-    inner = _over_bytes(package.models.BPE({**vocabulary, end: END}, merges))
+    inner = over_bytes(package.models.BPE({**vocabulary, end: END}, merges))
     inner.add_special_tokens([package.AddedToken(end, special=True, normalized=False)])
-    inner.post_processor = package.processors.TemplateProcessing(
+    return _beginning_with(inner, end), end
+
+
+def _beginning_with(inner: Any, end: str) -> Any:
+    """A tokenizer of the package that puts the token END, of this name, before each text."""
+    inner.post_processor = tokenizers_package().processors.TemplateProcessing(
         single=f"{end} $A", pair=f"{end} $A {end}:1 $B:1", special_tokens=[(end, END)]
     )
-    return inner, end
+    return inner
 
 
 def _character(byte: int) -> str:
@@ -182,73 +205,3 @@ def read_tokenizer(checkpoint: Checkpoint, config: LanguageConfig) -> Tokenizer:
         return load_tokenizer(state, config.data.vocabulary)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-
-
-def _over_bytes(model: Any) -> Any:
-    """A tokenizer of the package, of this model over bytes."""
-    package = _package()
-    inner = package.Tokenizer(model)
-    inner.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = package.decoders.ByteLevel()
-    return inner
-
-
-def _vocabulary_and_merges(state: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Read a description of byte pairs, which may be of a stranger, and trust nothing in it.
-
-    Raises:
-        ValueError: It is broken, or has settings that our tokenizers do not have.
-    """
-    package = _package()
-    try:
-        found = json.loads(state)
-    except (ValueError, RecursionError) as error:
-        raise _broken(f"it is not JSON ({error})") from error
-    ours = json.loads(_over_bytes(package.models.BPE()).to_str())
-    found = _settings(found, ours, ("version", "model"))
-    model = _settings(found["model"], ours["model"], ("vocab", "merges"))
-    vocabulary, merges = model["vocab"], model["merges"]
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        raise _broken("it has no `vocab` and `merges`")
-    numbers = list(vocabulary.values())
-    if any(type(n) is not int for n in numbers) or sorted(numbers) != list(range(len(numbers))):
-        raise _broken("its tokens are not numbered from 0 on without a gap")
-    alphabet = set(package.pre_tokenizers.ByteLevel.alphabet())
-    if not alphabet <= set(vocabulary) or not alphabet.issuperset("".join(vocabulary)):
-        raise _broken("it lacks some of the 256 bytes, or has tokens that do not consist of them")
-    known, pairs = set(vocabulary), []
-    for merge in merges:
-        # Earlier versions of the package wrote the two tokens as one text.
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-            raise _broken("a merge is not of tokens")
-        if len(parts) != 2 or not {*parts, "".join(parts)} <= known:
-            raise _broken("a merge is not of two tokens to a third one")
-        pairs.append((parts[0], parts[1]))
-    return vocabulary, pairs
-
-
-def _settings(found: Any, ours: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
-    """Check that a JSON object equals ours but for the keys that are `free`, which it must have."""
-    if not isinstance(found, dict) or not set(free) <= set(found):
-        raise _broken(f"it has no {' and '.join(f'`{name}`' for name in free)}")
-    for name in sorted({*found, *ours} - set(free)):
-        # Versions of the package leave out what is off, or do not know it.
-        if (found.get(name) or None) != (ours.get(name) or None):
-            raise _broken(f"it has another `{name[:100]}` than our tokenizers")
-    return found
-
-
-def _broken(problem: str) -> ValueError:
-    return ValueError(f"The tokenizer is broken: {problem}. Use another file, or train again.")
-
-
-def _package():
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError(
-            "Byte-pair encoding needs the package `tokenizers`: install the extra with `pip "
-            "install 'attractor-models[lm]'`, or train on bytes with `--vocabulary 257`."
-        ) from error
-    return tokenizers

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from released_weights import fill, fill_block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,35 +123,16 @@ def in_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@torch.no_grad()
-def fill(weight: Tensor, seed: int, scale: float) -> None:
-    n = torch.arange(weight.numel()).reshape(weight.shape)
-    weight.copy_(scale * torch.sin(n * (1.0 + seed / 7) + seed))
-
-
 @pytest.mark.usefixtures("in_float64")
 def test_logits_and_gradients_are_those_of_the_released_module() -> None:
-    spec = dataclasses.replace(SPEC, vocabulary=24, width=16, gate_start=0.4)
+    spec = dataclasses.replace(SPEC, vocabulary=24, width=16, gate_start=0.4, norm_eps=1e-5)
     solver = solvers.Picard(rtol=1e-15, atol=0.0)
     model = AttractorLM(spec, solver, implicit.Neumann(terms=1), max_steps=2000)
     stacks = (model.attractor.backbone, model.solving.module.blocks)
     blocks: list[Any] = [block for stack in stacks for block in stack]
-    # Neighbouring dims of a head are turned together there, and here those half a head apart.
-    pairs = torch.cat((torch.arange(0, 8, 2), torch.arange(1, 8, 2)))
-    rows = torch.cat((pairs, pairs + 8))
     fill(model.vocabulary.embedding.weight, 0, 0.5)
     for i, block in enumerate(blocks):
-        query, key, value, out = torch.empty(4, 16, 16)
-        into, mlp_out = block.mlp.into.weight, block.mlp.out.weight
-        for seed, part in enumerate((query, key, value, out, into, mlp_out), start=6 * i + 1):
-            fill(part, seed, 0.2)
-        with torch.no_grad():
-            block.mixer.qkv.weight.copy_(torch.cat((query[rows], key[rows], value)))
-            block.mixer.out.weight.copy_(out)
-            mlp_out.mul_(0.5)  # whose input is halved there
-    for part in model.modules():
-        if isinstance(part, nn.RMSNorm):
-            part.eps = 1e-5
+        fill_block(block, 6 * i + 1)
     ids = (torch.arange(20).view(2, 10) * 7 + 3) % 24
     found = model(ids)
     loss = F.cross_entropy(found.logits.flatten(0, 1), ((ids * 5 + 1) % 24).flatten())

@@ -57,8 +57,8 @@ PUZZLE_KINDS = {
     "transformer": (*SHAPE, "backbone_blocks"),
 }  # fmt: skip
 BLOCKS = [
-    "backbone_blocks", "initial", "norm_embedding", "num_heads", "refiner_blocks", "rope_base",
-    "tied", "width",
+    "backbone_blocks", "initial", "norm_embedding", "norm_eps", "num_heads", "refiner_blocks",
+    "rope_base", "tied", "width",
 ]  # fmt: skip
 TOKENS = [
     "backward", "eval_max_steps", "history", "min_steps", "recorded_steps", "rtol", "solver",
@@ -66,8 +66,8 @@ TOKENS = [
 ]  # fmt: skip
 TEXT_KINDS = {
     "attractor": (*BLOCKS, "gate", "gate_start", "injection", "mixer", "start", *TOKENS),
-    "transformer": (*BLOCKS, "mixer"),
-    "parcae": (*BLOCKS, "coda_blocks", "loops", "mixer"),
+    "transformer": (*BLOCKS, "mixer", "value_embeddings"),
+    "parcae": (*BLOCKS, "coda_blocks", "loops", "mixer", "recurrence", "value_embeddings"),
     "deq": (*BLOCKS, "gate", "gate_start", "injection", *TOKENS),
 }
 FILES = ["test_data", "test_puzzles", "train_data", "train_puzzles", "loss"]
@@ -170,6 +170,9 @@ REFUSED = [
     ("lm", "--solver picard --min-steps 3", "only with solvers that have it"),
     ("lm", "--model parcae --mixer gru --num-heads 2", "only with `--mixer attention`"),
     ("lm", "--model parcae --mixer llama --rope-base 5e4", "only with `--mixer attention`"),
+    ("lm", "--model parcae --mixer gru --value-embeddings", "only with `--mixer attention`"),
+    ("lm", "--value-embeddings", "option of `--model transformer|parcae`"),
+    ("lm", "--model transformer --recurrence released", "option of `--model parcae`"),
     ("lm", "--model transformer --gate 0.5", "option of `--model attractor|deq`"),
     ("lm", "--column words", "`--column` has an effect only with `--dataset`"),
     ("lm", "--free-steps 3", "`--free-steps` is called `--train-max-steps` now"),
@@ -216,6 +219,11 @@ def write_checkpoint(task: str, model: str, path: Path) -> Path:
         ("sudoku", "plan --gpu 3", "Unknown option `--gpu`. Did you mean `--gpus`?"),
         ("sudoku", "solve --puzzles 1", "Unknown option `--puzzles`."),  # which has no flag
         ("lm", "eval -x", "Unknown option `-x`."),
+        (
+            "lm",
+            "convert f --tokeniser t",
+            "Unknown option `--tokeniser`. Did you mean `--tokenizer`?",
+        ),
         ("lm", "eval text", "Unexpected argument 'text'."),
         ("lm", "eval --export f", "`--export` is an option of `python -m tasks.lm internalise`."),
         ("lm", "eval --draw=f", "`--draw` is an option of `python -m tasks.lm internalise`."),

@@ -37,6 +37,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama": {"mixer": "llama"},
     "deq": {"model": "deq"},
     "parcae": {"model": "parcae", "loops": 3},
+    "released": {
+        "model": "parcae",
+        "loops": 3,
+        "recurrence": "released",
+        "value_embeddings": True,
+        "initial": "released",
+        "norm_eps": 1e-5,
+    },
     "transformer": {"model": "transformer"},
 }
 

@@ -1,6 +1,6 @@
 """The presets: sizes as their names say."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -33,6 +33,69 @@ GATES = {
 }  # fmt: skip
 # Muon's rate.
 RATES = {"60m": 8e-3, "140m": 8e-3, "370m": 8e-3, "770m": 6e-3, "1.3b": 4e-3}
+
+
+# Of the released configurations of the baselines: parameters, width, blocks, billions of tokens.
+BASELINES = {
+    "transformer-140m": (143_141_184, 768, 6, 11.2),
+    "transformer-370m": (385_903_104, 1024, 12, 29.6),
+    "transformer-770m": (773_375_040, 1280, 18, 61.6),
+    "transformer-1.3b": (1_333_868_544, 1536, 24, 104.0),
+    "parcae-140m": (144_323_136, 768, 6, 11.2),
+    "parcae-370m": (388_003_328, 1024, 12, 29.6),
+    "parcae-770m": (776_655_680, 1280, 18, 61.6),
+    "parcae-1.3b": (1_338_591_744, 1536, 24, 104.0),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_published_baselines_are_those_released(name: str) -> None:
+    config, (count, width, blocks, billions) = PRESETS[name], BASELINES[name]
+    with torch.device("meta"):
+        model: Any = config.build()
+    assert sum(p.numel() for p in model.parameters()) == count
+    spec, train = config.spec(), config.train
+    assert (spec.width, spec.backbone_blocks + spec.refiner_blocks) == (width, blocks)
+    assert (spec.rope_base, spec.initial, spec.norm_embedding) == (5e4, "released", False)
+    assert (spec.norm_eps, spec.value_embeddings) == (1e-5, True)
+    assert spec.width == 128 * spec.num_heads
+    assert train.steps is not None
+    tokens = train.steps * train.batch_size * config.data.context
+    assert tokens == pytest.approx(billions * 1e9, rel=1e-3)
+    assert train.learning_rate == pytest.approx(8e-3 / (0.2 * width**0.5), rel=0.01)
+    if name.startswith("parcae"):
+        thirds = {len(part) for part in (model.prelude, model.blocks, model.coda)}
+        assert thirds == {blocks // 3}
+        assert (model.loops, model.recorded) == (8, 4)
+        assert model.released is not None
+
+
+@pytest.mark.parametrize("size", ["140m", "370m", "770m", "1.3b"])
+@pytest.mark.parametrize("model", ["transformer", "parcae"])
+def test_baselines_of_equal_size_have_the_blocks_of_the_attractor(model: str, size: str) -> None:
+    equal, attractor = PRESETS[f"equal-{model}-{size}"], PRESETS[size]
+    names = ("width", "num_heads", "backbone_blocks", "refiner_blocks", "rope_base", "norm_eps")
+    for name in names:
+        assert getattr(equal.model, name) == getattr(attractor.model, name)
+    assert not equal.model.value_embeddings
+    assert getattr(equal.model, "recurrence", "plain") == "plain"
+    assert equal.train.steps == attractor.train.steps
+
+
+@pytest.mark.parametrize("name", ["transformer-140m", "parcae-140m"])
+def test_matrices_of_the_released_baselines_are_muon_s_within_blocks(name: str) -> None:
+    config = PRESETS[name]
+    with torch.device("meta"):
+        model = config.build()
+    muon, adamw = build_optimizers(model, config)
+    owners = {id(p): name for name, p in model.named_parameters()}
+    named = lambda optimizer: {  # noqa: E731
+        owners[id(p)] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert all(".blocks." in each or each.startswith("blocks.") for each in named(muon))
+    assert any("value_gate" in each for each in named(muon))
+    assert {each for each in owners.values() if each.startswith("values.")} <= named(adamw)
+    assert {each for each in owners.values() if each.startswith("released.")} <= named(adamw)
 
 
 def parameters(name: str, model: ModelName) -> int:
@@ -69,6 +132,7 @@ def test_published_sizes_begin_as_those_released(name: str) -> None:
     for model in get_args(ModelName):
         other = PRESETS[name].adapted(model=model).spec()
         assert (other.rope_base, other.initial, other.norm_embedding) == (5e4, "released", False)
+        assert other.norm_eps == 1e-5
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -122,6 +122,15 @@ def test_a_step_of_a_language_model(preset: str, model: LanguageModelName) -> No
     agrees(config, LOOPS if model == "parcae" else None)
 
 
+@pytest.mark.parametrize("model", ["transformer", slow("parcae")])
+def test_a_step_of_a_released_baseline(model: LanguageModelName) -> None:
+    config = LM["tiny"].adapted(
+        model=model, batch_size=2, value_embeddings=True, recurrence="released"
+    )
+    # A draw is not added to here, but what is drawn.
+    agrees(config, LOOPS - 1 if model == "parcae" else None)
+
+
 @pytest.mark.parametrize(
     "config",
     [
