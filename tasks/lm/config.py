@@ -88,14 +88,65 @@ class Solve(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training(TrainOptions):
+    """How to train a language model; see `TrainOptions`.
+
+    Attributes:
+        adamw_rate: AdamW's share of the rate.
+    """
+
+    adamw_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_rates("adamw_rate")
+
+    def require_rates(self, *names: str) -> None:
+        """Check that these shares of a rate are positive."""
+        for name in names:
+            if not 0 < getattr(self, name) <= 100:
+                raise ValueError(
+                    f"`{name}` must be above 0 and at most 100, got {getattr(self, name)!r}."
+                )
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        own = [
+            name for name in ("adamw_rate", "refiner_rate", "refiner_decay") if name in self.names()
+        ]
+        other = (
+            {} if self.optimizer == "normuon" else dict.fromkeys(own, "with `--optimizer normuon`")
+        )
+        return super().unused() | other
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerTraining(Training):
+    """How to train a language model that is solved; see `TrainOptions`.
+
+    Attributes:
+        refiner_rate: Share of AdamW's rate for what is solved, which AdamW trains then.
+        refiner_decay: Weight decay of its matrices.
+    """
+
+    refiner_rate: float = 1.0
+    refiner_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_rates("refiner_rate")
+        self.require(0, "refiner_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig(Config):
     """Train a language model on text, then evaluate it on text held out."""
 
     kinds: ClassVar[dict[str, Kind]] = {
-        "attractor": Kind(Attractor, Solve, TrainOptions),
-        "transformer": Kind(Transformer, NoSolve, TrainOptions),
-        "parcae": Kind(Parcae, NoSolve, TrainOptions),
-        "deq": Kind(Deq, Solve, TrainOptions),
+        "attractor": Kind(Attractor, Solve, RefinerTraining),
+        "transformer": Kind(Transformer, NoSolve, Training),
+        "parcae": Kind(Parcae, NoSolve, Training),
+        "deq": Kind(Deq, Solve, RefinerTraining),
     }
     data_type: ClassVar[type[TextData]] = TextData
     defaults: ClassVar[dict[str, Any]] = {
@@ -166,10 +217,11 @@ class LanguageConfig(Config):
 
 # The published "one-step" gradient, u = v + J^T v.
 ONE_STEP: dict[str, Any] = {"backward": "neumann", "terms": 1}
+SMALL: dict[str, Any] = {**ONE_STEP, "refiner_rate": 0.5, "refiner_decay": 0.1}
 
 
 def _published(
-    width: int, blocks: tuple[int, int], billions: float, rate: float, **options: Any
+    width: int, blocks: tuple[int, int], billions: float, **options: Any
 ) -> LanguageConfig:
     """A size as it was released with arXiv:2605.12466; docs/reproduce.md lists what differs.
 
@@ -177,7 +229,6 @@ def _published(
         width: Numbers per token, in heads of 128.
         blocks: Of the backbone and of the refiner.
         billions: Of tokens to train on.
-        rate: The released one of Muon; see `_rate`.
         options: Others.
     """
     batch, context = 256, 2048
@@ -192,7 +243,8 @@ def _published(
         refiner_blocks=blocks[1],
         batch_size=batch,
         steps=round(billions * 1e9 / (batch * context)),
-        learning_rate=_rate(rate, width),
+        optimizer="normuon",
+        weight_decay=0.2,
         rope_base=50_000.0,
         initial="released",
         norm_embedding=False,
@@ -207,14 +259,6 @@ def _published(
     )
 
 
-def _rate(released: float, width: int) -> float:
-    """Our rate for the released one of Muon, whose updates have singular values of 1.
-
-    Ours have the root mean square of AdamW's, 0.2, so that the same update has a smaller rate.
-    """
-    return float(f"{released / (0.2 * width**0.5):.2e}")
-
-
 def _baselines(
     size: str, width: int, blocks: int, attractor: LanguageConfig
 ) -> dict[str, LanguageConfig]:
@@ -226,10 +270,11 @@ def _baselines(
     assert tokens is not None
     # The longest runs of baselines read the larger sample.
     sample = "sample-350BT" if size == "1.3b" else "sample-100BT"
+    rates = {"learning_rate": 8e-3, "adamw_rate": 0.75 if size in ("770m", "1.3b") else 1.0}
     released = functools.partial(
-        _published, width, billions=tokens / 1e9, rate=8e-3, value_embeddings=True
+        _published, width, billions=tokens / 1e9, value_embeddings=True, **rates
     )
-    equal = attractor.changed(learning_rate=_rate(8e-3, attractor.model.width))
+    equal = attractor.changed(**rates)
     made = {
         f"transformer-{size}": released(blocks=(blocks - 1, 1), model="transformer"),
         f"parcae-{size}": released(
@@ -259,20 +304,21 @@ PRESETS: dict[str, LanguageConfig] = {
     ),
     # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
     # with the blocks of the next size.
-    "60m": _published(640, (7, 1), 1.0, 8e-3, gate=0.75, gate_start=0.75, min_steps=6, **ONE_STEP),
-    "140m": _published(
-        1024, (7, 1), 11.2, 8e-3, gate=0.75, gate_start=0.75, min_steps=6, **ONE_STEP
-    ),
+    "60m": _published(640, (7, 1), 1.0, gate=0.75, gate_start=0.75, min_steps=6, **SMALL),
+    "140m": _published(1024, (7, 1), 11.2, gate=0.75, gate_start=0.75, min_steps=6, **SMALL),
     "370m": _published(
-        1280, (15, 2), 29.6, 8e-3, gate_start=0.75, rtol=2e-4, min_steps=8, **ONE_STEP
+        1280, (15, 2), 29.6, gate_start=0.75, rtol=2e-4, min_steps=8, refiner_rate=0.4,
+        refiner_decay=0.1, **ONE_STEP,
     ),
     "770m": _published(
-        1280, (35, 2), 61.6, 6e-3, gate=0.9, gate_start=0.73, rtol=1.5e-4, min_steps=6,
-        train_max_steps=32, eval_max_steps=32, backward="exact",
+        1280, (35, 2), 61.6, gate=0.9, gate_start=0.73, rtol=1.5e-4, min_steps=6,
+        train_max_steps=32, eval_max_steps=32, backward="exact", learning_rate=6e-3,
+        adamw_rate=0.833, refiner_rate=0.4, refiner_decay=0.1,
     ),
     # As released it has 786 million parameters; only its tokens are those of its name.
     "1.3b": _published(
-        1536, (23, 3), 104.0, 4e-3, gate_start=0.5, rtol=1e-4, min_steps=8, **ONE_STEP
+        1536, (23, 3), 104.0, gate_start=0.5, rtol=1e-4, min_steps=8, learning_rate=4e-3,
+        refiner_rate=0.75, **ONE_STEP,
     ),
 }  # fmt: skip
 for _shape in (("140m", 768, 6), ("370m", 1024, 12), ("770m", 1280, 18), ("1.3b", 1536, 24)):

@@ -290,9 +290,11 @@ class OnePass(TrainOptions):
     """How to train a model of puzzles; see `TrainOptions`.
 
     Attributes:
+        optimizer: "muon": for matrices, AdamW for others.
         loss: Kind of cross-entropy.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     loss: Literal["softmax", "stablemax"] = "softmax"
 
 

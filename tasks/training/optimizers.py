@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tasks.training.normuon import NorMuon
 from tasks.training.options import Config
+
+BETAS, RELEASED_BETAS = (0.9, 0.95), (0.8, 0.95)
 
 
 class Muon(torch.optim.Muon):
@@ -102,21 +105,49 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW; or Muon for the matrices within blocks, and AdamW for all other weights.
+    """AdamW; or another one for the matrices within blocks, and AdamW for all other weights.
 
-    Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both.
+    Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both. Those
+    of NorMuon are not, and AdamW trains what is solved, too: as in the public code of
+    arXiv:2605.12466, where AdamW's betas are 0.8 and 0.95.
 
     References:
         K. Jordan et al., Muon, 2024. J. Liu et al., Muon is Scalable for LLM Training,
         arXiv:2502.16982 (the scale).
     """
-    adamw: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": config.train.weight_decay}
-    rate = config.train.learning_rate
-    if config.train.optimizer == "adamw":
-        return [torch.optim.AdamW(model.parameters(), lr=rate, **adamw)]
-    embeddings = {
-        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
-    }
+    train = config.train
+    rate, decay = train.learning_rate, train.weight_decay
+    if train.optimizer == "adamw":
+        return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay)]
+    matrices, others = _matrices_within_blocks(model)
+    if train.optimizer == "muon":
+        muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        return [muon, torch.optim.AdamW(others, rate, BETAS, weight_decay=decay)]
+    solving = getattr(model, "solving", None)
+    solved = {} if solving is None else {id(p): p for p in solving.parameters()}
+    groups = [
+        {"params": [p for p in others if id(p) not in solved], "share": train.adamw_rate},
+        *(
+            {
+                "params": [p for p in solved.values() if (p.ndim > 1) == decays],
+                "share": train.adamw_rate * train.refiner_rate,
+                "weight_decay": train.refiner_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+        ),
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], rate, RELEASED_BETAS, 1e-10, 0.0
+    )
+    matrices = [p for p in matrices if id(p) not in solved]
+    return [NorMuon(matrices, rate, decay), adamw] if matrices else [adamw]
+
+
+def _matrices_within_blocks(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The matrices of linear maps and convolutions, and all other parameters."""
+    outside = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    outside += [m for m in (getattr(model, "vocabulary", None),) if m is not None]  # and its head
+    embeddings = {id(p) for m in outside for p in m.parameters()}
     matrices, others = [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -124,10 +155,7 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
             linear = name == "weight" and parameter.ndim == 2
             inner = linear and id(parameter) not in embeddings
             (matrices if inner else others).append(parameter)
-    muon = Muon(
-        matrices, lr=rate, weight_decay=config.train.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, torch.optim.AdamW(others, lr=rate, **adamw)]
+    return matrices, others
 
 
 def named(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:

@@ -341,7 +341,7 @@ class TrainOptions(Section):
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
         schedule: Of the rate: falls at once, late, or never.
-        optimizer: "muon": for matrices, AdamW for others.
+        optimizer: "muon" and "normuon": for matrices, AdamW for others.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
         clip: Largest gradient norm.
@@ -368,7 +368,7 @@ class TrainOptions(Section):
     accumulate: int = 1
     learning_rate: float = 2e-3
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -383,6 +383,7 @@ class TrainOptions(Section):
     segments = 1
     refill = False
     loss = "softmax"
+    adamw_rate, refiner_rate, refiner_decay = 1.0, 1.0, 0.0  # of language models
 
     def __post_init__(self) -> None:
         for name in ("minutes", "batch_size", "learning_rate", "clip", "save_every"):

@@ -38,6 +38,7 @@ from tasks.training.history import History
 from tasks.training.metrics import solve_metrics, step_metrics
 from tasks.training.micro_batches import Outcome, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
+from tasks.training.normuon import NorMuon
 from tasks.training.optimizers import SCHEDULES, averaged, build_optimizers, named
 from tasks.training.options import Config
 from tasks.training.samples import ActiveSamples, check_samples, least_segments, refilled
@@ -285,8 +286,10 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(config.warmup, 1))
         rate = config.learning_rate * warm * SCHEDULES[config.schedule](self.progress)
         for optimizer in self.optimizers:
+            if isinstance(optimizer, NorMuon):
+                optimizer.advance(self.step, self.progress)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("share", 1.0)
         norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
         self.step += 1
         if not bool(norm.isfinite()):

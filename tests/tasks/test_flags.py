@@ -64,11 +64,20 @@ TOKENS = [
     "backward", "eval_max_steps", "history", "min_steps", "recorded_steps", "rtol", "solver",
     "terms", "train_max_steps",
 ]  # fmt: skip
+RATES = ["adamw_rate", "refiner_rate", "refiner_decay"]
 TEXT_KINDS = {
-    "attractor": (*BLOCKS, "gate", "gate_start", "injection", "mixer", "start", *TOKENS),
-    "transformer": (*BLOCKS, "mixer", "value_embeddings"),
-    "parcae": (*BLOCKS, "coda_blocks", "loops", "mixer", "recurrence", "value_embeddings"),
-    "deq": (*BLOCKS, "gate", "gate_start", "injection", *TOKENS),
+    "attractor": (*BLOCKS, "gate", "gate_start", "injection", "mixer", "start", *TOKENS, *RATES),
+    "transformer": (*BLOCKS, "mixer", "value_embeddings", RATES[0]),
+    "parcae": (
+        *BLOCKS,
+        "coda_blocks",
+        "loops",
+        "mixer",
+        "recurrence",
+        "value_embeddings",
+        RATES[0],
+    ),
+    "deq": (*BLOCKS, "gate", "gate_start", "injection", *TOKENS, *RATES),
 }
 FILES = ["test_data", "test_puzzles", "train_data", "train_puzzles", "loss"]
 DATA = {
