@@ -30,11 +30,13 @@ class PublishedSteps(Section):
 
     def train_solver(self) -> FixedPointSolver:
         """The solver in training: a fixed number of steps, which never stops early."""
-        return Picard(rtol=0.0, atol=0.0)
+        return Picard(rtol=0.0, atol=0.0, keeps_last=True)
 
     def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
         """The solver in evaluation, or another one by name; it may stop early."""
-        return get_solver(name or "picard", rtol=self.rtol)
+        if name is None:
+            return Picard(rtol=self.rtol, keeps_last=True)
+        return get_solver(name, rtol=self.rtol)
 
     def backward_mode(self) -> BackwardMode:
         """The backward mode."""

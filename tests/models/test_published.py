@@ -101,3 +101,22 @@ def test_a_pass_makes_as_many_updates_as_a_published_segment(case: str, training
     assert published.summary(out.state[1]) == pytest.approx(recorded["z"], **CLOSE)
     assert out.halt is not None
     assert out.halt.tolist() == pytest.approx(recorded["halt"], **CLOSE)
+
+
+@pytest.mark.parametrize("case", ["trm", "trm-mixer", "hrm"])
+def test_a_solve_makes_all_updates_and_ends_in_the_last_one(case: str) -> None:
+    """Although the residual does not fall at each of them, as it seldom does in training."""
+    model, x = network(case), published.questions()
+    state, (embedded,) = model.problem(x)
+    residuals = []
+    with torch.no_grad():
+        for parameter in model.solving.module.parameters():
+            parameter *= 4
+        for _ in range(12):
+            new = model.solving.module(state, embedded)
+            residuals.append((new[0] - state[0]).norm().item())
+            state = new
+        model.solving.solver = published.config(case).solve.evaluation_solver()
+        out = model.eval()(x, max_steps=12)
+    assert residuals != sorted(residuals, reverse=True)
+    torch.testing.assert_close(out.state, state)
