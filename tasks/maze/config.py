@@ -74,7 +74,8 @@ _PUBLISHED = MazeConfig.of(
     recorded_steps=2, weight_decay=1.0, clip=1e6, averaging=0.999, loss="stablemax", halting=True,
     autocast=True, eval_max_steps=80, puzzle_tokens=16,
 )  # fmt: skip
-_TRM = _PUBLISHED.changed(model="trm", eval_max_steps=48)
+_ATAN2 = _PUBLISHED.changed(optimizer="adam-atan2")
+_TRM = _ATAN2.changed(model="trm", eval_max_steps=48)
 _ATTRACTOR = _PUBLISHED.changed(refiner_blocks=8, batch_size=128, steps=390_625)
 # Of EqR alone, with 100,000 epochs and a network of one block.
 _UNIQUE = _TRM.changed(
@@ -107,10 +108,10 @@ PRESETS: dict[str, MazeConfig] = {
         refiner_blocks=8, batch_size=128, steps=390_625
     ),
     "maze-hard-eqr-7m": _TRM.changed(model="eqr", puzzle_tokens=0),
-    "maze-hard-transformer-27m": _PUBLISHED.changed(
+    "maze-hard-transformer-27m": _ATAN2.changed(
         model="transformer", backbone_blocks=0, refiner_blocks=8, steps=26_041, averaging=0.0,
     ),
-    "maze-hard-hrm-27m": _PUBLISHED.changed(
+    "maze-hard-hrm-27m": _ATAN2.changed(
         model="hrm", refiner_blocks=4, puzzle_tokens=1, steps=26_041, averaging=0.0,
         eval_max_steps=32,
     ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tasks.training.adam_atan2 import AdamATan2
 from tasks.training.options import Config
 
 
@@ -102,7 +103,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW; or Muon for the matrices within blocks, and AdamW for all other weights.
+    """AdamW, or AdamATan2; or Muon for the matrices within blocks, and AdamW for all other weights.
 
     Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both.
 
@@ -114,6 +115,8 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     rate = config.train.learning_rate
     if config.train.optimizer == "adamw":
         return [torch.optim.AdamW(model.parameters(), lr=rate, **adamw)]
+    if config.train.optimizer == "adam-atan2":
+        return [AdamATan2(model.parameters(), lr=rate, **adamw)]
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }

@@ -296,7 +296,7 @@ class TrainOptions(Section):
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
         schedule: Of the rate: falls at once, late, or never.
-        optimizer: "muon": for matrices, AdamW for others.
+        optimizer: "muon": for matrices, AdamW for others; "adam-atan2": as TRM.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
         clip: Largest gradient norm.
@@ -323,7 +323,7 @@ class TrainOptions(Section):
     accumulate: int = 1
     learning_rate: float = 2e-3
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adam-atan2"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
     clip: float = 1.0

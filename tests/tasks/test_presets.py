@@ -68,7 +68,8 @@ def test_recipes_of_puzzles_are_those_published(name: str) -> None:
     config = PUZZLES[name]
     train = config.train
     assert (train.learning_rate, train.schedule, train.warmup) == (1e-4, "constant", 2000)
-    assert (train.weight_decay, train.optimizer, train.loss) == (1.0, "adamw", "stablemax")
+    assert (train.weight_decay, train.loss) == (1.0, "stablemax")
+    assert train.optimizer == ("adamw" if config.model.name == "reasoner" else "adam-atan2")
     assert train.averaging == (0.0 if config.model.name in ("hrm", "transformer") else 0.999)
     if config.model.name != "transformer":
         assert train.segments == 16
