@@ -334,25 +334,6 @@ class PlainNorm(nn.Module):
         return rms_norm(x.transpose(self.dim, -1), eps=self.eps).transpose(self.dim, -1)
 
 
-def lecun_(module: nn.Module) -> None:
-    """Draw the weights of all linear maps anew: normal, cut off, of variance 1 / inputs.
-
-    So TRM, HRM and EqR begin. Biases begin at zero.
-
-    References:
-        Y. LeCun et al., Efficient BackProp, 1998, sec. 4.6.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            # What is cut off at two standard deviations has 0.8796 of one.
-            std = part.in_features**-0.5 / 0.87962566103423978
-            for name, parameter in part.named_parameters():
-                if name == "bias":
-                    nn.init.zeros_(parameter)
-                else:
-                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-
-
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """Divide each vector by its root mean square.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer, Solution
 from models.attractor import Attractor
-from models.blocks import Block, Convolution, PlainNorm, TokenMixer, UnitAttention, lecun_
+from models.blocks import Block, Convolution, PlainNorm, TokenMixer, UnitAttention
 from solvers import FixedPointSolver
 from solvers.types import State
 
@@ -38,8 +38,8 @@ class GridSpec:
             symbols and to permuting cells within their units. All others have a token per
             cell. "cells": learned row, column and box embeddings, and heads that see one
             kind of unit each. "image": 3 x 3 convolutions. "attention": full attention with
-            rotary positions, as in TRM and HRM. "mixer": MLPs across cells, as in TRM-MLP.
-            The last two have norms and initial weights as published.
+            rotary positions, as in TRM and HRM. "mixer": MLPs across tokens, as in TRM-MLP.
+            The last two are as published: norms, embeddings, heads and initial weights.
         width: D.
         backbone_blocks: Blocks that make the proposal.
         refiner_blocks: Blocks of the map that is solved.
@@ -47,9 +47,11 @@ class GridSpec:
         expansion: Hidden width of the MLPs over D; by default 2 for "candidates" and "image",
             8/3 for the others.
         cycles: How often TRM and EqR update the reasoning for each update of the answer.
+        puzzle_tokens: Tokens before the cells, for "attention" and "mixer": 16 in TRM, one in
+            HRM, none in EqR. See `models.published.PublishedEncoder`.
 
     Raises:
-        ValueError: Unknown layout, or one whose units are missing.
+        ValueError: Unknown layout, or one whose units are missing, or that has no such tokens.
     """
 
     num_symbols: int
@@ -63,6 +65,7 @@ class GridSpec:
     num_heads: int = 4
     expansion: float | None = None
     cycles: int = 6
+    puzzle_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(TokenLayout):
@@ -73,6 +76,11 @@ class GridSpec:
                 f"The layout {self.layout!r} needs `units`, which this puzzle does not have. Use "
                 "'image', 'attention' or 'mixer'."
             )
+        if self.puzzle_tokens and not self.as_published:
+            raise ValueError(
+                f"The layout {self.layout!r} has no `puzzle_tokens`, got {self.puzzle_tokens}. Use "
+                "'attention' or 'mixer'."
+            )
 
     @property
     def num_cells(self) -> int:
@@ -80,8 +88,13 @@ class GridSpec:
         return self.side**2
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of the puzzle and, unless the layout is "candidates", of its cells."""
+        return self.puzzle_tokens + self.num_cells
+
+    @property
     def as_published(self) -> bool:
-        """Whether norms and initial weights are those of TRM, HRM and EqR."""
+        """Whether norms, encoder, head and initial weights are those of TRM, HRM and EqR."""
         return self.layout in ("attention", "mixer")
 
     def mixer(self) -> nn.Module:
@@ -95,8 +108,8 @@ class GridSpec:
                 return Convolution(self.width, self.side)
             case "mixer":
                 # As published: the next multiple of 256 hidden numbers.
-                hidden = 256 * math.ceil(8 / 3 * self.num_cells / 256)
-                return TokenMixer(self.num_cells, hidden / self.num_cells)
+                hidden = 256 * math.ceil(round(8 / 3 * self.num_tokens) / 256)
+                return TokenMixer(self.num_tokens, hidden / self.num_tokens)
         from models.attention import SelfAttention  # which the other layouts do without
 
         if self.layout == "attention":
@@ -108,6 +121,8 @@ class GridSpec:
         usual = 2.0 if self.layout in ("candidates", "image") else 8 / 3
         if not self.as_published:
             return Block(self.mixer(), self.width, self.expansion or usual)
+        from models.published import lecun_
+
         norms = PlainNorm(-2 if self.layout == "mixer" else -1), PlainNorm()
         block = Block(self.mixer(), self.width, self.expansion or usual, norms)
         lecun_(block)
@@ -123,16 +138,22 @@ class GridSpec:
 
     def encoder(self) -> nn.Module:
         """Build the module from symbols to tokens."""
+        if self.as_published:
+            from models.published import PublishedEncoder
+
+            inputs = self.num_inputs or self.num_symbols + 1
+            return PublishedEncoder(inputs, self.width, self.puzzle_tokens)
         return CandidateEncoder(self) if self.layout == "candidates" else CellEncoder(self)
 
     def head(self) -> nn.Module:
         """Build the module from tokens to logits, shape (B, T, S)."""
         if self.layout == "candidates":
             return nn.Sequential(nn.Linear(self.width, 1), nn.Flatten(2))
-        head = nn.Linear(self.width, self.num_symbols)
         if self.as_published:
-            lecun_(head)
-        return head
+            from models.published import PublishedHead
+
+            return PublishedHead(self.width, self.num_symbols, self.puzzle_tokens)
+        return nn.Linear(self.width, self.num_symbols)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +320,7 @@ class CellEncoder(nn.Module):
         self.symbol = nn.Embedding(spec.num_inputs or spec.num_symbols + 1, spec.width)
         self.places = nn.ModuleList(nn.Embedding(max(k) + 1, spec.width) for k in spec.units)
         for embedding in (self.symbol, *self.places):
-            std = 1.0 if spec.as_published else 0.5
-            nn.init.normal_(embedding.weight, std=std)  # type: ignore[arg-type]
+            nn.init.normal_(embedding.weight, std=0.5)  # type: ignore[arg-type]
         self.register_buffer("units", torch.tensor(spec.units), persistent=False)
 
     def forward(self, x_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from implicit import BackwardMode, FixedPointLayer
 from models.attractor import start_of
 from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer
+from models.published import truncated_normal_
 from solvers import FixedPointSolver
 
 Latents = tuple[Tensor, Tensor]
@@ -98,12 +99,15 @@ class PathNoise(nn.Module):
         h <- h + (1 - damping) (new - h) + noise * eps,    eps ~ N(0, I)
 
     EqR does so after every call of its network, see `Cycle`. The published code adds the noise in
-    evaluation as well; here it does not, so that the residual of a solve can fall to a tolerance
-    and an answer is the same twice.
+    evaluation as well. Here it does so on request alone, since no residual can fall below the
+    noise, and an answer would not be the same twice.
 
     Args:
         damping: lambda of the paper, the weight kept on the old latent.
-        noise: beta of the paper; none in evaluation.
+        noise: beta of the paper.
+
+    Attributes:
+        in_evaluation: Add the noise in evaluation as well.
 
     References:
         Equilibrium Reasoners, arXiv:2605.21488, sec. 3 (lambda = 0.05, beta = 0.01).
@@ -111,12 +115,14 @@ class PathNoise(nn.Module):
 
     def __init__(self, damping: float = 0.05, noise: float = 0.01):
         super().__init__()
-        self.damping, self.noise = damping, noise
+        self.damping, self.noise, self.in_evaluation = damping, noise, False
 
     def forward(self, old: Tensor, new: Tensor) -> Tensor:
         """The latent that takes the place of `new`."""
         damped = torch.lerp(new, old, self.damping)
-        return damped + self.noise * torch.randn_like(damped) if self.training else damped
+        if not (self.training or self.in_evaluation):
+            return damped
+        return damped + self.noise * torch.randn_like(damped)
 
 
 class Reasoner(nn.Module):
@@ -129,9 +135,11 @@ class Reasoner(nn.Module):
         backward: See `implicit.fixed_point`. The learned start gets a gradient with "unrolled"
             only; with other modes it keeps its initial value.
         max_steps: Applications of `update` before the recorded ones; a call may override it.
-        start: "learned": one vector for y and one for z, shared by all cells. "random":
-            independent standard normal entries, in training and evaluation.
-        halting: Also predict whether the answer is right.
+        start: "learned": one vector for y and one for z, shared by all tokens. "random":
+            independent standard normal entries, in training and evaluation. As published, the
+            layouts "attention" and "mixer" cut both off at 2.27 standard deviations.
+        halting: Also predict whether the answer is right: from the first token in the layouts
+            "attention" and "mixer", as published, and from the mean over all tokens in others.
 
     References:
         Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 5;
@@ -151,7 +159,10 @@ class Reasoner(nn.Module):
         super().__init__()
         self.encoder, self.head = spec.encoder(), spec.head()
         self.solving = FixedPointLayer(update, solver, backward, max_steps=max_steps)
-        self.start = nn.Parameter(torch.randn(2, spec.width)) if start == "learned" else None
+        self.as_published = spec.as_published
+        self.start = None
+        if start == "learned":
+            self.start = nn.Parameter(self._drawn(torch.empty(2, spec.width)))
         self.halt = nn.Linear(spec.width, 1) if halting else None
         if self.halt is not None:
             # The head predicts "not right" at first: to halt at once would end all learning.
@@ -176,9 +187,15 @@ class Reasoner(nn.Module):
         """
         own, args = self.problem(x_BT)
         solution = self.solving(start_of(own, start, fresh), *args, max_steps=max_steps)
-        y = solution.value[0]
-        halt = None if self.halt is None else self.halt(y.flatten(1, -2).mean(1))[:, 0]
+        halt = self._halting(solution.value[0])
         return GridOutput(self.read(solution.value), solution.value, solution, halt)
+
+    def _halting(self, y: Tensor) -> Float[Tensor, " B"] | None:
+        """The logit of "the answer is right"."""
+        if self.halt is None:
+            return None
+        token = y[:, 0] if self.as_published else y.flatten(1, -2).mean(1)
+        return self.halt(token)[:, 0]
 
     def read(self, state: Latents) -> Float[Tensor, "B T S"]:
         """The logits of a state."""
@@ -193,8 +210,14 @@ class Reasoner(nn.Module):
         """Where a solve starts, and the arguments of its map."""
         x = self.encoder(x_BT)
         if self.start is None:
-            return (torch.randn_like(x), torch.randn_like(x)), (x,)
+            return (self._drawn(x), self._drawn(x)), (x,)
         return (self.start[0].expand_as(x), self.start[1].expand_as(x)), (x,)
+
+    def _drawn(self, like: Tensor) -> Tensor:
+        """Numbers of a start that nothing is known of, in the shape of a tensor."""
+        if self.as_published:
+            return truncated_normal_(torch.empty_like(like))
+        return torch.randn_like(like)
 
 
 UPDATES: dict[str, Callable[[GridSpec], nn.Module]] = {

@@ -58,8 +58,9 @@ class Solution:
 
     Attributes:
         value: Structure, shapes and dtypes of `y0`: the point where `residual` was measured.
-            A sample that failed gets its best point, not its last. (Exception: under
-            `backward="phantom"` the recorded steps move on from the measured point.)
+            A sample that failed gets its best point, not its last. (Exceptions: under
+            `backward="phantom"` the recorded steps move on from the measured point, and
+            `Picard(keeps_last=True)` reports the last one.)
         residual: Shape `(*batch,)`. Root mean square of f(value) - value over the sample's
             entries; NaN where nothing was evaluated.
         result: Shape `(*batch,)`, int8 codes of `Result`.

@@ -108,6 +108,7 @@ class SampleStatus:
         with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
             usual = (self.routine or step == 0) and step >= self.rule.least
             usual = usual and not (self.coupling.coupled and step >= self.next_look)
+            usual = usual and not self.rule.keeps_last
             usual = usual and usual_step(self, y, fy, step, trial)
             recorded = self.improved if usual else self._judge(y, fy, step, trial)
         if recorded is None:

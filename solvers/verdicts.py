@@ -81,6 +81,7 @@ class StopRule:
         roundoff: Unit roundoff of the state's dtype.
         growth: How far a residual may grow; infinite for linear equations.
         least: Steps that a sample makes before it may stop within a tolerance.
+        keeps_last: The last point of a sample is reported, whatever its residual, not the best one.
     """
 
     rtol: float
@@ -88,6 +89,7 @@ class StopRule:
     roundoff: float
     growth: float
     least: int = 0
+    keeps_last: bool = False
 
     @classmethod
     def of(
@@ -100,6 +102,7 @@ class StopRule:
             roundoff=max(torch.finfo(dtype).eps for dtype in packing.dtypes) / 2,
             growth=math.inf if linear or solver.linear else DIVERGED_GROWTH,
             least=getattr(solver, "min_steps", 0),
+            keeps_last=getattr(solver, "keeps_last", False),
         )
 
     def within(self, max_steps: int) -> "StopRule":
@@ -260,7 +263,7 @@ def judge(
     code = code.masked_fill(~finite & accepted, int(Result.nonfinite))
     code = code.masked_fill(converged, int(Result.converged))
     result = torch.where(settled, known.result, code)
-    stored = (~settled & finite) if coupling.joint else gain
+    stored = (~settled & finite) if coupling.joint or rule.keeps_last else gain
     return Verdicts(torch.where(stored, norm, known.norm), best, mark, result, past), stored
 
 

@@ -27,6 +27,8 @@ class Picard(FixedPointSolver):
         rtol: Stop a sample once rms(f(y) - y) <= atol + rtol * rms(f(y)).
         atol: See `rtol`. In the units of `y`, per entry, whatever the state's size.
         damping: Weight kept on the old iterate, in [0, 1). 0 is undamped.
+        keeps_last: A sample that does not converge gets its last finite point, as from a loop of so
+            many calls, and not the one with the smallest residual.
 
     Raises:
         ValueError: A tolerance is negative, or `damping` lies outside [0, 1).
@@ -42,6 +44,7 @@ class Picard(FixedPointSolver):
     """
 
     damping: float = 0.0
+    keeps_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,6 +14,11 @@ CHANGED = {
         "they have none now, and those of 'mixer' normalise over the cells, which it mixes through "
         "256 hidden numbers or a multiple"
     ),
+    r"\b(symbol|places\.[0-9]+)\.weight$|\bhead\.bias$": (
+        "the layouts 'attention' and 'mixer' had embeddings of rows, columns and boxes, a head "
+        "with biases, and halted by the mean over all cells; as published they have neither now, "
+        "scale the embeddings of symbols, and halt by the first token"
+    ),
 }
 
 

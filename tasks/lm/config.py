@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
@@ -92,9 +92,11 @@ class Training(TrainOptions):
     """How to train a language model; see `TrainOptions`.
 
     Attributes:
+        optimizer: "muon" and "normuon": for matrices, AdamW for others.
         adamw_rate: AdamW's share of the rate.
     """
 
+    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
     adamw_rate: float = 1.0
 
     def __post_init__(self) -> None:

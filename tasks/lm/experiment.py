@@ -27,7 +27,7 @@ from tasks.lm.tokenizer import END, read_tokenizer
 from tasks.output import visible
 from tasks.reports.logger import print_table
 from tasks.runs import RUNS, load_model
-from tasks.training.options import literal
+from tasks.training.values import literal
 
 SAMPLE_TOKENS = 120
 

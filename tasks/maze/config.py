@@ -72,14 +72,15 @@ _PUBLISHED = MazeConfig.of(
     expansion=3.0, num_heads=8, batch_size=768, segments=16, learning_rate=1e-4,
     schedule="constant", warmup=2000, steps=65_104, solver="picard", train_max_steps=3,
     recorded_steps=2, weight_decay=1.0, clip=1e6, averaging=0.999, loss="stablemax", halting=True,
-    autocast=True, eval_max_steps=80,
+    autocast=True, eval_max_steps=80, puzzle_tokens=16,
 )  # fmt: skip
-_TRM = _PUBLISHED.changed(model="trm", eval_max_steps=48)
+_ATAN2 = _PUBLISHED.changed(optimizer="adam-atan2")
+_TRM = _ATAN2.changed(model="trm", eval_max_steps=48)
 _ATTRACTOR = _PUBLISHED.changed(refiner_blocks=8, batch_size=128, steps=390_625)
 # Of EqR alone, with 100,000 epochs and a network of one block.
 _UNIQUE = _TRM.changed(
     model="eqr", kind="unique", min_path=100, max_path=140, refiner_blocks=1, width=128,
-    expansion=4.0, steps=130_208,
+    expansion=4.0, puzzle_tokens=0, steps=130_208,
 )  # fmt: skip
 
 PRESETS: dict[str, MazeConfig] = {
@@ -106,12 +107,13 @@ PRESETS: dict[str, MazeConfig] = {
     "maze-hard-trm-27m": _TRM.changed(
         refiner_blocks=8, batch_size=128, steps=390_625
     ),
-    "maze-hard-eqr-7m": _TRM.changed(model="eqr"),
-    "maze-hard-transformer-27m": _PUBLISHED.changed(
+    "maze-hard-eqr-7m": _TRM.changed(model="eqr", puzzle_tokens=0),
+    "maze-hard-transformer-27m": _ATAN2.changed(
         model="transformer", backbone_blocks=0, refiner_blocks=8, steps=26_041, averaging=0.0,
     ),
-    "maze-hard-hrm-27m": _PUBLISHED.changed(
-        model="hrm", refiner_blocks=4, steps=26_041, averaging=0.0, eval_max_steps=32,
+    "maze-hard-hrm-27m": _ATAN2.changed(
+        model="hrm", refiner_blocks=4, puzzle_tokens=1, steps=26_041, averaging=0.0,
+        eval_max_steps=32,
     ),
     "maze-unique-eqr-260k": _UNIQUE,
     "maze-unique-trm-260k": _UNIQUE.changed(model="trm"),

@@ -6,27 +6,31 @@ As in `tasks.cli`, a command imports what other commands do without when it is c
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import tyro
 
 from tasks import shipped
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.output import print_result, result_alone
+from tasks.puzzles.command_options import (
+    ConvertOptions,
+    EvalOptions,
+    ExportOptions,
+    ModelOptions,
+    SolveOptions,
+)
 from tasks.puzzles.config import GridConfig
-from tasks.puzzles.evaluate import Choice, solve_batch, trajectory
+from tasks.puzzles.evaluate import solve_batch, trajectory
 from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
-from tasks.training.options import flag
 
 if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
@@ -37,108 +41,6 @@ SOLVING = ("max_steps", "solver", "draw")
 # Characters that fit in a line of a terminal.
 LINE = 100
 UNSOLVED = "on a model that is solved; this one is not"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which trained model a command uses, and how.
-
-    Attributes:
-        checkpoint: The model: a file, a run's folder, or the name of one that comes with the
-            package. By default the newest under `runs/`, or else one of the package; of the size
-            of the puzzles that are named, if there is one.
-        max_steps: Budget of solver updates; by default the run's.
-        solver: Another solver than the run's.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-    """
-
-    checkpoint: Path | None = None
-    max_steps: int | None = None
-    solver: str | None = None
-    device: str = "auto"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions(ModelOptions):
-    """Evaluate a trained model.
-
-    Attributes:
-        data: A file of puzzles; by default the test puzzles of the run.
-        skip_bad: Skip malformed lines of the file instead of stopping at the first.
-        limit: Only so many puzzles, from the top.
-        breadth: Starts per puzzle: the model's own and perturbed ones.
-        choose: How one answer is chosen from several starts: the smallest residual, the most
-            frequent answer, or one that keeps the rules.
-        noise: Distance of the perturbed starts, relative to the size of the model's own.
-        attempts: Search: where an answer breaks the rules, begin anew so many times with guessed
-            cells. Needs puzzles of which further cells can be given, such as Sudoku.
-        guesses: Cells guessed in an attempt, at most, one after the other.
-        quick: Only the scores at the budget: no perturbed restart, no curves.
-        compile: Compile the blocks first, for some 20 s: worth it for a thousand puzzles.
-        json: Also write the result here, and as a page beside it (`.html`); `-` prints it on a
-            terminal too.
-        draw: A folder for the plots of depth, breadth and calibration.
-    """
-
-    data: Path | None = None
-    skip_bad: bool = False
-    limit: int | None = None
-    breadth: int = 1
-    choose: Choice = "residual"
-    noise: float = 1.0
-    attempts: int = 0
-    guesses: int = 4
-    quick: bool = False
-    compile: bool = False
-    json: Path | None = None
-    draw: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("breadth", "max_steps", "limit", "guesses"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")
-        if self.attempts < 0:
-            raise ValueError(f"`--attempts` must be at least 0, got {self.attempts}.")
-        if self.breadth == 1:
-            require_defaults(self, ("choose", "noise"), "with `--breadth` above 1")
-        if self.attempts == 0:
-            require_defaults(self, ("guesses",), "with `--attempts`")
-        if self.data is None:
-            require_defaults(self, ("skip_bad",), "with `--data`")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SolveOptions(ModelOptions):
-    """Solve puzzles with a trained model.
-
-    Attributes:
-        puzzles: Puzzles, files with one per line or with a column `question`, or `-` for the
-            standard input.
-        json: Also write the answers here; `-` prints them. In a pipe they are then alone.
-        draw: A folder for pictures of the last puzzle's solve.
-    """
-
-    puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
-    json: Path | None = None
-    draw: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Write a trained model as a program that runs without this project.
-
-    Attributes:
-        file: The program, which ends in `.pt2`; `torch.export.load` reads it.
-        checkpoint: The model, as in `eval`.
-        max_steps: Budget of solver updates; by default the run's.
-        solver: By default the model's; one that only steps, such as "anderson".
-    """
-
-    file: tyro.conf.Positional[Path]
-    checkpoint: Path | None = None
-    max_steps: int | None = None
-    solver: str | None = None
 
 
 class Commands(CommandLine):
@@ -174,6 +76,7 @@ class Commands(CommandLine):
             "compare": "models at equal size and time, one table",
             "serve": "answers over HTTP, and a page",
             "export FILE.pt2": "a program that runs without this project",
+            "convert FILE": "released weights of TRM, HRM, EqR; --preset, --out",
             "plan": "memory, time and cost on GPUs; --gpus",
         }
 
@@ -186,6 +89,7 @@ class Commands(CommandLine):
             "compare": self.compare,
             "serve": functools.partial(self.serve, self),
             "export": self.export,
+            "convert": self.convert,
             "plan": self.plan,
         }
 
@@ -263,12 +167,15 @@ class Commands(CommandLine):
 
     def evaluate(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on its own test puzzles or on a file."""
+        from tasks.puzzles.evaluate import add_path_noise
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
         from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
         side = None if options.data is None else self.task.side_of(options.data)
         path, model, config, steps, caution = self._sized(options, side)
+        if options.path_noise:
+            add_path_noise(model)
         if options.compile:
             from tasks.device import compile_blocks
 
@@ -388,4 +295,14 @@ class Commands(CommandLine):
         write_program(model, x, steps, options.file, about)
         budget = "" if steps is None else f" and {steps} steps"
         print(f"Written: {options.file}, for grids of {x.shape[1]} cells{budget}.")
+        return 0
+
+    def convert(self, arguments: list[str]) -> int:
+        """Make a checkpoint of released weights."""
+        from tasks.puzzles.convert import convert
+
+        options = parse(ConvertOptions, arguments, f"{self.program} convert")
+        folder = convert(self.task, self.preset(options.preset), options)
+        print(f"Checkpoint: {folder}. What next:")
+        print(f"  {self.program} eval --checkpoint {shlex.quote(str(folder))} --data FILE")
         return 0

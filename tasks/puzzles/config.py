@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from implicit import Phantom, get_backward
-from implicit.base import BackwardMode
 from models import GridAttractor, GridSpec, GridTransformer, TokenLayout
-from solvers import FixedPointSolver, Picard, get_solver
+from tasks.puzzles.solve_options import HrmSteps, PublishedSteps, Solve, UnrolledSteps
 from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
 if TYPE_CHECKING:
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
 
 ModelName = Literal["attractor", "reasoner", "trm", "hrm", "eqr", "unrolled", "transformer"]
 WITH_HEADS = ("cells", "attention")
+WITH_PUZZLE_TOKENS = ("attention", "mixer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +109,25 @@ class TwoLatents(Network):
 
     Attributes:
         halting: Also learn to tell right answers.
+        puzzle_tokens: Tokens before the cells.
     """
 
     name: ClassVar[ModelName] = "reasoner"
     start: ClassVar[Literal["learned", "random"]] = "learned"
 
     halting: bool = False
+    puzzle_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(0, "puzzle_tokens", most=1000)
+
+    def unused(self) -> dict[str, str]:
+        """See `Section`."""
+        found = super().unused()
+        if self.layout not in WITH_PUZZLE_TOKENS:
+            found["puzzle_tokens"] = "with `--layout attention` or `--layout mixer`"
+        return found
 
     def build(self, spec: GridSpec, solve: Any) -> "GridModel":
         """See `Network`."""
@@ -149,152 +161,15 @@ class Eqr(TwoLatents):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedSteps(Section):
-    """The published number of plain steps in training, of which the last ones are recorded.
-
-    Attributes:
-        rtol: Relative residual of a solved puzzle.
-        eval_max_steps: Solver updates in evaluation, at most.
-    """
-
-    train_steps = 2
-    recorded = 1
-
-    rtol: float = 1e-5
-    eval_max_steps: int = 64
-
-    def __post_init__(self) -> None:
-        self.require(1, "eval_max_steps")
-        self.evaluation_solver()
-
-    def train_solver(self) -> FixedPointSolver:
-        """The solver in training: a fixed number of steps, which never stops early."""
-        return Picard(rtol=0.0, atol=0.0)
-
-    def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
-        """The solver in evaluation, or another one by name; it may stop early."""
-        return get_solver(name or "picard", rtol=self.rtol)
-
-    def backward_mode(self) -> BackwardMode:
-        """The backward mode."""
-        return Phantom(steps=self.recorded)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HrmSteps(PublishedSteps):
-    """Those of HRM."""
-
-    train_steps = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnrolledSteps(PublishedSteps):
-    """A fixed number of plain steps, all of them recorded.
-
-    Attributes:
-        train_max_steps: Updates of a training segment ...
-        recorded_steps: ... and further ones, as in `attractor`.
-    """
-
-    train_max_steps: int = 3
-    recorded_steps: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(0, "train_max_steps")
-        self.require(1, "recorded_steps")
-
-    @property
-    def train_steps(self) -> int:  # type: ignore[override]
-        """Updates of a training segment."""
-        return self.train_max_steps + self.recorded_steps
-
-    def backward_mode(self) -> BackwardMode:
-        """The backward mode."""
-        return get_backward("unrolled")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solve(Section):
-    """Any solver and any backward mode.
-
-    Attributes:
-        solver: Registered solver, in training.
-        eval_solver: In evaluation; by default the same.
-        backward: Registered backward mode.
-        train_max_steps: Solver updates of a training segment.
-        recorded_steps: Recorded updates after them.
-        damping: Weight that a step keeps on the old state.
-        rtol: Relative residual of a solved puzzle.
-        eval_max_steps: Solver updates in evaluation, at most.
-    """
-
-    solver: str = "picard"
-    eval_solver: str | None = None
-    backward: str = "phantom"
-    train_max_steps: int = 3
-    recorded_steps: int = 2
-    damping: float = 0.0
-    rtol: float = 1e-5
-    eval_max_steps: int = 64
-
-    def __post_init__(self) -> None:
-        self.require(0, "train_max_steps")
-        self.require(1, "recorded_steps", "eval_max_steps")
-        self.train_solver()
-        self.evaluation_solver()
-        self.backward_mode()
-
-    def unused(self) -> dict[str, str]:
-        """See `Section`."""
-        found = {}
-        if not isinstance(get_backward(self.backward), Phantom):
-            found["recorded_steps"] = "with `--backward phantom`"
-        if not hasattr(get_solver(self.solver), "damping"):
-            found["damping"] = "with solvers that have it, such as `--solver picard`"
-        return found
-
-    @property
-    def train_steps(self) -> int:
-        """Updates of a training segment, besides the recorded ones."""
-        return self.train_max_steps
-
-    def train_solver(self) -> FixedPointSolver:
-        """The solver in training."""
-        return self._solver(self.solver)
-
-    def evaluation_solver(self, name: str | None = None) -> FixedPointSolver:
-        """The solver in evaluation, or another one by name."""
-        return self._solver(name or self.eval_solver or self.solver)
-
-    def _solver(self, name: str) -> FixedPointSolver:
-        """A solver with the options of this run; `damping` belongs to the one of training."""
-        options = {"damping": self.damping} if name == self.solver and self._is_damped else {}
-        return get_solver(name, rtol=self.rtol, **options)
-
-    def backward_mode(self) -> BackwardMode:
-        """The backward mode; its recorded updates are damped as the solver's are."""
-        mode = get_backward(self.backward)
-        if isinstance(mode, Phantom):
-            damping = self.damping if self._is_damped else 0.0
-            return dataclasses.replace(mode, steps=self.recorded_steps, damping=damping)
-        return mode
-
-    @property
-    def _is_damped(self) -> bool:
-        return bool(self.damping) and "damping" not in self.unused()
-
-
-@dataclass(frozen=True, kw_only=True)
 class OnePass(TrainOptions):
     """How to train a model of puzzles; see `TrainOptions`.
 
     Attributes:
-        optimizer: "muon": for matrices, AdamW for others.
+        optimizer: "muon": for matrices, AdamW for others; "adam-atan2": as TRM.
         loss: Kind of cross-entropy.
     """
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adam-atan2"] = "adamw"
     loss: Literal["softmax", "stablemax"] = "softmax"
 
 
@@ -375,13 +250,18 @@ class GridConfig(Config):
 
     def shape(self) -> dict[str, Any]:
         """The options of `spec` that are the same for all puzzles."""
-        names = {field.name for field in dataclasses.fields(GridSpec)}
+        names = {field.name for field in dataclasses.fields(GridSpec)} - set(self.model.unused())
         return {n: getattr(self.model, n) for n in self.model.names() if n in names}
 
     @property
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
         return self.spec().num_cells
+
+    @property
+    def state_length(self) -> int:
+        """Number of places in the state of a row of the batch."""
+        return self.spec().num_tokens
 
     @property
     def num_inputs(self) -> int:

@@ -79,6 +79,19 @@ def perturbed(state: State, strength: float, generator: torch.Generator) -> Stat
     return pytree.tree_map(shake, state)
 
 
+def add_path_noise(model: GridModel) -> None:
+    """Let EqR add its noise in evaluation as well, as its published code does.
+
+    Raises:
+        ValueError: The model has no such noise.
+    """
+    update: Any = None if model.solving is None else model.solving.module
+    path = getattr(update, "path", None)
+    if path is None:
+        raise ValueError("`--path-noise` has an effect only on a model that is an eqr.")
+    path.in_evaluation = True
+
+
 @torch.no_grad()
 def solve_batch(
     model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None

@@ -94,9 +94,11 @@ _PUBLISHED = SudokuConfig.of(
     width=512, expansion=3.0, num_heads=8, batch_size=768, segments=16, refill=True,
     learning_rate=1e-4, schedule="constant", warmup=2000, steps=65_104, weight_decay=1.0, clip=1e6,
     averaging=0.999, loss="stablemax", halting=True, autocast=True, eval_solver="picard",
-    eval_max_steps=80,
+    eval_max_steps=80, puzzle_tokens=16,
 )  # fmt: skip
-_TRM = _PUBLISHED.changed(model="trm", eval_max_steps=48)
+# All but the Attractor, which took AdamW.
+_ATAN2 = _PUBLISHED.changed(optimizer="adam-atan2")
+_TRM = _ATAN2.changed(model="trm", eval_max_steps=48)
 # Three updates, as the released code makes in effect, since its solver never converges.
 _ATTRACTOR = _PUBLISHED.changed(refiner_blocks=8, batch_size=384, steps=130_208)
 
@@ -124,12 +126,13 @@ PRESETS: dict[str, SudokuConfig] = {
         refiner_blocks=8, batch_size=384, steps=130_208
     ),
     "sudoku-extreme-trm-5m": _TRM.changed(layout="mixer"),
-    "sudoku-extreme-eqr-5m": _TRM.changed(model="eqr", layout="mixer"),
-    "sudoku-extreme-transformer-27m": _PUBLISHED.changed(
+    "sudoku-extreme-eqr-5m": _TRM.changed(model="eqr", layout="mixer", puzzle_tokens=0),
+    "sudoku-extreme-transformer-27m": _ATAN2.changed(
         model="transformer", backbone_blocks=0, refiner_blocks=8, steps=26_041, averaging=0.0,
     ),
-    "sudoku-extreme-hrm-27m": _PUBLISHED.changed(
-        model="hrm", refiner_blocks=4, steps=26_041, averaging=0.0, eval_max_steps=32,
+    "sudoku-extreme-hrm-27m": _ATAN2.changed(
+        model="hrm", refiner_blocks=4, puzzle_tokens=1, steps=26_041, averaging=0.0,
+        eval_max_steps=32,
     ),
 }  # fmt: skip
 DEFAULT_PRESET = "standard"

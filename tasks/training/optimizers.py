@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tasks.training.adam_atan2 import AdamATan2
 from tasks.training.normuon import NorMuon
 from tasks.training.options import Config
 
@@ -105,7 +106,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW; or another one for the matrices within blocks, and AdamW for all other weights.
+    """AdamW or AdamATan2; or another one for matrices within blocks, and AdamW for all others.
 
     Muon's updates are scaled to the size of AdamW's, so that one learning rate serves both. Those
     of NorMuon are not, and AdamW trains what is solved, too: as in the public code of
@@ -119,6 +120,8 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     rate, decay = train.learning_rate, train.weight_decay
     if train.optimizer == "adamw":
         return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay)]
+    if train.optimizer == "adam-atan2":
+        return [AdamATan2(model.parameters(), rate, BETAS, decay)]
     matrices, others = _matrices_within_blocks(model)
     if train.optimizer == "muon":
         muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")

@@ -8,23 +8,19 @@ kind. Options have one flat namespace all the same: `--width` on the command lin
 import dataclasses
 import functools
 import math
-import reprlib
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from solvers.registry import unknown
+from tasks.training.values import checked
 
 PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
 # names, and are translated when they are read; the command line answers with the new ones.
 RENAMED = {"free_steps": "train_max_steps", "eval_steps": "eval_max_steps", "depth": "max_steps"}
-# The longest text and the largest whole number of an option.
-MAX_TEXT, MAX_NUMBER = 4096, 2**63 - 1
-WORDS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def flag(name: str) -> str:
@@ -125,6 +121,11 @@ class Config(ABC):
     @abstractmethod
     def length(self) -> int:
         """Number of inputs in a row of the batch."""
+
+    @property
+    def state_length(self) -> int:
+        """Number of places in the state of a row, where one segment goes on from another."""
+        return self.length
 
     @property
     @abstractmethod
@@ -270,56 +271,10 @@ class Config(ABC):
         return cls._from(flat, {})
 
 
-def checked(name: str, value: Any, hint: Any) -> Any:
-    """The value of an option, which must be of the option's type; files have paths as text.
-
-    Raises:
-        ValueError: It is of another type, no number, or larger than any sensible value.
-    """
-    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in allowed:
-        if kind is Path and isinstance(value, str) and value:
-            value = Path(value)
-        if _fits(value, kind):
-            return value
-    choices = [repr(choice) for kind in allowed for choice in literal(kind)]
-    words = [WORDS[kind] for kind in allowed if kind in WORDS]
-    words += ["true or false"] * (bool in allowed)
-    if choices:
-        words.append(" or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}")
-    words += ["none"] * (types.NoneType in allowed)
-    got = repr(value[:80]) if isinstance(value, str) else reprlib.repr(value)
-    if isinstance(value, (str, Path)) and len(str(value)) > MAX_TEXT:
-        got += f", of {len(str(value)):,} characters (most: {MAX_TEXT:,})"
-    if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        got += f" (most: {MAX_NUMBER:,})"
-    raise ValueError(f"`{name}` must be {' or '.join(words)}, got {got}.")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type that is no union."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if kind is types.NoneType:
-        return value is None
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if isinstance(value, int) and kind in (int, float):
-        return abs(value) <= MAX_NUMBER
-    if isinstance(value, float):
-        return kind is float and value == value
-    return isinstance(value, kind) and len(str(value)) <= MAX_TEXT and "\0" not in str(value)
-
-
 def _listed(names: Sequence[str]) -> str:
     """Names in one short line, however many and however long they are."""
     first = [str(name)[:60] for name in names[:5]]
     return ", ".join(first) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-
-
-def literal(hint: Any) -> tuple[Any, ...]:
-    """The choices of an option's type; none if it may have other values."""
-    return () if isinstance(hint, types.UnionType) else get_args(hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +296,7 @@ class TrainOptions(Section):
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
         schedule: Of the rate: falls at once, late, or never.
-        optimizer: "muon" and "normuon": for matrices, AdamW for others.
+        optimizer: Which one; "muon": for matrices, AdamW for others.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
         clip: Largest gradient norm.
@@ -368,7 +323,7 @@ class TrainOptions(Section):
     accumulate: int = 1
     learning_rate: float = 2e-3
     schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
-    optimizer: Literal["adamw", "muon", "normuon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "normuon", "adam-atan2"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
     clip: float = 1.0

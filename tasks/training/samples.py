@@ -135,12 +135,13 @@ def check_samples(tensors: dict[str, Tensor], config: Config, dtype: torch.dtype
             )
         if not bool(((values >= 0) & (values < limits[name])).all()):
             raise ValueError(f"`{name}` has a number outside [0, {limits[name]})")
+    places = config.state_length
     kinds = (dtype, torch.bfloat16) if config.train.autocast else (dtype,)
     for name in set(tensors) - set(shapes):
         shape, kind = tuple(tensors[name].shape), tensors[name].dtype
-        fits = shape[:2] == (rows, length) and shape[-1] == width and kind in kinds
+        fits = shape[:2] == (rows, places) and shape[-1] == width and kind in kinds
         if not fits or not name.startswith("state"):
             raise ValueError(
-                f"`{name[:100]}` is {shape} of {kind}, expected ({rows}, {length}, ..., {width}) "
+                f"`{name[:100]}` is {shape} of {kind}, expected ({rows}, {places}, ..., {width}) "
                 f"of {' or '.join(map(str, kinds))}"
             )

@@ -1,5 +1,7 @@
 """The reasoners' updates against hand-computed cases, and the models built from them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +60,9 @@ def test_path_noise_damps_always_and_disturbs_in_training_alone() -> None:
     path = PathNoise(damping=0.25, noise=0.5)
     # 0.25 * 1 + 0.75 * 2 = 1.75.
     assert path.eval()(old, new).item() == 1.75
+    path.in_evaluation = True
+    assert path(old, new).item() != 1.75
+    path.in_evaluation = False
     torch.manual_seed(0)
     draws = torch.stack([path.train()(old, new).squeeze() for _ in range(2000)])
     expected = torch.tensor(1.75, dtype=torch.float64)
@@ -164,7 +169,55 @@ def test_published_initial_scale(layout: str) -> None:
     for part in linear:
         assert part.weight.std().item() * part.in_features**0.5 == pytest.approx(1, abs=0.05)
         assert part.weight.abs().max() <= 2.28 * part.in_features**-0.5
-    assert spec.encoder().symbol.weight.std().item() == pytest.approx(1, abs=0.05)  # type: ignore[union-attr]
+    assert spec.encoder()(torch.arange(10)[None]).std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("layout", ["attention", "mixer"])
+def test_first_of_the_puzzle_tokens_is_learned_and_the_others_are_zero(layout: str) -> None:
+    spec = GridSpec(num_symbols=5, num_inputs=4, side=4, layout=layout, width=8, puzzle_tokens=3)  # type: ignore[arg-type]
+    encoder, x = spec.encoder(), torch.randint(4, (2, 16))
+    assert not encoder(x)[:, :3].any()
+    with torch.no_grad():
+        encoder.puzzle.copy_(torch.arange(8.0))  # type: ignore[operator,union-attr]
+    tokens = encoder(x)
+    assert tokens.shape == (2, 19, 8)
+    torch.testing.assert_close(tokens[1, 0], 8**0.5 * torch.arange(8.0))
+    assert not tokens[:, 1:3].any()
+    assert spec.head()(tokens).shape == (2, 16, 5)
+    torch.testing.assert_close(spec.head()(tokens * 0), torch.zeros(2, 16, 5))  # no biases
+
+
+@pytest.mark.parametrize("layout", ["attention", "mixer", "image"])
+def test_published_layouts_halt_by_the_first_token(layout: Any) -> None:
+    tokens = 0 if layout == "image" else 2
+    spec = GridSpec(
+        num_symbols=5, num_inputs=4, side=4, layout=layout, width=8, puzzle_tokens=tokens
+    )
+    torch.manual_seed(0)
+    model = Reasoner(spec, UPDATES["trm"](spec), Picard(rtol=1e-5), max_steps=1, halting=True)
+    assert model.halt is not None
+    nn.init.normal_(model.halt.weight)
+    out = model(torch.zeros(2, 16, dtype=torch.long))
+    y = out.state[0]
+    assert y.shape == (2, 16 + tokens, 8)
+    expected = model.halt(y.mean(1) if layout == "image" else y[:, 0])[:, 0]
+    torch.testing.assert_close(out.halt, expected)
+
+
+def test_layouts_of_our_own_have_no_puzzle_tokens() -> None:
+    with pytest.raises(ValueError, match="layout 'image' has no `puzzle_tokens`, got 1"):
+        GridSpec(num_symbols=5, num_inputs=4, side=4, layout="image", puzzle_tokens=1)
+
+
+@pytest.mark.parametrize("layout", ["attention", "image"])
+def test_published_random_starts_are_cut_off(layout: str) -> None:
+    spec = GridSpec(num_symbols=5, num_inputs=4, side=4, layout=layout, width=8)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = Reasoner(spec, UPDATES["eqr"](spec), start="random")
+    (y, z), _ = model.problem(torch.zeros(200, 16, dtype=torch.long))
+    assert not torch.equal(y, z)
+    assert y.std().item() == pytest.approx(1, abs=0.02)
+    assert (y.abs().max() <= 2.28) == (layout == "attention")
 
 
 @pytest.mark.parametrize(("name", "calls"), [("trm", 5), ("eqr", 5), ("reasoner", 2), ("hrm", 3)])

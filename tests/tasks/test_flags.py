@@ -45,10 +45,10 @@ SOLVE = [
 ]  # fmt: skip
 PUZZLE_KINDS = {
     "attractor": (*SHAPE, "backbone_blocks", "start_noise", *SOLVE, "segments", "refill"),
-    "reasoner": (*SHAPE, "halting", *SOLVE, "segments", "refill"),
+    "reasoner": (*SHAPE, "halting", "puzzle_tokens", *SOLVE, "segments", "refill"),
     **dict.fromkeys(
         ("trm", "hrm", "eqr"),
-        (*SHAPE, "halting", "eval_max_steps", "rtol", "segments", "refill"),
+        (*SHAPE, "halting", "puzzle_tokens", "eval_max_steps", "rtol", "segments", "refill"),
     ),
     "unrolled": (
         *SHAPE, "backbone_blocks", "start_noise", "eval_max_steps", "recorded_steps", "rtol",
@@ -164,6 +164,7 @@ REFUSED = [
     ("sudoku", "--model reasoner --start-noise 0.1", "option of `--model attractor|unrolled`"),
     ("sudoku", "--num-heads 2", "only with `--layout attention`"),
     ("sudoku", "--num-heads 4", "only with `--layout attention`"),  # also as the default has it
+    ("sudoku", "--model trm --puzzle-tokens 1", "with `--layout attention` or `--layout mixer`"),
     ("sudoku", "--backward exact --recorded-steps 1", "only with `--backward phantom`"),
     ("sudoku", "--solver broyden --damping 0.1", "only with solvers that have it"),
     ("sudoku", "--model trm --solver anderson", "this run trains a trm"),

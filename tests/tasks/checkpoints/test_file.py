@@ -14,6 +14,7 @@ from tasks.checkpoints.checkpoint import (
 )
 from tasks.checkpoints.file import CheckpointError
 from tasks.maze.config import PRESETS as MAZES
+from tasks.sudoku.config import PRESETS as SUDOKUS
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -101,6 +102,28 @@ def test_weights_of_networks_that_have_changed(model: str, layout: str, said: li
     assert ("EqR" in message) == (model == "eqr")
     assert "Evaluate them with the version that trained them, or train again." in message
     load_weights(module, module.state_dict(), Path("here"))
+
+
+@pytest.mark.parametrize("model", ["trm", "hrm", "transformer"])
+@pytest.mark.parametrize("layout", ["attention", "mixer"])
+def test_weights_from_before_encoder_and_head_became_those_published(
+    model: str, layout: str
+) -> None:
+    module = SUDOKUS["tiny"].adapted(model=model, layout=layout).build()
+    earlier = {}
+    for name, weight in module.state_dict().items():
+        earlier[name.replace("embedding.weight", "symbol.weight")] = weight
+        if name == "head.weight":
+            earlier["head.bias"] = torch.ones(len(weight))
+        if name.endswith("embedding.weight"):
+            stem = name.removesuffix("embedding.weight")
+            earlier |= {f"{stem}places.{kind}.weight": torch.ones(4, 32) for kind in range(3)}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(module, earlier, Path("here"))
+    message = str(caught.value)
+    assert message.startswith("The weights in here were trained by an earlier version")
+    assert "a head with biases, and halted by the mean over all cells" in message
+    assert "Evaluate them with the version that trained them, or train again." in message
 
 
 def test_a_message_is_no_command_to_a_terminal() -> None:
