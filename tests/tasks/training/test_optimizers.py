@@ -54,11 +54,14 @@ def test_filters_of_convolutions_are_matrices_too() -> None:
     assert sum(name.endswith("mixer.weight") for name in taken) == 3
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("adamw", 0.01), ("muon", 0.1), ("adam-atan2", 0.01)])
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("adamw", 0.01), ("muon", 0.1), ("normuon", 0.03), ("adam-atan2", 0.01)]
+)
 def test_each_of_them_minimises(kind: str, rate: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
-    config = LanguageConfig.of(optimizer=kind, learning_rate=rate)  # type: ignore[arg-type]
+    task = MazeConfig if kind == "adam-atan2" else LanguageConfig
+    config: Any = task.of(optimizer=kind, learning_rate=rate)
     optimizers = build_optimizers(model, config)
     x = torch.randn(64, 4)
     losses = []
