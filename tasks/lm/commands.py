@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.cli import CommandLine
 from tasks.flags import parse, require_defaults
 from tasks.lm.command_options import (
@@ -30,7 +29,7 @@ from tasks.lm.command_options import (
 from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
 from tasks.output import print_result, visible
-from tasks.runs import choose_checkpoint, export, load_model, locate, read_checkpoint
+from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.shipped import called
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class LanguageCommands(CommandLine):
     def internalise(self, arguments: list[str]) -> int:
         """Print how much the loss depends on the solver, and recommend a budget."""
         from tasks.distributed import Group
-        from tasks.lm.internalise import solve_trace, study
+        from tasks.lm.internalise import draw, export_with_budget, study
         from tasks.reports.logger import print_table
         from tasks.reports.page import write_page_beside
 
@@ -168,19 +167,10 @@ class LanguageCommands(CommandLine):
             f"saves {advice['saved']:.0%} of the refiner's work."
         )
         if options.export is not None:
-            _export(path, advice["max_steps"], options.export)
+            export_with_budget(path, advice["max_steps"], options.export)
             print(f"Written with that budget: {options.export}")
         if options.draw is not None:
-            from implicit.diagnostics.plots import plot_trajectory
-            from tasks.lm.pictures import SUBPLOTS, plot_budgets
-            from tasks.reports.plots import plot_learning
-
-            options.draw.mkdir(parents=True, exist_ok=True)
-            plot_budgets(found["by_budget"], options.draw / "budgets.png")
-            history = Checkpoint.load(path).value("history")
-            plot_learning(history, options.draw / "training.png", SUBPLOTS)
-            moves, token = solve_trace(model, corpus, config)
-            plot_trajectory(moves, options.draw / "trajectory.png", token)
+            draw(found, path, model, corpus, config, options.draw)
             print(f"Drawn: budgets.png, training.png and trajectory.png in {options.draw}")
         result = {"task": "lm", "internalise": found, "config": config.to_json()}
         print_result(result, options.json)
@@ -376,14 +366,6 @@ class LanguageCommands(CommandLine):
         if options.text is not None:
             config = config.changed(text=options.text)
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
-
-
-def _export(checkpoint: Path, budget: int, path: Path) -> None:
-    """Write the averaged weights with another solver budget; 0 leaves the refiner unused."""
-    export(checkpoint, path)
-    whole = Checkpoint.load(path)
-    config = LanguageConfig.from_json(whole.meta["config"]).changed(eval_max_steps=budget)
-    Checkpoint(whole.tensors, whole.meta | {"config": config.to_json()}).save(path)
 
 
 def _refuse_unused(options: Any, config: LanguageConfig) -> None:

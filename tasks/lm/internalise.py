@@ -6,6 +6,7 @@ the loss of a trained model is nearly that of its equilibrium, and the steps can
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ import torch
 from implicit import spectral_radius
 from models import AttractorLM
 from solvers import Trace, trace
+from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
+from tasks.runs import export
 
 BUDGETS = (0, 1, 2, 4, 8, 16)
 # The budget that is recommended costs at most this share of the converged loss.
@@ -96,3 +99,36 @@ def solve_trace(model: AttractorLM, corpus: Corpus, config: LanguageConfig) -> t
         max_steps=max(config.solve.eval_max_steps, 1), batch_dims=2, keep_states=True,
     )  # fmt: skip
     return found, int(found.solution.num_steps.argmax())
+
+
+def draw(
+    found: dict[str, Any], path: Path, model: AttractorLM, corpus: Corpus, config: LanguageConfig,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Draw what `study` found, how the run went, and the solve of a token.
+
+    Args:
+        found: See `study`.
+        path: The checkpoint of the run.
+        model: Of it.
+        corpus: Its text.
+        config: Its options.
+        folder: Receives budgets.png, training.png and trajectory.png.
+    """
+    from implicit.diagnostics.plots import plot_trajectory
+    from tasks.lm.pictures import SUBPLOTS, plot_budgets
+    from tasks.reports.plots import plot_learning
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_budgets(found["by_budget"], folder / "budgets.png")
+    plot_learning(Checkpoint.load(path).value("history"), folder / "training.png", SUBPLOTS)
+    moves, token = solve_trace(model, corpus, config)
+    plot_trajectory(moves, folder / "trajectory.png", token)
+
+
+def export_with_budget(checkpoint: Path, budget: int, path: Path) -> None:
+    """Write the averaged weights with another solver budget; 0 leaves the refiner unused."""
+    export(checkpoint, path)
+    whole = Checkpoint.load(path)
+    config = LanguageConfig.from_json(whole.meta["config"]).changed(eval_max_steps=budget)
+    Checkpoint(whole.tensors, whole.meta | {"config": config.to_json()}).save(path)
