@@ -119,6 +119,11 @@ class Solution:
         how = ", ".join(f"{number} {Result(code).name}" for code, number in kinds)
         advice = " ".join(Result(code).message for code, _ in kinds)
         worst = float(self.residual[failed].detach().nan_to_num(math.inf, posinf=math.inf).max())
+        if _most(self.num_steps) == 0 and bool((self.result == int(Result.max_steps)).all()):
+            measured = (
+                f"a residual of up to {worst:.1e}" if self.num_evals else "no residual measured"
+            )
+            return f"No step was made, since `max_steps` is 0: the value is the start, {measured}."
         return (
             f"{count} of {total} samples did not converge in {_most(self.num_steps[failed])} "
             f"steps ({how}), worst residual {worst:.1e}. {advice}{self._turns()}{self._hint()}"

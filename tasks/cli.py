@@ -134,7 +134,7 @@ class CommandLine(ABC):
             with _together(), result_alone() if with_result else contextlib.nullcontext():
                 return commands[command](rest)
         except KeyboardInterrupt:
-            print("\nStopped before there was anything to save.")
+            print("\nStopped at once. What was saved before is as it was.")
             return 130
         except BrokenPipeError:
             write_nowhere(sys.stdout)

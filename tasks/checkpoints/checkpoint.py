@@ -150,7 +150,7 @@ def load_weights(
                 f"train again. {found[0].upper()}{found[1:]}."
             )
         raise CheckpointError(
-            f"The weights in {source} do not fit this model. {found}. Use the file that belongs to "
+            f"The weights in {source} do not fit this model: {found}. Use the file that belongs to "
             "this configuration, or train again."
         )
     with refusing(source, "has weights that cannot be loaded"):

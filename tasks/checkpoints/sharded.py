@@ -111,7 +111,8 @@ def is_complete(folder: Path) -> bool:
 def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the manifest: meta data, and the checksum of each file."""
     path = folder / MANIFEST
-    if not path.exists() and not any(folder.glob("*.safetensors")):
+    parts = [*folder.glob("*.safetensors"), *folder.glob("*.distcp")]
+    if not path.exists() and not parts:
         raise CheckpointError(
             f"The folder {folder} holds no checkpoint. Name the folder of a run, the file of its "
             "checkpoint, or a model by its name."

@@ -29,6 +29,10 @@ class ModelOptions:
     solver: str | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"`--max-steps` must be at least 1, got {self.max_steps}.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
@@ -68,7 +72,8 @@ class EvalOptions(ModelOptions):
     draw: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("breadth", "max_steps", "limit", "guesses"):
+        super().__post_init__()
+        for name in ("breadth", "limit", "guesses"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")

@@ -233,7 +233,10 @@ class Commands(CommandLine):
     def _solve(self, options: SolveOptions) -> int:
         puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
         if not puzzles:
-            raise ValueError(f"Name a {self.task.noun}, or a file with one per line.")
+            what = ", ".join(map(repr, options.puzzles))
+            raise ValueError(
+                f"There is no {self.task.noun} in {what}. Name one, or a file with one per line."
+            )
         sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
         if len(sides) > 1:
             sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))

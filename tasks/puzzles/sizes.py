@@ -56,16 +56,18 @@ def at_size(
         not known of its answers.
 
     Raises:
-        ValueError: It has weights that belong to the size that it was trained on.
+        ValueError: It has weights that belong to the size that it was trained on, or no board has
+            this side.
     """
     trained = config.spec().side
     if side is None or side == trained:
         return model, config, None
+    resized(config, side)  # raises where no board has this side
     if not can_resize(config, side):
         raise ValueError(
             f"{path} solves {trained}x{trained} boards, but the {noun} is {side}x{side}, and the "
-            f"weights of the layout {config.model.layout!r} do not fit that size. Name another "
-            "with `--checkpoint`."
+            f"weights of the layout {config.model.layout!r} do not fit that size. Name a model "
+            "of that size."
         )
     other = resized(config, side)
     fresh: Any = other.build()

@@ -113,6 +113,9 @@ class Solver:
     ) -> Answer | Iterator[Answer]:
         """Answer one puzzle, or any number of them.
 
+        It looks for no solution of its own: a puzzle without exactly one is answered, too, and
+        `valid` says whether the answer keeps the rules.
+
         Of many, a batch at a time is read, solved and handed out, so that an endless stream takes
         no more memory than a batch.
 

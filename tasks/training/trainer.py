@@ -189,8 +189,10 @@ class Trainer:
             self.manager.finish()
             if self.group.broadcast(self.manager.step) != self.step:
                 self.save()
+            # A signal that came in the last step or later: the evaluation is left to the next run.
+            stopped |= self.group.broadcast(stop.requested)
         self.manager.require_saved()
-        if self.progress < 1:
+        if stopped:
             raise Interrupted(self.path)
         return self.average.module
 

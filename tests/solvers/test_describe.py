@@ -29,3 +29,9 @@ def test_a_share_of_the_budget_is_explained() -> None:
     )
     s = solvers.solve(noisy, torch.zeros(4, 8), solver="picard", max_steps=9, throw=False)
     assert "in turn" not in s.describe()
+
+
+def test_no_step_is_no_failure_to_converge() -> None:
+    s = solvers.solve(lambda y: 0.5 * y + 1, torch.zeros(4, 8), max_steps=0, throw=False)
+    assert not s.converged.any()
+    assert s.describe().startswith("No step was made, since `max_steps` is 0")

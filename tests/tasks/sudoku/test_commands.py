@@ -141,7 +141,7 @@ def test_solve_reads_files_of_either_kind_and_the_standard_input(
         (f"rating,question\n1,{EASY}\n2\n", "puzzles, line 3: the row has 1 fields"),
         (f'question,a\n"{EASY},2\n', "puzzles, line 2: A quote opens in this line"),
         ("a,b\n1,2\n", "puzzles, line 1: CSV must have a column `question`, got the header"),
-        ("\n", "Name a puzzle, or a file with one per line."),
+        ("\n", "There is no puzzle in 'puzzles'. Name one, or a file with one per line."),
     ],
 )
 def test_a_bad_file_of_puzzles_is_refused_with_its_line(
@@ -180,6 +180,9 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["train", "--resume", "nowhere"], "No checkpoint at nowhere"),
         (["trane"], "Unknown command 'trane'"),
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
+        (["eval", "--data", "."], "error: . is a folder. Name a file of puzzles"),
+        (["eval", "--data", os.devnull], "holds no puzzle"),
+        (["solve", "1234341221.343.1", "--max-steps", "0"], "`--max-steps` must be at least 1"),
         (["eval", "--attempts", "-1"], "`--attempts` must be at least 0, got -1"),
         (["eval", "--guesses", "0"], "`--guesses` must be at least 1, got 0"),
         (["solve", "1234"], "16"),

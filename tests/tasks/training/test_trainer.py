@@ -196,6 +196,17 @@ def test_interrupted_run_resumes_to_the_same_curve(
         assert torch.equal(second.average.state_dict()[name], value), name
 
 
+def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_next_run(tmp_path: Path) -> None:
+    first = make(tmp_path, Recorder(interrupt_after=1), segments=1, steps=1)
+    with pytest.raises(Interrupted) as stopped:
+        first.run()
+    second = make(tmp_path, Recorder(), segments=1, steps=1)
+    second.restore(Checkpoint.load(stopped.value.path))
+    assert second.progress == 1
+    second.run()
+    assert second.step == first.step == 1
+
+
 def test_a_share_of_samples_goes_on_although_the_head_would_end_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
