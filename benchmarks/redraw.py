@@ -2,8 +2,7 @@
 
     PYTHONPATH=.:benchmarks python benchmarks/redraw.py
 
-Pictures whose data is not committed stay as they are: those that show a single solve, and
-`results/sudoku/extreme-breadth/depth.png`.
+Pictures whose data is not committed stay as they are: those that show a single solve.
 """
 
 import itertools
@@ -181,6 +180,10 @@ def main() -> None:
     breadth = RESULTS / "sudoku/extreme-breadth"
     draw_scaling(result_of(breadth)["eval"], breadth)
     print(breadth)
+    depth = RESULTS / "sudoku/extreme-depth"
+    measured = result_of(depth)["eval"]
+    curve, solver = measured["depth_curve"], ("extreme, picard", setting(result_of(depth), "rtol"))
+    print(draw_steps(curve, depth / "depth.png", "puzzle", measured["puzzles"], solver))
     for name in BUDGETS:
         result = result_of(RESULTS / name)
         rows = result["eval"]["by_budget"]
