@@ -143,7 +143,10 @@ class ParcaeLM(LoopedModel):
         return torch.exp(-F.softplus(self.rate)) * h + self.into * e
 
     def _left(self, h: Tensor) -> Tensor:
-        return h if self.released is None else F.linear(h, self.released.out)
+        if self.released is None:
+            return h
+        # In the precision of the states, which autocast would lower.
+        return F.linear(h, self.released.out).to(h.dtype)
 
 
 class ReleasedRecurrence(nn.Module):

@@ -62,7 +62,12 @@ def at_size(
     trained = config.spec().side
     if side is None or side == trained:
         return model, config, None
-    resized(config, side)  # raises where no board has this side
+    try:
+        resized(config, side)
+    except ValueError as error:  # no board has this side
+        raise ValueError(
+            f"{path} solves {trained}x{trained} boards, but the {noun} is {side}x{side}: {error}"
+        ) from error
     if not can_resize(config, side):
         raise ValueError(
             f"{path} solves {trained}x{trained} boards, but the {noun} is {side}x{side}, and the "
