@@ -29,10 +29,6 @@ class ModelOptions:
     solver: str | None = None
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"`--max-steps` must be at least 1, got {self.max_steps}.")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalOptions(ModelOptions):
@@ -72,8 +68,7 @@ class EvalOptions(ModelOptions):
     draw: Path | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("breadth", "limit", "guesses"):
+        for name in ("breadth", "max_steps", "limit", "guesses"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{flag(name)}` must be at least 1, got {value}.")
@@ -101,6 +96,10 @@ class SolveOptions(ModelOptions):
     puzzles: Annotated[tuple[str, ...], tyro.conf.Positional]
     json: Path | None = None
     draw: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"`--max-steps` must be at least 1, got {self.max_steps}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ class PuzzleFormat(ABC):
         if path.is_dir():
             raise self.error(f"{path} is a folder. Name a file of puzzles: {_ALLOWED}.")
         if path.is_file() and not path.stat().st_size:
-            raise self.error(f"{path} is empty. Allowed: {_ALLOWED}.")
+            raise self.error(f"{path} holds no puzzle. Allowed: {_ALLOWED}.")
         # Bytes that are not UTF-8 become surrogates, which `_check_fields` refuses in their line.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = numbered_lines(file)

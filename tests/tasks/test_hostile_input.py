@@ -33,6 +33,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore:.*skipped:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*the values of `rating`:UserWarning")
 @fuzzed
 @given(head=st.sampled_from(HEADS), text=texts, skip_bad=st.booleans())
 @pytest.mark.parametrize("reader", [read_puzzles, read_mazes])
