@@ -315,7 +315,7 @@ PRESETS: dict[str, LanguageConfig] = {
     "770m": _published(
         1280, (35, 2), 61.6, gate=0.9, gate_start=0.73, rtol=1.5e-4, min_steps=6,
         train_max_steps=32, eval_max_steps=32, backward="exact", learning_rate=6e-3,
-        adamw_rate=0.833, refiner_rate=0.4, refiner_decay=0.1,
+        adamw_rate=5 / 6, refiner_rate=0.4, refiner_decay=0.1,
     ),
     # As released it has 786 million parameters; only its tokens are those of its name.
     "1.3b": _published(

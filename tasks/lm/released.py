@@ -10,7 +10,6 @@ References:
     `save_pretrained`, `AttractorConfig` and `Attractor` of https://github.com/jacobfa/Attractor.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.checkpoints.file import FAULTS, CheckpointError, brief, parse_object, read_tensors
+from tasks.checkpoints.foreign import read_pickle
 from tasks.lm.config import ONE_STEP, PRESETS, LanguageConfig
 from tasks.lm.released_tokenizer import ReleasedTokenizer
 from tasks.lm.tokenizer_files import tokenizers_package
@@ -358,19 +358,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
         )
     if path.suffix == ".safetensors":
         return read_tensors(path)[0], path
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise CheckpointError(
-            f"{path} is no file of weights, or damaged ({brief(error)}). Download it again."
-        ) from error
+    found = read_pickle(path, "If it is damaged, download it again.")
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
     ):

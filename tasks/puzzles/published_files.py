@@ -6,17 +6,16 @@ as `step_N_RUN.pth`, with the weights, their averages and the configuration amon
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tasks.checkpoints.file import FAULTS, CheckpointError, brief
+from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.foreign import read_pickle
 
 CONFIG = "all_config.yaml"
 # Names of such files in a folder, whatever else lies there. A number of steps may be in them.
@@ -29,6 +28,11 @@ ASIDE = (
     *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
     "numpy.ndarray", "numpy.dtype", "numpy.dtypes.UInt32DType",
 )  # fmt: skip
+
+REWRITE = (
+    "With the code that wrote it, load it and write its weights alone: `torch.save(weights, "
+    "'step_0')`, where `weights` maps names to tensors."
+)
 
 
 class _Aside:
@@ -65,7 +69,7 @@ def read(source: Path) -> PublishedCheckpoint:
         CheckpointError: There is none, or it holds something else.
     """
     path = _file_in(source)
-    content = _unpickled(path)
+    content = read_pickle(path, REWRITE, [(_Aside, name) for name in ASIDE])
     state, arch, arch_path = content, {}, None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         averages = content.get("ema") or {}
@@ -105,20 +109,6 @@ def _file_in(source: Path) -> Path:
             f"`.pt`; the newest there: {names}. Name the file itself."
         )
     return found[0]
-
-
-def _unpickled(path: Path) -> Any:
-    """The content of a pickle of tensors and plain values; no code of the file is run."""
-    allowed = [(_Aside, name) for name in ASIDE]
-    try:
-        with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (*FAULTS, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} is no file of weights that can be read without running code in it "
-            f"({brief(error)}). With the code that wrote it, load it and write its weights alone: "
-            "`torch.save(weights, 'step_0')`, where `weights` maps names to tensors."
-        ) from error
 
 
 def _named(state: Any, path: Path) -> dict[str, Tensor]:

@@ -204,9 +204,8 @@ class GridTask(ABC, Generic[C]):
             Each with where it stands, as "puzzles.txt, line 3: "; "" for one that was typed.
         """
         path = Path(text)
-        if text == "-":
-            content, name = sys.stdin.read(), "standard input"
-        elif "\n" in text or len(text) >= 200 or not path.is_file():
+        is_file = "\n" not in text and len(text) < 200 and path.is_file()
+        if text != "-" and not is_file:
             if FILE_NAME.search(text) and "\n" not in text:
                 what = "a folder" if path.is_dir() else "no such file"
                 raise ValueError(
@@ -214,14 +213,14 @@ class GridTask(ABC, Generic[C]):
                     f"type the {self.noun} itself."
                 )
             return [("", text)]
-        else:
-            try:
-                content, name = path.read_text(encoding="utf-8-sig"), str(path)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} is not UTF-8 text ({error}). Convert it, or name a file with one "
-                    f"{self.noun} a line."
-                ) from error
+        name = "standard input" if text == "-" else str(path)
+        try:
+            content = sys.stdin.read() if text == "-" else path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name} is not UTF-8 text ({error}). Convert it, or name a file with one "
+                f"{self.noun} a line."
+            ) from error
         first = content.split("\n", 1)[0]
         if "," in first and not first.startswith("#"):
             from tasks.puzzles.rows import questions_of_csv

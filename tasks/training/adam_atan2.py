@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tasks.training.each_parameter import update_each
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -39,21 +41,12 @@ class AdamATan2(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
+        return update_each(self, self._update, closure)
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
         if not state:
             # On the CPU, where a number may wait to be combined with tensors of any device.
             state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks.training.each_parameter import update_each
+
 # Of the Polar Express: (a, b, c) of X <- a X + (b G + c G^2) X with G = X X^T, step by step.
 POLAR = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -61,18 +63,9 @@ class NorMuon(torch.optim.Optimizer):
             group["momentum"] = FIRST_MOMENTUM + rise
             group["weight_decay"] = group["decay_at_first"] * (1 - progress)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every matrix that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
+        return update_each(self, self._update, closure)
 
     def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         rows, columns = weight.shape

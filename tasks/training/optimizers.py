@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tasks.training.adam_atan2 import AdamATan2
+from tasks.training.each_parameter import update_each
 from tasks.training.normuon import NorMuon
 from tasks.training.options import Config
 
@@ -31,15 +32,7 @@ class Muon(torch.optim.Muon):
         """Update every matrix that has a gradient."""
         if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
             return super().step(closure)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
+        return update_each(self, self._update, closure)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

@@ -24,7 +24,13 @@ def run(folder: Path, processes: int, *arguments: str, code: int = 0) -> str:
     """Run a command of `tasks.lm` on so many processes, and return what it printed."""
     launcher = []
     if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "tasks.lm", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -52,7 +58,6 @@ def close(found: Any, wanted: Any) -> None:
 )
 def test_two_processes_measure_what_one_does(command: str, tmp_path: Path) -> None:
     out = run(tmp_path, 2, command, *SMALL, "--json", "found.json")
-    assert out.count("{") > 0
     assert len(out.strip().splitlines()) == 1  # the result, of one process
     found = json.loads(out)
     close(found, json.loads(run(tmp_path, 1, command, *SMALL)))
