@@ -17,6 +17,11 @@ from solvers.torch_internals import pytree
 from solvers.types import State
 
 Start = Literal["proposal", "zeros", "noise"]
+CALLS = (
+    "In an Attractor, `y0` is what the backbone returns, and `f` is the refiner, called as "
+    "refiner(y, y0). A backbone that returns more, as `nn.GRU` returns its last state, needs a "
+    "module around it that returns the proposal alone."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +132,11 @@ class Attractor(nn.Module):
         if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
         first = start_of(self._first(proposal), start, fresh)
-        solution = self.refiner(first, proposal, *args, max_steps=max_steps)
+        try:
+            solution = self.refiner(first, proposal, *args, max_steps=max_steps)
+        except (TypeError, ValueError) as error:
+            error.add_note(CALLS)
+            raise
         return AttractorOutput(solution.value, proposal, solution)
 
     def _first(self, proposal: State) -> State:

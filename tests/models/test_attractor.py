@@ -65,6 +65,21 @@ def test_start_changes_where_the_solve_begins_not_where_it_ends(model: Attractor
     torch.testing.assert_close(warm.value, cold.value, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "refiner", "kind"),
+    [
+        (nn.GRU(3, 5, batch_first=True), Pull(5), ValueError),
+        (nn.Linear(3, 5), nn.Linear(5, 5), TypeError),
+    ],
+)
+def test_errors_of_a_first_call_say_what_calls_what(
+    backbone: nn.Module, refiner: nn.Module, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind) as caught:
+        Attractor(backbone, refiner)(torch.randn(2, 4, 3))
+    assert "refiner(y, y0)" in caught.value.__notes__[-1]
+
+
 def test_unknown_names_are_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="Did you mean 'anderson'"):
         Attractor(nn.Identity(), Pull(5), solver="andersen")
