@@ -26,6 +26,7 @@ class Solve(Section):
         backward: Registered backward mode.
         history: Window of the solver.
         rtol: Relative residual of a solved token.
+        train_rtol: The same in training; by default `rtol`.
         min_steps: Solver updates before a token may stop.
         train_max_steps: Solver updates in training, at most.
         recorded_steps: Recorded updates after them.
@@ -37,6 +38,7 @@ class Solve(Section):
     backward: str = "jacobian_free"
     history: int = 5
     rtol: float = 3e-4
+    train_rtol: float | None = None
     min_steps: int = 0
     train_max_steps: int = 64
     recorded_steps: int = 4
@@ -47,6 +49,11 @@ class Solve(Section):
         self.require(0, "eval_max_steps", "min_steps", "terms")
         self.require(1, "recorded_steps")
         self.require(0, "history", most=1000)
+        if self.train_rtol is not None and not self.rtol <= self.train_rtol < 1:
+            raise ValueError(
+                f"`train_rtol` must be at least `rtol`, {self.rtol:g}, and below 1, got "
+                f"{self.train_rtol!r}."
+            )
         self.evaluation_solver()
         self.backward_mode()
 

@@ -16,7 +16,7 @@ from tasks.distributed import Group
 from tasks.experiments.compare import COLUMNS, compare, matched
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
-from tasks.lm.config import LanguageConfig, LanguageTask
+from tasks.lm.config import LanguageConfig, LanguageTask, Solve
 from tasks.lm.data import Corpus, measure
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.internalise import BUDGETS, by_budget
@@ -68,8 +68,10 @@ class TextExperiment(Experiment):
 
     def prepare(self, model: nn.Module, config: Any) -> None:
         """See `Experiment`."""
+        rtol = (isinstance(config.solve, Solve) and config.solve.train_rtol) or 0.0
         if config.train.autocast:
-            _loosen(model, torch.finfo(torch.bfloat16).eps)
+            rtol = max(rtol, torch.finfo(torch.bfloat16).eps)
+        _loosen(model, rtol)
 
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
         """See `Experiment`."""
@@ -127,11 +129,11 @@ class TextExperiment(Experiment):
 
 
 def _loosen(model: nn.Module, rtol: float) -> None:
-    """Loosen the tolerance of the solver to the precision of the map.
+    """Let the solver stop at this relative residual in training, if its own is tighter.
 
-    Its rounding keeps the residual above a tighter tolerance, and the solver would go on until
-    its free steps are used up. Looks and evaluation, in float32, are of the averaged model,
-    which keeps its tolerance.
+    Under autocast rounding keeps the residual above a tighter one, and the solver would go on
+    until its free steps are used up. Looks and evaluation, in float32, are of the averaged
+    model, which keeps its tolerance.
     """
     for layer in model.modules():
         if isinstance(layer, FixedPointLayer):

@@ -62,7 +62,7 @@ BLOCKS = [
 ]  # fmt: skip
 TOKENS = [
     "backward", "eval_max_steps", "history", "min_steps", "recorded_steps", "rtol", "solver",
-    "terms", "train_max_steps",
+    "terms", "train_max_steps", "train_rtol",
 ]  # fmt: skip
 RATES = ["adamw_rate", "refiner_rate", "refiner_decay"]
 TEXT_KINDS = {
