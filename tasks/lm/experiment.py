@@ -1,10 +1,11 @@
 """The experiments of the language task, and which models a comparison trains."""
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import nn
@@ -212,7 +213,7 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
     config = base.adapted(model=parts.pop("model", "attractor"))
     hints = config.hints(config.model.name)
     searched = ("learning_rate", "seed")  # those are searched and repeated
-    kinds = {n: type(v) for n, v in config.flat().items() if n not in (*searched, "model")}
+    kinds = {n: _kind(hints[n]) for n in config.flat() if n not in (*searched, "model")}
     known = [name for name, kind in kinds.items() if kind in (str, int, float, bool)]
     truths = {"true": True, "false": False}
     changes: dict[str, Any] = {}
@@ -234,6 +235,13 @@ def ablated(base: LanguageConfig, text: str) -> LanguageConfig:
             wanted = kinds[name].__name__
             raise ValueError(f"`{name}` takes one {wanted}, got {value!r}.") from error
     return config.changed(**changes)
+
+
+def _kind(hint: Any) -> Any:
+    """The type of an option's values other than none."""
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(kind for kind in kinds if kind is not types.NoneType)
+    return str if get_origin(kind) is Literal else kind
 
 
 def compare_language(preset: str, base: LanguageConfig, options: CompareOptions) -> dict[str, Any]:

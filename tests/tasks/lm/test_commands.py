@@ -157,6 +157,8 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["compare", "--ablations", "model=parcae,loops=few"], "takes one int"),
     (["compare", "--ablations", "tied=no"], "must be one of 'true', 'false'"),
     (["compare", "--ablations", "seed=3"], "one of the options"),
+    (["compare", "--ablations", "train_rtol=loose"], "`train_rtol` takes one float"),
+    (["compare", "--ablations", "train_rtol=2"], "`train_rtol` must be at least `rtol`"),
     (["--model", "parcae", "--coda-blocks", "-1"], "0 or more"),
     (["eval", "--checkpoint", "smal"], "These come with the package: small. Did you mean 'small'?"),
 ])  # fmt: skip
