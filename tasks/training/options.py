@@ -295,7 +295,7 @@ class TrainOptions(Section):
         batch_size: Samples of an optimiser step.
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
-        schedule: Of the rate: falls at once, late, or never.
+        schedule: Of the rate: falls at once, late, late to 0, or never.
         optimizer: Which one; "muon": for matrices, AdamW for others.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
@@ -322,7 +322,7 @@ class TrainOptions(Section):
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 2e-3
-    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
+    schedule: Literal["cosine", "trapezoid", "trapezoid-to-zero", "constant"] = "cosine"
     optimizer: Literal["adamw", "muon", "normuon", "adam-atan2"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05
