@@ -21,6 +21,8 @@ PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
 # names, and are translated when they are read; the command line answers with the new ones.
 RENAMED = {"free_steps": "train_max_steps", "eval_steps": "eval_max_steps", "depth": "max_steps"}
+# Options that were true or false in earlier versions, and what these are called now.
+TRUTHS = {"halting": {False: "none", True: "right"}}
 
 
 def flag(name: str) -> str:
@@ -265,6 +267,7 @@ class Config(ABC):
                 flat |= section
             flat["model"] = flat.pop("name", None)
         flat = {"model": cls.defaults["model"]} | {RENAMED.get(n, n): v for n, v in flat.items()}
+        flat |= {n: now[flat[n]] for n, now in TRUTHS.items() if isinstance(flat.get(n), bool)}
         known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
         if strangers := set(flat) - known - cls.dropped:
             raise ValueError(f"it has the options {_listed(sorted(strangers))}")
