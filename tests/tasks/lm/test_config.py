@@ -182,9 +182,10 @@ def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) ->
     from tasks.experiments.run import train
     from tasks.lm.experiment import TextExperiment
 
-    config = PRESETS["140m"].changed(
+    config = PRESETS["140m"].adapted(
         steps=3, batch_size=2, context=64, max_bytes=3_000_000, compile=False,
-        autocast=autocast, vocabulary=8192, device="cpu", dataset=None,
+        autocast=autocast, vocabulary=8192, device="cpu",
+        dataset=None, dataset_name=None,
     )  # fmt: skip
     trainer, _, result = train(TextExperiment(), "140m", config, tmp_path)
     assert result["train_steps"] == 3
