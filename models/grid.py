@@ -22,6 +22,7 @@ from solvers.types import State
 CPU_NUMBERS = 2**18
 
 TokenLayout = Literal["candidates", "cells", "image", "attention", "mixer"]
+Halting = Literal["none", "right", "q-learning"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,13 +165,19 @@ class GridOutput:
         logits: Shape (B, T, S).
         state: The state they were read from; the next segment's `start`.
         solution: The evidence; None for a model without a solve.
-        halt: Shape (B,): logit of "the answer is right"; None without a halting head.
+        halt: Shape (B,): logit of "the answer is right"; None without a halting head. Of
+            Q-learning it is the value of stopping here.
+        q_continue: Shape (B,): logit of the value of going on; None without Q-learning.
+        q_next: `halt` and `q_continue` after one more segment, without a gradient; None except
+            in training by Q-learning.
     """
 
     logits: Float[Tensor, "B T S"]
     state: State
     solution: Solution | None
     halt: Tensor | None = None
+    q_continue: Tensor | None = None
+    q_next: tuple[Tensor, ...] | None = None
 
 
 class GridAttractor(nn.Module):

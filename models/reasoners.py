@@ -13,15 +13,15 @@ Legend: B batch, T cells, S symbols, D width.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from implicit import BackwardMode, FixedPointLayer
+from implicit import BackwardMode, FixedPointLayer, Phantom
 from models.attractor import start_of
-from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer
+from models.grid import GridAttractor, GridOutput, GridSpec, GridTransformer, Halting
 from models.published import truncated_normal_
 from solvers import FixedPointSolver
 
@@ -138,8 +138,14 @@ class Reasoner(nn.Module):
         start: "learned": one vector for y and one for z, shared by all tokens. "random":
             independent standard normal entries, in training and evaluation. As published, the
             layouts "attention" and "mixer" cut both off at 2.27 standard deviations.
-        halting: Also predict whether the answer is right: from the first token in the layouts
-            "attention" and "mixer", as published, and from the mean over all tokens in others.
+        halting: "right": also predict whether the answer is right: from the first token in the
+            layouts "attention" and "mixer", as published, and from the mean over all tokens in
+            others. "q-learning": also predict from there whether going on is worth more, as HRM
+            does. In training, each pass then makes a second one from where it ends, whose
+            predictions are the target.
+
+    Raises:
+        ValueError: Unknown `halting`.
 
     References:
         Solve the Loop: Attractor Models for Language and Reasoning, arXiv:2605.12466, sec. 5;
@@ -154,17 +160,21 @@ class Reasoner(nn.Module):
         backward: str | BackwardMode = "phantom",
         max_steps: int = 64,
         start: Literal["learned", "random"] = "learned",
-        halting: bool = False,
+        halting: Halting = "none",
     ):
         super().__init__()
+        if halting not in get_args(Halting):
+            known = ", ".join(repr(name) for name in get_args(Halting))
+            raise ValueError(f"`halting` must be one of {known}, got {halting!r}.")
         self.encoder, self.head = spec.encoder(), spec.head()
         self.solving = FixedPointLayer(update, solver, backward, max_steps=max_steps)
         self.as_published = spec.as_published
         self.start = None
         if start == "learned":
             self.start = nn.Parameter(self._drawn(torch.empty(2, spec.width)))
-        self.halt = nn.Linear(spec.width, 1) if halting else None
-        if self.halt is not None:
+        self.halt = None
+        if halting != "none":
+            self.halt = nn.Linear(spec.width, 2 if halting == "q-learning" else 1)
             # The head predicts "not right" at first: to halt at once would end all learning.
             nn.init.zeros_(self.halt.weight)
             nn.init.constant_(self.halt.bias, -5.0)
@@ -187,15 +197,30 @@ class Reasoner(nn.Module):
         """
         own, args = self.problem(x_BT)
         solution = self.solving(start_of(own, start, fresh), *args, max_steps=max_steps)
-        halt = self._halting(solution.value[0])
-        return GridOutput(self.read(solution.value), solution.value, solution, halt)
+        state = solution.value
+        halt, q_continue = (*self._halting(state[0]), None, None)[:2]
+        q_next = None
+        if q_continue is not None and self.training and torch.is_grad_enabled():
+            q_next = self._halting_after_a_segment(state, args, max_steps)
+        return GridOutput(self.read(state), state, solution, halt, q_continue, q_next)
 
-    def _halting(self, y: Tensor) -> Float[Tensor, " B"] | None:
-        """The logit of "the answer is right"."""
+    def _halting(self, y: Tensor) -> tuple[Float[Tensor, " B"], ...]:
+        """The logits of the halting head, of which Q-learning has two; none without a head."""
         if self.halt is None:
-            return None
+            return ()
         token = y[:, 0] if self.as_published else y.flatten(1, -2).mean(1)
-        return self.halt(token)[:, 0]
+        return self.halt(token).unbind(1)
+
+    @torch.no_grad()
+    def _halting_after_a_segment(
+        self, state: Latents, args: tuple[Tensor], max_steps: int | None
+    ) -> tuple[Tensor, ...]:
+        """The logits of the halting head after one more segment from a state."""
+        steps = self.solving.max_steps if max_steps is None else max_steps
+        mode = self.solving.backward_mode
+        recorded = mode.steps if isinstance(mode, Phantom) else 0
+        solution = self.solving(state, *args, max_steps=steps + recorded)
+        return self._halting(solution.value[0])
 
     def read(self, state: Latents) -> Float[Tensor, "B T S"]:
         """The logits of a state."""

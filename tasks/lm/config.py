@@ -258,6 +258,7 @@ def _published(
         initial="released",
         norm_embedding=False,
         norm_eps=1e-5,
+        schedule="trapezoid-to-zero",
         warmup=1,
         averaging=0.0,
         max_bytes=200_000_000,

@@ -71,8 +71,8 @@ _PUBLISHED = MazeConfig.of(
     model="reasoner", side=30, min_path=110, train_puzzles=1000, layout="attention", width=512,
     expansion=3.0, num_heads=8, batch_size=768, segments=16, learning_rate=1e-4,
     schedule="constant", warmup=2000, steps=65_104, solver="picard", train_max_steps=3,
-    recorded_steps=2, weight_decay=1.0, clip=1e6, averaging=0.999, loss="stablemax", halting=True,
-    autocast=True, eval_max_steps=80, puzzle_tokens=16,
+    recorded_steps=2, weight_decay=1.0, clip=1e6, averaging=0.999, loss="stablemax",
+    halting="right", autocast=True, eval_max_steps=80, puzzle_tokens=16,
 )  # fmt: skip
 _ATAN2 = _PUBLISHED.changed(optimizer="adam-atan2")
 _TRM = _ATAN2.changed(model="trm", eval_max_steps=48)
@@ -112,8 +112,8 @@ PRESETS: dict[str, MazeConfig] = {
         model="transformer", backbone_blocks=0, refiner_blocks=8, steps=26_041, averaging=0.0,
     ),
     "maze-hard-hrm-27m": _ATAN2.changed(
-        model="hrm", refiner_blocks=4, puzzle_tokens=1, steps=26_041, averaging=0.0,
-        eval_max_steps=32,
+        model="hrm", halting="q-learning", refiner_blocks=4, puzzle_tokens=1, steps=26_041,
+        averaging=0.0, eval_max_steps=32,
     ),
     "maze-unique-eqr-260k": _UNIQUE,
     "maze-unique-trm-260k": _UNIQUE.changed(model="trm"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models import GridAttractor, GridSpec, GridTransformer, TokenLayout
+from models.grid import Halting
 from tasks.puzzles.solve_options import HrmSteps, PublishedSteps, Solve, UnrolledSteps
 from tasks.training.options import Config, Kind, NoSolve, Section, TrainOptions
 
@@ -108,14 +109,14 @@ class TwoLatents(Network):
     """A map of two latents without a backbone, which is solved.
 
     Attributes:
-        halting: Also learn to tell right answers.
+        halting: Learn when to stop: if right, or by Q-learning.
         puzzle_tokens: Tokens before the cells.
     """
 
     name: ClassVar[ModelName] = "reasoner"
     start: ClassVar[Literal["learned", "random"]] = "learned"
 
-    halting: bool = False
+    halting: Halting = "none"
     puzzle_tokens: int = 0
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Weights of the public code of TRM, HRM and EqR, and the same weights as our models name them.
 
 The published networks number symbols from 1 on, 0 being padding, and can answer with a blank or
-with padding. Ours cannot: the rows of these symbols, and of the logit for going on that TRM and EqR
-do not use and HRM trains by Q-learning, are left out.
+with padding. Ours cannot: the rows of these symbols are left out, as is that of the logit for going
+on, which is in all files, where the halting head does not learn by Q-learning as HRM's does.
 
 Legend: D width, V symbols of the published networks.
 """
@@ -143,12 +143,13 @@ def converted(
     """
     with torch.device("meta"):
         names = list(config.build().state_dict())
+    halting = slice(2 if config.model.halting == "q-learning" else 1)
     rows = {
         # 0 is padding, and our symbols follow; our classes begin at `first_symbol`.
         "encoder.embedding.weight": slice(1, 1 + config.num_inputs),
         "head.weight": slice(1 + first_symbol, 1 + first_symbol + config.num_classes),
-        "halt.weight": slice(1),
-        "halt.bias": slice(1),
+        "halt.weight": halting,
+        "halt.bias": halting,
     }
     found, dtype = {}, torch.get_default_dtype()
     for name in names:

@@ -93,7 +93,7 @@ _PUBLISHED = SudokuConfig.of(
     model="reasoner", layout="attention", min_clues=17, max_clues=25, minimal=True, copies=1000,
     width=512, expansion=3.0, num_heads=8, batch_size=768, segments=16, refill=True,
     learning_rate=1e-4, schedule="constant", warmup=2000, steps=65_104, weight_decay=1.0, clip=1e6,
-    averaging=0.999, loss="stablemax", halting=True, autocast=True, eval_solver="picard",
+    averaging=0.999, loss="stablemax", halting="right", autocast=True, eval_solver="picard",
     eval_max_steps=80, puzzle_tokens=16,
 )  # fmt: skip
 # All but the Attractor, which took AdamW.
@@ -131,8 +131,8 @@ PRESETS: dict[str, SudokuConfig] = {
         model="transformer", backbone_blocks=0, refiner_blocks=8, steps=26_041, averaging=0.0,
     ),
     "sudoku-extreme-hrm-27m": _ATAN2.changed(
-        model="hrm", refiner_blocks=4, puzzle_tokens=1, steps=26_041, averaging=0.0,
-        eval_max_steps=32,
+        model="hrm", halting="q-learning", refiner_blocks=4, puzzle_tokens=1, steps=26_041,
+        averaging=0.0, eval_max_steps=32,
     ),
 }  # fmt: skip
 DEFAULT_PRESET = "standard"

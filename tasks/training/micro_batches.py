@@ -56,6 +56,31 @@ def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
     return HALT_WEIGHT * F.binary_cross_entropy_with_logits(precise, right.to(precise.dtype))
 
 
+def continue_loss(q_continue: Tensor, q_next: tuple[Tensor, ...], last: Tensor | None) -> Tensor:
+    """Weighted binary cross-entropy of the value of going on with `continue_target`.
+
+    References:
+        G. Wang et al., Hierarchical Reasoning Model, arXiv:2506.21734, sec. 2 (adaptive
+        computation time).
+    """
+    precise, target = _precise(q_continue), continue_target(q_next, last)
+    return HALT_WEIGHT * F.binary_cross_entropy_with_logits(precise, target)
+
+
+def continue_target(q_next: tuple[Tensor, ...], last: Tensor | None) -> Tensor:
+    """What going on is worth by the values after one more segment: stopping or going on there.
+
+    As in HRM's public code, a sample in its last segment may only stop there.
+
+    Args:
+        q_next: Logits of the values of stopping and of going on, each of shape (rows,).
+        last: Rows whose last segment this is, of the same shape; None: no row.
+    """
+    stop, go_on = map(_precise, q_next)
+    best = torch.maximum(stop, go_on)
+    return (best if last is None else torch.where(last, stop, best)).sigmoid()
+
+
 def _precise(logits: Tensor) -> Tensor:
     """The logits in float32, or in their own type if that is more precise."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -68,13 +93,13 @@ class Outcome:
     Attributes:
         loss: The share of the mean over the whole batch, a scalar.
         right: Which classes are right, of the shape of the targets.
-        halt: Logits of "the answer is right", shape (rows,); None without a halting head.
+        halted: Which rows the halting head would end, shape (rows,); None without one.
         solve: How the solve went; None without one.
     """
 
     loss: Tensor
     right: Tensor
-    halt: Tensor | None
+    halted: Tensor | None
     solve: Evidence | None
 
     @classmethod
@@ -88,7 +113,7 @@ class Outcome:
         return cls(
             loss=torch.stack([part.loss for part in parts]).sum(),
             right=rows([part.right for part in parts]),
-            halt=rows([part.halt for part in parts]),
+            halted=rows([part.halted for part in parts]),
             solve=Evidence(*map(torch.cat, zip(*solves, strict=True))) if solves else None,
         )
 
@@ -107,6 +132,7 @@ def forward(
     max_steps: int,
     start: State | None = None,
     fresh: Tensor | None = None,
+    last: Tensor | None = None,
 ) -> tuple[Tensor, Outcome, State]:
     """The forward pass of one micro-batch: its share of the loss, and what is left after that.
 
@@ -118,18 +144,21 @@ def forward(
         max_steps: Solver updates.
         start: Where the solve starts.
         fresh: Rows that start at the model's start all the same.
+        last: Rows whose last segment this is.
 
     Returns:
         The loss, what the loop needs of the output, and the state that it was read from.
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.autocast):
         out = network(x, start=start, fresh=fresh, max_steps=max_steps)
-    loss, outcome = loss_of(out, target, config.loss, config.accumulate)
+    loss, outcome = loss_of(out, target, config.loss, config.accumulate, last)
     # The logits are large, and no longer needed: they end here.
     return loss, outcome, pytree.tree_map(torch.detach, out.state)
 
 
-def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Outcome]:
+def loss_of(
+    out: Any, target: Tensor, kind: str, parts: int, last: Tensor | None = None
+) -> tuple[Tensor, Outcome]:
     """The share of a micro-batch in the loss, and the outcome of its forward pass.
 
     Args:
@@ -137,17 +166,22 @@ def loss_of(out: Any, target: Tensor, kind: str, parts: int) -> tuple[Tensor, Ou
         target: Classes, shape (rows, ...).
         kind: See `answer_loss`.
         parts: N.
+        last: See `forward`.
     """
     right = out.logits.detach().argmax(-1) == target
     loss = answer_loss(out.logits, target, kind)
+    halted = None
     if out.halt is not None:
         loss = loss + halt_loss(out.halt, right.flatten(1).all(1))
+        if out.q_next is not None:
+            loss = loss + continue_loss(out.q_continue, out.q_next, last)
+        halted = out.halt > (0 if out.q_continue is None else out.q_continue)
     loss = loss / parts
     found = out.solution
     return loss, Outcome(
         loss=loss.detach(),
         right=right,
-        halt=None if out.halt is None else out.halt.detach(),
+        halted=halted,
         solve=None if found is None else Evidence(found.converged, found.residual, found.num_steps),
     )
 

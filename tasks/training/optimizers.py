@@ -83,7 +83,12 @@ def cosine(progress: float) -> float:
 
 def trapezoid(progress: float) -> float:
     """Trapezoid schedule: 1, then linear to FINAL_RATE in the last COOL_DOWN of the budget."""
-    return max(FINAL_RATE, min(1.0, (1 - progress) / COOL_DOWN))
+    return max(FINAL_RATE, trapezoid_to_zero(progress))
+
+
+def trapezoid_to_zero(progress: float) -> float:
+    """Trapezoid schedule whose line ends at 0, as in the released runs of language models."""
+    return min(1.0, (1 - progress) / COOL_DOWN)
 
 
 def constant(progress: float) -> float:
@@ -94,6 +99,7 @@ def constant(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": cosine,
     "trapezoid": trapezoid,
+    "trapezoid-to-zero": trapezoid_to_zero,
     "constant": constant,
 }
 

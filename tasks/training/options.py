@@ -21,6 +21,8 @@ PARTS = ("model", "solve", "train", "data")
 # Options of earlier versions, and what they are called now. Checkpoints and results keep the old
 # names, and are translated when they are read; the command line answers with the new ones.
 RENAMED = {"free_steps": "train_max_steps", "eval_steps": "eval_max_steps", "depth": "max_steps"}
+# Options that were true or false in earlier versions, and what these are called now.
+TRUTHS = {"halting": {False: "none", True: "right"}}
 
 
 def flag(name: str) -> str:
@@ -265,6 +267,7 @@ class Config(ABC):
                 flat |= section
             flat["model"] = flat.pop("name", None)
         flat = {"model": cls.defaults["model"]} | {RENAMED.get(n, n): v for n, v in flat.items()}
+        flat |= {n: now[flat[n]] for n, now in TRUTHS.items() if isinstance(flat.get(n), bool)}
         known = {name for kind in cls.kinds for name in cls.hints(kind)} | {"model"}
         if strangers := set(flat) - known - cls.dropped:
             raise ValueError(f"it has the options {_listed(sorted(strangers))}")
@@ -295,7 +298,7 @@ class TrainOptions(Section):
         batch_size: Samples of an optimiser step.
         accumulate: Micro-batches that a batch is split into.
         learning_rate: Peak, reached after `warmup`.
-        schedule: Of the rate: falls at once, late, or never.
+        schedule: Of the rate: falls at once, late, late to 0, or never.
         optimizer: Which one; "muon": for matrices, AdamW for others.
         warmup: Steps of linear warm-up.
         weight_decay: Of the optimiser.
@@ -322,7 +325,7 @@ class TrainOptions(Section):
     batch_size: int = 64
     accumulate: int = 1
     learning_rate: float = 2e-3
-    schedule: Literal["cosine", "trapezoid", "constant"] = "cosine"
+    schedule: Literal["cosine", "trapezoid", "trapezoid-to-zero", "constant"] = "cosine"
     optimizer: Literal["adamw", "muon", "normuon", "adam-atan2"] = "adamw"
     warmup: int = 50
     weight_decay: float = 0.05

@@ -249,18 +249,18 @@ class Trainer:
         samples.age += 1
         done = samples.age >= config.segments
         if config.refill:
-            done |= found.solved if found.halt is None else self._halted(found.halt, samples.age)
+            done |= found.solved if found.halted is None else self._left(found.halted, samples.age)
         if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
         samples.age[done] = 0
         metrics = self.task.metrics(found.right)
         return {"loss": found.loss.item(), **metrics, **step_metrics(found.solve)}
 
-    def _halted(self, halt: Tensor, age: Tensor) -> Tensor:
-        """Which samples their halting head ends; see `least_segments` for those that go on."""
+    def _left(self, halted: Tensor, age: Tensor) -> Tensor:
+        """Which samples leave of those that the halting head would end; see `least_segments`."""
         batch_size, segments = self.config.train.batch_size, self.config.train.segments
         least = least_segments(batch_size, segments, self.generator)
-        return (halt > 0) & (age >= least[self.group.rows(batch_size)].to(age.device))
+        return halted & (age >= least[self.group.rows(batch_size)].to(age.device))
 
     def _pass(self, part: int, fresh: Tensor) -> Outcome:
         """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""
@@ -276,6 +276,7 @@ class Trainer:
                 max_steps=self.max_steps,
                 start=samples.start(rows),
                 fresh=fresh[rows],
+                last=samples.age[rows] + 1 >= config.segments,
             )
             loss.backward()
         if config.segments > 1 and outcome.solve is not None:

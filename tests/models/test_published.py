@@ -1,4 +1,7 @@
-"""One update of TRM, HRM, EqR and the puzzle Attractor as their public code computes it."""
+"""One update of TRM, HRM, EqR and the puzzle Attractor as their public code computes it.
+
+And one training step of HRM, whose loss needs a second pass.
+"""
 
 import itertools
 import math
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from models import Reasoner
 from tasks.puzzles.published_weights import converted, expected_shapes, published_name
+from tasks.training.micro_batches import continue_target, forward
 
 CASES = list(published.RECORDED)
 # Applications of our update to which the recorded one amounts: the H-cycles.
@@ -45,6 +49,15 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn_like", drawn)
 
 
+def gradients(model: Reasoner) -> dict[str, float]:
+    """Their norms, by the names of the public code."""
+    return {
+        published_name(name): parameter.grad.norm().item()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and name != "start"
+    }
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_weights_have_the_published_names_and_shapes(case: str) -> None:
     shapes = {name: tuple(shape) for name, shape in published.RECORDED[case]["shapes"].items()}
@@ -66,20 +79,37 @@ def test_an_update_and_its_gradients_are_those_published(
         for _ in range(CYCLES[name] - 1):
             state = update(state, x)
     state = update(state, x)
-    logits, halt = model.read(state), model._halting(state[0])
-    assert halt is not None
+    logits, halt = model.read(state), model._halting(state[0])[0]
     found = {"y": state[0], "z": state[1], "logits": logits}
     for what, values in found.items():
         assert published.summary(values) == pytest.approx(recorded[what], **CLOSE), what
     assert halt.tolist() == pytest.approx(recorded["halt"], **CLOSE)
     loss = (logits * published.formula(logits.shape, 60, 1.0)).sum() + halt.sum()
     loss.backward()
-    norms = {
-        published_name(name): parameter.grad.norm().item()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and name != "start"
-    }
-    assert norms == pytest.approx(recorded["gradients"], rel=1e-11, abs=1e-11)
+    assert gradients(model) == pytest.approx(recorded["gradients"], rel=1e-11, abs=1e-11)
+
+
+@pytest.mark.parametrize("recorded", published.RECORDED["hrm"]["training_steps"])
+def test_a_training_step_of_hrm_learns_when_to_go_on_as_published(
+    recorded: dict[str, Any],
+) -> None:
+    config, model, x = published.config("hrm"), network("hrm"), published.questions()
+    train = config.changed(loss="stablemax", segments=16, refill=True).train
+    last = torch.tensor(recorded["segments"]) + 1 >= train.segments
+    given: dict[str, Any] = {"max_steps": config.train_steps, "start": published.segment_start(82)}
+    out = model(x, **given)
+    assert out.halt is not None
+    assert out.q_continue is not None
+    assert out.q_next is not None
+    assert out.halt.tolist() == pytest.approx(recorded["q_halt"], **CLOSE)
+    assert out.q_continue.tolist() == pytest.approx(recorded["q_continue"], **CLOSE)
+    assert continue_target(out.q_next, last).tolist() == pytest.approx(recorded["target"], **CLOSE)
+    loss, outcome, _ = forward(model, x, published.answers(out.logits), train, last=last, **given)
+    assert loss.item() == pytest.approx(recorded["loss"], **CLOSE)
+    assert outcome.halted is not None
+    assert (outcome.halted | last).tolist() == recorded["halted"]
+    loss.backward()
+    assert gradients(model) == pytest.approx(recorded["gradients"], rel=1e-11, abs=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,35 @@ def test_random_start_differs_between_calls_and_learned_does_not() -> None:
 
 
 def test_halting_head_starts_by_betting_against() -> None:
-    out = reasoner(max_steps=2, halting=True)(torch.zeros(2, 16, dtype=torch.long))
+    out = reasoner(max_steps=2, halting="right")(torch.zeros(2, 16, dtype=torch.long))
     assert out.halt is not None
     assert out.halt.shape == (2,)
     assert (out.halt < 0).all()
+    assert (out.q_continue, out.q_next) == (None, None)
+
+
+def test_q_learning_looks_a_segment_ahead_in_training_alone() -> None:
+    model, x = reasoner(max_steps=3, halting="q-learning"), torch.arange(32).view(2, 16) % 4
+    assert model.halt is not None
+    nn.init.normal_(model.halt.weight)
+    out = model(x)
+    assert out.halt is not None
+    assert out.q_continue is not None
+    assert out.q_next is not None
+    after = model(x, start=out.state)  # three updates and two recorded ones, as a segment makes
+    for found, expected in zip(out.q_next, (after.halt, after.q_continue), strict=True):
+        assert found.shape == (2,)
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected.detach())
+        assert not torch.equal(found, out.halt)
+    assert model.eval()(x).q_next is None
+    with torch.no_grad():
+        assert model.train()(x).q_next is None
+
+
+def test_an_unknown_way_to_halt_is_refused() -> None:
+    with pytest.raises(ValueError, match="`halting` must be one of 'none', 'right', 'q-learning'"):
+        reasoner(halting=True)
 
 
 @pytest.mark.parametrize("layout", ["image", "attention", "mixer"])
@@ -194,7 +219,7 @@ def test_published_layouts_halt_by_the_first_token(layout: Any) -> None:
         num_symbols=5, num_inputs=4, side=4, layout=layout, width=8, puzzle_tokens=tokens
     )
     torch.manual_seed(0)
-    model = Reasoner(spec, UPDATES["trm"](spec), Picard(rtol=1e-5), max_steps=1, halting=True)
+    model = Reasoner(spec, UPDATES["trm"](spec), Picard(rtol=1e-5), max_steps=1, halting="right")
     assert model.halt is not None
     nn.init.normal_(model.halt.weight)
     out = model(torch.zeros(2, 16, dtype=torch.long))

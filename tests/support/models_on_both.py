@@ -48,8 +48,9 @@ def _recomputing() -> nn.Module:
 GRIDS: dict[str, Callable[[], nn.Module]] = {
     **{f"grid of {layout}": lambda layout=layout: GridAttractor(_spec(layout))
        for layout in get_args(TokenLayout)},
-    **{name: lambda name=name: Reasoner(_spec(), UPDATES[name](_spec()), halting=True)
+    **{name: lambda name=name: Reasoner(_spec(), UPDATES[name](_spec()), halting="right")
        for name in UPDATES},
+    "q-learning": lambda: Reasoner(_spec(), UPDATES["hrm"](_spec()), halting="q-learning"),
     "random start": lambda: Reasoner(_spec(), UPDATES["eqr"](_spec()), start="random"),
     "unrolled": lambda: Reasoner(_spec(), UPDATES["trm"](_spec()), backward="unrolled"),
     "noisy start": lambda: GridAttractor(_spec(), start_noise=0.1),

@@ -16,6 +16,11 @@ weights, inputs and noise by the formulas below. In order of its cases:
 All have 9x9 boards, width 16, 2 heads and 2 blocks, so that MLPs have 256 hidden numbers, and the
 mixer over 97 tokens 512. Recorded are, of two questions, norm and six entries of the states y and z
 after the update and of the logits of the digits, the logits of halting, and the norms of gradients.
+
+Of `hrm` there are training steps as well, by `HierarchicalReasoningModel_ACTV1` and its
+`ACTLossHead` in training, without exploration and with the logits of the digits alone. They start
+from `segment_start` with so many `segments` made; `answers` of the second question are right. The
+loss is the mean over both, as `pretrain.py` divides it.
 """
 
 import json
@@ -41,7 +46,8 @@ def config(case: str) -> SudokuConfig:
     heads = {} if mixer else {"num_heads": 2}
     return SudokuConfig.of(
         model=model, layout=mixer or "attention", width=16, expansion=16.0, refiner_blocks=2,
-        halting=True, puzzle_tokens=PUZZLE_TOKENS[model], **heads,
+        halting="q-learning" if model == "hrm" else "right", puzzle_tokens=PUZZLE_TOKENS[model],
+        **heads,
     )  # fmt: skip
 
 
@@ -57,6 +63,17 @@ def weights(case: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 def questions() -> Tensor:
     """Two boards; 0 is a blank."""
     return (torch.arange(2 * 81).view(2, -1) * 7 + 3) % 10
+
+
+def segment_start(tokens: int) -> tuple[Tensor, ...]:
+    """States y and z from which the recorded training steps start."""
+    return tuple(formula((2, tokens, 16), 70 + i, math.sqrt(2)) for i in range(2))
+
+
+def answers(logits: Tensor) -> Tensor:
+    """The classes of the recorded training steps, of which the second row is what is predicted."""
+    wrong = (torch.arange(2 * 81).view(2, -1) * 5 + 2) % 9
+    return torch.stack([wrong[0], logits[1].argmax(-1)])
 
 
 def formula(shape: Sequence[int], seed: int, scale: float) -> Tensor:

@@ -42,7 +42,7 @@ CONFIGS: dict[str, Any] = {
     "lm": LanguageConfig.of(**TEXT),
     "sudoku from noise": SudokuConfig.of(**SUDOKU, start_noise=0.1),
     "sudoku by a reasoner that halts": SudokuConfig.of(
-        **SUDOKU, model="reasoner", halting=True, loss="stablemax", accumulate=2
+        **SUDOKU, model="reasoner", halting="q-learning", loss="stablemax", accumulate=2
     ),
     "sudoku by muon": SudokuConfig.of(**SUDOKU, optimizer="muon"),
     "lm by parcae": LanguageConfig.of(**TEXT).changed(model="parcae"),

@@ -54,7 +54,7 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 CASES: dict[str, Any] = {
     "sudoku": SudokuConfig.of(**PUZZLES, refill=True),
-    "reasoner": SudokuConfig.of(**PUZZLES, model="reasoner", halting=True, refill=True),
+    "reasoner": SudokuConfig.of(**PUZZLES, model="reasoner", halting="q-learning", refill=True),
     "lm": LanguageConfig.of(**TEXT, optimizer="adamw", backward="exact"),
     "lm-muon": LanguageConfig.of(**TEXT),
 }

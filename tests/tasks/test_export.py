@@ -119,7 +119,7 @@ def test_a_program_needs_no_code_of_ours(name: str, solver: str, tmp_path: Path)
         *(long("sudoku", {"layout": name}, unless=name in OFTEN) for name in get_args(TokenLayout)),
         *(long("maze", {"layout": name}) for name in ("image", "attention", "mixer")),
         long("maze", {"model": "transformer"}),
-        slow("sudoku", {"model": "reasoner", "halting": True}),
+        slow("sudoku", {"model": "reasoner", "halting": "q-learning"}),
         *(
             long("lm", {"model": name}, unless=name in OFTEN)
             for name in get_args(LanguageModelName)

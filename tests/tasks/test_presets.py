@@ -25,7 +25,7 @@ PUBLISHED = {
     "sudoku-extreme-trm-5m": (5_028_353, 65_104),
     "sudoku-extreme-eqr-5m": (4_853_249, 65_104),
     "sudoku-extreme-transformer-27m": (27_272_704, 26_041),
-    "sudoku-extreme-hrm-27m": (27_274_753, 26_041),
+    "sudoku-extreme-hrm-27m": (27_275_266, 26_041),
     "maze-hard-7m": (6_822_401, 65_104),
     "maze-hard-27m": (27_269_633, 390_625),
     "maze-hard-solved-27m": (27_269_633, 390_625),
@@ -33,7 +33,7 @@ PUBLISHED = {
     "maze-hard-trm-27m": (27_269_633, 390_625),
     "maze-hard-eqr-7m": (6_820_865, 65_104),
     "maze-hard-transformer-27m": (27_267_584, 26_041),
-    "maze-hard-hrm-27m": (27_269_633, 26_041),
+    "maze-hard-hrm-27m": (27_270_146, 26_041),
     "maze-unique-eqr-260k": (263_425, 130_208),
     "maze-unique-trm-260k": (263_681, 130_208),
 }
@@ -73,6 +73,7 @@ def test_recipes_of_puzzles_are_those_published(name: str) -> None:
     assert train.averaging == (0.0 if config.model.name in ("hrm", "transformer") else 0.999)
     if config.model.name != "transformer":
         assert train.segments == 16
+        assert config.model.halting == ("q-learning" if config.model.name == "hrm" else "right")
     assert config.spec().cycles == (6 if name.startswith("sudoku") else 4)
     epochs = {65_104: 50_000, 26_041: 20_000, 130_208: 50_000, 390_625: 50_000}[train.steps]
     if name.startswith("maze-unique"):

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import implicit
+from implicit.base import SolveContext
+from implicit.modes.adjoint import adjoint_solver
+from solvers import Anderson
 from tasks.experiments.compare import matched
 from tasks.lm.config import PRESETS
 from tasks.lm.networks import ModelName
@@ -141,6 +144,19 @@ def test_published_gradient_is_two_terms_or_an_adjoint_solve(name: str) -> None:
     assert mode == (implicit.get_backward("exact") if name == "770m" else implicit.Neumann(terms=1))
 
 
+def test_the_adjoint_solve_of_770m_is_the_released_one() -> None:
+    """`attractor-large-770m.py` of jacobfa/Attractor: `backward_type` and what follows it."""
+    config = PRESETS["770m"]
+    with torch.device("meta"):
+        layer: Any = config.build().solving
+    context = SolveContext(solver=layer.solver, max_steps=config.train_steps)
+    mode = layer.backward_mode
+    solver, budget = adjoint_solver(mode.solver, mode.max_steps, context)
+    assert isinstance(solver, Anderson)
+    assert (solver.history, solver.min_steps, budget) == (5, 6, 32)
+    assert solver.rtol == pytest.approx(1.5e-4, rel=1e-3)  # with the atol of the forward solve
+
+
 def test_the_smallest_published_size_is_the_paper_s() -> None:
     config = PRESETS["140m"]
     spec = config.spec()
@@ -166,9 +182,10 @@ def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) ->
     from tasks.experiments.run import train
     from tasks.lm.experiment import TextExperiment
 
-    config = PRESETS["140m"].changed(
+    config = PRESETS["140m"].adapted(
         steps=3, batch_size=2, context=64, max_bytes=3_000_000, compile=False,
-        autocast=autocast, vocabulary=8192, device="cpu", dataset=None,
+        autocast=autocast, vocabulary=8192, device="cpu",
+        dataset=None, dataset_name=None,
     )  # fmt: skip
     trainer, _, result = train(TextExperiment(), "140m", config, tmp_path)
     assert result["train_steps"] == 3

@@ -42,7 +42,7 @@ CASES: dict[str, Any] = {
     "sudoku": SudokuConfig.of(**SUDOKU),
     # Noise is drawn for each part in turn, and is that of the whole batch.
     "noisy start": SudokuConfig.of(**SUDOKU, start_noise=0.1),
-    "halting": SudokuConfig.of(**SUDOKU, model="reasoner", halting=True, loss="stablemax"),
+    "halting": SudokuConfig.of(**SUDOKU, model="reasoner", halting="q-learning", loss="stablemax"),
     "unrolled": SudokuConfig.of(**SUDOKU).changed(model="unrolled"),
     "maze": MazeConfig.of(**PUZZLES, side=7, min_path=8),
     "lm": LanguageConfig.of(**TEXT),

@@ -122,11 +122,13 @@ def test_adam_atan2_ignores_the_scale_of_gradients() -> None:
     assert torch.allclose(moved[0], moved[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"constant"}))
-def test_schedules_fall_from_one_to_one_percent(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "end"), [("cosine", 0.01), ("trapezoid", 0.01), ("trapezoid-to-zero", 0.0)]
+)
+def test_schedules_fall_from_one_to_their_end(name: str, end: float) -> None:
     values = [SCHEDULES[name](i / 100) for i in range(101)]
     assert values[0] == 1
-    assert values[-1] == pytest.approx(0.01)
+    assert values[-1] == pytest.approx(end, abs=1e-12)
     assert values == sorted(values, reverse=True)
 
 
@@ -134,6 +136,15 @@ def test_constant_schedule_stays() -> None:
     assert {SCHEDULES["constant"](i / 100) for i in range(101)} == {1}
 
 
-def test_trapezoid_is_flat_first() -> None:
-    assert SCHEDULES["trapezoid"](0.5) == 1
-    assert SCHEDULES["trapezoid"](0.75) == 0.5
+@pytest.mark.parametrize("name", ["trapezoid", "trapezoid-to-zero"])
+def test_trapezoid_is_flat_first(name: str) -> None:
+    assert SCHEDULES[name](0.5) == 1
+    assert SCHEDULES[name](0.75) == 0.5
+
+
+def test_the_released_schedule_takes_its_last_step_at_the_last_share_of_its_line() -> None:
+    """`recpre/schedulers/base.py` of jacobfa/Attractor: a cool-down of half of the steps to 0."""
+    steps, cooldown = 40, 20
+    for step in range(steps):
+        released = 1.0 if step <= steps - cooldown else (steps - step) / cooldown
+        assert SCHEDULES["trapezoid-to-zero"](step / steps) == pytest.approx(released, rel=1e-12)

@@ -38,6 +38,11 @@ def test_a_configuration_of_an_earlier_version_is_translated() -> None:
     assert "recorded_steps" not in written["solve"]
     assert SudokuConfig.from_json(written).to_json() == written
     assert MazeConfig.from_json({"copies": None, "free_steps": 2}).solve.train_max_steps == 2
+    for halting, today in ((False, "none"), (True, "right")):
+        old = OLD | {"model": "hrm", "halting": halting}
+        assert SudokuConfig.from_json(old).model.halting == today
+        old = {"model": {"name": "trm", "halting": halting}}
+        assert SudokuConfig.from_json(old).model.halting == today
     old = {"model": "parcae", "segments": 1, "refill": False, "halting": False, "loss": "softmax"}
     assert LanguageConfig.from_json(old).model.name == "parcae"
 
@@ -64,18 +69,18 @@ def test_options_that_no_version_has_are_refused(values: dict[str, Any]) -> None
 
 def test_changes_go_to_their_sections_and_must_have_an_effect() -> None:
     config = SudokuConfig.of(width=16, side=4, min_clues=4, max_clues=6)
-    changed = config.changed(model="reasoner", halting=True, rtol=1e-3, seed=7)
+    changed = config.changed(model="reasoner", halting="right", rtol=1e-3, seed=7)
     assert (changed.model.name, changed.model.halting, changed.model.width) == (
         "reasoner",
-        True,
+        "right",
         16,
     )
     assert (changed.solve.rtol, changed.train.seed, changed.data.side) == (1e-3, 7, 4)
     # Another kind of model keeps what it has a use for, and drops the rest.
     assert "halting" not in changed.changed(model="attractor").flat()
     with pytest.raises(ValueError, match="this run trains an attractor"):
-        config.changed(halting=True)
-    assert config.adapted(halting=True) == config
+        config.changed(halting="right")
+    assert config.adapted(halting="right") == config
     with pytest.raises(ValueError, match="Did you mean 'width'"):
         config.changed(widht=3)
     with pytest.raises(ValueError, match="`--free-steps` is called `--train-max-steps` now"):
@@ -93,7 +98,10 @@ def test_changes_go_to_their_sections_and_must_have_an_effect() -> None:
         ({"width": True}, r"`width` must be a whole number, got True"),
         ({"width": 10**30}, r"got 10{30} \(most: 9,223"),
         ({"rtol": math.nan}, "`rtol` must be a number, got nan"),
-        ({"halting": 1, "model": "trm"}, "`halting` must be true or false, got 1"),
+        (
+            {"halting": 1, "model": "trm"},
+            "`halting` must be one of 'none', 'right', 'q-learning', got 1",
+        ),
         ({"loss": "hinge"}, "`loss` must be 'softmax' or 'stablemax', got 'hinge'"),
         ({"layout": []}, "`layout` must be one of 'candidates', 'cells', .*, got"),
         ({"train_data": 7}, "`train_data` must be a path or none, got 7"),

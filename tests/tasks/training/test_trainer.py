@@ -213,7 +213,7 @@ def test_a_share_of_samples_goes_on_although_the_head_would_end_them(
     def given(share: float) -> int:
         monkeypatch.setattr("tasks.training.samples.EXPLORED", share)
         task = Recorder()
-        options = {"model": "reasoner", "halting": True, "refill": True, "segments": 4}
+        options = {"model": "reasoner", "halting": "right", "refill": True, "segments": 4}
         trainer = make(tmp_path / str(share), task, steps=6, learning_rate=1e-6, **options)
         with torch.no_grad():
             trainer.model.halt.bias.fill_(50.0)  # type: ignore[union-attr,operator]
@@ -223,6 +223,21 @@ def test_a_share_of_samples_goes_on_although_the_head_would_end_them(
     assert given(0.0) == 6 * 4
     # Two to four segments each, instead of one, but for the first, which count as older.
     assert 2 * 4 <= given(1.0) <= 4 * 4
+
+
+@pytest.mark.parametrize(("q_continue", "drawn"), [(40.0, 6 * 4), (60.0, 4 + 5)])
+def test_q_learning_ends_samples_that_are_worth_more_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, q_continue: float, drawn: int
+) -> None:
+    """At a value of 50 of stopping: all in each step, or none before its last segment."""
+    monkeypatch.setattr("tasks.training.samples.EXPLORED", 0.0)
+    task = Recorder()
+    options = {"model": "hrm", "halting": "q-learning", "refill": True, "segments": 4}
+    trainer = make(tmp_path, task, steps=6, learning_rate=1e-6, **options)
+    with torch.no_grad():
+        trainer.model.halt.bias.copy_(torch.tensor([50.0, q_continue]))  # type: ignore[union-attr,operator]
+    trainer.run()
+    assert sum(map(len, task.given)) == drawn
 
 
 def test_samples_that_go_on_have_a_random_number_of_segments() -> None:
