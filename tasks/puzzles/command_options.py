@@ -61,7 +61,7 @@ class EvalOptions(ModelOptions):
     noise: float = 1.0
     path_noise: bool = False
     attempts: int = 0
-    guesses: int = 4
+    guesses: int = 3
     quick: bool = False
     compile: bool = False
     json: Path | None = None

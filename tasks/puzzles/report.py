@@ -139,7 +139,7 @@ def search_curve(
     """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
     _check_solves(model, "--attempts")
     x, target = task.encode(puzzles, config)
-    answers = search(
+    answers, updates = search(
         model,
         x,
         valid=lambda questions, classes: task.is_valid(questions, classes, config),
@@ -161,6 +161,7 @@ def search_curve(
     return {
         "guesses": options.guesses,
         "search_curve": rows,
+        "search_updates": updates,
         "searched_accuracy_by_rating": _by_rating(puzzles, right, valid, task.bands),
     }
 
@@ -264,6 +265,8 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
         if row["attempts"] & (row["attempts"] - 1) == 0:  # 0 and the powers of two
             exact = with_interval(row["exact_accuracy"], count)
             scaled[f"{row['attempts']} attempts with guesses"] = exact
+    if "search_updates" in figures:
+        scaled["solver updates of a puzzle, with guesses"] = f"{figures['search_updates']:.0f}"
     for row in figures.get("searched_accuracy_by_rating", ()):
         scaled[f"with guesses, rating {row['rating']}"] = _share(row, task)
     for name, share in figures.get("cases", {}).items():

@@ -2,10 +2,10 @@
 
 A solve that ends in a wrong answer has often left some cells undecided, and other starts seldom
 lead it elsewhere. An attempt of `search` then adds guesses to the question, one at a time: a cell
-is drawn where two symbols compete, its symbol from the model's own probabilities, and the solve
-goes on from where it was. Since rules can be checked without knowing the solution, an attempt ends
-as soon as the answer keeps them and fits the question as it was asked; wrong guesses are dropped
-with their attempt.
+is drawn where two symbols compete, it is given its most likely symbol, and the solve goes on from
+where it was. Since rules can be checked without knowing the solution, an attempt ends as soon as
+the answer keeps them and fits the question as it was asked; wrong guesses are dropped with their
+attempt, and none begins with a guess that another one began with.
 
 References:
     Equilibrium Reasoners, arXiv:2605.21488, sec. 4 (depth, breadth, selection by residual, and
@@ -183,7 +183,7 @@ def search(
     attempts: int,
     guesses: int,
     seed: int = 0,
-) -> list[Tensor]:
+) -> tuple[list[Tensor], float]:
     """Answer a set of questions, and try again where an answer breaks the rules.
 
     Args:
@@ -197,12 +197,16 @@ def search(
         seed: Of the guesses.
 
     Returns:
-        The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells).
+        The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells), and the
+        solver updates that all this took for a puzzle, on average.
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    updates = 0
 
     def solve(x: Tensor, start: Any) -> tuple[Tensor, Any]:
+        nonlocal updates
         out = model(x.to(device), start=start, max_steps=max_steps)
+        updates += int(out.solution.num_steps.sum())
         return out.logits.cpu(), out.state
 
     def found(rows: Tensor) -> list[Tensor]:
@@ -214,7 +218,8 @@ def search(
         except StopIteration as ended:
             return ended.value
 
-    return [torch.cat(parts) for parts in zip(*map(found, batches(x)), strict=True)]
+    answers = [torch.cat(parts) for parts in zip(*map(found, batches(x)), strict=True)]
+    return answers, updates / max(1, len(x))
 
 
 def attempts_at(
@@ -236,13 +241,16 @@ def attempts_at(
         generator: Draws the guesses.
     """
     logits, state = yield x, None
-    found = [logits.argmax(-1)]
+    found, first = [logits.argmax(-1)], torch.zeros_like(logits, dtype=torch.bool)
     for _ in range(attempts):
         classes = found[-1].clone()
         rows = (~valid(x, classes)).nonzero()[:, 0]
         question, at, belief = x[rows], _take(state, rows), logits[rows]
-        for _ in range(guesses if len(rows) else 0):
-            cells, symbols = _guess(question, belief, generator)
+        for number in range(guesses if len(rows) else 0):
+            done = first[rows] if number == 0 else torch.zeros_like(first[rows])
+            cells, symbols = _guess(question, belief, done, generator)
+            if number == 0:
+                first[rows, cells, symbols] = True
             question = assume(question, cells, symbols)
             belief, at = yield question, at
             answer = belief.argmax(-1)
@@ -257,18 +265,21 @@ def attempts_at(
     return found
 
 
-def _guess(x: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a blank cell of each question, and a symbol for it.
+def _guess(
+    x: Tensor, logits: Tensor, done: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a blank cell of each question; its symbol is the most likely one that is not done.
 
-    A cell is the more likely the closer its second most likely symbol is to the first.
+    A cell is the more likely the closer its second most likely symbol is to the first, and the
+    likelier the symbol that it would be given.
     """
     probability = logits.double().softmax(-1)
     second = probability.topk(2, dim=-1).values[..., 1]
+    likely, symbols = probability.masked_fill(done, 0.0).max(-1)
     # Where all is decided, wrongly, any blank cell will do; where none is blank, any cell.
-    weight = torch.where(x == 0, second**SHARPNESS + 1e-9, 1e-15)
+    weight = torch.where(x == 0, torch.minimum(second, likely) ** SHARPNESS + 1e-9, 1e-15)
     cells = torch.multinomial(weight, 1, generator=generator)[:, 0]
-    chosen = probability[torch.arange(len(x)), cells]
-    return cells, torch.multinomial(chosen, 1, generator=generator)[:, 0]
+    return cells, symbols[torch.arange(len(x)), cells]
 
 
 def _take(state: Any, rows: Tensor) -> Any:

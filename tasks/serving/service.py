@@ -23,7 +23,7 @@ from tasks.serving.middleware import Rates, client_of
 from tasks.serving.schemas import About, Answer, Answers, Frame, Question, Refusal, Sought
 
 NOISE = 1.0  # of the perturbed starts, as in `eval --breadth`
-GUESSES = 4  # cells that an attempt assumes, as in `eval --attempts`
+GUESSES = 3  # cells that an attempt assumes, as in `eval --attempts`
 MOST_CANDIDATES = 1000  # in a frame
 PERCENT = [f"{number:02}" for number in range(100)]
 

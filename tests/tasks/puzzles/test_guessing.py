@@ -14,9 +14,15 @@ PUZZLES, CELLS = 40, 7
 
 
 @dataclasses.dataclass
+class Steps:
+    num_steps: Tensor
+
+
+@dataclasses.dataclass
 class Out:
     logits: Tensor
     state: Tensor
+    solution: Steps
 
 
 class TwoWays(nn.Module):
@@ -39,7 +45,8 @@ class TwoWays(nn.Module):
         logits[:, 1::2, 1] += 1e-3
         known = given >= 0
         logits[known] = 9.0 * torch.nn.functional.one_hot(given[known], 3)[:, None].float()
-        return Out(logits, torch.zeros(len(x), 1) if start is None else start + 1)
+        state = torch.zeros(len(x), 1) if start is None else start + 1
+        return Out(logits, state, Steps(torch.full((len(x),), max_steps)))
 
 
 def assume(x: Tensor, cells: Tensor, classes: Tensor) -> Tensor:
@@ -57,10 +64,11 @@ def run(attempts: int, guesses: int = 1, seed: int = 0) -> tuple[list[float], Tw
     x[:, -1] = target + 10
     x[: PUZZLES // 2, 0] = target[: PUZZLES // 2] + 1
     model = TwoWays().eval()
-    found = search(
+    found, updates = search(
         model, x, valid=valid, assume=assume, max_steps=3, attempts=attempts, guesses=guesses,
         seed=seed,
     )  # fmt: skip
+    assert updates == 3 * sum(map(len, model.asked)) / PUZZLES
     return [valid(x, classes).float().mean().item() for classes in found], model
 
 
@@ -87,6 +95,15 @@ def test_guesses_fill_blanks_with_likely_symbols_and_are_dropped_with_their_atte
     assert (given[1] == 2).all()
     assert (given[2] == 1).all()
     assert all(asked[:, :-1].max() <= 2 for asked in model.asked)
+
+
+def test_no_two_attempts_begin_with_the_same_guess() -> None:
+    x, model = torch.zeros(3, CELLS, dtype=torch.long), TwoWays().eval()
+    never = lambda x, classes: torch.zeros(len(x), dtype=torch.bool)  # noqa: E731
+    search(model, x, valid=never, assume=assume, max_steps=3, attempts=12, guesses=1)
+    first, *asked = (asked.tolist() for asked in model.asked)
+    for puzzle in range(len(first)):
+        assert len({tuple(each[puzzle]) for each in asked}) == len(asked) == 12
 
 
 def test_the_same_seed_guesses_the_same() -> None:
