@@ -211,7 +211,7 @@ def test_a_search_finds_what_a_search_of_the_evaluation_does(
     body = extreme.post("/trajectory", json={"puzzle": FAILS, "attempts": MOST_ATTEMPTS}).json()
     assert not alone["valid"]
     x = torch.tensor([TASK.question(FAILS, config)])
-    found = search(
+    found, _ = search(
         model, x, valid=lambda x, classes: TASK.is_valid(x, classes, config), assume=TASK.assume,
         max_steps=BUDGET, attempts=MOST_ATTEMPTS, guesses=GUESSES,
     )  # fmt: skip
