@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.checks import check_unchanged
-from solvers.packing import StatePacking
+from solvers.packing import StatePacking, check_dense
 from solvers.torch_internals import pytree, version_of
 from solvers.trees import map_tensors, take_rows, tensors_of
 from solvers.types import Flat, Index, Map, State
@@ -110,6 +110,8 @@ class CountedMap:
         if not torch.is_grad_enabled():
             # A map that computes gradients inside may return tensors with a graph nevertheless.
             returned = _without_graph(returned)
+        if self.num_evals == 0:
+            check_dense(returned)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
@@ -130,7 +132,15 @@ class CountedMap:
 
     def keep(self, rows: Index) -> None:
         """From now on, call `f` on these rows only."""
-        self.args = take_rows(self.args, rows)
+        try:
+            self.args = take_rows(self.args, rows)
+        except RuntimeError as error:
+            error.add_note(
+                "Some samples have stopped, and their rows of `args` could not be taken out. Where "
+                "`f` couples the samples, as a product with a sparse matrix does, pass "
+                "`independent=False`, or `batch_dims=0` for one state."
+            )
+            raise
         if self.rhs is not None:
             self.rhs = self.rhs.index_select(0, self.packing.sample_index(rows))
         self.num_rows = len(rows)

@@ -167,9 +167,10 @@ class StatePacking:
         except ValueError:
             leaves = []
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            odd = [leaf for leaf in pytree.tree_leaves(returned) if not isinstance(leaf, Tensor)]
             raise TypeError(
-                f"`f` must return the structure of its input: got {in_words(spec)}, expected "
-                f"{in_words(self.spec)}."
+                "`f` must return the structure of its input: got "
+                f"{_named(odd[0]) if odd else in_words(spec)}, expected {in_words(self.spec)}."
             )
         return leaves
 
@@ -193,21 +194,46 @@ class StatePacking:
             returned = pytree.tree_unflatten(leaves, self.spec)
         for old, new in zip(pytree.tree_leaves(given), leaves, strict=True):
             if not isinstance(new, Tensor):
-                raise TypeError(f"`f` must return tensors: got {type(new).__name__}.")
+                raise TypeError(
+                    f"`f` must return tensors: got {_named(new)}. Is a `return` missing, or does "
+                    "it leave torch?"
+                )
             if new.shape != old.shape:
                 raise ValueError(
                     f"`f` must return its input's shape: got {tuple(new.shape)} from y of shape "
                     f"{tuple(old.shape)}."
                 )
             if new.dtype != old.dtype and not autocast:
+                usable = new.is_floating_point() or new.is_complex()
+                other = f", or start from a `y0` of dtype {new.dtype}" if usable else ""
                 raise TypeError(
                     f"`f` must return its input's dtype: got {new.dtype} from y of dtype "
-                    f"{old.dtype}. Cast inside `f`, or start from a `y0` of dtype {new.dtype}."
+                    f"{old.dtype}. Cast inside `f`{other}."
                 )
         if not autocast:
             return returned
         cast = [leaf.to(dtype) for leaf, dtype in zip(leaves, self.dtypes, strict=True)]
         return pytree.tree_unflatten(cast, self.spec)
+
+
+def check_dense(returned: State) -> None:
+    """Check that what `f` returned is dense, as the state is.
+
+    Raises:
+        TypeError: It is sparse.
+    """
+    if torch.compiler.is_compiling():  # Dynamo allows no look at the layout in a backward pass
+        return
+    for leaf in pytree.tree_leaves(returned):
+        if leaf.layout != torch.strided:
+            raise TypeError(
+                f"`f` must return dense tensors: got {leaf.layout}. Call `.to_dense()` on it."
+            )
+
+
+def _named(value: Any) -> str:
+    """What came in place of a tensor, in words."""
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
@@ -227,7 +253,10 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
         raise TypeError("`y0` holds no tensor. Pass a tensor or a pytree of tensors.")
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"`y0` must hold tensors only: got a {type(leaf).__name__}.")
+            raise TypeError(
+                f"`y0` must hold tensors only: got {_named(leaf)}. "
+                "Convert numbers by `torch.as_tensor`, and let `f` close over what is no state."
+            )
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(
                 f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."

@@ -102,8 +102,9 @@ class Registry(Generic[T]):
             self.entries[name] = entry
 
     def names(self) -> list[str]:
-        """Registered names, sorted."""
-        return sorted(self.entries)
+        """Registered names and those of entry points, sorted; it imports none of them."""
+        installed = importlib.metadata.entry_points(group=self.group).names
+        return sorted({*self.entries, *installed} - {*self.absent})
 
     def __contains__(self, name: str) -> bool:
         """Whether `name` can be built. Loads an entry point of that name, if there is one."""
@@ -134,8 +135,7 @@ class Registry(Generic[T]):
                 f"install {package}`, or choose from: {', '.join(self.names())}."
             )
         if not known:
-            installed = importlib.metadata.entry_points(group=self.group).names
-            message = unknown(self.kind, name, sorted({*self.entries, *installed}), "Registered")
+            message = unknown(self.kind, name, self.names(), "Registered")
             if not message.endswith("?"):
                 message += (
                     f" Your own {self.kind} is known once its module is imported: in a command, by "

@@ -116,7 +116,7 @@ def test_map_that_changes_shape_dtype_or_structure(mode: str) -> None:
         fixed_point(lambda y: (w * y).float(), start(), backward=mode)
     with pytest.raises(TypeError, match="must return the structure of its input"):
         fixed_point(lambda y: (w * y, y), start(), backward=mode)
-    with pytest.raises(TypeError, match="must return tensors: got NoneType"):
+    with pytest.raises(TypeError, match="must return tensors: got None"):
         fixed_point(lambda y: [None], [start()], backward=mode)
 
 

@@ -105,7 +105,19 @@ def half(y: Tensor) -> Tensor:
         (lambda: solvers.solve(lambda y: y.double(), Y0), TypeError, "got torch.float64 from y"),
         (lambda: solvers.solve(lambda y: (y, y), Y0), TypeError, "the structure of its input"),
         (lambda: solvers.solve(lambda y: 1.0, Y0), TypeError, "`f` must return tensors"),
-        (lambda: solvers.solve(lambda y: None, Y0), TypeError, "`f` must return tensors"),
+        (lambda: solvers.solve(lambda y: None, Y0), TypeError, "got None. Is a `return` missing"),
+        (
+            lambda: solvers.solve(lambda y: None, {"a": Y0}),
+            TypeError,
+            "the structure of its input: got None, expected {'a': tensor}",
+        ),
+        (lambda: solvers.solve(lambda y: y.long(), Y0), TypeError, "float32. Cast inside `f`."),
+        (lambda: solvers.solve(lambda y: y.to_sparse(), Y0), TypeError, "Call `.to_dense()` on it"),
+        (
+            lambda: solvers.solve(half, {"a": Y0, "b": None}),
+            TypeError,
+            "tensors only: got None. Convert numbers by `torch.as_tensor`",
+        ),
         (
             lambda: solvers.solve(lambda y: {"b": y["a"]}, {"a": Y0}),
             TypeError,
@@ -257,6 +269,20 @@ def test_an_option_of_the_wrong_type_is_named(option: str, value: Any) -> None:
 def test_an_infinite_ridge_is_refused() -> None:
     with pytest.raises(ValueError, match="`ridge` must be"):
         Anderson(ridge=float("inf"))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_a_sparse_matrix_whose_rows_cannot_be_taken_out_is_explained() -> None:
+    matrix = torch.diag(torch.tensor([0.1, 0.5, 0.9])).to_sparse_csr()
+    options: dict[str, Any] = {"solver": "picard", "max_steps": 500}
+
+    def f(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix @ y + 1
+
+    with pytest.raises(NotImplementedError) as caught:
+        solvers.solve(f, torch.zeros(3, 2), matrix, **options)
+    assert "`independent=False`, or `batch_dims=0` for one state" in caught.value.__notes__[-1]
+    assert solvers.solve(f, torch.zeros(3, 2), matrix, batch_dims=0, **options).converged
 
 
 def test_closed_over_samples_under_compaction_are_explained() -> None:
