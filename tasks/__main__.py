@@ -1,17 +1,22 @@
-"""What belongs to no task: `python -m tasks reproduce --list`."""
+"""What belongs to no task: `python -m tasks reproduce --list`, and the tasks of other packages."""
 
+import importlib.metadata
 import sys
 
 from tasks.entry import version
 
+# Entry points of other packages: functions that take the arguments and return the exit status.
+GROUP = "attractor_models.tasks"
 USAGE = """\
 usage: python -m tasks reproduce --list
        python -m tasks --version
+       python -m tasks TASK ...
 
 Print the paper's tables row by row: the command that gives a figure, the preset, its budget, the
 memory and hours that are planned for it, and what differs from the published run.
 
-The tasks have command lines of their own: python -m tasks.sudoku, tasks.maze and tasks.lm.
+The tasks have command lines of their own: python -m tasks.sudoku, tasks.maze and tasks.lm. TASK is
+one that another package has installed as an entry point of the group attractor_models.tasks.
 """
 
 
@@ -25,11 +30,18 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(version())
         return 0
+    installed = importlib.metadata.entry_points(group=GROUP)
+    if arguments and arguments[0] in installed.names:
+        return installed[arguments[0]].load()(arguments[1:])
     if not arguments or arguments[-1] in ("-h", "--help", "help"):
         print(USAGE, end="")
+        if installed:
+            print(f"Installed: {', '.join(sorted(installed.names))}.")
         return 0
     got = repr(" ".join(arguments))
     takes = "`python -m tasks` takes `reproduce --list` or `--version`"
+    if installed:
+        takes += f", or an installed task ({', '.join(sorted(installed.names))})"
     print(f"error: {takes}, got {got}.", file=sys.stderr)
     return 2
 

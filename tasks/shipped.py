@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from solvers.registry import unknown
-from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.file import CheckpointError, NewerFormat
 
 SUFFIX = ".safetensors"
 
@@ -97,7 +97,7 @@ def repairing(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        if not holds(path):
+        if not holds(path) or isinstance(error, NewerFormat):
             raise
         checkout = (Path(__file__).parents[1] / ".git").exists()
         repair = (

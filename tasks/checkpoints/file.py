@@ -41,6 +41,10 @@ class CheckpointError(ValueError):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
+class NewerFormat(CheckpointError):
+    """A file is sound, but only a newer version of this project reads it."""
+
+
 @contextlib.contextmanager
 def refusing(source: Any, problem: str) -> Iterator[None]:
     """Refuse a file whose content makes the code in the context fail, however it fails.
@@ -115,7 +119,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """
     flat, header = read_tensors(path)
     if _is_newer(header.get("format", "")):
-        raise CheckpointError(
+        raise NewerFormat(
             f"{path} was written by a newer version of attractor-models: its format is "
             f"{header['format']!r:.100}, and this version reads up to {FORMAT!r}. Get the newer "
             "version with `pip install --upgrade attractor-models`."

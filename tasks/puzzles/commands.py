@@ -233,14 +233,17 @@ class Commands(CommandLine):
     def _solve(self, options: SolveOptions) -> int:
         puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
         if not puzzles:
-            what = ", ".join(map(repr, options.puzzles))
+            where = f" in {', '.join(map(repr, options.puzzles))}" if options.puzzles else ""
             raise ValueError(
-                f"There is no {self.task.noun} in {what}. Name one, or a file with one per line."
+                f"There is no {self.task.noun}{where}. Name one, or a file with one per line."
             )
         sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
         if len(sides) > 1:
             sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))
-            raise ValueError(f"All {self.task.noun}s of one call must be of one size: got {sizes}.")
+            raise ValueError(
+                f"All {self.task.noun}s of one call must be of one size: got {sizes}. Solve each "
+                "size in a call of its own."
+            )
         side = sides.pop()
         path, model, config, steps, caution = self._sized(options, side)
         # The counts are of the trained size and solver, and say nothing of others.

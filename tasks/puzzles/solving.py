@@ -91,8 +91,11 @@ class Solver:
         """The same weights for puzzles of another side; see `tasks.puzzles.sizes`.
 
         Raises:
+            TypeError: The side is no whole number.
             ValueError: They belong to the size that they were trained on, or there is no such side.
         """
+        if not isinstance(side, int):
+            raise TypeError(f"`side` must be a whole number: got a {type(side).__name__}.")
         if side == self.side:
             return self
         model, config, _ = at_size(self.model, self.config, side, self.path, self.task.noun)
@@ -127,7 +130,8 @@ class Solver:
             The answer, or an iterator over the answers in the order of the puzzles.
 
         Raises:
-            ValueError: A text is no puzzle of this size; of many, the message says which.
+            ValueError: A text is no puzzle of this size; of many, the message says which, and the
+                answers to those before it come first.
             TypeError: Something else came than text.
         """
         if max_steps is not None and max_steps < 1:
@@ -136,7 +140,7 @@ class Solver:
             question = self._question(puzzles)
             (answer,) = self._answers([question], max_steps)
             return answer
-        if not isinstance(puzzles, Iterable):
+        if not isinstance(puzzles, Iterable) or isinstance(puzzles, bytes):
             raise TypeError(
                 f"`puzzles` must be text, or an iterable of texts: got {type(puzzles).__name__}."
             )
@@ -151,6 +155,7 @@ class Solver:
                 try:
                     questions.append(self._question(text))
                 except (ValueError, AttributeError) as error:
+                    yield from self._answers(questions, max_steps)
                     noun = self.task.noun.capitalize()
                     if not isinstance(text, str):
                         what = f"must be text: got {type(text).__name__}."
@@ -184,6 +189,8 @@ class Solver:
         return f"For {self.task.noun}s of {side}x{side}: {', or '.join(trained)}."
 
     def _answers(self, questions: list[list[int]], max_steps: int | None) -> Iterator[Answer]:
+        if not questions:
+            return
         x = torch.tensor(questions)
         budget = self.config.solve.eval_max_steps if max_steps is None else max_steps
         found, _ = solve_batch(self.model, x, max_steps=budget)
@@ -233,8 +240,14 @@ def load(
 
     Raises:
         CheckpointError: There is no such model, or its file is damaged.
+        TypeError: The name is neither text nor a path.
         ValueError: Unknown device or solver.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            "`name` must be the name of a model, the folder of a run, or a checkpoint: got a "
+            f"{type(name).__name__}."
+        )
     path = locate(task.name, Path(name))
     model, config = load_model(task, path, device=device, solver=solver)
     return Solver(task, model, config, path, bands(path) if solver is None else ())

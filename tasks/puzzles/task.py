@@ -215,14 +215,15 @@ class GridTask(ABC, Generic[C]):
             return [("", text)]
         name = "standard input" if text == "-" else str(path)
         try:
-            content = sys.stdin.read() if text == "-" else path.read_text(encoding="utf-8-sig")
+            content = sys.stdin.read() if text == "-" else path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{name} is not UTF-8 text ({error}). Convert it, or name a file with one "
                 f"{self.noun} a line."
             ) from error
+        content = content.removeprefix("\ufeff")
         first = content.split("\n", 1)[0]
-        if "," in first and not first.startswith("#"):
+        if ("," in first and not first.startswith("#")) or first.strip(' "\r') == "question":
             from tasks.puzzles.rows import questions_of_csv
 
             found = questions_of_csv(content, name)
@@ -241,9 +242,11 @@ class GridTask(ABC, Generic[C]):
             try:
                 puzzles.append(self.parse(question))
             except ValueError as error:
-                if not where:
-                    raise
-                raise ValueError(f"{where}{error}") from error
+                if where:
+                    raise ValueError(f"{where}{error}") from error
+                if text.isalpha():  # rather a name than a puzzle
+                    raise ValueError(f"{error} There is no file {text!r}, either.") from error
+                raise
         return puzzles
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:

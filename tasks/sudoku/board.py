@@ -280,7 +280,8 @@ def format_grid(grid: Sequence[int], given: Sequence[int] | None = None) -> str:
 
     Args:
         grid: One digit a cell, 0 for a blank.
-        given: The question, where `grid` answers one: each digit that was a clue gets a `*`.
+        given: The question, where `grid` answers one: each clue gets a `*`, and each digit that
+            took the place of a clue a `!`.
 
     Example:
         >>> print(format_grid(parse("12.. 34.. ..1. .3.4")))
@@ -294,7 +295,11 @@ def format_grid(grid: Sequence[int], given: Sequence[int] | None = None) -> str:
     width = 1 if given is None else 2
     texts = [SYMBOLS[digit] for digit in grid]
     if given is not None:
-        texts = [text + "*" if clue else text for text, clue in zip(texts, given, strict=True)]
+        marks = ["*" if digit == clue else "!" for digit, clue in zip(grid, given, strict=True)]
+        texts = [
+            text + mark if clue else text
+            for text, mark, clue in zip(texts, marks, given, strict=True)
+        ]
     lines = []
     for row in range(board.side):
         cells = [f"{text:<{width}}" for text in texts[row * board.side : (row + 1) * board.side]]

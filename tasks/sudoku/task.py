@@ -36,7 +36,7 @@ class SudokuTask(GridTask[SudokuConfig]):
     bands = (0, 3, 10, 30, 100)
     all_different = True
     symbols = SYMBOLS
-    legend = "The digits with a * were given."
+    legend = "The digits with a * were given; one with a ! took the place of a given one."
     first_symbol = 1
 
     @property

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,6 +118,22 @@ def test_what_it_does_not_take_is_refused(
         error == "error: `python -m tasks` takes `reproduce --list` or `--version`, got "
         f"{' '.join(arguments)!r}.\n"
     )
+
+
+def test_tasks_of_other_packages_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "knights.py").write_text("def main(arguments): return len(arguments)\n")
+    info = tmp_path / "knights-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: knights\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[attractor_models.tasks]\ntour = knights:main\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["tour", "train", "--steps", "3"]) == 3
+    assert main([]) == 0
+    assert "Installed: tour." in capsys.readouterr().out
+    assert main(["tuor"]) == 2
+    assert "or an installed task (tour), got 'tuor'." in capsys.readouterr().err
 
 
 def test_the_list_needs_no_torch() -> None:

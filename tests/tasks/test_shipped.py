@@ -167,7 +167,7 @@ def test_damaged_weights_of_the_package_say_how_to_get_them_back(
         read_checkpoint(copied)
 
 
-def test_weights_of_a_newer_format_say_what_to_upgrade(tmp_path: Path) -> None:
+def test_weights_of_a_newer_format_say_what_to_upgrade(copied: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.safetensors"
     content = shipped.path_of("sudoku", "extreme").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -177,6 +177,9 @@ def test_weights_of_a_newer_format_say_what_to_upgrade(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     with pytest.raises(CheckpointError, match=r"newer version of attractor-models.*--upgrade"):
         Checkpoint.load(path)
+    shutil.copy(path, copied)
+    with pytest.raises(CheckpointError, match=r"--upgrade attractor-models`\.$"):
+        read_checkpoint(copied)  # not damaged: nothing has to be brought back
 
 
 def test_eval_takes_the_puzzles_beside_the_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,8 +243,12 @@ def test_answers_have_verdicts() -> None:
     one, two = model.solve([PUZZLE, PUZZLE])
     assert one == two
     assert one.answer == ANSWER
+    answers = model.solve([PUZZLE, "12"])
+    assert next(answers) == one  # what came before a bad one is not lost
     with pytest.raises(ValueError, match=r"^Puzzle 2 of the iterable: .*81"):
-        list(model.solve([PUZZLE, "12"]))
+        next(answers)
+    with pytest.raises(ValueError, match=r"^Puzzle 1 of the iterable: "):
+        next(model.solve(["12", PUZZLE]))
     with pytest.raises(
         ValueError, match=r"For puzzles of 16x16: `load\('sixteen'\)`.*`for_side\(16\)`"
     ):
@@ -250,6 +257,12 @@ def test_answers_have_verdicts() -> None:
         list(model.solve([PUZZLE, 12]))  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"^`puzzles` must be text, or an iterable of texts: got i"):
         model.solve(12)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^`puzzles` must be text, .* got bytes"):
+        model.solve(PUZZLE.encode())  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="`side` must be a whole number: got a str"):
+        model.for_side("9")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`name` must be the name of a model, .* got a int"):
+        tasks.sudoku.load(5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
         model.solve(PUZZLE, max_steps=0)
     with pytest.raises(ValueError, match=r"^The folder \. holds no checkpoint\. Name the folder"):

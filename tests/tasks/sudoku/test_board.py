@@ -108,10 +108,10 @@ def test_line_of_a_tensor() -> None:
     )
 
 
-def test_drawing_marks_the_clues() -> None:
-    question = parse("1...............")
+def test_drawing_marks_the_clues_and_what_took_their_place() -> None:
+    question = parse("13..............")
     assert format_grid(parse(SOLVED_4), question).splitlines() == [
-        "1* 2  | 3  4",
+        "1* 2! | 3  4",
         "3  4  | 1  2",
         "------+------",
         "2  1  | 4  3",

@@ -113,6 +113,7 @@ def test_solve_prints_grid_steps_residual_and_verdict(
 
 
 EASY = "1234341221.343.1"
+EASY_9 = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,7 @@ EASY = "1234341221.343.1"
         f"# two of them\n\n{EASY}\r\n{EASY}\n",
         f"source,question,answer,rating\nme,{EASY},,\nme,{EASY},,3\n",
         f'question,"a, b"\n{EASY},1\n"{EASY}",2\n',
+        f"\ufeffquestion\r\n{EASY}\r\n{EASY}\r\n",
     ],
 )
 def test_solve_reads_files_of_either_kind_and_the_standard_input(
@@ -142,6 +144,7 @@ def test_solve_reads_files_of_either_kind_and_the_standard_input(
         (f'question,a\n"{EASY},2\n', "puzzles, line 2: A quote opens in this line"),
         ("a,b\n1,2\n", "puzzles, line 1: CSV must have a column `question`, got the header"),
         ("\n", "There is no puzzle in 'puzzles'. Name one, or a file with one per line."),
+        (f"question\n{EASY}\n11{'.' * 14}\n", "puzzles, line 3: Digit 1 stands twice"),
     ],
 )
 def test_a_bad_file_of_puzzles_is_refused_with_its_line(
@@ -150,6 +153,21 @@ def test_a_bad_file_of_puzzles_is_refused_with_its_line(
     Path("puzzles").write_text(content)
     assert main(["solve", "puzzles"]) == 2
     assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There is no puzzle. Name one, or a file with one per line."),
+        (["nofile"], "There is no file 'nofile', either."),
+        ([EASY, EASY_9], "got 4x4 and 9x9. Solve each size in a call of its own."),
+    ],
+)
+def test_puzzles_that_are_none_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_training_that_fails_on_its_first_weights_leaves_no_folder() -> None:
