@@ -271,20 +271,6 @@ def test_an_infinite_ridge_is_refused() -> None:
         Anderson(ridge=float("inf"))
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
-def test_a_sparse_matrix_whose_rows_cannot_be_taken_out_is_explained() -> None:
-    matrix = torch.diag(torch.tensor([0.1, 0.5, 0.9])).to_sparse_csr()
-    options: dict[str, Any] = {"solver": "picard", "max_steps": 500}
-
-    def f(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        return matrix @ y + 1
-
-    with pytest.raises(NotImplementedError) as caught:
-        solvers.solve(f, torch.zeros(3, 2), matrix, **options)
-    assert "`independent=False`, or `batch_dims=0` for one state" in caught.value.__notes__[-1]
-    assert solvers.solve(f, torch.zeros(3, 2), matrix, batch_dims=0, **options).converged
-
-
 def test_closed_over_samples_under_compaction_are_explained() -> None:
     x = torch.linspace(0, 1, 10)[:, None].expand(10, 3)
     rate = torch.linspace(0.1, 0.9, 10)[:, None]
