@@ -276,7 +276,10 @@ class Refiner(nn.Module):
     def _injected(self, y: Tensor, y0: Tensor) -> Tensor:
         if self.injection == "additive":
             return y + y0
-        return y if self.mix is None else self.mix(torch.cat((y, y0), -1))
+        if self.mix is None:
+            return y
+        # In the precision of the state, which autocast would lower.
+        return self.mix(torch.cat((y, y0), -1)).to(y.dtype)
 
 
 class AttractorLM(nn.Module):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 import solvers
 from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
+from models.language import Injection
 from models.recurrent import scan
 
 SPEC = LanguageSpec(
@@ -32,6 +33,17 @@ def build(solver: Any = "anderson", kind: Any = AttractorLM, **changes: Any) -> 
     torch.manual_seed(0)
     options = (solver,) if kind is AttractorLM else ()
     return kind(dataclasses.replace(SPEC, **changes), *options).double().eval()
+
+
+@pytest.mark.parametrize("injection", get_args(Injection))
+def test_autocast_leaves_the_states_in_their_precision(injection: str) -> None:
+    model, seen = build(injection=injection).float(), []
+    refiner = model.attractor.refiner.module
+    refiner.blocks.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    y = torch.randn(1, 3, SPEC.width)
+    with torch.autocast("cpu", torch.bfloat16):
+        refiner(y, torch.randn_like(y))
+    assert seen == [torch.float32]
 
 
 def slack(mixer: str, least: float) -> float:
