@@ -107,6 +107,15 @@ class LanguageCommands(CommandLine):
         write = f"{self.program} generate 'def read(' --checkpoint {folder}"
         return [write, *super().next_steps(config, folder)]
 
+    def require_data(self, config: LanguageConfig, resumed: bool) -> None:
+        """See `CommandLine`: the text of a run that goes on, and the tokens of one to plan."""
+        if resumed:
+            config.data.require_recorded()
+        elif config.data.shards is not None:
+            from tasks.lm.shard_batches import open_folder
+
+            open_folder(config.data)
+
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
         from tasks.distributed import Group
@@ -235,10 +244,10 @@ class LanguageCommands(CommandLine):
 
     def prepare(self, arguments: list[str]) -> int:
         """Write the tokens of a text or data set into a folder that `train --shards` reads."""
-        from tasks.lm.prepare import prepare
+        from tasks.lm.prepare import prepare, summary
         from tasks.lm.shards import tokenizer_of
 
-        arguments, _, config = self._take_preset(arguments)
+        arguments, preset, config = self._take_preset(arguments)
         options = parse(PrepareOptions, arguments, f"{self.program} prepare")
         config = options.applied(config)
         state = None
@@ -246,15 +255,10 @@ class LanguageCommands(CommandLine):
             state = tokenizer_of(named)
             if state is None:
                 checkpoint = read_checkpoint(locate(self.task.name, named))
-                state = read_tokenizer(checkpoint, config).to_json()
+                state = read_tokenizer(checkpoint).to_json()
         tokens = options.tokens or config.num_train_tokens
         made = prepare(options.folder, config, state, tokens, options.shard_tokens)
-        counts = [sum(shard.tokens for shard in part) for part in (made.training, made.held_out)]
-        print(
-            f"Written: {options.folder}, {counts[0]:,} tokens to train on and {counts[1]:,} held "
-            f"out. What next:\n  {self.program} train --shards {shlex.quote(str(options.folder))} "
-            f"--vocabulary {made.vocabulary}"
-        )
+        print(summary(options.folder, made, f"{self.program} train --preset {preset}"))
         return 0
 
     def export(self, arguments: list[str]) -> int:
@@ -365,6 +369,8 @@ class LanguageCommands(CommandLine):
         )
         if options.text is not None:
             config = config.changed(text=options.text)
+        else:
+            config.data.require_recorded(", or name other text with `--text`")
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 
