@@ -173,8 +173,8 @@ class CommandLine(ABC):
         name = name or self.task.default_preset
         return arguments, name, self.preset(name)
 
-    def require_data(self, config: Any, resumed: bool) -> None:  # noqa: B027
-        """Check that data are there without which a command should not begin; here, none.
+    def require_data(self, config: Any, resumed: bool) -> None:
+        """Check that data are there without which a command should not begin.
 
         Args:
             config: The options of the run.
@@ -183,6 +183,8 @@ class CommandLine(ABC):
         Raises:
             ValueError: They are not there, or damaged.
         """
+        if resumed:
+            config.data.require_recorded()
 
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""

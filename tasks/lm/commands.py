@@ -108,10 +108,9 @@ class LanguageCommands(CommandLine):
         return [write, *super().next_steps(config, folder)]
 
     def require_data(self, config: LanguageConfig, resumed: bool) -> None:
-        """See `CommandLine`: the text of a run that goes on, and the tokens of one to plan."""
-        if resumed:
-            config.data.require_recorded()
-        elif config.data.shards is not None:
+        """See `CommandLine`; of a run that is planned, the tokens too."""
+        super().require_data(config, resumed)
+        if not resumed and config.data.shards is not None:
             from tasks.lm.shard_batches import open_folder
 
             open_folder(config.data)
@@ -121,9 +120,11 @@ class LanguageCommands(CommandLine):
         from tasks.distributed import Group
         from tasks.lm.data import measure
         from tasks.lm.experiment import print_figures
+        from tasks.lm.lambada import last_words, read_passages
         from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
+        passages = None if options.lambada is None else read_passages(options.lambada)
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
         group = Group.current()
@@ -132,10 +133,7 @@ class LanguageCommands(CommandLine):
         )
         if not group.first:
             return 0
-        if options.lambada is not None:
-            from tasks.lm.lambada import last_words, read_passages
-
-            passages = read_passages(options.lambada)
+        if passages is not None:
             figures |= last_words(
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )

@@ -68,27 +68,6 @@ class TextData(Section):
                 f"{self.vocabulary!r}."
             )
 
-    def require_recorded(self, otherwise: str = "") -> None:
-        """Check that text or tokens are where a run was trained on them, as its checkpoint says.
-
-        Args:
-            otherwise: What the command takes in place of them, as the end of a sentence.
-
-        Raises:
-            ValueError: They are not there.
-        """
-        if self.shards is not None:
-            what, path, found = "folder of tokens", self.shards, self.shards / self.listed["shards"]
-        elif self.text is not None:
-            what, path, found = "text", self.text, self.text
-        else:
-            return
-        if not found.exists():
-            raise ValueError(
-                f"There is no {what} at {path}, which the run in this checkpoint was trained on. "
-                f"Move it back there, or make a link to it there{otherwise}."
-            )
-
     def unused(self) -> dict[str, str]:
         """See `Section`."""
         if self.shards is not None:

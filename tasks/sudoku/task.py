@@ -36,6 +36,10 @@ class SudokuTask(GridTask[SudokuConfig]):
     bands = (0, 3, 10, 30, 100)
     all_different = True
     symbols = SYMBOLS
+    published = (
+        " The published train.csv and test.csv of Sudoku-Extreme are at "
+        "https://huggingface.co/datasets/sapientinc/sudoku-extreme."
+    )
     legend = "The digits with a * were given."
     first_symbol = 1
 

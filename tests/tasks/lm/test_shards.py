@@ -327,8 +327,8 @@ def test_a_run_whose_tokens_were_moved(
     assert main(["train", *small]) == 0
     folder.rename(tmp_path / "moved")
     capsys.readouterr()
-    expected = f"There is no folder of tokens at {folder}, which the run in this checkpoint was "
-    expected += "trained on. Move it back there, or make a link to it there"
+    expected = f"There is nothing at {folder}/manifest.json, which the run in this checkpoint reads"
+    expected += " as its `--shards`. Move it back to there, or make a link to it there"
     assert main(["train", "--resume", str(run / "checkpoint.safetensors")]) == 2
     assert capsys.readouterr().err == f"error: {expected}.\n"
     for command in ("eval", "internalise"):
