@@ -173,6 +173,19 @@ class CommandLine(ABC):
         name = name or self.task.default_preset
         return arguments, name, self.preset(name)
 
+    def require_data(self, config: Any, resumed: bool) -> None:
+        """Check that data are there without which a command should not begin.
+
+        Args:
+            config: The options of the run.
+            resumed: Whether they come from a checkpoint, so that no flag changes them.
+
+        Raises:
+            ValueError: They are not there, or damaged.
+        """
+        if resumed:
+            config.data.require_recorded()
+
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
         from tasks.checkpoints.manager import load_newest
@@ -198,6 +211,7 @@ class CommandLine(ABC):
             # One after the other: the first may rename a damaged file.
             checkpoint = group.in_turn(lambda: load_newest(path))
             config = read_config(self.task, checkpoint).changed(**changed)
+            self.require_data(config, resumed=True)
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         if name is None and arguments and arguments[0] in self.task.presets:
             raise ValueError(
@@ -287,6 +301,7 @@ class CommandLine(ABC):
         options, rest = parse_some(PlanOptions, arguments, program)
         names = [field.name for field in dataclasses.fields(PlanOptions)]
         config = parse_config(default, rest, program, others=names)
+        self.require_data(config, resumed=False)
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}

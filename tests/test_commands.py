@@ -24,6 +24,7 @@ import tyro
 import tasks.checkpoints.manager
 import tasks.experiments.compare
 import tasks.lm.experiment
+import tasks.lm.shard_batches
 import tasks.planning.report
 from solvers.registry import SOLVERS
 from tasks import cli as command_line
@@ -94,6 +95,7 @@ SHORT = [
     (line, page)
     for line, page in SHOWN
     if re.match(r"python -m tasks\.\w+ plan |python -m tasks\.sudoku solve ", line)
+    and "--shards" not in line  # which are prepared before
 ]
 
 
@@ -123,6 +125,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command_line, "choose_device", stop)
     monkeypatch.setattr(tasks.checkpoints.manager, "load_newest", stop)
     monkeypatch.setattr(tasks.planning.report, "report", stop)
+    monkeypatch.setattr(tasks.lm.shard_batches, "open_folder", stop)
     monkeypatch.setattr(tasks.experiments.compare, "search_and_repeat", stop)
     monkeypatch.chdir(tmp_path)
 

@@ -205,7 +205,7 @@ class PrepareOptions:
         held_out: Share of the texts, or the end of one, to evaluate on.
         tokenizer: Of a model, or of another such folder, instead of learning one.
         tokens: Stop after so many to train on.
-        shard_tokens: Tokens of a file.
+        shard_tokens: Tokens of a file, at most.
     """
 
     folder: tyro.conf.Positional[Path]

@@ -107,14 +107,24 @@ class LanguageCommands(CommandLine):
         write = f"{self.program} generate 'def read(' --checkpoint {folder}"
         return [write, *super().next_steps(config, folder)]
 
+    def require_data(self, config: LanguageConfig, resumed: bool) -> None:
+        """See `CommandLine`; of a run that is planned, the tokens too."""
+        super().require_data(config, resumed)
+        if not resumed and config.data.shards is not None:
+            from tasks.lm.shard_batches import open_folder
+
+            open_folder(config.data)
+
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""
         from tasks.distributed import Group
         from tasks.lm.data import measure
         from tasks.lm.experiment import print_figures
+        from tasks.lm.lambada import last_words, read_passages
         from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
+        passages = None if options.lambada is None else read_passages(options.lambada)
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
         group = Group.current()
@@ -123,10 +133,7 @@ class LanguageCommands(CommandLine):
         )
         if not group.first:
             return 0
-        if options.lambada is not None:
-            from tasks.lm.lambada import last_words, read_passages
-
-            passages = read_passages(options.lambada)
+        if passages is not None:
             figures |= last_words(
                 model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
             )
@@ -235,10 +242,10 @@ class LanguageCommands(CommandLine):
 
     def prepare(self, arguments: list[str]) -> int:
         """Write the tokens of a text or data set into a folder that `train --shards` reads."""
-        from tasks.lm.prepare import prepare
+        from tasks.lm.prepare import prepare, summary
         from tasks.lm.shards import tokenizer_of
 
-        arguments, _, config = self._take_preset(arguments)
+        arguments, preset, config = self._take_preset(arguments)
         options = parse(PrepareOptions, arguments, f"{self.program} prepare")
         config = options.applied(config)
         state = None
@@ -246,15 +253,10 @@ class LanguageCommands(CommandLine):
             state = tokenizer_of(named)
             if state is None:
                 checkpoint = read_checkpoint(locate(self.task.name, named))
-                state = read_tokenizer(checkpoint, config).to_json()
+                state = read_tokenizer(checkpoint).to_json()
         tokens = options.tokens or config.num_train_tokens
         made = prepare(options.folder, config, state, tokens, options.shard_tokens)
-        counts = [sum(shard.tokens for shard in part) for part in (made.training, made.held_out)]
-        print(
-            f"Written: {options.folder}, {counts[0]:,} tokens to train on and {counts[1]:,} held "
-            f"out. What next:\n  {self.program} train --shards {shlex.quote(str(options.folder))} "
-            f"--vocabulary {made.vocabulary}"
-        )
+        print(summary(options.folder, made, f"{self.program} train --preset {preset}"))
         return 0
 
     def export(self, arguments: list[str]) -> int:
@@ -365,6 +367,8 @@ class LanguageCommands(CommandLine):
         )
         if options.text is not None:
             config = config.changed(text=options.text)
+        else:
+            config.data.require_recorded(", or name other text with `--text`")
         return path, model, config, load_batches(config, tokenizer.to_json()).corpus
 
 

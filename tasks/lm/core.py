@@ -24,10 +24,9 @@ from typing import Any
 
 import yaml
 
-from tasks.lm.harness import HarnessLM, Scored
+from tasks.lm.harness import BUNDLE, HarnessLM, Scored
 
 TASKS, GUESSING, DATA = "core.yaml", "eval_meta_data.csv", "eval_data"
-BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 # Of the draws of examples that precede a question, and of the order, as in the public code.
 SEEDS, ORDER = (1234, 2345, 3456), 1337
 

@@ -34,6 +34,8 @@ from tasks.lm.generate import Sampling, generate
 from tasks.lm.hub import PretrainedLM
 from tasks.lm.tokenizer import END
 
+# The files of CORE, see `tasks.lm.core`: a folder `eval_bundle`.
+BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 # Tokens that a task which does not say gets; the harness's own default.
 MAX_TOKENS = 256
 
@@ -240,18 +242,30 @@ def run_tasks(
     manager = TaskManager(include_defaults=len(files) < len(names))
     for name in names:
         if name not in files and name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks)
-            guess = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise ValueError(
-                f"The harness has no task {name!r}.{guess} `lm-eval ls tasks` lists them; a YAML "
-                "file that describes one can be named as well."
-            )
+            raise ValueError(_unknown(name, manager.all_tasks))
     found: Any = simple_evaluate(
         model, tasks=list(names), limit=limit, task_manager=manager, log_samples=False
     )
     parts = ["results", "groups"] if "groups" in found else ["results"]
     table = "\n".join(str(make_table(found, part)) for part in parts)
     return json.loads(json.dumps(found["results"], default=handle_non_serializable)), table
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """What to say of a task that the harness does not have."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        return f"There is no file {name}, which `--tasks` names. Name one that describes a task."
+    if name != Path(name).name or "bundle" in name:
+        return (
+            f"There is no folder {name} with the tasks of CORE, which `--tasks` names. Unpack "
+            f"{BUNDLE} to there, or name tasks of the harness."
+        )
+    close = difflib.get_close_matches(name, known)
+    guess = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"The harness has no task {name!r}.{guess} `lm-eval ls tasks` lists them; a YAML file that "
+        "describes one can be named as well, and for CORE the folder that it is unpacked to."
+    )
 
 
 def _load(path: Path) -> PretrainedLM:

@@ -17,14 +17,22 @@ from torch.nn import functional as F
 
 from tasks.lm.tokenizer import END, Tokenizer
 
+PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
+
 
 def read_passages(path: Path) -> list[str]:
     """The passages of a file.
 
     Raises:
-        ValueError: A line is not UTF-8, or no JSON object with a "text" of two words.
+        ValueError: There is no such file, or a line is not UTF-8, or no JSON object with a "text"
+            of two words.
         OSError: The file cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(
+            f"There is no file of passages at {path}, which `--lambada` names. Download "
+            f"{PUBLISHED} to there, or name another."
+        )
     passages = []
     # Bytes are split, since `splitlines` of a text also splits at characters that a JSON string
     # may hold, as U+2028.

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tasks.lm.shards import (
     Shard,
     check_of,
     digest_of,
+    read_tokenizer_file,
     token_type,
 )
 from tasks.lm.stream import Documents, learn_tokenizer
@@ -44,7 +46,7 @@ class PartWriter:
         folder: Where.
         part: Its name.
         vocabulary: Number of tokens that there may be.
-        shard_tokens: A file ends with the document that reaches so many.
+        shard_tokens: Of a file, at most.
 
     Attributes:
         shards: The files that are whole.
@@ -53,6 +55,7 @@ class PartWriter:
 
     def __init__(self, folder: Path, part: str, vocabulary: int, shard_tokens: int):
         self.folder, self.part, self.shard_tokens = folder, part, shard_tokens
+        self.longest = min(LONGEST, shard_tokens)
         self.dtype = token_type(vocabulary)
         self.shards: list[Shard] = []
         self.tokens = self.documents = 0
@@ -65,16 +68,15 @@ class PartWriter:
         whole = np.array(tokens, self.dtype)
         self.documents += 1
         self.tokens += len(whole)
-        for first in range(0, len(whole), LONGEST):
-            piece = whole[first : first + LONGEST]
+        for first in range(0, len(whole), self.longest):
+            piece = whole[first : first + self.longest]
+            if self._written + len(piece) > self.shard_tokens:
+                self.finish()
             if self._out is None:
                 self._begin()
             assert self._out is not None
             self._out.write(piece.data)
-            written = self._index[-1][0] if self._index else 0
-            self._index.append((written + len(piece), check_of(piece)))
-            if self._index[-1][0] >= self.shard_tokens:
-                self.finish()
+            self._index.append((self._written + len(piece), check_of(piece)))
 
     def finish(self) -> None:
         """Complete the file in hand."""
@@ -100,6 +102,11 @@ class PartWriter:
             with contextlib.suppress(OSError):
                 path.unlink()
 
+    @property
+    def _written(self) -> int:
+        """Tokens of the file in hand."""
+        return self._index[-1][0] if self._index else 0
+
     def _begin(self) -> None:
         self._name = f"{self.part}-{len(self.shards):05}"
         path = self._file.enter_context(draft(self.folder / f"{self._name}.tokens"))
@@ -122,7 +129,7 @@ def prepare(
         config: Says where the text is, how large the vocabulary, and what is held out.
         state: A tokenizer's state, to use instead of learning one.
         tokens: Stop after about so many to train on; by default after the last document.
-        shard_tokens: Of a file.
+        shard_tokens: Of a file, at most; longer documents are stored in pieces.
 
     Raises:
         FolderInUse: Another process writes to the folder.
@@ -168,6 +175,27 @@ def prepare(
     return manifest
 
 
+def summary(folder: Path, made: Manifest, train: str) -> str:
+    """What `prepare` wrote, in words, and the command that trains on it.
+
+    Args:
+        folder: Where.
+        made: What is there.
+        train: The command, without the options that name tokens.
+    """
+    counts = [sum(shard.tokens for shard in part) for part in (made.training, made.held_out)]
+    known = load_tokenizer(read_tokenizer_file(folder, made)).size
+    padding = (
+        f" The tokenizer has {known:,} tokens: the other {made.vocabulary - known:,} of the "
+        f"vocabulary of {made.vocabulary:,} never occur, and only pad the model's embedding."
+    )
+    return (
+        f"Written: {folder}, {counts[0]:,} tokens to train on and {counts[1]:,} held out."
+        f"{padding if known < made.vocabulary else ''} What next:\n"
+        f"  {train} --shards {shlex.quote(str(folder))} --vocabulary {made.vocabulary}"
+    )
+
+
 def _make_empty(folder: Path, was_ours: bool) -> None:
     """Remove what a killed `prepare` left in a folder, which is locked.
 
@@ -192,7 +220,7 @@ def _write(path: Path, content: bytes) -> None:
 def _open(config: LanguageConfig, state: str | None) -> tuple[Tokenizer, Texts, str]:
     """The tokenizer, the documents, and a description of their source."""
     data = config.data
-    known = None if state is None else load_tokenizer(state, data.vocabulary)
+    known = None if state is None else _known(state, data.vocabulary)
     if data.dataset is None:
         train, held_out = split(read_texts(data.text, data.max_bytes), data.held_out)
         tokenizer = known or train_tokenizer(train, data.vocabulary)
@@ -205,6 +233,23 @@ def _open(config: LanguageConfig, state: str | None) -> tuple[Tokenizer, Texts, 
     found = iter(documents.read, None)
     texts = ((text, is_held_out(text, data.held_out)) for text in found)
     return known, texts, f"{data.dataset} {data.dataset_name or ''}".strip()
+
+
+def _known(state: str, vocabulary: int) -> Tokenizer:
+    """The tokenizer that a user named, for tokens of this vocabulary.
+
+    A vocabulary may be larger, as it may be of a tokenizer that is learned: where the text has
+    too few pairs for it, or for a size that matrix products like. Of bytes it may not, since
+    training would then look for pairs.
+    """
+    tokenizer = load_tokenizer(state)
+    if tokenizer.size > vocabulary or (not state and tokenizer.size < vocabulary):
+        raise ValueError(
+            f"The tokenizer that `--tokenizer` names has {tokenizer.size:,} tokens"
+            f"{'' if state else ' (bytes)'}, and the vocabulary is {vocabulary:,}. Prepare with "
+            f"`--vocabulary {tokenizer.size}`, or name another tokenizer."
+        )
+    return tokenizer
 
 
 def _encode(

@@ -6,7 +6,6 @@ offset in it, whatever the size of its batches and the number of its processes.
 
 import hashlib
 import reprlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Batches, Corpus
 from tasks.lm.shards import Manifest, ShardError, TokenStore, read_tokenizer_file
+from tasks.lm.text_data import TextData
 from tasks.lm.tokenizer import load_tokenizer
 
 ROUNDS = 8
@@ -191,6 +191,39 @@ def _runs(numbers: list[int]) -> list[range]:
     return found
 
 
+def open_folder(data: TextData) -> tuple[str, dict[str, TokenStore]]:
+    """Open the folder of tokens that a run reads, without reading the tokens.
+
+    Returns:
+        The state of its tokenizer, and the documents "training" and "held-out".
+
+    Raises:
+        ShardError: The folder is missing or damaged, has the tokens of another vocabulary, or too
+            few of them.
+    """
+    folder = data.shards
+    assert folder is not None
+    manifest = Manifest.read(folder)
+    if manifest.vocabulary != data.vocabulary:
+        raise ShardError(
+            f"The tokens in {folder} are of a vocabulary of {manifest.vocabulary:,}, and the model "
+            f"has one of {data.vocabulary:,}. Train with `--vocabulary {manifest.vocabulary}`, or "
+            "prepare another folder."
+        )
+    state = read_tokenizer_file(folder, manifest)
+    stores = {
+        name: TokenStore(folder, shards, manifest.vocabulary)
+        for name, shards in (("training", manifest.training), ("held-out", manifest.held_out))
+    }
+    for name, store in stores.items():
+        if store.num_tokens <= data.context:
+            raise ShardError(
+                f"{folder} has {store.num_tokens:,} {name} tokens, no more than one sequence of "
+                f"`context` = {data.context}. Prepare a folder of more text, or lower `--context`."
+            )
+    return state, stores
+
+
 def load_shards(config: LanguageConfig, state: str | None = None) -> ShardedBatches:
     """The batches of a run that reads a folder of tokens, with its tokenizer and held-out text.
 
@@ -202,32 +235,14 @@ def load_shards(config: LanguageConfig, state: str | None = None) -> ShardedBatc
         ShardError: The folder is damaged, or has the tokens of another tokenizer or vocabulary.
     """
     data = config.data
-    folder = data.shards
-    assert folder is not None
-    manifest = Manifest.read(folder)
-    if manifest.vocabulary != data.vocabulary:
-        raise ShardError(
-            f"The tokens in {folder} are of a vocabulary of {manifest.vocabulary:,}, and the model "
-            f"has one of {data.vocabulary:,}. Train with `--vocabulary {manifest.vocabulary}`, or "
-            "prepare another folder."
-        )
-    tokenizer = load_tokenizer(read_tokenizer_file(folder, manifest), data.vocabulary)
+    own, stores = open_folder(data)
+    tokenizer = load_tokenizer(own, data.vocabulary)
     if state is not None:
         known = load_tokenizer(state, data.vocabulary)
         if known.to_json() != tokenizer.to_json():
             raise ShardError(
-                f"The tokens in {folder} were made by another tokenizer than the model's. Prepare "
-                "a folder for it with `prepare --tokenizer`, and name the model there."
-            )
-    stores = {
-        name: TokenStore(folder, shards, manifest.vocabulary)
-        for name, shards in (("training", manifest.training), ("held-out", manifest.held_out))
-    }
-    for name, store in stores.items():
-        if store.num_tokens <= data.context:
-            raise ShardError(
-                f"{folder} has {store.num_tokens:,} {name} tokens, no more than one sequence of "
-                f"`context` = {data.context}. Prepare a folder of more text, or lower `--context`."
+                f"The tokens in {data.shards} were made by another tokenizer than the model's. "
+                "Prepare a folder for it with `prepare --tokenizer`, and name the model there."
             )
     corpus = Corpus(
         tokenizer, torch.empty(0, dtype=torch.long), _beginning(stores["held-out"], data)
@@ -235,7 +250,7 @@ def load_shards(config: LanguageConfig, state: str | None = None) -> ShardedBatc
     return ShardedBatches(corpus, stores["training"], config)
 
 
-def _beginning(store: TokenStore, data: Any) -> Tensor:
+def _beginning(store: TokenStore, data: TextData) -> Tensor:
     """The first tokens that are evaluated on."""
     count = min(data.eval_tokens + 1, store.num_tokens)
     documents = np.arange(np.searchsorted(store.bounds, count, side="left"))

@@ -117,12 +117,17 @@ class Manifest:
         Raises:
             ShardError: There is none, or it is of another version, or damaged.
         """
+        if folder.is_file():
+            raise ShardError(
+                f"{folder} is a file, and `--shards` names the folder that `prepare` wrote. Name "
+                f"that: {folder.parent}."
+            )
         path = folder / MANIFEST
         if not path.is_file():
             raise ShardError(
                 f"{folder} has no {MANIFEST}, as a folder of tokens has once `prepare` is done "
-                f"with it. Write one with `python -m tasks.lm prepare {folder}`, or name another "
-                "with `--shards`."
+                f"with it. Write one with `python -m tasks.lm prepare {folder} --preset PRESET`, "
+                "or name another with `--shards`."
             )
         try:
             if path.stat().st_size > MOST_BYTES:
@@ -154,7 +159,7 @@ class Manifest:
             reason = error if isinstance(error, ValueError) else "its entries are not ours"
             raise ShardError(
                 f"{path} is not the manifest of a folder of tokens, or is damaged ({reason}). "
-                "Prepare the folder anew, or name another with `--shards`."
+                "Put the file back, or prepare the folder anew."
             ) from error
 
 
@@ -180,6 +185,10 @@ def tokenizer_of(folder: Path) -> str | None:
     Raises:
         ShardError: The folder is damaged.
     """
+    if folder.name in (MANIFEST, TOKENIZER) and (folder.parent / MANIFEST).is_file():
+        raise ShardError(
+            f"{folder} is a file of a folder of tokens. Name the folder: {folder.parent}."
+        )
     if not (folder / MANIFEST).is_file():
         return None
     return read_tokenizer_file(folder, Manifest.read(folder))

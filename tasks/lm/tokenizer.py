@@ -194,14 +194,18 @@ def _character(byte: int) -> str:
     return chr(BYTES + invisible.index(byte) if byte in invisible else byte)
 
 
-def read_tokenizer(checkpoint: Checkpoint, config: LanguageConfig) -> Tokenizer:
+def read_tokenizer(checkpoint: Checkpoint, config: LanguageConfig | None = None) -> Tokenizer:
     """The tokenizer in a checkpoint of a model.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: That of the model, if the tokenizer is to be used with it.
 
     Raises:
         CheckpointError: It is missing, broken, or that of another model.
     """
     state = checkpoint.value("tokenizer")
     try:
-        return load_tokenizer(state, config.data.vocabulary)
+        return load_tokenizer(state, None if config is None else config.data.vocabulary)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error

@@ -32,6 +32,10 @@ class MazeTask(GridTask[MazeConfig]):
     bands = (20, 30, 40, 60, 80, 100, 120, 140)
     verdict = "a shortest path"
     symbols = SYMBOLS
+    published = (
+        " The published train.csv and test.csv of Maze-Hard are at "
+        "https://huggingface.co/datasets/sapientinc/maze-30x30-hard-1k."
+    )
 
     @property
     def version(self) -> Any:

@@ -6,6 +6,9 @@ from tasks.training.reading import Reading
 
 # Of the time of a run: more of it than that spent on reading is worth a warning.
 MOST = 0.1
+# What to do then.
+WRITE = "Write the tokens once with `prepare`, and train with `--shards`"
+SMALL = "The tokens are prepared already: the model is too small to keep such a GPU busy"
 
 
 def reading_plan(reading: Reading, per_second: float, gpus: int) -> dict[str, Any]:
@@ -24,9 +27,8 @@ def reading_plan(reading: Reading, per_second: float, gpus: int) -> dict[str, An
         "wanted"
     )
     if share > MOST:
-        advice += (
-            f", so that GPUs wait for data in {share:.0%} of the time. Write the tokens once with "
-            "`prepare`, and train with `--shards`"
+        advice += f", so that GPUs wait for data in {share:.0%} of the time. " + (
+            SMALL if reading.own_rows else WRITE
         )
     return {
         "tokens_per_core_second": round(reading.rate),

@@ -172,7 +172,10 @@ class Commands(CommandLine):
         from tasks.reports.page import write_page_beside
 
         options = parse(EvalOptions, arguments, f"{self.program} eval")
-        side = None if options.data is None else self.task.side_of(options.data)
+        side = None
+        if options.data is not None:
+            self.task.require_file(options.data, "--data")
+            side = self.task.side_of(options.data)
         path, model, config, steps, caution = self._sized(options, side)
         if options.path_noise:
             add_path_noise(model)

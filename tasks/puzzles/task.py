@@ -50,6 +50,7 @@ class GridTask(ABC, Generic[C]):
         noun: What one puzzle is called in messages.
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
+        published: Where files of such puzzles can be had, as a sentence after a space.
         legend: What `show` has besides the answer, in a sentence.
         all_different: Whether a symbol may stand only once in each unit of the board.
         symbols: The character of each symbol in order.
@@ -64,6 +65,7 @@ class GridTask(ABC, Generic[C]):
     noun: ClassVar[str] = "puzzle"
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
+    published: ClassVar[str] = ""
     legend: ClassVar[str] = ""
     all_different: ClassVar[bool] = False
     symbols: ClassVar[str]
@@ -279,11 +281,8 @@ class GridTask(ABC, Generic[C]):
         """
         files = config.data.train_data, config.data.test_data
         for name, file in zip(("train_data", "test_data"), files, strict=True):
-            if file is not None and not file.exists():
-                raise ValueError(
-                    f"There is no file of {self.noun}s at {file}, which `{flag(name)}` names, in "
-                    "this run or the one that it goes on from. Put it there, or name another."
-                )
+            if file is not None:
+                self.require_file(file, flag(name))
         made = self.make(config) if None in files else ([], [])
         sets = [self.read(f, config) if f else m for f, m in zip(files, made, strict=True)]
         train, test = sets
@@ -300,6 +299,27 @@ class GridTask(ABC, Generic[C]):
         """The test puzzles of a configuration alone; see `load`."""
         file = config.data.test_data
         return self.make(config)[1] if file is None else self.read(file, config)
+
+    def require_file(self, path: Path, option: str) -> None:
+        """Check that there is a file of puzzles.
+
+        Args:
+            path: The file.
+            option: What names it, for the message.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if str(path) == "-":
+            raise ValueError(
+                f"`{option}` takes a file, and not the standard input, which `solve` alone reads. "
+                f"Write the {self.noun}s to a file and name it."
+            )
+        if not path.exists():
+            raise ValueError(
+                f"There is no file of {self.noun}s at {path}, which `{option}` names. Put it "
+                f"there, or name another.{self.published}"
+            )
 
     def overlap(self, train: Sequence[Puzzle], test: Sequence[Puzzle], config: C) -> int:
         """How many test puzzles are symmetric copies of a training puzzle."""

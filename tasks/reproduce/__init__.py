@@ -31,6 +31,7 @@ class Row:
         task: The package in `tasks` that trains it.
         preset: What it trains.
         flags: Further flags of `train`.
+        tokens: A preset whose prepared tokens it reads, if it reads prepared ones.
         others: What is run instead of or after training.
         differences: Names of what differs from the published run, besides what differs in all rows
             of its table; see `differences`.
@@ -42,6 +43,7 @@ class Row:
     task: str | None = None
     preset: str | None = None
     flags: str = ""
+    tokens: str | None = None
     others: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     missing: str | None = None
@@ -63,7 +65,11 @@ class Row:
             return list(self.others)
         parts = [f"torchrun --nproc-per-node {GPUS} -m tasks.{self.task} train"]
         parts += [f"--preset {self.preset}", self.flags, self.plan["flags"]]
-        return [" ".join(filter(None, parts)), *self.others]
+        if self.tokens is None:
+            return [" ".join(filter(None, parts)), *self.others]
+        folder = f"tokens-{self.tokens}"
+        first = f"python -m tasks.{self.task} prepare {folder} --preset {self.tokens}"
+        return [first, " ".join([*filter(None, parts), f"--shards {folder}"]), *self.others]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,10 +118,14 @@ def _row(row: dict[str, Any], table: dict[str, Any]) -> Row:
     common = {"name": row["name"], "paper": row["paper"], "missing": row.get("missing")}
     if "missing" in row:
         return Row(**common)
+    preset, tokens = row.get("preset"), None
+    if preset is not None and table.get("prepared"):
+        tokens = row.get("tokens", preset.rpartition("-")[2])
     return Row(
         **common,
         task=table["task"],
-        preset=row.get("preset"),
+        preset=preset,
+        tokens=tokens,
         flags=" ".join(filter(None, (row.get("flags"), table.get("flags")))),
         others=tuple(row.get("commands", table.get("evaluate", ()))),
         differences=tuple(row.get("differences", ())),

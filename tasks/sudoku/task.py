@@ -37,6 +37,10 @@ class SudokuTask(GridTask[SudokuConfig]):
     all_different = True
     symbols = SYMBOLS
     legend = "The digits with a * were given; one with a ! took the place of a given one."
+    published = (
+        " The published train.csv and test.csv of Sudoku-Extreme are at "
+        "https://huggingface.co/datasets/sapientinc/sudoku-extreme."
+    )
     first_symbol = 1
 
     @property

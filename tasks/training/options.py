@@ -34,6 +34,8 @@ def flag(name: str) -> str:
 class Section:
     """A group of options."""
 
+    # Options that name files or folders which a run reads.
+    paths: ClassVar[tuple[str, ...]] = ()
     # For an option that names a folder, the file in it that has the digests of all others.
     listed: ClassVar[Mapping[str, str]] = {}
 
@@ -56,6 +58,25 @@ class Section:
         """The types of all options, by name."""
         hints = get_type_hints(cls, include_extras=True)
         return {name: hints[name] for name in cls.names()}
+
+    def require_recorded(self, otherwise: str = "") -> None:
+        """Check that files are where a run read them, as its checkpoint says.
+
+        Args:
+            otherwise: What the command takes in place of them, as the end of a sentence.
+
+        Raises:
+            ValueError: One is not there.
+        """
+        for name in self.paths:
+            if (named := getattr(self, name)) is None:
+                continue
+            path = named / self.listed.get(name, "")
+            if not path.exists():
+                raise ValueError(
+                    f"There is nothing at {path}, which the run in this checkpoint reads as its "
+                    f"`{flag(name)}`. Move it back to there, or make a link to it there{otherwise}."
+                )
 
     def require(self, least: float, *names: str, most: float = math.inf) -> None:
         """Check that options lie in a range, or are None.

@@ -47,6 +47,24 @@ def test_every_difference_is_explained_and_is_one_of_some_row() -> None:
     assert all(f"| {name} | {reason} |" in text for name, reason in differences().items())
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.tokens], ids=lambda row: row.key)
+def test_rows_read_the_tokens_that_their_presets_would_stream(row: Row) -> None:
+    """So that no GPU waits for data, which the planned hours leave out."""
+    config, source = page.config_of(row), LM[str(row.tokens)]
+    assert config.data == source.data
+    assert config.num_train_tokens == source.num_train_tokens
+    prepare, train, *_ = row.commands
+    assert prepare == f"python -m tasks.lm prepare tokens-{row.tokens} --preset {row.tokens}"
+    assert f" --preset {row.preset} " in train
+    assert train.endswith(f" --shards tokens-{row.tokens}")
+
+
+def test_every_row_that_would_be_streamed_reads_prepared_tokens() -> None:
+    streamed = [row for row in TRAINED.values() if row.task == "lm"]
+    assert streamed
+    assert all(page.config_of(row).data.dataset is None or row.tokens for row in streamed)
+
+
 def test_rows_of_a_table_are_told_apart() -> None:
     for table in tables():
         assert max(Counter(row.name for row in table.rows).values()) == 1

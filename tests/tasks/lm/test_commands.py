@@ -148,6 +148,8 @@ def test_a_baseline_has_no_solver_to_study(capsys: pytest.CaptureFixture[str]) -
     (["frobnicate"], "Unknown command"),
     (["--preset", "tyny"], "tiny"),
     (["--text", "nowhere"], "There is no text at"),
+    (["eval", "--lambada", "x.jsonl"], "no file of passages at x.jsonl, which `--lambada` names."),
+    (["eval", "--lambada", "."], "gpt-2/data/lambada_test.jsonl to there, or name another."),
     (["--vocabulary", "100"], "at least 257"),
     (["eval", "--max-steps", "-1"], "at least 0"),
     (["compare", "--ablations", "depth=3"], "Unknown option 'depth'"),

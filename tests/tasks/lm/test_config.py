@@ -1,5 +1,7 @@
 """The presets: sizes as their names say."""
 
+import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +12,7 @@ from implicit.base import SolveContext
 from implicit.modes.adjoint import adjoint_solver
 from solvers import Anderson
 from tasks.experiments.compare import matched
+from tasks.lm.commands import LanguageCommands
 from tasks.lm.config import PRESETS
 from tasks.lm.networks import ModelName
 from tasks.training.optimizers import build_optimizers
@@ -178,7 +181,7 @@ def test_the_smallest_published_size_is_the_paper_s() -> None:
 @pytest.mark.slow
 @pytest.mark.long  # four minutes each
 @pytest.mark.parametrize("autocast", [False, True])
-def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) -> None:
+def test_three_steps_of_the_smallest_published_size(tmp_path: Path, autocast: bool) -> None:
     from tasks.experiments.run import train
     from tasks.lm.experiment import TextExperiment
 
@@ -190,3 +193,35 @@ def test_three_steps_of_the_smallest_published_size(tmp_path, autocast: bool) ->
     trainer, _, result = train(TextExperiment(), "140m", config, tmp_path)
     assert result["train_steps"] == 3
     assert all(row["loss"] < 30 for row in trainer.history.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The gradient is approximate")  # exact, in 32 steps
+@pytest.mark.parametrize("name", [
+    "60m", "140m", "370m", "770m", "1.3b", "transformer-140m", "parcae-140m", "equal-parcae-140m",
+    "deq-60m",
+])  # fmt: skip
+def test_three_steps_in_bfloat16_of_a_published_recipe(tmp_path: Path, name: str) -> None:
+    """A small network, with the solver, gradient, optimiser and schedule of the preset."""
+    from tasks.experiments.run import train
+    from tasks.lm.experiment import TextExperiment
+
+    preset = LanguageCommands().preset(name)
+    config = preset.adapted(
+        width=64, num_heads=2, backbone_blocks=2, refiner_blocks=1, vocabulary=257, context=32,
+        steps=3, batch_size=4, max_bytes=100_000, eval_tokens=256, compile=False, device="cpu",
+        threads=1, dataset=None, dataset_name=None,
+    )  # fmt: skip
+    assert config.train.autocast
+    assert config.solve == preset.solve
+    for option in ("optimizer", "schedule", "learning_rate", "adamw_rate", "weight_decay"):
+        assert getattr(config.train, option) == getattr(preset.train, option)
+    trainer, _, result = train(TextExperiment(), name, config, tmp_path)
+    assert result["train_steps"] == 3
+    first, *_, last = trainer.history.rows
+    # A byte that is guessed costs log 257, and held-out text costs less after each step here.
+    assert first["loss"] == pytest.approx(math.log(257), abs=0.7)
+    assert last["test_loss"] < first["test_loss"] < first["loss"]
+    if config.solve.eval_max_steps is not None:
+        assert last["test_converged"] > 0.9
+        assert last["test_steps"] < config.solve.eval_max_steps

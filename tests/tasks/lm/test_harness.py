@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,3 +228,11 @@ def test_an_unknown_task(model: HarnessLM, monkeypatch: pytest.MonkeyPatch) -> N
         ValueError, match=r"no task 'lambada_opena'\. Did you mean 'lambada_openai'"
     ):
         run_tasks(model, ["lambada_opena"])
+
+
+def test_files_that_are_not_there(model: HarnessLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.lm.harness.TaskManager", lambda **_: SimpleNamespace(all_tasks=()))
+    with pytest.raises(ValueError, match=r"no folder eval_bundle with the tasks of CORE.* Unpack "):
+        run_tasks(model, ["eval_bundle"])
+    with pytest.raises(ValueError, match=r"There is no file mine\.yaml, which `--tasks` names"):
+        run_tasks(model, ["mine.yaml"])

@@ -260,7 +260,8 @@ def test_from_the_command_line(
     tokens, run = str(tmp_path / "tokens"), str(tmp_path / "run")
     assert main(["prepare", tokens, "--preset", "tiny", "--text", str(text)]) == 0
     out = capsys.readouterr().out
-    assert f"train --shards {tokens} --vocabulary 257" in out
+    assert f"python -m tasks.lm train --preset tiny --shards {tokens} --vocabulary 257\n" in out
+    assert "never occur" not in out
     small = ["--preset", "tiny", "--width", "16", "--num-heads", "2", "--context", "16"]
     small += ["--eval-tokens", "40", "--steps", "2", "--shards", tokens, "--out", run]
     assert main(["train", *small]) == 0
@@ -278,6 +279,8 @@ def test_from_the_command_line(
     (["train", "--shards", "{}", "--dataset", "x"], "Both `dataset`"),
     (["train", "--shards", "{}", "--held-out", "0.1"], "only without `--shards`; `prepare` has it"),
     (["train", "--shards", "{}"], "has no manifest.json"),
+    (["plan", "--shards", "{}"], "has no manifest.json"),
+    (["train", "--shards", "{}/0.txt"], "is a file, and `--shards` names the folder that `prepare"),
     (["prepare", "{}/x", "--tokens", "0"], "`--tokens` must be at least 1, got 0"),
     (["prepare", "{}/x", "--text", "{}", "--dataset", "x"], "drop one"),
     (["prepare", "{}/x", "--text", "{}", "--column", "x"], "`--column` has an effect only with"),
@@ -295,6 +298,70 @@ def test_bad_input_is_one_line(
         code = stop.code
     assert code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_damaged_folder_is_neither_trained_on_nor_planned(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(folder / "training-00001.tokens")
+    assert main([command, "--preset", "tiny", "--shards", str(folder)]) == 2
+    assert f"{folder}/training-00001.tokens was cut short" in capsys.readouterr().err
+
+
+def test_no_file_has_more_tokens_than_are_named(tmp_path: Path, source: LanguageConfig) -> None:
+    """Longer documents are cut, and a file ends before the document that would be too much."""
+    made = prepare(tmp_path / "tokens", source, shard_tokens=150)
+    sizes = [shard.tokens for shard in made.training]
+    assert max(sizes) == 150
+    assert sum(sizes) == len(load_corpus(source).train)
+
+
+def test_a_run_whose_tokens_were_moved(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command that reads a checkpoint takes `--shards`, and none is told to give it."""
+    run = tmp_path / "run"
+    small = ["--preset", "tiny", "--width", "16", "--num-heads", "2", "--context", "16"]
+    small += ["--eval-tokens", "40", "--steps", "2", "--shards", str(folder), "--out", str(run)]
+    assert main(["train", *small]) == 0
+    folder.rename(tmp_path / "moved")
+    capsys.readouterr()
+    expected = f"There is nothing at {folder}/manifest.json, which the run in this checkpoint reads"
+    expected += " as its `--shards`. Move it back to there, or make a link to it there"
+    assert main(["train", "--resume", str(run / "checkpoint.safetensors")]) == 2
+    assert capsys.readouterr().err == f"error: {expected}.\n"
+    for command in ("eval", "internalise"):
+        assert main([command, "--checkpoint", str(run)]) == 2
+        assert f"{expected}, or name other text with `--text`.\n" in capsys.readouterr().err
+    folder.symlink_to(tmp_path / "moved")
+    assert main(["eval", "--checkpoint", str(run)]) == 0
+
+
+def test_a_tokenizer_and_the_vocabulary_of_a_preset(
+    tmp_path: Path, text: Path, source: LanguageConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A larger vocabulary than the tokenizer's is padded, and that is said; a smaller is not."""
+    pytest.importorskip("tokenizers")
+    known = str(tmp_path / "known")
+    prepare(Path(known), source.changed(vocabulary=300))
+    arguments = ["prepare", str(tmp_path / "tokens"), "--preset", "tiny", "--text", str(text)]
+    arguments += ["--tokenizer", known]
+    assert main(arguments) == 2
+    assert "`--tokenizer` names has 300 tokens, and the vocabulary is 257. Prepare with " in (
+        error := capsys.readouterr().err
+    )
+    assert "`--vocabulary 300`, or name another tokenizer." in error
+    assert main([*arguments[:-1], f"{known}/tokenizer.json", "--vocabulary", "300"]) == 2
+    assert f"is a file of a folder of tokens. Name the folder: {known}." in capsys.readouterr().err
+    assert main([*arguments, "--vocabulary", "400"]) == 0
+    out = capsys.readouterr().out
+    assert "The tokenizer has 300 tokens: the other 100 of the vocabulary of 400 never occur" in out
+    assert "--vocabulary 400" in out
+    assert Manifest.read(tmp_path / "tokens").vocabulary == 400
+    store = load(source.changed(shards=tmp_path / "tokens", vocabulary=400)).store
+    row = store.read(np.arange(store.num_documents), 0, store.num_tokens)
+    assert 256 < row.max() < 300
 
 
 def test_a_preset_takes_prepared_tokens_in_place_of_its_data_set(folder: Path) -> None:

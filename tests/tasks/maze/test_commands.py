@@ -122,6 +122,7 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["solve", "S##G"], "cannot be reached"),
         (["solve", "S S G    "], "exactly one start 'S', got 2"),
         (["solve", "12.4"], "got '1' in cell 0"),
+        (["eval", "--data", "x.csv"], "https://huggingface.co/datasets/sapientinc/maze-30x30-hard"),
     ],
 )
 def test_bad_input_has_a_clear_error(

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from token_folders import run_on_text
 
 from tasks.lm.__main__ import main as lm
+from tasks.lm.prepare import prepare
 from tasks.maze.__main__ import main as maze
 from tasks.maze.config import PRESETS
+from tasks.planning.starving import reading_plan
+from tasks.training.reading import Reading
 
 
 def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,15 +39,25 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert row["cost"] == pytest.approx(row["days"] * 24 * 16 * 2)
 
 
-def test_prepared_tokens_come_fast_enough(capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder need not be there yet."""
+def test_prepared_tokens_come_fast_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = str(tmp_path / "tokens")
+    prepare(Path(tokens), run_on_text(tmp_path / "text"))
     arguments = ["plan", "--preset", "140m", "--gpus", "8", "--model", "transformer"]
-    assert lm([*arguments, "--shards", "tokens"]) == 0
+    arguments += ["--vocabulary", "257", "--context", "128"]
+    assert lm([*arguments, "--shards", tokens]) == 0
     out, text = capsys.readouterr()
     assert "wait for data" not in out + text
     reading = json.loads(out.splitlines()[-1])["plan"]["reading"]
     assert reading["times_the_need"] > 4
-    assert reading["share_of_time"] < 0.01
+    assert reading["share_of_time"] < 0.02
+
+
+def test_prepared_tokens_of_a_tiny_model_are_not_to_be_prepared_again() -> None:
+    found = reading_plan(Reading("read", 1e6, own_rows=True), 1e9, 8)
+    assert "wait for data in 99% of the time. The tokens are prepared already" in found["advice"]
+    assert "`prepare`" not in found["advice"]
 
 
 @pytest.mark.slow

@@ -200,6 +200,12 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
         (["eval", "--data", "."], "error: . is a folder. Name a file of puzzles"),
         (["eval", "--data", os.devnull], "holds no puzzle"),
+        (["eval", "--data", "x.csv"], "no file of puzzles at x.csv, which `--data` names. Put it"),
+        (["eval", "--data", "-"], "`--data` takes a file, and not the standard input, which"),
+        (
+            ["train", "--preset", "sudoku-extreme-27m", "--train-data", "x.csv"],
+            "Sudoku-Extreme are at https://huggingface.co/datasets/sapientinc/sudoku-extreme.",
+        ),
         (["solve", "1234341221.343.1", "--max-steps", "0"], "`--max-steps` must be at least 1"),
         (["eval", "--attempts", "-1"], "`--attempts` must be at least 0, got -1"),
         (["eval", "--guesses", "0"], "`--guesses` must be at least 1, got 0"),

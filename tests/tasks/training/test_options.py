@@ -114,3 +114,26 @@ def test_values_of_another_type_are_refused(values: dict[str, Any], message: str
     with pytest.raises(ValueError, match=message) as caught:
         SudokuConfig.from_json(values)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("preset", "option", "listed"), [
+    (SUDOKU["tiny"], "train_data", ""), (MAZE["tiny"], "test_data", ""),
+    (LM["tiny"], "text", ""), (LM["tiny"], "shards", "manifest.json"),
+])  # fmt: skip
+def test_files_of_a_resumed_run_are_where_they_were(
+    preset: Config, option: str, listed: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    data = preset.changed(**{option: source}).data
+    name = option.replace("_", "-")
+    with pytest.raises(
+        ValueError, match=rf"nothing at {source / listed}, .* its `--{name}`\. Move"
+    ):
+        data.require_recorded()
+    with pytest.raises(ValueError, match=r"make a link to it there, or wait\.$"):
+        data.require_recorded(", or wait")
+    if listed:
+        source.mkdir()
+    (source / listed).write_text("")
+    data.require_recorded()
+    preset.data.require_recorded()
