@@ -79,8 +79,3 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block | PreNormBlock):
             module.compile()
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether any of a model's modules is compiled; see `compile_blocks`."""
-    return any(module._compiled_call_impl is not None for module in model.modules())

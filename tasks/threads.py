@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tasks.device import is_compiled, kept_random_state
+from solvers.torch_internals import has_compiled_part
+from tasks.device import kept_random_state
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -35,7 +36,7 @@ def count_parts(model: nn.Module, x: Tensor) -> int:
     if x.device.type != "cpu":
         return 1
     count = max(1, min(torch.get_num_threads(), len(x) // LEAST_ROWS))
-    return 1 if count == 1 or is_compiled(model) or _draws(model, x[:1]) else count
+    return 1 if count == 1 or has_compiled_part(model) or _draws(model, x[:1]) else count
 
 
 def side_by_side(
