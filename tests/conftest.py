@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from forks import Run, forks
 from hypothesis import settings
 
@@ -17,6 +18,9 @@ collect_ignore = ["faults", "support/mutants.py"]
 settings.register_profile("few", max_examples=6, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
 settings.load_profile("few")
+
+# As in `make test`: sums depend on the number of threads, and so do the parts of a batch.
+torch.set_num_threads(1)
 
 # `nohup`, and a shell that starts a job in the background, pass these on as ignored, and what the
 # tests start would inherit that.
@@ -42,6 +46,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} is absent, and ATTRACTOR_SHARED_DATA names no folder")
     return folder
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch has two threads, so that a batch on a CPU is computed in two parts side by side."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

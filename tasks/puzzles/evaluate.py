@@ -16,6 +16,7 @@ from solvers import Solution
 from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
+from tasks.threads import count_parts, side_by_side
 
 if TYPE_CHECKING:
     from models import GridAttractor, GridModel, Reasoner
@@ -46,17 +47,20 @@ class Predictions(NamedTuple):
     num_steps: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, state: State, solution: Solution) -> Predictions:
+    def of(cls, logits: Tensor, state: State, solution: Solution | None) -> Predictions:
         """The predictions of a solve that ended in `state`.
 
         Args:
             logits: Shape (puzzles, cells, symbols).
             state: The last state.
-            solution: How the solve ended.
+            solution: How the solve ended; None for a model without a solve.
         """
+        classes = logits.argmax(-1).cpu()
+        if solution is None:
+            none = torch.zeros(len(classes), dtype=torch.int64)
+            return cls(classes, none / 0, none.bool(), none)
         residual = (solution.residual / rms(state)).cpu()
-        classes, converged = logits.argmax(-1).cpu(), solution.converged.cpu()
-        return cls(classes, residual, converged, solution.num_steps.cpu())
+        return cls(classes, residual, solution.converged.cpu(), solution.num_steps.cpu())
 
     @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
@@ -101,13 +105,35 @@ def solve_batch(
     Returns:
         The predictions, and the state in which the solve ended.
     """
-    device = next(model.parameters()).device
-    out = model(x.to(device), start=start, max_steps=max_steps)  # type: ignore[arg-type]
-    if out.solution is None:
-        none = torch.zeros(len(x), dtype=torch.int64)
-        classes = out.logits.argmax(-1).cpu()
-        return Predictions(classes, none / 0, none.bool(), none), out.state
-    return Predictions.of(out.logits, out.state, out.solution), out.state
+    parts = solve_parts(model, x, max_steps=max_steps, start=start)
+    found = [Predictions.of(out.logits, out.state, out.solution) for out in parts]
+    return Predictions.join(found), joined_state(parts)
+
+
+@torch.no_grad()
+def solve_parts(
+    model: GridModel, x: Tensor, *, max_steps: int | None = None, start: State | None = None
+) -> list[Any]:
+    """Solve a batch in one part or, on a CPU, in several side by side; see `tasks.threads`.
+
+    Returns:
+        The output of the model for each part, in the order of the rows.
+    """
+    x = x.to(next(model.parameters()).device)
+    count = count_parts(model, x)
+    size = max(1, -(-len(x) // count))
+    rows = [slice(first, first + size) for first in range(0, max(1, len(x)), size)]
+
+    def solve(part: slice) -> Any:
+        begin = None if start is None else pytree.tree_map(lambda leaf: leaf[part], start)
+        return model(x[part], start=begin, max_steps=max_steps)  # type: ignore[arg-type]
+
+    return side_by_side(solve, rows, count)
+
+
+def joined_state(parts: Sequence[Any]) -> State:
+    """The state in which the solve of a whole batch ended, from the outputs for its parts."""
+    return pytree.tree_map(lambda *leaves: torch.cat(leaves), *(out.state for out in parts))
 
 
 def batches(x: Tensor) -> tuple[Tensor, ...]:

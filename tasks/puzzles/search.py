@@ -22,7 +22,15 @@ from torch import Tensor
 from models import GridModel
 from solvers.torch_internals import pytree
 from tasks.output import wilson
-from tasks.puzzles.evaluate import Choice, Predictions, batches, perturbed, solve_batch
+from tasks.puzzles.evaluate import (
+    Choice,
+    Predictions,
+    batches,
+    joined_state,
+    perturbed,
+    solve_batch,
+    solve_parts,
+)
 
 Validity = Callable[[Tensor, Tensor], Tensor]
 """(x, classes) -> whether each answer keeps the rules, shape (puzzles,); needs no solution."""
@@ -200,14 +208,13 @@ def search(
         The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells), and the
         solver updates that all this took for a puzzle, on average.
     """
-    generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    updates = 0
+    generator, updates = torch.Generator().manual_seed(seed), 0
 
     def solve(x: Tensor, start: Any) -> tuple[Tensor, Any]:
         nonlocal updates
-        out = model(x.to(device), start=start, max_steps=max_steps)
-        updates += int(out.solution.num_steps.sum())
-        return out.logits.cpu(), out.state
+        parts = solve_parts(model, x, max_steps=max_steps, start=start)
+        updates += sum(int(out.solution.num_steps.sum()) for out in parts)
+        return torch.cat([out.logits for out in parts]).cpu(), joined_state(parts)
 
     def found(rows: Tensor) -> list[Tensor]:
         searching = attempts_at(rows, valid, assume, attempts, guesses, generator)

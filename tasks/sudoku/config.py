@@ -108,7 +108,9 @@ PRESETS: dict[str, SudokuConfig] = {
         eval_max_steps=32,
     ),
     "mini": SudokuConfig.of(side=6, min_clues=9, max_clues=11, minutes=2.5, test_puzzles=500),
-    "standard": SudokuConfig.of(minutes=5.6),
+    "standard": SudokuConfig.of(
+        minutes=3.2, optimizer="muon", learning_rate=5e-3, eval_max_steps=128
+    ),
     "hard": _HARD,
     "extreme": _HARD.changed(
         min_clues=17, max_clues=25, min_guesses=20, relatives=15, minutes=100.0, start_noise=0.5,

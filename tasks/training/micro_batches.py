@@ -3,7 +3,7 @@
     mean over a batch of the loss  =  sum over its N micro-batches of (their mean / N)
 
 The gradients add up in the same way. What a backward pass needs is kept for one micro-batch at a
-time.
+time. On a CPU a micro-batch is itself computed in parts side by side, in the same way.
 
 What is random in a model is drawn for one micro-batch after the other, from one generator. On a
 CPU, the lengths of Parcae's loops and the noise at the start of a solve are therefore those of
@@ -11,11 +11,11 @@ the whole batch; where a pass draws more than once ("eqr"), and on a GPU, they d
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from solvers.torch_internals import pytree
@@ -103,7 +103,7 @@ class Outcome:
     solve: Evidence | None
 
     @classmethod
-    def cat(cls, parts: list["Outcome"]) -> "Outcome":
+    def cat(cls, parts: Sequence["Outcome"]) -> "Outcome":
         """The outcome of the whole batch, from those of its micro-batches."""
 
         def rows(found: list[Any]) -> Any:
@@ -130,6 +130,7 @@ def forward(
     config: Any,
     *,
     max_steps: int,
+    parts: int = 1,
     start: State | None = None,
     fresh: Tensor | None = None,
     last: Tensor | None = None,
@@ -140,8 +141,9 @@ def forward(
         network: See `Trainer`, as for `max_steps`.
         x: Inputs, shape (rows, ...).
         target: Classes, shape (rows, ...).
-        config: Says how to compute: `autocast`, `loss`, `accumulate`.
+        config: Says how to compute: `autocast` and `loss`.
         max_steps: Solver updates.
+        parts: N.
         start: Where the solve starts.
         fresh: Rows that start at the model's start all the same.
         last: Rows whose last segment this is.
@@ -151,7 +153,7 @@ def forward(
     """
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.autocast):
         out = network(x, start=start, fresh=fresh, max_steps=max_steps)
-    loss, outcome = loss_of(out, target, config.loss, config.accumulate, last)
+    loss, outcome = loss_of(out, target, config.loss, parts, last)
     # The logits are large, and no longer needed: they end here.
     return loss, outcome, pytree.tree_map(torch.detach, out.state)
 
@@ -184,6 +186,20 @@ def loss_of(
         halted=halted,
         solve=None if found is None else Evidence(found.converged, found.residual, found.num_steps),
     )
+
+
+def add_gradients(model: nn.Module, parts: Sequence[Sequence[Tensor | None]]) -> None:
+    """Add gradients of several parts to those of a model's parameters, in the order of the parts.
+
+    Args:
+        model: Its parameters may have gradients.
+        parts: Of each part, one gradient for each parameter; None where it has none.
+    """
+    for gradients in parts:
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            if gradient is not None:
+                known = parameter.grad
+                parameter.grad = gradient if known is None else known + gradient
 
 
 def micro_batch(batch_size: int, processes: int, parts: int) -> int:

@@ -6,7 +6,8 @@ that all would draw from the same generator, so that results do not depend on th
 Each row of a batch holds a sample for several segments. A segment solves from the detached state
 that the last segment left, takes the loss and an optimiser step. The first segment of a sample
 starts where the model chooses; after its last one, or with `refill` as soon as it is solved, a new
-sample takes its row. A batch may go through the model in micro-batches, see `micro_batches`.
+sample takes its row. A batch may go through the model in micro-batches, see `micro_batches`, and a
+micro-batch in parts side by side, see `tasks.threads`.
 """
 
 import contextlib
@@ -33,10 +34,11 @@ from tasks.checkpoints.manager import CheckpointManager
 from tasks.device import has_fast_bfloat16, kept_random_state, peak_memory
 from tasks.distributed import Group, distribute, full_tensor, no_sync
 from tasks.reports.logger import Reporter
+from tasks.threads import count_parts, side_by_side
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.history import History
 from tasks.training.metrics import solve_metrics, step_metrics
-from tasks.training.micro_batches import Outcome, forward, micro_batch
+from tasks.training.micro_batches import Outcome, add_gradients, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.normuon import NorMuon
 from tasks.training.optimizers import SCHEDULES, averaged, build_optimizers, named
@@ -88,6 +90,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.skipped = 0
+        self.parts: int | None = None
         monitor = ConvergenceMonitor(self.model, self.config)
         self.history = History(self.task.selection_score, monitor)
         self.samples: ActiveSamples | None = None
@@ -244,7 +247,9 @@ class Trainer:
         self.group.seed_step(config.seed, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        found = Outcome.cat([self._pass(part, fresh) for part in range(config.accumulate)])
+        found = Outcome.cat(
+            [self._micro_batch(number, fresh) for number in range(config.accumulate)]
+        )
         self._update()
         samples.age += 1
         done = samples.age >= config.segments
@@ -262,26 +267,51 @@ class Trainer:
         least = least_segments(batch_size, segments, self.generator)
         return halted & (age >= least[self.group.rows(batch_size)].to(age.device))
 
-    def _pass(self, part: int, fresh: Tensor) -> Outcome:
+    def _micro_batch(self, number: int, fresh: Tensor) -> Outcome:
         """Forward and backward pass of one micro-batch; gradients of micro-batches add up."""
         assert self.samples is not None
-        samples, config = self.samples, self.config.train
-        rows = slice(part * self.rows_at_once, (part + 1) * self.rows_at_once)
-        with no_sync(self.network, enabled=part < config.accumulate - 1):
-            loss, outcome, state = forward(
-                self.network,
-                samples.x[rows],
-                samples.target[rows],
-                config,
-                max_steps=self.max_steps,
-                start=samples.start(rows),
-                fresh=fresh[rows],
-                last=samples.age[rows] + 1 >= config.segments,
-            )
+        if self.parts is None:  # now, since a model may draw in training alone
+            x, alone = self.samples.x[: self.rows_at_once], self.group.size == 1
+            most = count_parts(self.model, x) if alone else 1
+            self.parts = max(n for n in range(1, most + 1) if self.rows_at_once % n == 0)
+        first, size = number * self.rows_at_once, self.rows_at_once // self.parts
+        rows = [slice(first + i * size, first + (i + 1) * size) for i in range(self.parts)]
+        with no_sync(self.network, enabled=number < self.config.train.accumulate - 1):
+            found = side_by_side(lambda part: self._pass(part, fresh), rows, self.parts)
+        outcomes, states, gradients = zip(*found, strict=True)
+        if self.parts > 1:
+            add_gradients(self.model, gradients)
+        for part, state in zip(rows, states, strict=True):
+            if self.config.train.segments > 1 and outcomes[0].solve is not None:
+                self.samples.store(part, state)
+        return Outcome.cat(outcomes)
+
+    def _pass(self, rows: slice, fresh: Tensor) -> tuple[Outcome, Any, Any]:
+        """What is left of some rows after their forward pass, its state, and their gradient.
+
+        The gradient of rows that are alone is where torch puts it, and None is returned; of rows
+        side by side it is returned, since a sum must not depend on who comes first.
+        """
+        assert self.samples is not None
+        assert self.parts is not None
+        samples, config, gradients = self.samples, self.config.train, None
+        loss, outcome, state = forward(
+            self.network,
+            samples.x[rows],
+            samples.target[rows],
+            config,
+            max_steps=self.max_steps,
+            parts=config.accumulate * self.parts,
+            start=samples.start(rows),
+            fresh=fresh[rows],
+            last=samples.age[rows] + 1 >= config.segments,
+        )
+        if self.parts == 1:
             loss.backward()
-        if config.segments > 1 and outcome.solve is not None:
-            samples.store(rows, state)
-        return outcome
+        else:
+            wanted = list(self.model.parameters())
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        return outcome, state, gradients
 
     def _update(self) -> None:
         """Take one optimiser step, or skip it and its samples if the gradient is not finite."""

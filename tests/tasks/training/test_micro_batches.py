@@ -98,6 +98,31 @@ def test_four_parts_train_as_the_whole(name: str, tmp_path: Path) -> None:
     whole, parts = (
         make(config.changed(accumulate=n), tmp_path / str(n), torch.float64) for n in (1, 4)
     )
+    check_equal(whole, parts)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", [slow(name, unless=name in ("sudoku", "lm")) for name in CASES])
+def test_two_parts_side_by_side_train_as_the_whole(name: str, tmp_path: Path) -> None:
+    whole, parts = (make(CASES[name], tmp_path / str(n), torch.float64) for n in (1, 2))
+    whole.parts = 1
+    check_equal(whole, parts)
+    draws = name in ("noisy start", "lengths of loops")
+    assert parts.parts == (1 if draws else 2)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("rows", "expected"), [(7, 1), (9, 1), (10, 2)])
+def test_parts_side_by_side_are_equal_and_not_small(
+    rows: int, expected: int, tmp_path: Path
+) -> None:
+    trainer = make(CASES["sudoku"].changed(batch_size=rows), tmp_path)
+    trainer.run()
+    assert trainer.parts == expected
+
+
+def check_equal(whole: Trainer, parts: Trainer) -> None:
+    """Run both; all figures and samples are the same."""
     expected, found = run(whole), run(parts)
     assert len(expected) == STEPS
     for row, other in zip(expected, found, strict=True):
