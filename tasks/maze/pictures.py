@@ -47,6 +47,7 @@ class MazePicture(GridPicture):
         axes.set_title(
             f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
             fontsize=9,
+            y=1.0,
         )
 
     def legend(self, frames: Sequence[Frame]) -> list[Patch]:

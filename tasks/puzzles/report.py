@@ -24,7 +24,6 @@ from tasks.reports.logger import print_table
 from tasks.reports.plots import Subplot, plot_breadth, plot_calibration, plot_steps
 
 CURVE_PUZZLES = 300
-FRAMES = 32
 # Of the picture of training.
 SUBPLOTS = (
     Subplot("loss (nats per cell)", {"loss": "training batch"}, log=True),
@@ -222,7 +221,7 @@ def draw_run(
     steps = folder / "steps.png"
     path = draw_steps(figures["curve"], steps, task.noun, figures["puzzles"], _solver(config))
     x, _ = task.encode([puzzle], config)
-    frames = list(trajectory(model, x[0], FRAMES))
+    frames = list(trajectory(model, x[0], config.solve.eval_max_steps))
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 

@@ -185,7 +185,7 @@ def draw_residuals(
     axes.plot(steps, residual, "o-", color=ORANGE)
     _log_scale(axes)
     if rtol is not None:
-        _draw_tolerance(axes, rtol)
+        draw_tolerance(axes, rtol)
     axes.set(xlabel="solver steps at most", ylabel="median relative residual")
     if 0 in steps:
         axes.set_xscale("symlog", base=2, linthresh=1)
@@ -285,7 +285,7 @@ def _shares(
     return [low for low, _ in ends]
 
 
-def _draw_tolerance(axes: "Axes", rtol: float) -> None:
+def draw_tolerance(axes: "Axes", rtol: float) -> None:
     """Draw the residual at which a solve has converged as a line."""
     axes.axhline(rtol, color="0.3", linestyle="--", linewidth=1)
     axes.annotate(
