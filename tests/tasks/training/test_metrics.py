@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from implicit import FixedPointLayer
 from solvers import Picard, Solution
+from tasks.distributed import Group
 from tasks.puzzles.experiment import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 from tasks.training import trainer as train
-from tasks.training.metrics import solve_metrics, step_metrics
+from tasks.training.metrics import loss_metrics, solve_metrics, step_metrics
 from tasks.training.trainer import Trainer
 
 PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
@@ -150,6 +151,33 @@ def test_figures_of_a_step() -> None:
         {"converged": 0.5, "residual": 0.2, "residual_90": 0.3, "solver_steps": 2.5}
     )
     assert step_metrics(None) == {}
+
+
+def test_losses_of_a_step() -> None:
+    """Of the rows in each segment alone, also where another row has no finite loss."""
+    rows = torch.tensor([1.0, 2.0, 4.0, math.nan])
+    first, last = torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([0, 1, 0, 0]).bool()
+    loss = torch.tensor(0.5)
+    found = loss_metrics(loss, rows, first, last, Group())
+    assert found == {"loss": 0.5, "first_segment_loss": 2.5, "last_segment_loss": 2.0}
+    found = loss_metrics(loss, rows, first, ~first & first, Group())
+    assert math.isnan(found["last_segment_loss"])
+    assert loss_metrics(loss, None, first, last, Group()) == {"loss": 0.5}
+
+
+class Two(Group):
+    """Two processes that have the same rows, but for these numbers of the other."""
+
+    def all_reduce(self, metrics: dict[str, float]) -> dict[str, float]:
+        other = {"first": 6.0, "num_first": 1.0}
+        return {name: (value + other.get(name, value)) / 2 for name, value in metrics.items()}
+
+
+def test_samples_of_all_processes_count_alike() -> None:
+    rows, first = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3).bool()
+    found = loss_metrics(torch.tensor(2.0), rows, first, first, Two())
+    assert found["first_segment_loss"] == pytest.approx((1 + 2 + 3 + 6) / 4)
+    assert found["last_segment_loss"] == pytest.approx(2.0)
 
 
 def make(folder: Path, **options: Any) -> Trainer:
