@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_scaling
+import report
 import torch
 from report import RESULTS
 from torch.utils.flop_counter import FlopCounterMode
@@ -204,6 +205,7 @@ def main() -> None:
         print(learning_puzzles(RESULTS / name))
     print(arithmetic(RESULTS / "sudoku/extreme"))
     print(internalisation(RESULTS / "lm/internalisation"))
+    report.dots("peers", result_of(RESULTS / "bench/peers"))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])
 
 
