@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from implicit import FixedPointLayer
 from solvers import Picard, Solution
@@ -216,3 +217,32 @@ def test_a_step_calls_the_map_no_more_often_than_its_solve(tmp_path: Path) -> No
     trainer.run()
     # Per step 2 free updates with the measuring call, and 2 recorded ones.
     assert len(calls) == 12 * 5
+
+
+def test_the_loss_of_first_and_last_segments_is_logged_apart(tmp_path: Path) -> None:
+    """In each step, another one of the four samples begins its solve, and another one ends it."""
+    trainer = make(tmp_path, segments=4)
+    expected: list[Tensor] = []
+    found: list[dict[str, float]] = []
+
+    def note(_: object, given: object, out: Any) -> None:
+        assert trainer.samples is not None
+        logits, target = out.logits.detach(), trainer.samples.target
+        expected.append(cross_entropy(logits.mT, target, reduction="none").mean(1))
+
+    trainer.model.register_forward_hook(note)
+    trainer._log = lambda metrics, _: found.append(metrics)  # type: ignore[method-assign]
+    trainer.run()
+    # All are new in the first step, and count as older.
+    assert found[0]["first_segment_loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+    for step in range(1, 12):
+        first, last = expected[step][-step % 4].item(), expected[step][(3 - step) % 4].item()
+        assert found[step]["first_segment_loss"] == pytest.approx(first, rel=1e-5)
+        assert found[step]["last_segment_loss"] == pytest.approx(last, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"segments": 1}, {"model": "transformer"}])
+def test_one_segment_has_no_first_and_last(tmp_path: Path, options: dict[str, Any]) -> None:
+    trainer = make(tmp_path, **options)
+    trainer.run()
+    assert not [name for name in trainer.history.rows[-1] if name.endswith("segment_loss")]

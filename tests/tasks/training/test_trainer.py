@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from parameters import slow
-from torch.nn.functional import cross_entropy
 
 from models import GridModel
 from tasks.checkpoints.checkpoint import Checkpoint
@@ -351,35 +350,6 @@ def test_each_step_has_samples_of_all_ages_also_after_one_is_skipped(tmp_path: P
         trainer.run()
     # A new sample in each step, but all four in the first and after the skipped one.
     assert [len(x) for x in task.given] == [4, 1, 1, 1, 4, 1, 1, 1]
-
-
-def test_the_loss_of_first_and_last_segments_is_logged_apart(tmp_path: Path) -> None:
-    """In each step, another one of the four samples begins its solve, and another one ends it."""
-    trainer = make(tmp_path, Recorder(), steps=6, segments=4)
-    expected: list[torch.Tensor] = []
-    found: list[dict[str, float]] = []
-
-    def note(_: object, given: object, out: Any) -> None:
-        assert trainer.samples is not None
-        logits, target = out.logits.detach(), trainer.samples.target
-        expected.append(cross_entropy(logits.mT, target, reduction="none").mean(1))
-
-    trainer.model.register_forward_hook(note)
-    trainer._log = lambda metrics, _: found.append(metrics)  # type: ignore[method-assign]
-    trainer.run()
-    # All are new in the first step, and count as older.
-    assert found[0]["first_segment_loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
-    for step in range(1, 6):
-        first, last = expected[step][-step % 4].item(), expected[step][(3 - step) % 4].item()
-        assert found[step]["first_segment_loss"] == pytest.approx(first, rel=1e-5)
-        assert found[step]["last_segment_loss"] == pytest.approx(last, rel=1e-5)
-
-
-@pytest.mark.parametrize("options", [{"segments": 1}, {"segments": 4, "model": "transformer"}])
-def test_one_segment_has_no_first_and_last(tmp_path: Path, options: dict[str, object]) -> None:
-    trainer = make(tmp_path, Recorder(), steps=2, **options)
-    trainer.run()
-    assert not [name for name in trainer.history.rows[-1] if name.endswith("segment_loss")]
 
 
 def test_a_gradient_that_stays_non_finite_ends_the_run(tmp_path: Path) -> None:
