@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_scaling
+import report
 import torch
 from report import RESULTS
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +29,7 @@ STEPS = {
 }  # fmt: skip
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
-LEARNING_PUZZLES = ("sudoku/extreme",)
+LEARNING_PUZZLES = ("sudoku/extreme", "sudoku/sixteen")
 # Attractors of one block that is solved: comparisons, and single runs.
 COMPARED = (
     "mixers", "compare-1-block-90-seconds", "compare-1-block-1500-steps",
@@ -50,10 +51,10 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
-def setting(result: dict[str, Any], name: str) -> Any:
+def setting(result: dict[str, Any], name: str, section: str = "solve") -> Any:
     """An option of a run; in older files all stand on one level."""
     config = result["config"]
-    return config.get("solve", config).get(name)
+    return config.get(section, config).get(name)
 
 
 def steps(folder: Path, noun: str) -> Path:
@@ -71,7 +72,8 @@ def learning(folder: Path) -> Path:
     The factor between the units is that of the whole held-out text, of which a validation in
     training reads the first part.
     """
-    measured = result_of(folder)["eval"]
+    result = result_of(folder)
+    measured, rtol = result["eval"], setting(result, "rtol")
     factor = measured["loss"] / measured["bits_per_byte"]
     rows = rows_of(folder)
     for row in rows:
@@ -79,7 +81,16 @@ def learning(folder: Path) -> Path:
             row["test_loss"] = factor * row["test_bits"]
     first, *others = SUBPLOTS
     curves = {**first.curves, "test_loss": f"held-out: bits per byte, times {factor:.2f}"}
-    return plot_learning(rows, folder / "learning.png", (Subplot(first.label, curves), *others))
+    subplots = Subplot(first.label, curves), *others
+    return plot_learning(rows, folder / "learning.png", subplots, rtol=rtol)
+
+
+def learning_puzzles(folder: Path) -> Path:
+    """Loss, accuracy and residuals in training."""
+    result = result_of(folder)
+    segments, rtol = setting(result, "segments", "train"), setting(result, "rtol")
+    rows, path = rows_of(folder), folder / "learning.png"
+    return plot_learning(rows, path, PUZZLE_CURVES, segments, rtol)
 
 
 def multiply_adds(model: Any) -> tuple[float, float]:
@@ -191,10 +202,10 @@ def main() -> None:
     for name in LEARNING:
         print(learning(RESULTS / name))
     for name in LEARNING_PUZZLES:
-        folder = RESULTS / name
-        print(plot_learning(rows_of(folder), folder / "learning.png", PUZZLE_CURVES))
-        print(arithmetic(folder))
+        print(learning_puzzles(RESULTS / name))
+    print(arithmetic(RESULTS / "sudoku/extreme"))
     print(internalisation(RESULTS / "lm/internalisation"))
+    report.dots("peers", result_of(RESULTS / "bench/peers"))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])
 
 

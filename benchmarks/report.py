@@ -16,24 +16,23 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from implicit.diagnostics.style import house_style
+from implicit.diagnostics.style import COLORS, house_style
 
 Row = dict[str, Any]
 # Heading of a column, and how to print a row in it.
 Columns = dict[str, Callable[[Row], str]]
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-# Panels beside each other.
-ACROSS = 3
-COLOURS = {
-    "ours": "#1b6ca8",
-    "torchdeq": "#d97706",
-    "scipy": "#9aa0a6",
-    "jaxopt": "#2e8b57",
-    "optimistix": "#8fbc8f",
-}
+# The colour and the marker of each library.
+LIBRARIES = dict(
+    zip(
+        ("ours", "torchdeq", "scipy", "jaxopt", "optimistix"), zip(COLORS, "os^Dv", strict=False),
+        strict=True,
+    )
+)  # fmt: skip
 
 
 def folder(name: str) -> Path:
@@ -95,32 +94,54 @@ def number(key: str, form: str) -> Callable[[Row], str]:
     return lambda row: "-" if row.get(key) is None else format(row[key], form)
 
 
+@house_style()
 def dots(name: str, content: dict[str, Any]) -> None:
-    """Time over that of our `anderson`, a panel per section; hollow: it did not converge."""
-    panels = {key: part for key, part in content.items() if part["rows"]}
-    tallest = max(len(part["rows"]) for part in panels.values())
-    lines = math.ceil(len(panels) / ACROSS)
-    figure, axes = plt.subplots(
-        lines, ACROSS, figsize=(4.8 * ACROSS, (0.2 * tallest + 1.2) * lines), squeeze=False
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, part in zip(axes.flat, panels.values(), strict=False):
-        rows = [row for row in part["rows"] if row["wall_ms"] is not None][::-1]
-        unit = next(row["wall_ms"] for row in rows if row["solver"] == "anderson")
-        axis.axvline(1.0, color="#c0c0c0", linewidth=1, zorder=0)
-        for height, row in enumerate(rows):
-            colour = COLOURS[row["library"]]
-            inside = colour if row["converged"] else "none"
-            axis.scatter(row["wall_ms"] / unit, height, s=22, facecolor=inside, edgecolor=colour)
-        axis.set_yticks(range(len(rows)), [row["solver"] for row in rows])
+    """Time over that of our `anderson`: a panel per section, and a line per solver across all."""
+    panels = [part for part in content.values() if part["rows"]]
+    solvers = list(dict.fromkeys(row["solver"] for part in panels for row in part["rows"]))
+    height = {solver: -place for place, solver in enumerate(solvers)}
+    size = (1.7 + 1.75 * len(panels), 0.19 * len(solvers) + 1.9)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, part in zip(axes.flat, panels, strict=True):
+        unit = next(row["wall_ms"] for row in part["rows"] if row["solver"] == "anderson")
+        axis.axvline(1.0, color="0.5", linewidth=1, zorder=1)
+        for row in part["rows"]:
+            colour, marker = LIBRARIES[row["library"]]
+            at = height[row["solver"]]
+            if row["wall_ms"] is None:
+                right = axis.get_yaxis_transform()
+                axis.plot(0.96, at, "x", color=colour, transform=right, markersize=6)
+                continue
+            inside = colour if row["converged"] else "white"
+            axis.plot(
+                row["wall_ms"] / unit, at, marker, markerfacecolor=inside, markeredgecolor=colour
+            )
         axis.set_xscale("log")
-        axis.set_xlabel("time / that of our anderson; hollow: did not converge", fontsize=8)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(True, axis="x", which="major", alpha=0.3)
-        axis.set_title(textwrap.fill(part["title"], 48), fontsize=8)
-        axis.tick_params(labelsize=7)
-    _finish(figure, name)
+        problem, *numbers = part["title"].rsplit(", ", 2)
+        axis.set_title(
+            f"{textwrap.fill(problem, 24, break_on_hyphens=False)}\n{', '.join(numbers)}",
+            fontsize=8.5,
+        )
+        axis.tick_params(labelsize=8.5)
+    axes[0, 0].set_yticks(list(height.values()), list(height))
+    axes[0, 0].set_ylim(-len(solvers) + 0.4, 0.6)
+    axes[0, len(panels) // 2].set_xlabel("time / that of our anderson")
+    met = {row["library"] for part in panels for row in part["rows"]}
+    shapes = [(library, *look, look[0]) for library, look in LIBRARIES.items() if library in met]
+    shapes += [
+        ("hollow: did not converge", "0.3", "o", "white"),
+        ("no answer in time", "0.3", "x", ""),
+    ]
+    handles = [
+        Line2D([], [], linestyle="", color=colour, marker=marker, markerfacecolor=inside or colour,
+               label=label)
+        for label, colour, marker, inside in shapes
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.savefig(folder(name) / "picture.png")
+    plt.close(figure)
 
 
 @house_style()
@@ -176,9 +197,3 @@ def _name_ends(axis: Any, ends: dict[str, tuple[float, str]], right: float) -> N
                 "shrinkA": 1, "shrinkB": 2,
             },
         )  # fmt: skip
-
-
-def _finish(figure: Any, name: str) -> None:
-    figure.tight_layout()
-    figure.savefig(folder(name) / "picture.png", dpi=130)
-    plt.close(figure)

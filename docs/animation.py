@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import tasks.sudoku
 from tasks import shipped
 from tasks.puzzles.evaluate import trajectory
-from tasks.puzzles.pictures import drawn, share_palette
-from tasks.reports.plots import BLUE, ORANGE, new_figure
+from tasks.puzzles.pictures import image_of, share_palette
+from tasks.reports.plots import BLUE, ORANGE, draw_tolerance, new_figure
 
 OUT = Path(__file__).with_name("solve.gif")
 # Of the puzzles that come with the model; and updates of each, at most.
@@ -51,7 +51,7 @@ def main() -> None:
             curves.semilogy([frame[0] for frame in frames], values, color=color, linewidth=width)
             if length[i] <= step:
                 curves.plot(frames[-1][0], values[-1], "o", color=color, markersize=3 + width)
-        curves.axhline(rtol, color="0.3", linewidth=0.8, linestyle="--")
+        draw_tolerance(curves, rtol)
         curves.set(xlim=(0, BUDGET), ylim=(rtol / 4, 3), xlabel="solver step")
         curves.grid(True, color="0.92")
         curves.spines[["top", "right"]].set_visible(False)
@@ -59,7 +59,8 @@ def main() -> None:
         curves.set_title(
             f"relative residual of each puzzle\n{done} of {PUZZLES} converged", fontsize=9
         )
-        images.append(drawn(canvas))
+        canvas.draw()
+        images.append(image_of(canvas))
     first, *others = share_palette(images)
     durations = [FRAME_MS] * len(others) + [HOLD_MS]
     first.save(OUT, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

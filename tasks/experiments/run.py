@@ -138,7 +138,9 @@ def run(
     print("Evaluating ...", flush=True)
     try:
         model = experiment.model(config, trainer.path)
-        plot_learning(trainer.history.rows, folder / "learning.png", experiment.subplots)
+        rows, rtol = trainer.history.rows, getattr(config.solve, "rtol", None)
+        picture = folder / "learning.png"
+        plot_learning(rows, picture, experiment.subplots, config.train.segments, rtol)
         figures = experiment.evaluate(model, held_out, config, folder)
         result |= {
             "eval": figures,

@@ -121,7 +121,8 @@ def draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     plot_budgets(found["by_budget"], folder / "budgets.png")
-    plot_learning(Checkpoint.load(path).value("history"), folder / "training.png", SUBPLOTS)
+    history, picture = Checkpoint.load(path).value("history"), folder / "training.png"
+    plot_learning(history, picture, SUBPLOTS, rtol=config.solve.rtol)
     moves, token = solve_trace(model, corpus, config)
     plot_trajectory(moves, folder / "trajectory.png", token)
 

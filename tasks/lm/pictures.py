@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from implicit.diagnostics.style import BLUE, COLORS, house_style
-from tasks.reports.plots import Subplot, draw_residuals, new_figure, save_png
+from tasks.reports.plots import HELD_OUT_RESIDUAL, Subplot, draw_residuals, new_figure, save_png
 
 # Of the picture of training. Both losses are in one unit, so that over-fitting can be seen.
 SUBPLOTS = (
@@ -16,6 +16,7 @@ SUBPLOTS = (
     Subplot(
         "distance of the proposal\n|y0 \N{MINUS SIGN} y*| / |y*|", {"test_distance": "held-out"}
     ),
+    HELD_OUT_RESIDUAL,
 )
 # Below so many percent, the axis of the extra loss is linear: rounding is not worth a decade.
 NEGLIGIBLE = 0.01

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch, Rectangle
 
+from implicit.diagnostics.style import BLUE, GREEN, ORANGE
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL
 from tasks.puzzles.pictures import RED, Frame, GridPicture, caption, draw_sheet
-from tasks.reports.plots import BLUE, GREEN, ORANGE
 
 # Two more of Okabe and Ito's colours.
 PURPLE, YELLOW = "#CC79A7", "#F0E442"
@@ -47,6 +47,7 @@ class MazePicture(GridPicture):
         axes.set_title(
             f"{caption(frame)}\n{num_right} of {len(path)} path cells, {num_extra} elsewhere",
             fontsize=9,
+            y=1.0,
         )
 
     def legend(self, frames: Sequence[Frame]) -> list[Patch]:

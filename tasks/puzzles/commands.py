@@ -275,7 +275,8 @@ class Commands(CommandLine):
             print(f"{sum(valid)} of {len(valid)} answers: {self.task.verdict}.")
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
-            frames = list(trajectory(model, x[-1], 32))
+            assert steps is not None
+            frames = list(trajectory(model, x[-1], steps))
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         if options.json is not None:

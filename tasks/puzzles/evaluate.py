@@ -27,6 +27,8 @@ Choice = Literal["residual", "vote", "valid"]
 PERTURBATION = 0.5
 # Puzzles that are restarted: what holds for so many needs no second solve of a whole set.
 RESTARTED = 300
+# Updates after which a picture of a solve ends, at the latest.
+FOLLOWED = 128
 # Puzzles of a solve: the more, the longer those that are left make a batch worth its cost.
 BATCH = 256
 
@@ -245,7 +247,8 @@ def trajectory(
 ) -> Iterator[tuple[int, float, Tensor]]:
     """Follow the solve of one grid: (number, relative residual, probabilities) of each evaluation.
 
-    Number 0 is the start. A solve that converges ends early.
+    Number 0 is the start. A solve that converges ends early, and any other after `steps` updates
+    or after `FOLLOWED`.
     """
     points: list[tuple[State, State]] = []
     device = next(model.parameters()).device
@@ -253,7 +256,7 @@ def trajectory(
         lambda _, given, value: points.append((given[0], value))
     )
     try:
-        model(x[None].to(device), max_steps=steps)
+        model(x[None].to(device), max_steps=min(steps, FOLLOWED))
     finally:
         watch.remove()
     for number, (y, fy) in enumerate(points):

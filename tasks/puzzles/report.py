@@ -21,13 +21,26 @@ from tasks.puzzles.search import (
 )
 from tasks.puzzles.task import GridTask
 from tasks.reports.logger import print_table
-from tasks.reports.plots import Subplot, plot_breadth, plot_calibration, plot_steps
+from tasks.reports.plots import (
+    HELD_OUT_RESIDUAL,
+    Subplot,
+    plot_breadth,
+    plot_calibration,
+    plot_steps,
+)
 
 CURVE_PUZZLES = 300
-FRAMES = 32
 # Of the picture of training.
 SUBPLOTS = (
-    Subplot("loss (nats per cell)", {"loss": "training batch"}, log=True),
+    Subplot(
+        "loss (nats per cell)",
+        {
+            "loss": "training batch",
+            "first_segment_loss": "of it, first segment of a solve",
+            "last_segment_loss": "of it, last segment",
+        },
+        log=True,
+    ),
     Subplot(
         "accuracy (%)",
         {
@@ -40,6 +53,7 @@ SUBPLOTS = (
     Subplot(
         "median residual\nrms of f(y) \N{MINUS SIGN} y", {"residual": "training batch"}, log=True
     ),
+    HELD_OUT_RESIDUAL,
 )
 
 
@@ -222,7 +236,7 @@ def draw_run(
     steps = folder / "steps.png"
     path = draw_steps(figures["curve"], steps, task.noun, figures["puzzles"], _solver(config))
     x, _ = task.encode([puzzle], config)
-    frames = list(trajectory(model, x[0], FRAMES))
+    frames = list(trajectory(model, x[0], config.solve.eval_max_steps))
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 

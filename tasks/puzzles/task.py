@@ -270,7 +270,7 @@ class GridTask(ABC, Generic[C]):
         picture = self.picture(x, [c + self.first_symbol for c in classes])
         return [
             draw_sheet(frames, picture, folder / "convergence.png"),
-            animate(frames, picture, folder / "convergence.gif"),
+            animate(frames, picture, folder / "convergence.gif", config.solve.rtol),
         ]
 
     def load(self, config: C) -> tuple[list[Puzzle], list[Puzzle]]:

@@ -1,13 +1,14 @@
 """How plots look and are written, and curves of training and of solver steps; no task is known."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from implicit.diagnostics.style import BLUE, DPI, GREEN, ORANGE, house_style
+from implicit.diagnostics.style import BLUE, COLORS, DPI, ORANGE, house_style
 from tasks.folders import draft
 from tasks.output import wilson
 
@@ -60,30 +61,49 @@ class Subplot:
     Attributes:
         label: Of its vertical axis.
         curves: Key of a row of the log to the curve's name; keys test_* are marked, held out. A
-            curve without rows is left out.
+            curve without rows is left out, and so is a subplot without curves.
         percent: The values are shares in [0, 1], drawn in %.
         log: On a logarithmic axis, where a value is above 0.
+        relative: The values are relative residuals, to be compared with the tolerance.
     """
 
     label: str
     curves: Mapping[str, str]
     percent: bool = False
     log: bool = False
+    relative: bool = False
+
+
+# For any task whose validations solve.
+HELD_OUT_RESIDUAL = Subplot(
+    "relative residual,\nheld-out",
+    {"test_residual": "median", "test_residual_90": "90th percentile"},
+    log=True,
+    relative=True,
+)
 
 
 @house_style()
 def plot_learning(
-    history: Sequence[dict[str, float]], path: Path, subplots: Sequence[Subplot]
+    history: Sequence[dict[str, float]],
+    path: Path,
+    subplots: Sequence[Subplot],
+    segments: int = 1,
+    rtol: float | None = None,
 ) -> Path:
     """Metrics of training against time, in subplots one below the other.
 
-    A long curve is drawn as its running median, with the rows themselves faint behind it.
+    A long curve is drawn as its running mean, geometric on a logarithmic axis, with the rows
+    themselves faint behind it. Metrics of a row depend on the segments in which its samples are, so
+    that the mean is one over whole rounds of these.
 
     Args:
         history: Rows with `minutes` and any of the subplots' keys. A curve connects the
-            rows that have its key; a subplot without any rows says so.
+            rows that have its key with a finite value.
         path: The PNG, in a folder that exists.
         subplots: What to draw.
+        segments: Segments of a sample in training.
+        rtol: Where a solve has converged, drawn as a line.
 
     Returns:
         `path`.
@@ -91,23 +111,21 @@ def plot_learning(
     Raises:
         OSError: The file cannot be written.
     """
-    figure = new_figure(7, 2.5 * len(subplots))
-    every: Any = figure.subplots(len(subplots), 1, sharex=True, squeeze=False)
+    shown = [subplot for subplot in subplots if any(_rows(history, key) for key in subplot.curves)]
+    shown = shown or [*subplots[:1]]
+    figure = new_figure(7, 2.5 * len(shown))
+    every: Any = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
     # A run of seconds has no use for minutes with three decimals.
     seconds = max((row["minutes"] for row in history), default=1.0) < 2
-    for axes, subplot in zip(every[:, 0], subplots, strict=True):
-        for (key, name), color in zip(subplot.curves.items(), (BLUE, ORANGE, GREEN), strict=False):
-            rows = [row for row in history if key in row]
-            if not rows:
-                continue
-            # One point makes no line: it needs a marker to be seen.
-            marker = "o" if key.startswith("test_") or len(rows) == 1 else ""
-            values = [row[key] * (100 if subplot.percent else 1) for row in rows]
-            times = [row["minutes"] * (60 if seconds else 1) for row in rows]
-            if not marker and len(rows) >= SMOOTHED_FROM:
-                axes.plot(times, values, color=color, alpha=0.2, linewidth=0.5)
-                values = _running_median(values, round(SMOOTHED_PART * len(rows)))
-            axes.plot(times, values, color=color, label=name, marker=marker)
+    for axes, subplot in zip(every[:, 0], shown, strict=True):
+        for (key, name), color in zip(subplot.curves.items(), COLORS, strict=False):
+            if rows := _rows(history, key):
+                times = [row["minutes"] * (60 if seconds else 1) for row in rows]
+                values = [row[key] * (100 if subplot.percent else 1) for row in rows]
+                marked = key.startswith("test_")
+                _draw_curve(
+                    axes, times, values, 0 if marked else segments, subplot.log, color, name
+                )
         axes.set_ylabel(subplot.label)
         if subplot.percent:
             axes.set_ylim(-3, 103)
@@ -119,18 +137,47 @@ def plot_learning(
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color="0.5")
             axes.set_yticks([], minor=False)
             axes.set_yticks([], minor=True)
-        else:
-            axes.legend()
+            continue
+        axes.legend()
+        if subplot.relative and rtol:
+            draw_tolerance(axes, rtol)
     every[-1, 0].set_xlabel(f"training time ({'seconds' if seconds else 'minutes'})")
     figure.align_ylabels()
     return save_png(figure, path)
 
 
-def _running_median(values: Sequence[float], width: int) -> list[float]:
-    """The median of up to `width` values around each one: fewer at either end."""
-    half = width // 2
-    spans = ((max(0, i - half), i + half + 1) for i in range(len(values)))
-    return [float(np.median(values[start:stop])) for start, stop in spans]
+def _rows(history: Sequence[dict[str, float]], key: str) -> list[dict[str, float]]:
+    """The rows that have a finite value."""
+    return [row for row in history if math.isfinite(row.get(key, math.nan))]
+
+
+def _draw_curve(
+    axes: "Axes",
+    times: Sequence[float],
+    values: Sequence[float],
+    segments: int,
+    log: bool,
+    color: str,
+    name: str,
+) -> None:
+    """Draw one curve of training; `segments` is 0 for one of validations, which is never smooth."""
+    marker = "" if segments and len(values) > 1 else "o"  # one point makes no line
+    if segments and len(values) >= SMOOTHED_FROM:
+        axes.plot(times, values, color=color, alpha=0.2, linewidth=0.5)
+        width = segments * math.ceil(SMOOTHED_PART * len(values) / segments)
+        values, times = running_mean(values, width, geometric=log), running_mean(times, width)
+    axes.plot(times, values, color=color, label=name, marker=marker)
+
+
+def running_mean(values: Sequence[float], width: int, geometric: bool = False) -> list[float]:
+    """The means of all `width` values in a row, or the mean of all values if they are fewer.
+
+    A geometric mean is that of values above 0; with any other value the mean is arithmetic.
+    """
+    if geometric and min(values) > 0:
+        return [math.exp(mean) for mean in running_mean([math.log(v) for v in values], width)]
+    width = min(width, len(values))
+    return np.convolve(values, np.full(width, 1 / width), mode="valid").tolist()
 
 
 def _widen(axes: "Axes") -> None:
@@ -185,7 +232,7 @@ def draw_residuals(
     axes.plot(steps, residual, "o-", color=ORANGE)
     _log_scale(axes)
     if rtol is not None:
-        _draw_tolerance(axes, rtol)
+        draw_tolerance(axes, rtol)
     axes.set(xlabel="solver steps at most", ylabel="median relative residual")
     if 0 in steps:
         axes.set_xscale("symlog", base=2, linthresh=1)
@@ -285,7 +332,7 @@ def _shares(
     return [low for low, _ in ends]
 
 
-def _draw_tolerance(axes: "Axes", rtol: float) -> None:
+def draw_tolerance(axes: "Axes", rtol: float) -> None:
     """Draw the residual at which a solve has converged as a line."""
     axes.axhline(rtol, color="0.3", linestyle="--", linewidth=1)
     axes.annotate(

@@ -6,7 +6,6 @@ A method imports what only training, files or pictures need when it is called.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 # The share of the budget after which training puzzles are no longer made easier.
 CURRICULUM = 0.5
+# Of a cell, in a picture: more of them would be too small to be read.
+MOST_CANDIDATES = 9
 
 
 class SudokuTask(GridTask[SudokuConfig]):
@@ -164,10 +165,11 @@ class SudokuTask(GridTask[SudokuConfig]):
         return format_grid([c + 1 for c in classes], given=list(x))
 
     def picture(self, x: Sequence[int], answer: Sequence[int]) -> GridPicture:
-        """See `GridTask`: here, with lines around boxes."""
+        """See `GridTask`: here, with lines around boxes, and candidates that are large enough."""
+        from tasks.puzzles.pictures import GridPicture
+        from tasks.sudoku.pictures import SudokuPicture
+
         board = Board.for_length(len(x))
-        return replace(
-            super().picture(x, answer),
-            characters=SYMBOLS[: board.side + 1],
-            box=(board.box_rows, board.box_cols),
-        )
+        kind = SudokuPicture if board.side <= MOST_CANDIDATES else GridPicture
+        characters, box = SYMBOLS[: board.side + 1], (board.box_rows, board.box_cols)
+        return kind(board.side, x, answer, characters, self.first_symbol, box)

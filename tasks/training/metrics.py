@@ -6,6 +6,7 @@ here draws from the global random generators. `monitor` judges these metrics.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from solvers.norms import rms
 from solvers.torch_internals import has_compiled_part, pytree
 from solvers.types import State
 from tasks.device import kept_random_state
+from tasks.distributed import Group
 
 # Samples whose spectral radius a validation measures, and products with the Jacobian for each.
 SAMPLES, PRODUCTS = 4, 24
@@ -40,6 +42,37 @@ def step_metrics(solve: Evidence | Solution | None) -> dict[str, float]:
     if solve is None:
         return {}
     return _solve_summary(solve.converged, solve.residual, solve.num_steps)
+
+
+def loss_metrics(
+    loss: Tensor, row_loss: Tensor | None, first: Tensor, last: Tensor, group: Group
+) -> dict[str, float]:
+    """The loss of a training step, and of the samples in their first and in their last segment.
+
+    Args:
+        loss: Of the whole batch, a scalar.
+        row_loss: Mean cross-entropy of each row, shape (rows,); None with one segment a sample.
+        first: Rows whose first segment this is, shape (rows,).
+        last: Rows whose last segment this is, of the same shape.
+        group: The processes, whose rows count alike.
+
+    Returns:
+        `loss`; with `row_loss` also `first_segment_loss` and `last_segment_loss`, which are NaN
+        where no row is in such a segment.
+    """
+    if row_loss is None:
+        return {"loss": loss.item()}
+    rows = torch.stack((first, last))
+    sums = [loss[None], torch.where(rows, row_loss, 0).sum(1), rows.sum(1)]
+    # One read: on an accelerator, each waits for the device.
+    mine, *parts = torch.cat(sums).tolist()
+    names = ("first", "last", "num_first", "num_last")
+    total = group.all_reduce(dict(zip(names, parts, strict=True)))
+    found = {"loss": mine}
+    for name in names[:2]:
+        number = total[f"num_{name}"]
+        found[f"{name}_segment_loss"] = total[name] / number if number else math.nan
+    return found
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ the whole batch; where a pass draws more than once ("eqr"), and on a GPU, they d
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from tasks.training.metrics import Evidence
 HALT_WEIGHT = 0.5
 
 
-def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
+def answer_loss(
+    logits: Tensor, target: Tensor, kind: str, reduction: Literal["mean", "none"] = "mean"
+) -> Tensor:
     """Mean cross-entropy over cells.
 
     Args:
@@ -33,6 +35,7 @@ def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
         target: Classes, shape (batch, cells).
         kind: "softmax", or "stablemax": s(x) = x + 1 for x >= 0 and 1 / (1 - x) below replaces
             exp(x), in float64, so that a right answer cannot be made surer for ever.
+        reduction: "mean" over all cells, a scalar; with "none" shape (batch * cells,).
 
     References:
         L. Prieto et al., Grokking at the Edge of Numerical Stability, arXiv:2501.04697, sec. 4
@@ -40,10 +43,11 @@ def answer_loss(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     """
     flat, classes = _precise(logits.flatten(0, 1)), target.flatten()
     if kind == "softmax":
-        return F.cross_entropy(flat, classes)
+        return F.cross_entropy(flat, classes, reduction=reduction)
     x = flat.double()
     weight = torch.where(x >= 0, x.clamp(min=0) + 1, 1 / (1 - x.clamp(max=0)))
-    return F.nll_loss((weight / weight.sum(-1, keepdim=True)).log(), classes).to(flat)
+    log_shares = (weight / weight.sum(-1, keepdim=True)).log()
+    return F.nll_loss(log_shares, classes, reduction=reduction).to(flat)
 
 
 def halt_loss(halt: Tensor, right: Tensor) -> Tensor:
@@ -95,12 +99,14 @@ class Outcome:
         right: Which classes are right, of the shape of the targets.
         halted: Which rows the halting head would end, shape (rows,); None without one.
         solve: How the solve went; None without one.
+        row_loss: Mean cross-entropy of each row, shape (rows,); None with one segment a sample.
     """
 
     loss: Tensor
     right: Tensor
     halted: Tensor | None
     solve: Evidence | None
+    row_loss: Tensor | None = None
 
     @classmethod
     def cat(cls, parts: Sequence["Outcome"]) -> "Outcome":
@@ -115,6 +121,7 @@ class Outcome:
             right=rows([part.right for part in parts]),
             halted=rows([part.halted for part in parts]),
             solve=Evidence(*map(torch.cat, zip(*solves, strict=True))) if solves else None,
+            row_loss=rows([part.row_loss for part in parts]),
         )
 
     @property
@@ -141,7 +148,7 @@ def forward(
         network: See `Trainer`, as for `max_steps`.
         x: Inputs, shape (rows, ...).
         target: Classes, shape (rows, ...).
-        config: Says how to compute: `autocast` and `loss`.
+        config: Says how to compute: `autocast`, `loss`, `segments`.
         max_steps: Solver updates.
         parts: N.
         start: Where the solve starts.
@@ -154,6 +161,9 @@ def forward(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.autocast):
         out = network(x, start=start, fresh=fresh, max_steps=max_steps)
     loss, outcome = loss_of(out, target, config.loss, parts, last)
+    if config.segments > 1 and outcome.solve is not None:
+        cells = answer_loss(out.logits.detach(), target, config.loss, reduction="none")
+        outcome = dataclasses.replace(outcome, row_loss=cells.view(len(x), -1).mean(1))
     # The logits are large, and no longer needed: they end here.
     return loss, outcome, pytree.tree_map(torch.detach, out.state)
 

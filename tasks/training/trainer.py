@@ -37,7 +37,7 @@ from tasks.reports.logger import Reporter
 from tasks.threads import count_parts, side_by_side
 from tasks.training.data_files import fingerprints, refuse_changed
 from tasks.training.history import History
-from tasks.training.metrics import solve_metrics, step_metrics
+from tasks.training.metrics import loss_metrics, solve_metrics, step_metrics
 from tasks.training.micro_batches import Outcome, add_gradients, forward, micro_batch
 from tasks.training.monitor import ConvergenceMonitor
 from tasks.training.normuon import NorMuon
@@ -258,8 +258,8 @@ class Trainer:
         if found.solve is None:  # there is no state from which a next segment could start
             done[:] = True
         samples.age[done] = 0
-        metrics = self.task.metrics(found.right)
-        return {"loss": found.loss.item(), **metrics, **step_metrics(found.solve)}
+        losses = loss_metrics(found.loss, found.row_loss, fresh, done, self.group)
+        return {**losses, **self.task.metrics(found.right), **step_metrics(found.solve)}
 
     def _left(self, halted: Tensor, age: Tensor) -> Tensor:
         """Which samples leave of those that the halting head would end; see `least_segments`."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
+from implicit.diagnostics.style import BLUE, GREEN
 from tasks.maze.maze import FREE, GOAL, PATH, START, SYMBOLS, WALL, label, shortest_path
 from tasks.maze.pictures import (
     GROUND,
@@ -20,7 +21,6 @@ from tasks.maze.pictures import (
     draw_maze,
 )
 from tasks.puzzles.pictures import HOLD_MS, RED, Frame, animate, draw_sheet
-from tasks.reports.plots import BLUE, GREEN
 
 QUESTION = [START, *[FREE] * 4, WALL, WALL, FREE, FREE, WALL, WALL, *[FREE] * 4, GOAL]
 ANSWER = label(QUESTION)
@@ -46,7 +46,7 @@ def colors_of(found: list[int], confidence: float = 1.0) -> list[str]:
     axes = Figure().subplots()
     _draw_cells(axes, QUESTION, found, [confidence] * len(found), ANSWER, letter_size=9)
     pixels = np.asarray(axes.images[0].get_array()).reshape(-1, 3)
-    return [to_hex(pixel) for pixel in pixels]
+    return [to_hex(tuple(pixel)) for pixel in pixels]
 
 
 def test_each_cell_tells_what_it_is() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -139,17 +140,51 @@ def test_failed_write_keeps_the_old_file(error: BaseException, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_long_curves_are_smoothed_and_short_ones_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is drawn, instead of files."""
     drawn: list[Any] = []
     monkeypatch.setattr("tasks.reports.plots.save_png", lambda figure, path: drawn.append(figure))
-    loss = [Subplot("loss", {"loss": "training batch"})]
-    for count in (70, 100):
-        # A single row that is far off moves no median.
-        rows = [{"minutes": i / 10, "loss": 1.0 + 99.0 * (i == 50)} for i in range(count)]
-        plot_learning(rows, tmp_path / "learning.png", loss)
-    short, (raw, smooth) = (figure.axes[0].lines for figure in drawn)
-    assert [max(line.get_ydata()) for line in short] == [100.0]
-    assert (max(raw.get_ydata()), max(smooth.get_ydata())) == (100.0, 1.0)
-    assert raw.get_alpha() < 0.5
+    return drawn
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_long_curves_are_smoothed_over_whole_rounds_of_segments(
+    log: bool, figures: list[Any]
+) -> None:
+    """A loss that only depends on the segment is flat, whatever the number of rows."""
+    loss = [Subplot("loss", {"loss": "training batch"}, log=log)]
+    for count in (70, 100, 500):
+        rows = [{"minutes": i / 10, "loss": 0.5 + i % 8} for i in range(count)]
+        plot_learning(rows, Path("learning.png"), loss, segments=8)
+    short, *long = (figure.axes[0].lines for figure in figures)
+    assert [max(line.get_ydata()) for line in short] == [7.5]
+    level = np.exp(np.log(np.arange(8) + 0.5).mean()) if log else 4.0
+    for raw, smooth in long:
+        assert max(raw.get_ydata()) == 7.5
+        assert raw.get_alpha() < 0.5
+        assert smooth.get_ydata() == pytest.approx(level)
+        # As far from either end as half of a window.
+        start, end = (line.get_xdata()[[0, -1]] for line in (raw, smooth))
+        assert end[0] - start[0] == pytest.approx(start[1] - end[1])
+
+
+def test_segments_and_held_out_residuals_are_drawn_where_the_log_has_them(
+    figures: list[Any],
+) -> None:
+    new = {"first_segment_loss": 2.0, "last_segment_loss": 0.1}
+    looked = {"test_residual": 1e-4, "test_residual_90": 1e-2}
+    rows = [{"minutes": i, **FULL, **new, **looked} for i in range(4)]
+    rows[0]["last_segment_loss"] = NAN
+    for history in (rows, [{"minutes": 1, **FULL}]):
+        plot_learning(history, Path("learning.png"), SUBPLOTS, segments=8, rtol=1e-5)
+    (loss, *_, residual), older = (figure.axes for figure in figures)
+    curves = {line.get_label(): len(line.get_ydata()) for line in loss.lines}
+    assert list(curves.values()) == [4, 4, 3]
+    *measured, tolerance = residual.lines
+    assert [line.get_ydata()[0] for line in measured] == [1e-4, 1e-2]
+    assert tolerance.get_ydata()[0] == 1e-5
+    assert residual.get_yscale() == "log"
+    # An older log has neither, and no empty subplot.
+    assert len(older) == 3
+    assert [len(axes.lines) for axes in older] == [1, 2, 1]

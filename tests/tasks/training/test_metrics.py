@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from implicit import FixedPointLayer
 from solvers import Picard, Solution
+from tasks.distributed import Group
 from tasks.puzzles.experiment import Batches
 from tasks.sudoku.board import Board
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.generate import generate
 from tasks.sudoku.task import SudokuTask
 from tasks.training import trainer as train
-from tasks.training.metrics import solve_metrics, step_metrics
+from tasks.training.metrics import loss_metrics, solve_metrics, step_metrics
 from tasks.training.trainer import Trainer
 
 PUZZLES = generate(16, Board.of(4), clues=(6, 8), seed=3)
@@ -152,6 +154,33 @@ def test_figures_of_a_step() -> None:
     assert step_metrics(None) == {}
 
 
+def test_losses_of_a_step() -> None:
+    """Of the rows in each segment alone, also where another row has no finite loss."""
+    rows = torch.tensor([1.0, 2.0, 4.0, math.nan])
+    first, last = torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([0, 1, 0, 0]).bool()
+    loss = torch.tensor(0.5)
+    found = loss_metrics(loss, rows, first, last, Group())
+    assert found == {"loss": 0.5, "first_segment_loss": 2.5, "last_segment_loss": 2.0}
+    found = loss_metrics(loss, rows, first, ~first & first, Group())
+    assert math.isnan(found["last_segment_loss"])
+    assert loss_metrics(loss, None, first, last, Group()) == {"loss": 0.5}
+
+
+class Two(Group):
+    """Two processes that have the same rows, but for these numbers of the other."""
+
+    def all_reduce(self, metrics: dict[str, float]) -> dict[str, float]:
+        other = {"first": 6.0, "num_first": 1.0}
+        return {name: (value + other.get(name, value)) / 2 for name, value in metrics.items()}
+
+
+def test_samples_of_all_processes_count_alike() -> None:
+    rows, first = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3).bool()
+    found = loss_metrics(torch.tensor(2.0), rows, first, first, Two())
+    assert found["first_segment_loss"] == pytest.approx((1 + 2 + 3 + 6) / 4)
+    assert found["last_segment_loss"] == pytest.approx(2.0)
+
+
 def make(folder: Path, **options: Any) -> Trainer:
     folder.mkdir(exist_ok=True)
     config = SudokuConfig.of(
@@ -188,3 +217,32 @@ def test_a_step_calls_the_map_no_more_often_than_its_solve(tmp_path: Path) -> No
     trainer.run()
     # Per step 2 free updates with the measuring call, and 2 recorded ones.
     assert len(calls) == 12 * 5
+
+
+def test_the_loss_of_first_and_last_segments_is_logged_apart(tmp_path: Path) -> None:
+    """In each step, another one of the four samples begins its solve, and another one ends it."""
+    trainer = make(tmp_path, segments=4)
+    expected: list[Tensor] = []
+    found: list[dict[str, float]] = []
+
+    def note(_: object, given: object, out: Any) -> None:
+        assert trainer.samples is not None
+        logits, target = out.logits.detach(), trainer.samples.target
+        expected.append(cross_entropy(logits.mT, target, reduction="none").mean(1))
+
+    trainer.model.register_forward_hook(note)
+    trainer._log = lambda metrics, _: found.append(metrics)  # type: ignore[method-assign]
+    trainer.run()
+    # All are new in the first step, and count as older.
+    assert found[0]["first_segment_loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+    for step in range(1, 12):
+        first, last = expected[step][-step % 4].item(), expected[step][(3 - step) % 4].item()
+        assert found[step]["first_segment_loss"] == pytest.approx(first, rel=1e-5)
+        assert found[step]["last_segment_loss"] == pytest.approx(last, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"segments": 1}, {"model": "transformer"}])
+def test_one_segment_has_no_first_and_last(tmp_path: Path, options: dict[str, Any]) -> None:
+    trainer = make(tmp_path, **options)
+    trainer.run()
+    assert not [name for name in trainer.history.rows[-1] if name.endswith("segment_loss")]

@@ -1,0 +1,34 @@
+"""The picture of `make bench`, from the figures that are committed: nothing is measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report
+from matplotlib.legend import Legend
+
+
+def test_the_peers_fill_every_panel_and_have_a_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads((report.RESULTS / "bench/peers/result.json").read_text())
+    figures: list[Any] = []
+    monkeypatch.setenv("BENCH_RESULTS", str(tmp_path))
+    monkeypatch.setattr(report.plt, "close", figures.append)
+    report.dots("peers", content)
+    monkeypatch.undo()
+    (figure,) = figures
+    report.plt.close(figure)
+    assert (tmp_path / "peers/picture.png").stat().st_size > 0
+    assert len(figure.axes) == len(content)
+    for axes, part in zip(figure.axes, content.values(), strict=True):
+        # A vertical line at 1, and a mark for each solver, with an answer or without.
+        assert len(axes.lines) == 1 + len(part["rows"])
+        hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+        failed = [r for r in part["rows"] if r["wall_ms"] is not None and not r["converged"]]
+        assert len(hollow) == len(failed)
+    (legend,) = figure.findobj(Legend)
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named[:5] == ["ours", "torchdeq", "scipy", "jaxopt", "optimistix"]
+    assert len(named) == 7
