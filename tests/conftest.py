@@ -49,11 +49,13 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    """Torch has two threads, so that a batch on a CPU is computed in two parts side by side."""
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch on a CPU is computed in two parts side by side, as if torch had two threads.
+
+    It has one all the same: threads that share an operation wait for each other by spinning, for
+    minutes where other processes take the cores.
+    """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 @pytest.fixture(scope="session")
