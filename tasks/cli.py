@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from solvers.registry import unknown
+from tasks import shipped
 from tasks.device import choose_device
 from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
 from tasks.output import print_result, result_alone, write_nowhere
@@ -207,6 +208,7 @@ class CommandLine(ABC):
                     "`--checkpoints`: drop others."
                 )
             path = Path(resume)
+            shipped.refuse_resume(self.task.name, path)
             lock = lock_resumed(path) if group.first else None
             # One after the other: the first may rename a damaged file.
             checkpoint = group.in_turn(lambda: load_newest(path))
