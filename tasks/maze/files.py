@@ -29,7 +29,7 @@ from tasks.maze.maze import (
     parse_answer,
 )
 from tasks.puzzles.files import PuzzleFormat
-from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.puzzle import Puzzle, place
 from tasks.puzzles.task import to_tensors
 
 _DIGITS = set("0123456789.")
@@ -122,10 +122,9 @@ def _explain(maze: Puzzle) -> str:
     question, answer = parse(maze.question), parse_answer(maze.answer)
     for cell, (asked, got) in enumerate(zip(question, answer, strict=True)):
         if got != asked and (asked, got) != (FREE, PATH):
-            row, column = divmod(cell, maze.side)
             return (
-                f"The answer has {maze.answer[cell]!r} at (row {row + 1}, column {column + 1}), "
-                f"where the question has {maze.question[cell]!r}."
+                f"The answer has {maze.answer[cell]!r} at {place(cell, maze.side)}, where the "
+                f"question has {maze.question[cell]!r}."
             )
     num_cells = answer.count(PATH)
     if num_cells != maze.rating - 1:
