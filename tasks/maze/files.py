@@ -2,9 +2,10 @@
 
 Two formats, told apart by the first line:
 
-- CSV as published with Maze-Hard, with the header `source,question,answer,rating`. An empty
-  answer is computed. The rating is always computed, as the steps of a shortest path, since the
-  column may hold something else, such as the cells of the path.
+- CSV as published with Maze-Hard, with the header `source,question,answer,rating`, of which
+  `question` and `answer` are needed. An empty answer is computed. The rating is always computed,
+  as the steps of a shortest path, since the column may hold something else, such as the cells of
+  the path.
 - Plain text, one maze a line, all its rows joined; empty lines are skipped, and there are no
   comments, since `#` is a wall. The answer is computed.
 

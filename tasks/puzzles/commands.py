@@ -229,7 +229,7 @@ class Commands(CommandLine):
         raise ValueError(
             f"{path} was evaluated on {test}, which is not on this machine. Name a file of "
             f"{self.task.noun}s with `--data FILE`: one a line, or a CSV file with the columns "
-            "source,question,answer,rating."
+            "`question` and `answer`."
         )
 
     def solve(self, arguments: list[str]) -> int:

@@ -143,9 +143,13 @@ def test_an_expected_board_is_enforced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("", "puzzles.txt", "holds no puzzle. Allowed: a CSV with the header `source,"),
+        ("", "puzzles.txt", "holds no puzzle. Allowed: a CSV with the columns `question`"),
         (HEADER, "puzzles.csv", "holds no puzzle"),
-        (QUESTION, "puzzles.csv", f"line 1: expected the header `source,.*, got '{QUESTION}'"),
+        (
+            QUESTION,
+            "puzzles.csv",
+            f"line 1: the header lacks `question` and `answer`: got '{QUESTION}'",
+        ),
     ],
 )
 def test_files_without_puzzles(text: str, name: str, message: str, tmp_path: Path) -> None:
