@@ -189,7 +189,7 @@ class GridTask(ABC, Generic[C]):
 
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""
-        return "".join(self.symbols[symbol] for symbol in symbols)
+        return "".join(map(self.symbols.__getitem__, symbols))
 
     def split(self, text: str) -> list[tuple[int, str]]:
         """The questions in the text of a file, here one a line, with the number of the line."""
