@@ -4,6 +4,7 @@ The backward pass of an operation multiplies a cotangent by a derivative, and ze
 NaN: one bad sample would spoil the gradient of every shared weight, even where the loss leaves
 it out. So the recorded calls of `f` see a good sample's state and `args` in its place. What `f`
 closes over cannot be replaced like this; there, what autograd saves of a bad sample is replaced.
+Sparse tensors stay as they are: most layouts let no row be taken out, and their entries are shared.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from implicit.base import BackwardMode, ClosedMap, SolveContext
 from solvers import Result, Solution
 from solvers.torch_internals import pytree, transforms_in_force, version_of
-from solvers.trees import as_wide, map_tensors, tensors_of
+from solvers.trees import as_wide, is_dense, map_tensors, tensors_of
 from solvers.types import State
 
 _SMOOTH = 0.5  # where maps have a finite derivative, which many do not at zero
@@ -55,7 +56,11 @@ class Isolation:
 
     def args(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Replace the arguments of bad samples by those of the donor."""
-        return map_tensors(lambda leaf: self._replaced(leaf, self._mask(leaf)), args)
+
+        def clean(leaf: Tensor) -> Tensor:
+            return self._replaced(leaf, self._mask(leaf)) if is_dense(leaf) else leaf
+
+        return map_tensors(clean, args)
 
     def state(self, y: State) -> State:
         """Make bad samples finite.
@@ -95,6 +100,8 @@ class Isolation:
         """
 
         def pack(saved: Tensor) -> tuple[Tensor, int]:
+            if not is_dense(saved):
+                return saved, version_of(saved)
             spoiled = saved.isnan()
             if saved.shape[: self.bad.ndim] == self.bad.shape:
                 spoiled |= as_wide(self.bad, saved) & ~saved.isfinite()

@@ -19,6 +19,7 @@ from solvers.torch_internals import (
     skip_this_frame,
     transforms_in_force,
 )
+from solvers.trees import is_dense, tensors_of
 from solvers.types import Map, State
 
 if TYPE_CHECKING:
@@ -77,10 +78,17 @@ def run_graph(
     if torch.compiler.is_compiling():
         return solve(f, y0, args, **options)
     how = repr(options["solver"]), repr(options.get("mode"))
+    _refuse_sparse(y0=y0, args=args, scale=options.get("scale"))
     compiled = _compiled(solve, _which(f), *how)
     try:
         solution = compiled_with_constants(compiled, f, y0, args, **options)
     except Exception as error:
+        if "sparse Tensor" in str(error):  # a closure is looked into by Dynamo alone
+            raise TypeError(
+                "`loop='graph'` holds dense tensors only, but `f` uses or returns a sparse one. "
+                "Call `.to_dense()` on it; or pass `loop='eager'`, where `f` may use a sparse "
+                "tensor, but not return one."
+            ) from error
         if type(error).__module__.startswith("torch._") or "FakeTensor" in str(error):
             error.add_note(
                 "`loop='graph'` traces `f` and the solver: neither may branch on the values of "
@@ -90,6 +98,18 @@ def run_graph(
         raise
     counts = {name: int(getattr(solution, name)) for name in ("num_evals", "rows_evaluated")}
     return dataclasses.replace(solution, **counts)
+
+
+def _refuse_sparse(**given: Any) -> None:
+    """Raise a TypeError for a sparse tensor, at which the compiler would fail."""
+    for name, tree in given.items():
+        for tensor in tensors_of(tree):
+            if not is_dense(tensor):
+                also = ", or pass `loop='eager'`, which takes it" if name == "args" else ""
+                raise TypeError(
+                    f"`{name}` must be dense with `loop='graph'`: got {tensor.layout}. Call "
+                    f"`.to_dense()` on it{also}."
+                )
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from solvers.torch_internals import assert_async, pytree
-from solvers.trees import in_words
+from solvers.trees import in_words, is_dense
 from solvers.types import Flat, Index, State
 
 # `dtype.to_real` is nothing that Dynamo can trace.
@@ -30,7 +30,8 @@ class StatePacking:
             a tensor of positive numbers that broadcasts to one sample of the leaf.
 
     Raises:
-        TypeError: `y0` has no tensor, or one that holds integers; or `scale` has another structure.
+        TypeError: `y0` has no tensor, or one that is sparse or holds integers; or `scale` is sparse
+            or has another structure.
         ValueError: A leaf has fewer than `batch_dims` dims, or the batch shapes differ; or a
             scale is not positive and finite, or does not fit its leaf.
     """
@@ -134,6 +135,10 @@ class StatePacking:
             )
         found = []
         for value, shape, dtype in zip(given, self.shapes, self.dtypes, strict=True):
+            if isinstance(value, Tensor) and not is_dense(value):
+                raise TypeError(
+                    f"`scale` must be dense: got {value.layout}. Call `.to_dense()` on it."
+                )
             usable = isinstance(value, int | float | Tensor) and not torch.is_complex(
                 torch.as_tensor(value)
             )
@@ -222,10 +227,8 @@ def check_dense(returned: State) -> None:
     Raises:
         TypeError: It is sparse.
     """
-    if torch.compiler.is_compiling():  # Dynamo allows no look at the layout in a backward pass
-        return
     for leaf in pytree.tree_leaves(returned):
-        if leaf.layout != torch.strided:
+        if not is_dense(leaf):
             raise TypeError(
                 f"`f` must return dense tensors: got {leaf.layout}. Call `.to_dense()` on it."
             )
@@ -261,9 +264,7 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
             raise TypeError(
                 f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."
             )
-        # Dynamo allows no look at the layout within a backward pass.
-        sparse = not torch.compiler.is_compiling() and leaf.layout != torch.strided
-        if leaf.dtype.itemsize == 1 or sparse or leaf.is_meta:
+        if leaf.dtype.itemsize == 1 or not is_dense(leaf) or leaf.is_meta:
             raise TypeError(
                 "`y0` must be dense, of 16 bits or more per number, and hold values: got "
                 f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."

@@ -186,8 +186,9 @@ def raise_if_failed(solution: Solution, independent: bool) -> Solution:
         error = SolveError(solution)
         if solution.result.numel() > 1 and not independent:
             error.add_note(
-                "Every sample has mixing coefficients of its own. If `f` couples them, so that "
-                "`y0` is one state, pass `batch_dims=0`."
+                "Every sample was solved by coefficients of its own, as if no other sample moved. "
+                "If `f` couples samples that belong to one state, as the nodes of a graph do, pass "
+                "`batch_dims=0`: one set of coefficients and one verdict for all of `y0`."
             )
         raise error
     return solution

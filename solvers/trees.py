@@ -1,4 +1,4 @@
-"""Select rows of pytrees, and reach tensors in containers that torch does not look into."""
+"""Pytrees of tensors: select rows, look at layouts, reach into what torch does not look into."""
 
 import copy
 import dataclasses
@@ -22,6 +22,12 @@ def in_words(spec: pytree.TreeSpec) -> str:
 class _Leaf:
     def __repr__(self) -> str:
         return "tensor"
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether every entry has a place in memory; within a graph, which holds no other, True."""
+    # Dynamo allows no look at the layout within a backward pass.
+    return torch.compiler.is_compiling() or tensor.layout == torch.strided
 
 
 def take_rows(tree: Any, index: Index) -> Any:

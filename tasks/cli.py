@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from solvers.registry import unknown
+from tasks import shipped
 from tasks.device import choose_device
 from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
 from tasks.output import print_result, result_alone, write_nowhere
-from tasks.runs import program, read_config
+from tasks.runs import locate, program, read_config
 
 if TYPE_CHECKING:
     from tasks.checkpoints.checkpoint import Checkpoint
@@ -173,18 +174,21 @@ class CommandLine(ABC):
         name = name or self.task.default_preset
         return arguments, name, self.preset(name)
 
-    def require_data(self, config: Any, resumed: bool) -> None:
-        """Check that data are there without which a command should not begin.
-
-        Args:
-            config: The options of the run.
-            resumed: Whether they come from a checkpoint, so that no flag changes them.
+    @abstractmethod
+    def require_source(self, config: Any, name: str) -> None:
+        """Check the file or folder that an option of `config.data` names, as training would.
 
         Raises:
-            ValueError: They are not there, or damaged.
+            ValueError: It is not there, or damaged.
         """
-        if resumed:
-            config.data.require_recorded()
+
+    def _require_named(self, config: Any, preset: Any) -> None:
+        """Check what a planned run names, but for the files of its preset, which few may have."""
+        if config.train.weights is not None:
+            locate(self.task.name, config.train.weights)
+        for name in config.data.paths:
+            if getattr(config.data, name) not in (None, getattr(preset.data, name, None)):
+                self.require_source(config, name)
 
     def start(self, arguments: list[str]) -> Start:
         """Prepare a new run from a preset and flags, or continue one from its checkpoint."""
@@ -207,11 +211,12 @@ class CommandLine(ABC):
                     "`--checkpoints`: drop others."
                 )
             path = Path(resume)
+            shipped.refuse_resume(self.task.name, path)
             lock = lock_resumed(path) if group.first else None
             # One after the other: the first may rename a damaged file.
             checkpoint = group.in_turn(lambda: load_newest(path))
             config = read_config(self.task, checkpoint).changed(**changed)
-            self.require_data(config, resumed=True)
+            config.data.require_recorded()
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
         if name is None and arguments and arguments[0] in self.task.presets:
             raise ValueError(
@@ -301,7 +306,7 @@ class CommandLine(ABC):
         options, rest = parse_some(PlanOptions, arguments, program)
         names = [field.name for field in dataclasses.fields(PlanOptions)]
         config = parse_config(default, rest, program, others=names)
-        self.require_data(config, resumed=False)
+        self._require_named(config, default)
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}

@@ -50,6 +50,22 @@ def holds(path: Path | None) -> bool:
     return path.parent.parent.parent == Path(__file__).parent
 
 
+def refuse_resume(task: str, named: Path) -> None:
+    """Refuse to go on with training from a model of the package, which has its weights alone.
+
+    Raises:
+        CheckpointError: A user names one, by its name or by its file.
+    """
+    by_name = str(named) in names(task) and not named.exists()
+    if not (by_name or holds(named.resolve())):
+        return
+    raise CheckpointError(
+        f"`--resume {named}` names a model that comes with the package. It has no state of the "
+        f"optimiser, so no run can go on from it. `train --weights {named}` begins a new run with "
+        f"its weights; {named.stem}.md beside it, in {folder(task)}, has options that fit."
+    )
+
+
 def called(path: Path) -> str:
     """How a command names the model that it uses."""
     if not holds(path):

@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import inspect
 import math
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -124,6 +126,43 @@ def test_reference_has_every_public_name(name: str) -> None:
     # Each entry has a page of its own, under the name that users write.
     listed = [entry.name for entry in load(DOCS / "reference_pages.py").entries(package)]
     assert name in listed or re.search(rf"`@?{re.escape(name)}\W", text)
+
+
+SECTION = re.compile(r"\n(?:Args|Attributes|Returns|Raises|References|Example|Yields):\n")
+# Blocks of code, not formulas.
+CODE = ["solvers.Run", "solvers.registry.Registry", "implicit.contrib.DeepinvStep"]
+
+
+def formulas_of(name: str) -> list[str]:
+    """The indented blocks in the text of a docstring, up to its first section."""
+    doc = inspect.getdoc(pydoc.locate(name)) or ""
+    return re.findall(r"\n\n((?:    .+(?:\n|$))+)", SECTION.split(doc)[0])
+
+
+def test_every_formula_of_a_public_docstring_is_typeset() -> None:
+    """And every entry of the table is a formula that some docstring still has."""
+    known = load(DOCS / "docstring_formulas.py")
+    reference = load(DOCS / "reference_pages.py")
+    entries = [e for package in reference.PACKAGES for e in reference.entries(package)]
+    found = [
+        known.joined(formula)
+        for e in entries
+        if e.path not in CODE
+        for formula in formulas_of(e.path)
+    ]
+    assert set(found) == set(known.known())
+
+
+def test_a_formula_is_replaced_however_it_is_highlighted() -> None:
+    known = load(DOCS / "docstring_formulas.py")
+    text = "<span>y</span> &lt;- damping * y + (1 - damping) * f(y)\n"
+    block = f'<div class="highlight"><pre><span></span><code>{text}</code></pre></div>'
+    typeset = r'<div class="arithmatex">\[y \leftarrow \mathrm{damping} \cdot y + (1 - '
+    for html in (block, f"<pre><code>{text}</code></pre>"):
+        assert known.replaced(f"<p>a</p>{html}<p>b</p>").startswith(f"<p>a</p>{typeset}")
+        assert "<pre" not in known.replaced(html)
+    code = block.replace("damping", "other")
+    assert known.replaced(code) == code
 
 
 def test_pages_of_the_reference_have_names_of_their_own() -> None:
@@ -256,6 +295,8 @@ def test_site_builds_without_a_warning_and_needs_no_network(
         page = (tmp_path / f"reference/{entry.file.removesuffix('.md')}.html").read_text()
         assert entry.name in page
         assert not EXTERNAL.search(page)
+        assert "arithmatex" not in page
+        assert entry.name != "implicit.Exact" or "<math" in page
         # A text of several lines is one value.
         for part in page.split('doc-section-title">Returns:')[1:]:
             assert part.split("</table>")[0].count("<tr") == 2

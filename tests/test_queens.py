@@ -70,7 +70,7 @@ def test_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
     for question, answer, message in (
         (asked, other, "line 2: The answer is not a valid placement"),
         (asked[1:], "", "line 2: Bad question .* must have 64 cells, got 63"),
-        (asked[1:] + "x", "", r"may hold the characters \. - Q, one a cell: got 'x'"),
+        (asked[1:] + "x", "", r"may hold the characters \. - Q, one a cell: got 'x' at \(row "),
         ("QQ" + "." * 62, "", "rows 1 and 1 attack each other"),
         ("-" * 8 + "." * 56, "", "have no place on this board"),
     ):

@@ -107,13 +107,15 @@ class LanguageCommands(CommandLine):
         write = f"{self.program} generate 'def read(' --checkpoint {folder}"
         return [write, *super().next_steps(config, folder)]
 
-    def require_data(self, config: LanguageConfig, resumed: bool) -> None:
-        """See `CommandLine`; of a run that is planned, the tokens too."""
-        super().require_data(config, resumed)
-        if not resumed and config.data.shards is not None:
-            from tasks.lm.shard_batches import open_folder
+    def require_source(self, config: LanguageConfig, name: str) -> None:
+        """See `CommandLine`."""
+        from tasks.lm.data import text_files
+        from tasks.lm.shard_batches import open_folder
 
+        if name == "shards":
             open_folder(config.data)
+        else:
+            text_files(config.data.text)
 
     def evaluate(self, arguments: list[str]) -> int:
         """Print the loss of a checkpoint on held-out text."""

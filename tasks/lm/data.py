@@ -35,16 +35,7 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
     Raises:
         ValueError: No such source, bytes that are not UTF-8, or too little text.
     """
-    if source is None:
-        paths = _library()
-    elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.is_file())
-    elif source.is_file():
-        paths = [source]
-    else:
-        known = DOWNLOADS.get(source.name)
-        where = f" Download it from {known} to there, or name" if known else " Name"
-        raise ValueError(f"There is no text at {source}.{where} a file or a folder with `--text`.")
+    paths = text_files(source)
     Random(0).shuffle(paths)
     texts, left = [], max_bytes
     for path in paths:
@@ -62,6 +53,23 @@ def read_texts(source: Path | None, max_bytes: int) -> list[str]:
             "are needed."
         )
     return texts
+
+
+def text_files(source: Path | None) -> list[Path]:
+    """The files in which `read_texts` looks for text.
+
+    Raises:
+        ValueError: No such source.
+    """
+    if source is None:
+        return _library()
+    if source.is_dir():
+        return sorted(path for path in source.rglob("*") if path.is_file())
+    if source.is_file():
+        return [source]
+    known = DOWNLOADS.get(source.name)
+    where = f" Download it from {known} to there, or name" if known else " Name"
+    raise ValueError(f"There is no text at {source}.{where} a file or a folder with `--text`.")
 
 
 def split(texts: list[str], share: float) -> tuple[list[str], list[str]]:

@@ -2,9 +2,10 @@
 
 Two formats, told apart by the first line:
 
-- CSV as published with Maze-Hard, with the header `source,question,answer,rating`. An empty
-  answer is computed. The rating is always computed, as the steps of a shortest path, since the
-  column may hold something else, such as the cells of the path.
+- CSV as published with Maze-Hard, with the header `source,question,answer,rating`, of which
+  `question` and `answer` are needed. An empty answer is computed. The rating is always computed,
+  as the steps of a shortest path, since the column may hold something else, such as the cells of
+  the path.
 - Plain text, one maze a line, all its rows joined; empty lines are skipped, and there are no
   comments, since `#` is a wall. The answer is computed.
 
@@ -29,7 +30,7 @@ from tasks.maze.maze import (
     parse_answer,
 )
 from tasks.puzzles.files import PuzzleFormat
-from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.puzzle import Puzzle, place
 from tasks.puzzles.task import to_tensors
 
 _DIGITS = set("0123456789.")
@@ -122,10 +123,9 @@ def _explain(maze: Puzzle) -> str:
     question, answer = parse(maze.question), parse_answer(maze.answer)
     for cell, (asked, got) in enumerate(zip(question, answer, strict=True)):
         if got != asked and (asked, got) != (FREE, PATH):
-            row, column = divmod(cell, maze.side)
             return (
-                f"The answer has {maze.answer[cell]!r} at (row {row + 1}, column {column + 1}), "
-                f"where the question has {maze.question[cell]!r}."
+                f"The answer has {maze.answer[cell]!r} at {place(cell, maze.side)}, where the "
+                f"question has {maze.question[cell]!r}."
             )
     num_cells = answer.count(PATH)
     if num_cells != maze.rating - 1:

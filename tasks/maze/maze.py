@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.puzzle import Puzzle, place_in_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def _parse(text: str, side: int | None, allowed: str) -> list[int]:
         if symbol not in allowed:
             known = ", ".join(f"{name!r} ({_NAMES[name]})" for name in allowed)
             raise MazeError(
-                f"A maze may hold {known}: got {symbol!r} in cell {position}, counting from 0."
+                f"A maze may hold {known}: got {symbol!r} at {place_in_text(position, len(cells))}."
             )
     found = math.isqrt(len(cells))
     if found < 2 or found**2 != len(cells):

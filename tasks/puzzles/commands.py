@@ -31,6 +31,7 @@ from tasks.puzzles.evaluate import solve_batch, trajectory
 from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
+from tasks.training.options import flag
 
 if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
@@ -105,6 +106,10 @@ class Commands(CommandLine):
         from tasks.puzzles.experiment import CompareOptions, compare_puzzles
 
         return CompareOptions, functools.partial(compare_puzzles, self.task)
+
+    def require_source(self, config: GridConfig, name: str) -> None:
+        """See `CommandLine`."""
+        self.task.require_file(getattr(config.data, name), flag(name))
 
     def trained(self, options: Any, side: int | None = None) -> tuple[Path, Any, GridConfig, Any]:
         """The model of a command, and where it is.
@@ -190,6 +195,8 @@ class Commands(CommandLine):
         if not puzzles:
             where = options.data or "the test set"
             raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
+        if caution is not None:  # before what may take long
+            print(caution, flush=True)
         figures = measure(self.task, model, puzzles, config, quick=options.quick)
         figures["trained_size"] = caution is None
         if options.breadth > 1 or options.draw is not None:
@@ -203,8 +210,6 @@ class Commands(CommandLine):
             "eval": figures,
             "config": config.to_json(),
         }
-        if caution is not None:
-            print(caution)
         print_result(result, options.json)
         write_page_beside(options.json, f"{path} on {source}", result, options.draw)
         return 0
@@ -224,7 +229,7 @@ class Commands(CommandLine):
         raise ValueError(
             f"{path} was evaluated on {test}, which is not on this machine. Name a file of "
             f"{self.task.noun}s with `--data FILE`: one a line, or a CSV file with the columns "
-            "source,question,answer,rating."
+            "`question` and `answer`."
         )
 
     def solve(self, arguments: list[str]) -> int:
@@ -252,6 +257,8 @@ class Commands(CommandLine):
         # The counts are of the trained size and solver, and say nothing of others.
         known = bands(path) if caution is None and options.solver is None else []
         print(f"Solving with {self._called(path) if caution is None else shipped.called(path)}")
+        if caution is not None:  # before what may take long
+            print(caution, flush=True)
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
@@ -269,8 +276,6 @@ class Commands(CommandLine):
                 print(band.sentence(residual, self.task.noun))
             print()
         print(self.task.legend, end="\n" if self.task.legend else "")
-        if caution is not None:
-            print(caution)
         if len(valid) > 1:
             print(f"{sum(valid)} of {len(valid)} answers: {self.task.verdict}.")
         if options.draw is not None and model.solving is not None:

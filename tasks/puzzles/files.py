@@ -1,7 +1,8 @@
 """Reading and writing files of grid puzzles, with errors that name the line.
 
-Two formats, told apart by the first line: CSV with the header `source,question,answer,rating`,
-and plain text with one puzzle a line. What a field means is for the task to say.
+Two formats, told apart by the first line: CSV with a header, of which the columns `question` and
+`answer` are needed, `source` and `rating` are read if they are there, and others are not; and plain
+text with one puzzle a line. What a field means is for the task to say.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.rows import LONGEST, Line, Row, csv_rows, numbered_lines, write_csv
 
 HEADER = ["source", "question", "answer", "rating"]
-_ALLOWED = f"a CSV with the header `{','.join(HEADER)}`, or plain text with one puzzle a line"
+_NEEDED = ["question", "answer"]
+_ALLOWED = "a CSV with the columns `question` and `answer`, or plain text with one puzzle a line"
 _CHUNK = 8192  # rows whose answers are checked at once
 _LOOKED_AT = 100  # rows in which the size of a file's puzzles is looked for
 _SHOWN = 3  # bad lines whose complaint is shown; the others are counted
@@ -50,8 +52,8 @@ class PuzzleFormat(ABC):
         """Read the puzzle of a row; if the row has an answer, `faults` checks it later.
 
         Args:
-            fields: The columns of `HEADER` as in the file; the rating is digits, or empty where
-                there is none that can be used.
+            fields: The columns of `HEADER` as in the file; the source is the file's name where it
+                has none, the rating is digits, or empty where there is none that can be used.
             first: A good row above this one, None if there is none.
 
         Raises:
@@ -127,26 +129,43 @@ class PuzzleFormat(ABC):
             raise self.error(f"{path} is a folder. Name a file of puzzles: {_ALLOWED}.")
         if path.is_file() and not path.stat().st_size:
             raise self.error(f"{path} holds no puzzle. Allowed: {_ALLOWED}.")
-        # Bytes that are not UTF-8 become surrogates, which `_check_fields` refuses in their line.
+        # Bytes that are not UTF-8 become surrogates, which `_complaint` finds in their line.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = numbered_lines(file)
             first = next(lines, (1, ""))
             head = first[1].strip()
-            if next(csv_rows(iter([(1, head)])), None) == (1, HEADER):
+            (_, names) = next(csv_rows(iter([(1, head)])), (1, ""))
+            if names == HEADER:
                 yield from csv_rows(lines)
-            elif path.suffix.lower() != ".csv":
+            elif set(_NEEDED) <= set(names):
+                yield from self._csv_rows(lines, list(names), path)
+            elif path.suffix.lower() != ".csv" and "question" not in names:
                 yield from self._text_rows(chain([first], lines), path)
             elif undecodable := _undecodable(head):
                 raise self.error(f"{path} cannot be read ({undecodable}). Allowed: {_ALLOWED}.")
             else:
+                missing = " and ".join(f"`{name}`" for name in _NEEDED if name not in names)
                 raise self.error(
-                    f"{path}, line 1: expected the header `{','.join(HEADER)}`, got "
-                    f"{head[:80]!r}. Add it, or rename the file: one that does not end in .csv "
+                    f"{path}, line 1: the header lacks {missing}: got {head[:80]!r}. "
+                    f"Allowed are {','.join(HEADER)}, of which `source` and `rating` may be left "
+                    "out. Add what is missing, or rename the file: one that does not end in .csv "
                     "may hold one puzzle a line."
                 )
 
+    def _csv_rows(self, lines: Iterator[Line], names: list[str], path: Path) -> Iterator[Row]:
+        """The rows of a CSV with these columns, in the order of `HEADER`."""
+        otherwise = {"source": _name(path)}
+        for number, fields in csv_rows(lines):
+            if isinstance(fields, str):
+                yield number, fields
+            elif len(fields) != len(names):
+                yield number, self._complaint(fields) or _wrong_count(names, len(fields))
+            else:
+                known = otherwise | dict(zip(names, fields, strict=True))
+                yield number, [known.get(name, "") for name in HEADER]
+
     def _text_rows(self, lines: Iterable[Line], path: Path) -> Iterator[Row]:
-        source = os.fsencode(path.name).decode(errors="replace")
+        source = _name(path)
         for number, line in lines:
             if question := self.text_question(line.rstrip("\r\n")):
                 yield number, [source, question, "", ""]
@@ -162,7 +181,10 @@ class PuzzleFormat(ABC):
             try:
                 if isinstance(fields, str):
                     raise self.error(fields)
-                self._check_fields(fields)
+                if complaint := self._complaint(fields):
+                    raise self.error(complaint)
+                if len(fields) != len(HEADER):
+                    raise self.error(_wrong_count(HEADER, len(fields)))
                 puzzle = self.read_row([*fields[:-1], self._rating(fields[-1])], first)
             except self.error as error:
                 bad.append((line, str(error)))
@@ -178,18 +200,16 @@ class PuzzleFormat(ABC):
                 bad.append((line, fault))
         return good, sorted(bad, key=lambda entry: entry[0])
 
-    def _check_fields(self, fields: Sequence[str]) -> None:
+    def _complaint(self, fields: Sequence[str]) -> str | None:
+        """What is wrong with the text of a row, if anything."""
         if sum(map(len, fields)) >= LONGEST:
-            raise self.error(
+            return (
                 f"A row must be shorter than {LONGEST:,} characters, which is the question of a "
                 "grid of 2048x2048 cells."
             )
         if undecodable := _undecodable("".join(fields)):
-            raise self.error(f"The line is not UTF-8 text ({undecodable}).")
-        if len(fields) != len(HEADER):
-            raise self.error(
-                f"A row must have the {len(HEADER)} fields {','.join(HEADER)}, got {len(fields)}."
-            )
+            return f"The line is not UTF-8 text ({undecodable})."
+        return None
 
     def _rating(self, text: str) -> str:
         """The rating of a row as digits; empty for one that is not kept or no such number.
@@ -219,6 +239,15 @@ class PuzzleFormat(ABC):
             if good:
                 return good[0].side
         return None
+
+
+def _wrong_count(names: Sequence[str], count: int) -> str:
+    return f"A row must have the {len(names)} fields {','.join(names)}, got {count}."
+
+
+def _name(path: Path) -> str:
+    """The name of a file as text, whatever bytes it is of."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _undecodable(text: str) -> UnicodeDecodeError | None:

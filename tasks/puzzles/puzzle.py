@@ -27,6 +27,18 @@ class Puzzle:
         return math.isqrt(len(self.question))
 
 
+def place(cell: int, side: int) -> str:
+    """Row and column of a cell for messages, counted from 1, as `(row 1, column 9)`."""
+    row, column = divmod(cell, side)
+    return f"(row {row + 1}, column {column + 1})"
+
+
+def place_in_text(cell: int, num_cells: int) -> str:
+    """As `place`, for a text that may have too few or too many cells to be a square."""
+    side = math.isqrt(num_cells)
+    return place(cell, side) if side**2 == num_cells else f"character {cell + 1} of {num_cells}"
+
+
 def smallest_copy(grid: str) -> str:
     """A value that two grids share exactly if one is a rotation or reflection of the other.
 

@@ -120,7 +120,7 @@ class Solver:
         `valid` says whether the answer keeps the rules.
 
         Of many, a batch at a time is read, solved and handed out, so that an endless stream takes
-        no more memory than a batch.
+        no more memory than a batch. Equal texts in a batch are solved once.
 
         Args:
             puzzles: One puzzle as text, or an iterable of them.
@@ -149,19 +149,33 @@ class Solver:
     def _stream(self, texts: Iterator[str], max_steps: int | None) -> Iterator[Answer]:
         number = 0
         while batch := list(itertools.islice(texts, BATCH)):
-            questions = []
-            for text in batch:
+            questions: dict[str, list[int]] = {}  # equal texts are read and solved once
+            for at, text in enumerate(batch):
                 number += 1
+                if not isinstance(text, str):
+                    yield from self._in_order(batch[:at], questions, max_steps)
+                    raise TypeError(
+                        f"{self._named(number)} must be text: got {type(text).__name__}."
+                    )
+                if text in questions:
+                    continue
                 try:
-                    questions.append(self._question(text))
-                except (ValueError, AttributeError) as error:
-                    yield from self._answers(questions, max_steps)
-                    noun = self.task.noun.capitalize()
-                    if not isinstance(text, str):
-                        what = f"must be text: got {type(text).__name__}."
-                        raise TypeError(f"{noun} {number} of the iterable {what}") from None
-                    raise ValueError(f"{noun} {number} of the iterable: {error}") from error
-            yield from self._answers(questions, max_steps)
+                    questions[text] = self._question(text)
+                except ValueError as error:
+                    yield from self._in_order(batch[:at], questions, max_steps)
+                    raise ValueError(f"{self._named(number)}: {error}") from error
+            yield from self._in_order(batch, questions, max_steps)
+
+    def _named(self, number: int) -> str:
+        return f"{self.task.noun.capitalize()} {number} of the iterable"
+
+    def _in_order(
+        self, texts: Sequence[str], questions: dict[str, list[int]], max_steps: int | None
+    ) -> Iterator[Answer]:
+        """The answers to texts, each of which is a key of `questions`."""
+        answers = self._answers(list(questions.values()), max_steps)
+        found = dict(zip(questions, answers, strict=True))
+        return (found[text] for text in texts)
 
     def _question(self, text: str) -> list[int]:
         try:
@@ -216,11 +230,11 @@ def answers(
         trained_size: Whether the model was trained on boards of this size.
     """
     valid = task.is_valid(x, found.classes, config)
-    columns = (x, found.classes, valid, found.converged, found.residual, found.num_steps)
-    for question, classes, ok, converged, residual, num_steps in zip(
+    cells = found.classes + task.first_symbol
+    columns = (x, cells, valid, found.converged, found.residual, found.num_steps)
+    for question, cells, ok, converged, residual, num_steps in zip(
         *(column.tolist() for column in columns), strict=True
     ):
-        cells = [c + task.first_symbol for c in classes]
         yield Answer(
             task.line(question), task.line(cells), ok, converged, residual, num_steps,
             trained_size, band_of(known, residual),

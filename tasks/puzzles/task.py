@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tasks.puzzles.config import GridConfig, GridData
-from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.puzzle import Puzzle, place_in_text
 from tasks.training.options import flag
 
 if TYPE_CHECKING:
@@ -167,11 +167,12 @@ class GridTask(ABC, Generic[C]):
             ValueError: The text is no question of this size.
         """
         cells = "".join(text.split())
-        if strange := sorted(set(cells) - set(self.symbols)):
-            raise ValueError(
-                f"A {self.noun} may hold the characters {' '.join(self.symbols)}, one a cell: got "
-                f"{strange[0]!r}."
-            )
+        for cell, symbol in enumerate(cells):
+            if symbol not in self.symbols:
+                raise ValueError(
+                    f"A {self.noun} may hold the characters {' '.join(self.symbols)}, one a cell: "
+                    f"got {symbol!r} at {place_in_text(cell, len(cells))}."
+                )
         side = math.isqrt(len(cells)) if config is None else config.spec().side
         if not cells or len(cells) != side**2:
             size = "the cells of a square" if config is None else f"{side**2} cells"
@@ -188,7 +189,7 @@ class GridTask(ABC, Generic[C]):
 
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""
-        return "".join(self.symbols[symbol] for symbol in symbols)
+        return "".join(map(self.symbols.__getitem__, symbols))
 
     def split(self, text: str) -> list[tuple[int, str]]:
         """The questions in the text of a file, here one a line, with the number of the line."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Without a terminal, a line this often (seconds) instead of a live bar.
 LINE_EVERY = 15.0
+_BETWEEN = " | "
 
 
 class Reporter:
@@ -93,8 +94,10 @@ class Reporter:
             figures: Those of training up to it.
         """
         if said := describe_validation(validation):
-            rows = [said, f"loss {short(figures['loss'])}", clock(60 * figures["minutes"])]
-            self._print(f"step {figures['step']:.0f} | {' | '.join(rows)}")
+            parts = [f"step {figures['step']:.0f}", said, f"loss {short(figures['loss'])}"]
+            line = _BETWEEN.join([*parts, clock(60 * figures["minutes"])])
+            width = self.console.width if self.console.is_terminal else len(line)
+            self._print("\n".join(folded(line, width)))
 
     def _print(self, line: str) -> None:
         self._on_screen(lambda: self.console.print(line, highlight=False, soft_wrap=True))
@@ -160,20 +163,21 @@ def _add(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None
 
 
 def describe(figures: Mapping[str, float]) -> str:
-    """The most important metrics in one line."""
-    parts = [f"step {figures['step']:.0f}", f"loss {short(figures['loss'])}"]
-    shares = {"cell_accuracy": "cells", "token_accuracy": "tokens", "exact_accuracy": "exact"}
-    parts += [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
+    """The metrics in one line, the most important ones first: a narrow terminal cuts the rest."""
+    shares = {"exact_accuracy": "exact", "token_accuracy": "tokens", "cell_accuracy": "cells"}
+    shown = [f"{label} {figures[name]:.1%}" for name, label in shares.items() if name in figures]
+    parts = [f"loss {short(figures['loss'])}", *shown[:1]]
+    if "learning_rate" in figures:
+        parts.append(f"lr {figures['learning_rate']:.1e}")
+    parts += [f"step {figures['step']:.0f}", *shown[1:]]
     if "residual" in figures:
         parts.append(f"solver {figures['solver_steps']:.1f} steps, res {figures['residual']:.0e}")
     for unit in ("puzzle", "token"):
         if (rate := figures.get(f"{unit}s_per_second")) is not None:
             parts.append(f"{rate:,.0f} {unit}s/s")
-    if "learning_rate" in figures:
-        parts.append(f"lr {figures['learning_rate']:.1e}")
     if "memory_gb" in figures:
         parts.append(f"peak {figures['memory_gb']:.1f} GB")
-    return " | ".join(filter(None, [*parts, describe_validation(figures)]))
+    return _BETWEEN.join(filter(None, [*parts, describe_validation(figures)]))
 
 
 def describe_validation(figures: Mapping[str, float]) -> str:
@@ -187,7 +191,19 @@ def describe_validation(figures: Mapping[str, float]) -> str:
         parts.append(f"converged {figures['test_converged']:.0%}")
     if "test_radius" in figures:
         parts.append(f"radius {figures['test_radius']:.2f}")
-    return " | ".join(parts)
+    return _BETWEEN.join(parts)
+
+
+def folded(line: str, width: int) -> list[str]:
+    """Break a line of metrics between two of them, so that every part fits into a width."""
+    first, *rest = line.split(_BETWEEN)
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + len(_BETWEEN) + len(part) <= width:
+            lines[-1] += _BETWEEN + part
+        else:
+            lines.append("  " + part)
+    return lines
 
 
 def short(value: float) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn
 
+from tasks.puzzles.puzzle import place, place_in_text
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -155,8 +157,8 @@ class Board:
         return tuple(tuple(sorted(others - {cell})) for cell, others in enumerate(found))
 
     def place(self, cell: int) -> str:
-        """Row and column of a cell for messages, counted from 1, as `(row 1, column 9)`."""
-        return f"(row {self.row_of[cell] + 1}, column {self.column_of[cell] + 1})"
+        """Row and column of a cell for messages; see `tasks.puzzles.puzzle.place`."""
+        return place(cell, self.side)
 
 
 def parse(text: str, board: Board | None = None, *, check_clues: bool = True) -> list[int]:
@@ -219,12 +221,14 @@ def _wrong_length(length: int, allowed: str) -> str:
 
 
 def _check_characters(text: str, allowed: str) -> None:
-    for position, character in enumerate(text, start=1):
-        if character not in allowed and character not in _FRAME and not character.isspace():
+    cells = [character for character in text if not character.isspace() and character not in _FRAME]
+    for position, character in enumerate(cells):
+        if character not in allowed:
+            where = place_in_text(position, len(cells))
+            letters = ", letters for those above 9" if allowed == _CELLS else ""
             raise PuzzleError(
-                f"Character {character!r} at position {position} is not allowed in a grid: use "
-                f"digits{', letters for those above 9' if allowed == _CELLS else ''}, and `.` or "
-                "`0` for a blank."
+                f"Character {character!r} at {where} is not allowed in a grid: use "
+                f"digits{letters}, and `.` or `0` for a blank."
             )
 
 

@@ -2,9 +2,10 @@
 
 Two formats, told apart by the first line:
 
-- CSV as published with Sudoku-Extreme, with the header `source,question,answer,rating`. Blanks
-  are `.` or `0` on reading and `.` on writing; digits above 9 are letters. An empty answer or
-  rating is computed. A rating that is no whole number is rounded or computed, with one warning.
+- CSV as published with Sudoku-Extreme, with the header `source,question,answer,rating`, of
+  which `question` and `answer` are needed. Blanks are `.` or `0` on reading and `.` on writing;
+  digits above 9 are letters. An empty answer or rating is computed. A rating that is no whole
+  number is rounded or computed, with one warning.
 - Plain text, one puzzle a line; empty lines and lines that start with `#` are skipped. The
   answer is computed.
 """

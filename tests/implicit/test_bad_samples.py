@@ -163,6 +163,32 @@ def test_a_weight_that_was_changed_meanwhile_is_noticed(mode: str, bad: bool) ->
         s.value[s.converged].sum().backward()
 
 
+@MODES
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_a_sparse_matrix_that_f_is_given_or_closes_over(layout: torch.layout, mode: str) -> None:
+    """It couples nodes 0 and 1 only; node 2 is NaN."""
+    dense = torch.tensor([[0.1, 0.3, 0], [0.2, 0.1, 0], [0, 0, 0.5]], dtype=DTYPE)
+    matrix = dense.to_sparse(layout=layout)
+
+    def gradient(bad: float, *given: Tensor) -> Tensor:
+        weight = (0.2 * draw(4, 4)).requires_grad_()
+        x = torch.cat([X[:2], X[2:3] * bad])
+
+        def f(y: Tensor, *given: Tensor) -> Tensor:
+            return torch.tanh((given[0] if given else matrix) @ y @ weight + x)
+
+        options: dict[str, Any] = {"mode": mode, "independent": False}
+        solved(f, torch.zeros(3, 4, dtype=DTYPE), *given, **options).value[:2].sum().backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    good = gradient(1.0)
+    assert good.abs().sum() > 0
+    for given in ((), (matrix,)):
+        assert relative_error([gradient(torch.nan, *given)], [good]) < 1e-6
+
+
 @pytest.mark.parametrize("map_", [of_args, of_a_closure])
 def test_second_derivatives_are_those_of_the_good_samples(
     map_: Callable[..., implicit.Solution],

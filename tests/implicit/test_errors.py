@@ -165,6 +165,21 @@ def test_advice_for_coupled_samples_is_left_out_where_args_say_that_they_are_not
         assert ("batch_dims=0" in "".join(getattr(caught.value, "__notes__", ()))) == coupled
 
 
+def test_a_graph_whose_nodes_are_taken_for_samples_is_told_of_one_state() -> None:
+    """A ring of 40 nodes, as docs/getting_started.md says of it."""
+    generator = torch.Generator().manual_seed(0)
+    given, x = (torch.randn(size, 8, generator=generator) for size in (8, 40))
+    inner = 1.4 * given / torch.linalg.matrix_norm(given, 2)
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh((y.roll(1, 0) + y.roll(-1, 0)) / 2 @ inner + x)
+
+    with pytest.raises(SolveError) as caught:
+        fixed_point(f, torch.zeros(40, 8), x, independent=False)
+    assert "as the nodes of a graph do, pass `batch_dims=0`" in caught.value.__notes__[0]
+    assert int(fixed_point(f, torch.zeros(40, 8), x, batch_dims=0).num_steps) < 20
+
+
 @MODES
 @pytest.mark.parametrize("max_steps", [0, 1, 2])
 def test_budget_of_a_few_steps_gives_the_iterate_of_that_many(mode: str, max_steps: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks import shipped
 from tasks.checkpoints.checkpoint import BEST, FOLDER, NAME, PREVIOUS, Checkpoint
 from tasks.checkpoints.file import CheckpointError
 from tasks.distributed import Group
@@ -81,6 +82,15 @@ def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path) -> None:
     save(tmp_path / f"{PREVIOUS}.safetensors")
     with pytest.warns(UserWarning, match="averaged weights alone.*Going on from .*-previous"):
         resume(tmp_path / NAME)
+
+
+def test_a_model_of_the_package_is_no_run_to_go_on_with() -> None:
+    path = shipped.path_of("sudoku", "extreme")
+    before = sorted(path.parent.iterdir())
+    for named in (Path("extreme"), path):
+        with pytest.raises(CheckpointError, match=rf"no state of the optimiser.*--weights {named}"):
+            resume(named)
+    assert sorted(path.parent.iterdir()) == before
 
 
 def test_what_is_no_checkpoint_is_named_and_leaves_no_trace(tmp_path: Path) -> None:

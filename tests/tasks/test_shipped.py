@@ -234,6 +234,22 @@ def test_streams_are_read_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert first.num_steps == 2
 
 
+def test_equal_texts_of_a_batch_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And answered each in its place; the text decides, so that none is parsed to be compared."""
+    real, solved = solving.solve_batch, []
+
+    def counting(model: Any, x: torch.Tensor, **options: Any) -> Any:
+        solved.append(len(x))
+        return real(model, x, **options)
+
+    monkeypatch.setattr(solving, "solve_batch", counting)
+    monkeypatch.setattr(solving, "BATCH", 4)
+    texts = [PUZZLE, ANSWER, PUZZLE, PUZZLE, PUZZLE, ANSWER + "\n"]
+    answers = list(tasks.sudoku.load(device="cpu").solve(texts, max_steps=2))
+    assert [answer.question for answer in answers] == [text.strip() for text in texts]
+    assert solved == [2, 2]
+
+
 def test_answers_have_verdicts() -> None:
     model = tasks.sudoku.load()
     assert "extreme" in repr(model)

@@ -121,7 +121,7 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["solve", "S# G"], None),
         (["solve", "S##G"], "cannot be reached"),
         (["solve", "S S G    "], "exactly one start 'S', got 2"),
-        (["solve", "12.4"], "got '1' in cell 0"),
+        (["solve", "12.4"], "got '1' at (row 1, column 1)."),
         (["eval", "--data", "x.csv"], "https://huggingface.co/datasets/sapientinc/maze-30x30-hard"),
     ],
 )

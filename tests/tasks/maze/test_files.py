@@ -167,9 +167,13 @@ def test_the_first_maze_sets_the_side(
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("", "mazes.txt", "holds no puzzle. Allowed: a CSV with the header `source,"),
+        ("", "mazes.txt", "holds no puzzle. Allowed: a CSV with the columns `question`"),
         (HEADER, "mazes.csv", "holds no puzzle"),
-        (QUESTION, "mazes.csv", f"line 1: expected the header `source,.*, got '{QUESTION}'"),
+        (
+            QUESTION,
+            "mazes.csv",
+            f"line 1: the header lacks `question` and `answer`: got '{QUESTION}'",
+        ),
     ],
 )
 def test_files_without_mazes(text: str, name: str, message: str, tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ def test_left_comes_before_right_and_right_before_up() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("S  \n  x\n  G", "got 'x' in cell 5"),
-        ("S  \n o \n  G", "got 'o' in cell 4"),
+        ("S  \n  x\n  G", r"got 'x' at \(row 2, column 3\)"),
+        ("S  x", r"got 'x' at \(row 2, column 2\)"),
+        ("S xG ", "got 'x' at character 3 of 5"),
+        ("S  \n o \n  G", r"got 'o' at \(row 2, column 2\)"),
         ("S   \n   \n  G", "row 1 has 4"),
         ("S      G", "must be a square: got 8 cells"),
         ("   \n   \n  G", "exactly one start 'S', got 0"),

@@ -13,6 +13,7 @@ from tasks.lm.prepare import prepare
 from tasks.maze.__main__ import main as maze
 from tasks.maze.config import PRESETS
 from tasks.planning.starving import reading_plan
+from tasks.sudoku.__main__ import main as sudoku
 from tasks.training.reading import Reading
 
 
@@ -93,6 +94,32 @@ def test_a_small_model_is_planned_for_one_gpu(
     assert f"{gpus} x 80 GB" in text
     # What a small model takes has a unit that shows it.
     assert not re.search(r"\b0\.0 GB", text)
+
+
+@pytest.mark.parametrize(("main", "arguments", "message"), [
+    (lm, ["--text", "nope.txt"], "There is no text at nope.txt. Name a file or a folder"),
+    (lm, ["--weights", "nope"], "No checkpoint at nope."),
+    (maze, ["--train-data", "nope.csv"], "no file of mazes at nope.csv, which `--train-data`"),
+    (sudoku, ["--test-data", "nope.csv"], "no file of puzzles at nope.csv, which `--test-data`"),
+])  # fmt: skip
+def test_a_file_that_is_not_there_is_missed_as_in_training(
+    main: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("plan", "train"):
+        assert main([command, *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_preset_whose_text_nobody_has_loaded_is_planned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(config: Any, _: Any) -> None:
+        assert not config.data.text.exists()
+        raise ValueError("here the plan begins")
+
+    monkeypatch.setattr("tasks.planning.report.report", stop)
+    assert lm(["plan", "--preset", "shakespeare"]) == 2
+    assert "here the plan begins" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -80,6 +80,33 @@ def test_bytes_that_are_no_text_cost_their_own_line(tmp_path: Path) -> None:
         assert read_puzzles(path, skip_bad=True) == [PUZZLE]
 
 
+@pytest.mark.parametrize("name", ["puzzles.csv", "puzzles.txt"])
+def test_question_and_answer_are_columns_enough(name: str, tmp_path: Path) -> None:
+    """In any order, beside others, which are not read."""
+    source, question, answer, _ = GOOD.strip().split(",")
+    path = write(tmp_path, f"answer,difficulty,question\n{answer},hard,{question}\n", name)
+    (found,) = read_puzzles(path)
+    assert (found.source, found.question, found.answer) == (name, question, answer)
+    path = write(tmp_path, f"rating,question,source,answer\n7,{question},{source},{answer}\n", name)
+    (found,) = read_puzzles(path)
+    assert (found.source, found.rating) == (source, 7)
+    path = write(tmp_path, f"question,answer\n{question}\n", name)
+    with pytest.raises(ValueError, match=r"line 2: .* the 2 fields question,answer, got 1"):
+        read_puzzles(path)
+
+
+@pytest.mark.parametrize(("header", "lacking"), [
+    ("question,rating", "`answer`"), ("answer,source", "`question`"),
+    ("a,b", "`question` and `answer`"),
+])  # fmt: skip
+def test_a_column_that_is_missing_is_named(header: str, lacking: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"{header}\n1.....3..4.....2,1\n")
+    with pytest.raises(
+        ValueError, match=f"line 1: the header lacks {lacking}: got '{header}'. All"
+    ):
+        read_puzzles(path)
+
+
 def test_of_many_bad_lines_the_first_are_shown(tmp_path: Path) -> None:
     path = write(tmp_path, HEADER + GOOD + "a,b,,\n" * 3 + GOOD.replace("3142", "3141") * 9000)
     with pytest.warns(UserWarning, match="skipped 9003 bad lines and kept 1") as caught:

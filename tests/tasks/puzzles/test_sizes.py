@@ -90,6 +90,29 @@ def test_solve_and_eval_say_that_nothing_was_verified(
     assert isinstance(figures["wrong_among_converged"], int)
 
 
+@pytest.mark.parametrize(("command", "work"), [("solve", "commands.solve_batch"),
+                                               ("eval", "report.measure")])  # fmt: skip
+def test_it_is_said_before_the_solve(
+    command: str,
+    work: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise ValueError("here the work begins")
+
+    monkeypatch.setattr(f"tasks.puzzles.{work}", stop)
+    puzzles = generate(1, Board.of(6), (18, 18), workers=1)
+    write_puzzles(tmp_path / "six.csv", puzzles)
+    data = [str(tmp_path / "six.csv")]
+    arguments = data if command == "solve" else ["--data", *data]
+    assert main([command, *arguments, "--checkpoint", "extreme"]) == 2
+    out, err = capsys.readouterr()
+    assert "here the work begins" in err
+    assert "was only verified there, and not on 6x6" in out + err
+
+
 def test_a_solver_for_another_side_claims_nothing() -> None:
     nine = tasks.sudoku.load("extreme", device="cpu")
     assert nine.for_side(9) is nine

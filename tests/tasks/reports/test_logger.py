@@ -79,7 +79,7 @@ def test_a_failed_write_of_tensorboard_is_one_warning(
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 160])
-def test_a_narrow_terminal_keeps_percentage_and_time_left(columns: int, tmp_path: Path) -> None:
+def test_a_narrow_terminal_keeps_what_matters_most(columns: int, tmp_path: Path) -> None:
     reporter = Reporter(tmp_path)
     screen = Console(width=columns, force_terminal=True, record=True, file=io.StringIO())
     figures = {"step": 89.0, "loss": 1.2345e-4, "cell_accuracy": 0.999, "exact_accuracy": 0.98,
@@ -88,10 +88,12 @@ def test_a_narrow_terminal_keeps_percentage_and_time_left(columns: int, tmp_path
     reporter.bar.update(reporter.row, completed=0.37, figures=describe(figures), left=clock(125))
     screen.print(reporter.bar.get_renderable())
     (line,) = screen.export_text().splitlines()
-    assert " 37% 2:05 left step 89 | loss 0.000123 | " in line
+    most = " 37% 2:05 left loss 0.000123 | exact 98.0% | lr 2.0e-03 | "
+    assert (most if columns >= 80 else most[:35]) in line
     assert len(line) <= columns
     text = describe(figures)
-    assert "1,234 puzzles/s | lr 2.0e-03 | peak 1.3 GB | held-out 90% | radius 0.80" in text
+    assert "lr 2.0e-03 | step 89 | cells 99.9% | solver 3.0 steps" in text
+    assert "1,234 puzzles/s | peak 1.3 GB | held-out 90% | radius 0.80" in text
     reporter.log.close()
 
 
@@ -102,3 +104,15 @@ def test_a_validation_leaves_a_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         reporter.look({}, {"step": 31.0, "loss": 0.5, "minutes": 3.4})
     out = capsys.readouterr().out
     assert out == "step 30 | held-out 38% | converged 83% | radius 0.82 | loss 0.500 | 3:20\n"
+
+
+def test_the_line_of_a_validation_is_broken_between_two_metrics(tmp_path: Path) -> None:
+    screen = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
+    validation = {"test_bits": 1.234, "test_converged": 1.0, "test_radius": 0.95}
+    with Reporter(tmp_path) as reporter:
+        reporter.console = screen
+        reporter.look(validation, {"step": 12345.0, "loss": 0.0123, "minutes": 123.0})
+    assert screen.export_text().splitlines() == [
+        "step 12345 | held-out 1.234 bits per byte | converged 100% | radius 0.95",
+        "  loss 0.0123 | 123:00",
+    ]

@@ -221,7 +221,7 @@ def send(served: Served, number: int) -> Any:
     ("content", "headers", "status", "message"),
     [
         (b'{"puzzle": "12"}', JSON, 400, "must have 16 (4x4) cells, got 2"),
-        (b'{"puzzle": "x..............."}', JSON, 400, "Character 'x' at position 1"),
+        (b'{"puzzle": "x..............."}', JSON, 400, "Character 'x' at (row 1, column 1)"),
         (b'{"puzzle": 12}', JSON, 422, "puzzle: Input should be a valid string"),
         (b'{"puzzle": "12", "more": 1}', JSON, 422, "more: Extra inputs"),
         (b"{", JSON, 422, "The body: JSON decode error. Send JSON such as"),

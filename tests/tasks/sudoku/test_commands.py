@@ -196,6 +196,10 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["train", "--preset", "tiny", "--minutes", "-1"], "`minutes` must be above 0"),
         (["train", "--preset", "tiny", "--device", "tpu"], "must be auto, cpu, cuda"),
         (["train", "--resume", "nowhere"], "No checkpoint at nowhere"),
+        (
+            ["train", "--resume", "extreme"],
+            "no run can go on from it. `train --weights extreme` begins a new run with its weights",
+        ),
         (["trane"], "Unknown command 'trane'"),
         (["eval", "--checkpoint", "nowhere"], "No checkpoint at nowhere"),
         (["eval", "--data", "."], "error: . is a folder. Name a file of puzzles"),

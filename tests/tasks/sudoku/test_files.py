@@ -87,7 +87,10 @@ def test_a_csv_needs_no_particular_ending(tmp_path: Path) -> None:
     [
         (f"mine,{QUESTION},{ANSWER}", "must have the 4 fields source,.*,rating, got 3"),
         (f"mine,{QUESTION[1:]},{ANSWER},0", "Bad question '.*'. A grid must have 16 .* got 15"),
-        (f"mine,x{QUESTION[1:]},{ANSWER},0", "Bad question '.*'. Character 'x' at position 1"),
+        (
+            f"mine,x{QUESTION[1:]},{ANSWER},0",
+            "Bad question '.*'. Character 'x' at .row 1, ",
+        ),
         (f"mine,{QUESTION},{ANSWER}1,0", "Bad answer '.*'. A grid must have 16 .*, got 17"),
         (f"mine,{QUESTION},.{ANSWER[1:]},0", "answer leaves .row 1, column 1. blank"),
         (
@@ -140,9 +143,13 @@ def test_an_expected_board_is_enforced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("", "puzzles.txt", "holds no puzzle. Allowed: a CSV with the header `source,"),
+        ("", "puzzles.txt", "holds no puzzle. Allowed: a CSV with the columns `question`"),
         (HEADER, "puzzles.csv", "holds no puzzle"),
-        (QUESTION, "puzzles.csv", f"line 1: expected the header `source,.*, got '{QUESTION}'"),
+        (
+            QUESTION,
+            "puzzles.csv",
+            f"line 1: the header lacks `question` and `answer`: got '{QUESTION}'",
+        ),
     ],
 )
 def test_files_without_puzzles(text: str, name: str, message: str, tmp_path: Path) -> None:
