@@ -1,6 +1,7 @@
 """What the repository promises about itself."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -62,6 +63,35 @@ def test_results_have_a_row_for_each_folder() -> None:
     files = [path for path in results.rglob("*") if path.is_file()]
     folders = {path.parent.relative_to(results).as_posix() for path in files} - {"."}
     assert sorted(rows) == sorted(folders)
+
+
+def comparisons() -> dict[str, str]:
+    """The folders that `compare` wrote, and its commands."""
+    text = (ROOT / "results" / "README.md").read_text()
+    rows = r"^\| \[`([\w/-]+)`\]\(\1\) \| `(python -m tasks\.\w+ compare[^`]*)`"
+    return dict(re.findall(rows, text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("folder", "command"), comparisons().items(), ids=comparisons())
+def test_comparisons_say_how_they_were_configured(folder: str, command: str) -> None:
+    """New ones by themselves; what older ones lack was reconstructed, and is marked as such."""
+    found = json.loads((ROOT / "results" / folder / "result.json").read_text())
+    rows = found["rows"]
+    if {"commit", "rates"} <= found.keys():
+        assert "config" in found or all("config" in row for row in rows)
+        return
+    later = found["reconstructed"]
+    assert re.fullmatch("[0-9a-f]{7}", later["from"])
+    assert later["command"] == command
+    assert "commit of the run" in later["unknown"]
+    assert ("rates that were searched" in later["unknown"]) == (later["rates"] is None)
+    assert set(later["configs"]) == {row["model"] for row in rows}
+    for row in rows:
+        config = later["config"] | later["configs"][row["model"]]
+        assert config["steps"] or config["minutes"]
+        assert config["width"] == row.get("width", config["width"])
+        assert config["learning_rate"] == row.get("rate", config["learning_rate"])
+        assert later["rates"] is None or config["learning_rate"] in later["rates"]
 
 
 def test_wheel_holds_the_four_packages_only() -> None:

@@ -66,16 +66,19 @@ def test_two_processes_measure_what_one_does(command: str, tmp_path: Path) -> No
 
 def test_a_comparison_trains_each_run_on_both_processes(tmp_path: Path) -> None:
     options = [
-        "compare", "--preset", "tiny", "--models", "attractor", "transformer", "--rates", "4e-3",
-        "--seeds", "2", "--steps", "3", "--out", "runs",
+        "compare", "--preset", "tiny", "--models", "attractor", "transformer", "--ablations",
+        "injection=concat", "--rates", "4e-3", "--seeds", "2", "--steps", "3", "--out", "runs",
     ]  # fmt: skip
     assert "transformer" in run(tmp_path, 2, *options)
     found = json.loads((tmp_path / "runs" / "table.json").read_text())
-    assert {row["model"] for row in found["rows"]} == {"attractor", "transformer"}
+    models = {row["model"]: row["config"]["model"] for row in found["rows"]}
+    assert set(models) == {"attractor", "transformer", "attractor-injection=concat"}
+    assert models["attractor-injection=concat"]["injection"] == "concat"
+    assert models["attractor"]["injection"] == "additive"
     assert all(row["seeds"] == 2 for row in found["rows"])
     # A finished run is not repeated, by one process neither.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/compare.json")}
-    assert len(before) == 4
+    assert len(before) == 6
     run(tmp_path, 1, *options)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     error = run(tmp_path, 2, *options[:-1], "others", "--jobs", "2", code=1)
