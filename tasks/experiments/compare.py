@@ -79,7 +79,7 @@ def compare(
         first.
     """
     experiment, folder = runs[0].experiment, runs[0].folder
-    group = Group.current()
+    group, code = Group.current(), commit()  # now, since files may change while it runs
     with lock_folder(folder) if group.first else contextlib.nullcontext():
         best = search_and_repeat(runs, options)
     if not group.first:
@@ -91,7 +91,7 @@ def compare(
         "preset": runs[0].preset,
         **head,
         "rates": list(options.rates),
-        "commit": commit(),
+        "commit": code,
         "rows": rows,
     }
     (folder / "table.json").write_text(json.dumps(found) + "\n")
