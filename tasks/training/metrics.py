@@ -6,7 +6,6 @@ here draws from the global random generators. `monitor` judges these metrics.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,8 +56,8 @@ def loss_metrics(
         group: The processes, whose rows count alike.
 
     Returns:
-        `loss`; with `row_loss` also `first_segment_loss` and `last_segment_loss`, which are NaN
-        where no row is in such a segment.
+        `loss`; with `row_loss` also `first_segment_loss` and `last_segment_loss`, each if any row of
+        any process is in such a segment.
     """
     if row_loss is None:
         return {"loss": loss.item()}
@@ -70,8 +69,8 @@ def loss_metrics(
     total = group.all_reduce(dict(zip(names, parts, strict=True)))
     found = {"loss": mine}
     for name in names[:2]:
-        number = total[f"num_{name}"]
-        found[f"{name}_segment_loss"] = total[name] / number if number else math.nan
+        if number := total[f"num_{name}"]:
+            found[f"{name}_segment_loss"] = total[name] / number
     return found
 
 
