@@ -56,8 +56,8 @@ def loss_metrics(
         group: The processes, whose rows count alike.
 
     Returns:
-        `loss`; with `row_loss` also `first_segment_loss` and `last_segment_loss`, each if any row of
-        any process is in such a segment.
+        `loss`; with `row_loss` also `first_segment_loss` and `last_segment_loss`, each if any row
+        of any process is in such a segment.
     """
     if row_loss is None:
         return {"loss": loss.item()}
