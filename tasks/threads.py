@@ -55,7 +55,7 @@ def side_by_side(
         with torch.set_grad_enabled(enabled):
             return function(part)
 
-    return list(_pool(count, torch.get_num_threads() // count).map(call, parts))
+    return list(_pool(count, max(1, torch.get_num_threads() // count)).map(call, parts))
 
 
 @functools.cache
