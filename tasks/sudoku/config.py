@@ -109,7 +109,9 @@ PRESETS: dict[str, SudokuConfig] = {
     ),
     "mini": SudokuConfig.of(side=6, min_clues=9, max_clues=11, minutes=2.5, test_puzzles=500),
     "standard": SudokuConfig.of(
-        minutes=3.2, optimizer="muon", learning_rate=5e-3, eval_max_steps=128
+        minutes=3.2, optimizer="muon", learning_rate=5e-3, eval_max_steps=128,
+        # A batch is then mostly of puzzles that take long.
+        segments=8, refill=True,
     ),
     "hard": _HARD,
     "extreme": _HARD.changed(
