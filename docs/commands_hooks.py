@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASKS = {"sudoku": "Sudoku", "maze": "Mazes", "lm": "Language models"}
 # In the order in which they are used.
 ORDER = ("train", "eval", "solve", "generate", "serve", "compare", "internalise", "loops",
-         "export", "plan", "harness")  # fmt: skip
+         "export", "plan", "prepare", "convert", "harness")  # fmt: skip
 # A link of the index to a help page, as it lies in the repository.
 LINK = re.compile(r"\]\(\.\./\.\./tasks/(\w+)/help/(\w+)\.txt\)")
 
@@ -55,7 +55,8 @@ def on_files(files: Files, config: Any) -> Files:
 def page_of(task: str, title: str) -> str:
     """The commands of a task, each with its help."""
     folder = ROOT / "tasks" / task / "help"
-    known = [name for name in ORDER if (folder / f"{name}.txt").exists()]
+    named = {path.stem for path in folder.glob("*.txt")} - {"usage"}
+    known = [*(name for name in ORDER if name in named), *sorted(named.difference(ORDER))]
     parts = [f"# {title}: commands", fenced(folder / "usage.txt")]
     for name in known:
         parts += [f"## {name}", fenced(folder / f"{name}.txt")]

@@ -32,22 +32,26 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put measured tables where a page asks for them, and lead its links to results there.
 
-    A page links to a result as it lies in the repository, outside `docs/`. The site has the
-    results within its root, one level lower.
+    A page links to a result, or to the card of a model, as it lies in the repository, outside
+    `docs/`. The site has them within its root, one level lower.
     """
     up = "../" * page.file.src_uri.count("/")
     text = markdown.replace(f"](../{up}results/", f"]({up}results/")
+    text = text.replace(f"](../{up}tasks/", f"]({up}tasks/")
     if CITATION in text:
         text = text.replace(CITATION, bibtex((ROOT / "CITATION.cff").read_text()))
     return MARK.sub(lambda match: included(match[1], RESULTS / "bench"), text)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Serve pictures of results, the JSON files that pages link to, and pages from beside."""
+    """Serve pictures and JSON files of results, cards of models, and pages from beside."""
     for path in sorted(RESULTS.rglob("*")):
         if path.suffix in SERVED:
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for path in sorted(ROOT.glob("tasks/*/weights/*.md")):
+        uri = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, uri, content=path.read_text()))
     for uri, name in BESIDE.items():
         text = (ROOT / name).read_text().replace("](docs/", "](")
         files.append(File.generated(config, uri, content=text))

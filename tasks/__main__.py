@@ -7,6 +7,7 @@ from tasks.entry import version
 
 # Entry points of other packages: functions that take the arguments and return the exit status.
 GROUP = "attractor_models.tasks"
+OWN = ("sudoku", "maze", "lm")
 USAGE = """\
 usage: python -m tasks reproduce --list
        python -m tasks --version
@@ -39,6 +40,9 @@ def main(arguments: list[str]) -> int:
             print(f"Installed: {', '.join(sorted(installed.names))}.")
         return 0
     got = repr(" ".join(arguments))
+    if arguments[0] in OWN:
+        print(f"error: write `python -m tasks.{' '.join(arguments)}`, with a dot.", file=sys.stderr)
+        return 2
     takes = "`python -m tasks` takes `reproduce --list` or `--version`"
     if installed:
         takes += f", or an installed task ({', '.join(sorted(installed.names))})"

@@ -1,6 +1,7 @@
 """What a run has left in its folder: the newest checkpoint, its configuration and its weights."""
 
 import difflib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,10 @@ def choose_checkpoint(
     for path in (*found, *shipped.paths(task.name)):
         try:
             config = read_config(task, read_checkpoint(path))
-        except CheckpointError:
+        except CheckpointError as error:
             if shipped.holds(path):
                 raise
+            warnings.warn(f"A newer run is left out: {error}", stacklevel=2)
             continue
         if fits(config):
             return path

@@ -62,7 +62,7 @@ COUNT, ABSENT = "num_items_in_batch", ("output_attentions", "output_hidden_state
 class AttractorConfig(PreTrainedConfig):
     """The configuration of a language model of this project.
 
-    Args:
+    Attributes:
         settings: A `LanguageConfig` as JSON values; by default one over bytes.
         tokenizer: The tokenizer's state; see `tasks.lm.tokenizer.Tokenizer.to_json`.
 

@@ -237,7 +237,7 @@ def answers(
     ):
         yield Answer(
             task.line(question), task.line(cells), ok, converged, residual, num_steps,
-            trained_size, band_of(known, residual),
+            trained_size, band_of(known, residual) if ok else None,
         )  # fmt: skip
 
 

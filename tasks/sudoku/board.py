@@ -82,7 +82,9 @@ class Board:
         side = math.isqrt(num_cells)
         if side * side == num_cells and side in SIDES:
             return Board.of(side)
-        near = " or ".join(f"{each**2} ({each}x{each})" for each in _nearest(math.sqrt(num_cells)))
+        # A text of a few characters is a slip, and seldom meant as the smallest board.
+        sides = _nearest(math.sqrt(num_cells)) if num_cells >= SIDES[0] ** 2 else (*SIDES[:2], 9)
+        near = " or ".join(f"{each**2} ({each}x{each})" for each in sides)
         raise PuzzleError(_wrong_length(num_cells, near))
 
     @cached_property

@@ -197,10 +197,9 @@ def test_three_steps_of_the_smallest_published_size(tmp_path: Path, autocast: bo
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The gradient is approximate")  # exact, in 32 steps
-@pytest.mark.parametrize("name", [
-    "60m", "140m", "370m", "770m", "1.3b", "transformer-140m", "parcae-140m", "equal-parcae-140m",
-    "deq-60m",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [*(name for name, preset in PRESETS.items() if preset.data.dataset), "deq-60m"]
+)
 def test_three_steps_in_bfloat16_of_a_published_recipe(tmp_path: Path, name: str) -> None:
     """A small network, with the solver, gradient, optimiser and schedule of the preset."""
     from tasks.experiments.run import train

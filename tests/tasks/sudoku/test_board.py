@@ -122,7 +122,7 @@ def test_drawing_marks_the_clues_and_what_took_their_place() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"must have 16 \(4x4\) cells, got 0\."),
+        ("", r"must have 16 \(4x4\) or 36 \(6x6\) or 81 \(9x9\) cells, got 0\."),
         ("." * 80, r"must have 64 \(8x8\) or 81 \(9x9\) cells, got 80\."),
         ("." * 25, r"must have 16 \(4x4\) or 36 \(6x6\) cells, got 25\."),
         ("." * 2401, r"must have 1225 \(35x35\) cells, got 2401\."),
