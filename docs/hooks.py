@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """
     up = "../" * page.file.src_uri.count("/")
     text = markdown.replace(f"](../{up}results/", f"]({up}results/")
-    text = text.replace(f"](../{up}tasks/", f"]({up}tasks/")
+    text = re.sub(rf"\]\(\.\./{re.escape(up)}(tasks/\w+/weights/)", rf"]({up}\1", text)
     if CITATION in text:
         text = text.replace(CITATION, bibtex((ROOT / "CITATION.cff").read_text()))
     return MARK.sub(lambda match: included(match[1], RESULTS / "bench"), text)

@@ -126,7 +126,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("attractor-models ")
 
 
-@pytest.mark.parametrize("arguments", [["reproduce"], ["sudoku"], ["reproduce", "--lst"]])
+@pytest.mark.parametrize("arguments", [["reproduce"], ["sudku"], ["reproduce", "--lst"]])
 def test_what_it_does_not_take_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,3 +164,8 @@ def test_the_list_needs_no_torch() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert re.search(r"^Sudoku-Extreme ", run.stdout, re.MULTILINE)
+
+
+def test_a_task_of_ours_without_its_dot_is_told_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sudoku", "solve", "..."]) == 2
+    assert "write `python -m tasks.sudoku solve ...`" in capsys.readouterr().err
