@@ -14,18 +14,22 @@ SERVED = (".png", ".gif", ".svg", ".json")
 MARK = re.compile(r"^<!-- results: (\w+) -->$", re.MULTILINE)
 CITATION = "<!-- citation -->"
 PICTURE = "picture.png"
+# Cards of models, by their addresses on the site, which are those in the repository.
+CARDS = {path.relative_to(ROOT).as_posix(): path for path in ROOT.glob("tasks/*/weights/*.md")}
 # Pages of the repository's root that the site has too.
 BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 
 def on_config(config: Any) -> Any:
-    """List the pages from beside `docs/` after those of the project, and name the version."""
+    """List the pages from beside `docs/`, and name the version."""
     version = re.search(r'"(.+)"', (ROOT / "solvers" / "version.py").read_text().split("__ = ")[1])
     assert version is not None
     config.copyright = f"Attractor Models {version[1]}, under the MIT licence"
     for entry in config.nav:
         if "Project" in entry:
             entry["Project"] += list(BESIDE)
+        if "Attractor Models" in entry:
+            entry["Attractor Models"].append({"Models of the package": list(CARDS)})
     return config
 
 
@@ -49,8 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
         if path.suffix in SERVED:
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))
-    for path in sorted(ROOT.glob("tasks/*/weights/*.md")):
-        uri = path.relative_to(ROOT).as_posix()
+    for uri, path in CARDS.items():
         files.append(File.generated(config, uri, content=path.read_text()))
     for uri, name in BESIDE.items():
         text = (ROOT / name).read_text().replace("](docs/", "](")
