@@ -86,7 +86,7 @@ def test_an_update_and_its_gradients_are_those_published(
     assert halt.tolist() == pytest.approx(recorded["halt"], **CLOSE)
     loss = (logits * published.formula(logits.shape, 60, 1.0)).sum() + halt.sum()
     loss.backward()
-    assert gradients(model) == pytest.approx(recorded["gradients"], rel=1e-11, abs=1e-11)
+    assert gradients(model) == pytest.approx(recorded["gradients"], **CLOSE)
 
 
 @pytest.mark.parametrize("recorded", published.RECORDED["hrm"]["training_steps"])
@@ -109,7 +109,7 @@ def test_a_training_step_of_hrm_learns_when_to_go_on_as_published(
     assert outcome.halted is not None
     assert (outcome.halted | last).tolist() == recorded["halted"]
     loss.backward()
-    assert gradients(model) == pytest.approx(recorded["gradients"], rel=1e-11, abs=1e-11)
+    assert gradients(model) == pytest.approx(recorded["gradients"], **CLOSE)
 
 
 @pytest.mark.parametrize(
