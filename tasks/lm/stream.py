@@ -5,6 +5,7 @@ so that every token is predicted once before any is predicted again. Where a run
 document and an offset in it, whatever the size of its batches.
 """
 
+import re
 import reprlib
 import textwrap
 import time
@@ -261,6 +262,13 @@ def _beginning(
     return tokenizer, tokens[: config.data.eval_tokens + 1]
 
 
+def _address(dataset: str) -> str:
+    """Where a data set of this name is published, as a sentence; empty for a path."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset):
+        return ""
+    return f"It is published at https://huggingface.co/datasets/{dataset}. "
+
+
 def _open(config: LanguageConfig) -> Any:
     """The data set as an `IterableDataset`, whose state can be kept and restored."""
     try:
@@ -286,6 +294,7 @@ def _open(config: LanguageConfig) -> Any:
         name = f" ({config.data.dataset_name})" if config.data.dataset_name else ""
         raise ValueError(
             f"The data set {config.data.dataset}{name} cannot be opened: "
-            f"{textwrap.shorten(str(error), 300)} Name a data set of the Hugging Face Hub, or a "
-            "file or folder of JSON lines, Parquet or text, with `--dataset` and `--dataset-name`."
+            f"{textwrap.shorten(str(error), 300).rstrip('.')}. {_address(str(config.data.dataset))}"
+            "Name a data set of the Hugging Face Hub, or a file or folder of JSON lines, Parquet "
+            "or text, with `--dataset` and `--dataset-name`."
         ) from error

@@ -335,3 +335,13 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"attractor-models\[lm-data\].*--text"):
         load_batches(config)
+
+
+def test_what_cannot_be_reached_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", unreachable)
+    config = LanguageConfig.of(dataset="someone/texts", vocabulary=257)
+    with pytest.raises(ValueError, match=r"reach it\. It is published at \S+/someone/texts\. Name"):
+        load_batches(config)
