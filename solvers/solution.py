@@ -190,6 +190,12 @@ def raise_if_failed(solution: Solution, independent: bool) -> Solution:
                 "If `f` couples samples that belong to one state, as the nodes of a graph do, pass "
                 "`batch_dims=0`: one set of coefficients and one verdict for all of `y0`."
             )
+        elif bool(solution.converged.any()):
+            error.add_note(
+                "Samples that had converged were held still while the others went on. If `f` "
+                "couples samples, pass `independent=False`, or `batch_dims=0` if they are one "
+                "state."
+            )
         raise error
     return solution
 
