@@ -239,7 +239,7 @@ def test_bad_input_has_a_clear_error(
     assert "Traceback" not in error
 
 
-def test_newest_run_is_found_and_baselines_and_broken_files_are_passed_over(
+def test_newest_run_is_found_baselines_are_passed_over_and_broken_files_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "runs" / "sudoku" / "mine"
@@ -250,7 +250,8 @@ def test_newest_run_is_found_and_baselines_and_broken_files_are_passed_over(
     (broken / "checkpoint.safetensors").write_bytes(b"nothing")
     assert main(["train", *TINY, "--steps", "2", "--model", "transformer"]) == 0
     capsys.readouterr()
-    assert main(["solve", "1234341221.343.1"]) in (0, 1)
+    with pytest.warns(UserWarning, match="A newer run is left out: runs/sudoku/broken/"):
+        assert main(["solve", "1234341221.343.1"]) in (0, 1)
     out = capsys.readouterr().out
     assert re.search(
         r"^Solving with runs/sudoku/mine/\S+, \d+% of held-out puzzles right$", out, re.M
