@@ -92,3 +92,18 @@ def test_a_sparse_matrix_whose_rows_cannot_be_taken_out_is_explained() -> None:
         solvers.solve(f, torch.zeros(3, 2), matrix, **options)
     assert "`independent=False`, or `batch_dims=0` for one state" in caught.value.__notes__[-1]
     assert solvers.solve(f, torch.zeros(3, 2), matrix, batch_dims=0, **options).converged
+
+
+def test_failure_of_some_samples_names_what_coupled_ones_need() -> None:
+    """Each goes towards the mean of all, and those that have converged leave the others alone."""
+    y0, x = torch.zeros(6, 3), torch.linspace(-1.0, 2.0, 18).view(6, 3)
+
+    def f(y: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(0.9 * y.mean(0, keepdim=True) + x)
+
+    with pytest.raises(solvers.SolveError) as caught:
+        solvers.solve(f, y0, x, solver="picard")
+    assert 0 < int(caught.value.solution.converged.sum()) < 6
+    (note,) = caught.value.__notes__
+    assert note.endswith("pass `independent=False`, or `batch_dims=0` if they are one state.")
+    assert bool(solvers.solve(f, y0, x, solver="picard", independent=False).converged.all())

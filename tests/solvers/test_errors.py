@@ -155,21 +155,6 @@ def test_failure_carries_the_solution_and_advice() -> None:
     assert not hasattr(caught.value, "__notes__")  # that samples may be coupled is not said
 
 
-def test_failure_of_some_samples_names_what_coupled_ones_need() -> None:
-    """Each goes towards the mean of all, and those that have converged leave the others alone."""
-    y0, x = torch.zeros(6, 3), torch.linspace(-1.0, 2.0, 18).view(6, 3)
-
-    def f(y: Tensor, x: Tensor) -> Tensor:
-        return torch.tanh(0.9 * y.mean(0, keepdim=True) + x)
-
-    with pytest.raises(SolveError) as caught:
-        solvers.solve(f, y0, x, solver="picard")
-    assert 0 < int(caught.value.solution.converged.sum()) < 6
-    (note,) = caught.value.__notes__
-    assert note.endswith("pass `independent=False`, or `batch_dims=0` if they are one state.")
-    assert bool(solvers.solve(f, y0, x, solver="picard", independent=False).converged.all())
-
-
 def failing(slope: float) -> None:
     torch.set_num_threads(1)
     solvers.solve(lambda y: slope * y + 1, torch.zeros(2, 1), solver="picard")
