@@ -216,6 +216,11 @@ def has_compiled_part(module: nn.Module) -> bool:
     return any(part._compiled_call_impl is not None for part in module.modules())
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a forward hook is registered on the module or a submodule."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
 def item_operator() -> Any:
     """The operator by which Python reads a number from a tensor."""
     try:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from solvers.torch_internals import has_compiled_part
+from solvers.torch_internals import has_compiled_part, has_hooks
 from tasks.device import kept_random_state
 
 Part = TypeVar("Part")
@@ -26,8 +26,9 @@ LEAST_ROWS = 4
 def count_parts(model: nn.Module, x: Tensor) -> int:
     """The number of parts in which a batch is best computed side by side.
 
-    It is 1 on a GPU; for compiled blocks, whose kernels have their number of threads in them; and
-    for a model that draws random numbers, which would depend on which thread comes first.
+    It is 1 on a GPU; for compiled blocks, whose kernels have their number of threads in them; for a
+    model with forward hooks, which watch one pass after the other; and for one that draws random
+    numbers, which would depend on which thread comes first.
 
     Args:
         model: Called as model(x, max_steps=), in the mode in which it will be used.
@@ -36,7 +37,9 @@ def count_parts(model: nn.Module, x: Tensor) -> int:
     if x.device.type != "cpu":
         return 1
     count = max(1, min(torch.get_num_threads(), len(x) // LEAST_ROWS))
-    return 1 if count == 1 or has_compiled_part(model) or _draws(model, x[:1]) else count
+    if count == 1 or has_compiled_part(model) or has_hooks(model) or _draws(model, x[:1]):
+        return 1
+    return count
 
 
 def side_by_side(

@@ -69,6 +69,16 @@ def test_compiled_blocks_are_left_whole() -> None:
     assert count_parts(model, x) == 1
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_a_model_that_is_watched_is_left_whole() -> None:
+    model, x, seen = PRESETS["tiny"].build(), torch.randint(0, 5, (8, 16)), []
+    watch = next(model.children()).register_forward_hook(lambda *given: seen.append(given))
+    assert count_parts(model, x) == 1
+    assert not seen  # nor does it see a trial
+    watch.remove()
+    assert count_parts(model, x) == 2
+
+
 @pytest.mark.parametrize("rows", [1, 9])
 def test_a_batch_solved_side_by_side_has_the_same_answers(
     rows: int, monkeypatch: pytest.MonkeyPatch

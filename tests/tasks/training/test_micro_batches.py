@@ -111,6 +111,16 @@ def test_two_parts_side_by_side_train_as_the_whole(name: str, tmp_path: Path) ->
     assert parts.parts == (1 if draws else 2)
 
 
+def test_a_look_measures_the_same_with_two_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its solves are watched: of each held-out sample there is one, and it is solved to the end."""
+    trainer = make(CASES["sudoku"].changed(test_puzzles=8), tmp_path)
+    expected = trainer._validate()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert trainer._validate() == expected
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("rows", "expected"), [(7, 1), (9, 1), (10, 2)])
 def test_parts_side_by_side_are_equal_and_not_small(
