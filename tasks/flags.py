@@ -6,9 +6,11 @@ are, and only then lets tyro parse the rest. So a flag of another model is refus
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -20,6 +22,7 @@ C = TypeVar("C", bound=Config)
 IMPORT = "Module of yours, with solvers or backward modes"
 # How `--help` calls values.
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+NUMBERS = {int: "a whole number", float: "a number"}
 # Options that decide which others have an effect.
 CHOICES = ("layout", "mixer", "solver", "backward")
 
@@ -83,15 +86,66 @@ def parse_some(kind: type[T], arguments: list[str], program: str) -> tuple[T, li
         The options, and the arguments that are none of them.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is none of its option's, or out of its range.
     """
-    return tyro.cli(
+    _require_values(arguments, get_type_hints(kind))
+    found, rest = tyro.cli(
         _readable(kind),
         args=arguments,
         prog=program,
         description=described(kind),
         return_unknown_args=True,
     )
+    # Here and not by tyro, whose message of what `kind` refuses has the name of the class.
+    return kind(**vars(found)), rest
+
+
+def _require_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
+    """Check that numbers are numbers, in the words of our other messages and not of tyro.
+
+    Args:
+        arguments: The flags.
+        hints: The type of each option.
+
+    Raises:
+        ValueError: An option has no value, or one that it does not take.
+    """
+    for at, argument in enumerate(arguments):
+        name, equals, text = argument.partition("=")
+        option = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or option not in hints:
+            continue
+        kinds, several = _kinds(hints[option])
+        if kinds == (bool,):
+            continue
+        after = itertools.takewhile(lambda each: not each.startswith("--"), arguments[at + 1 :])
+        values = [text] if equals else list(after)[: None if several else 1]
+        if not values and not several:
+            raise ValueError(f"`{name}` needs a value.")
+        for value in values:
+            if len(kinds) == 1 and value != "None" and (wanted := _wanted(kinds[0], value)):
+                raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
+def _wanted(kind: Any, value: str) -> str | None:
+    """What a value must be that is none of this type; None for one that is, or may be."""
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
+    if kind not in NUMBERS:
+        return None
+    try:
+        kind(value)
+    except ValueError:
+        return NUMBERS[kind]
+    return None
+
+
+def _kinds(hint: Any) -> tuple[tuple[Any, ...], bool]:
+    """The types of a value, besides None, and whether an option takes several values."""
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    several = get_origin(bare) is tuple
+    parts = get_args(bare) if several or get_origin(bare) in (Union, UnionType) else (bare,)
+    return tuple(each for each in parts if each not in (type(None), Ellipsis)), several
 
 
 def _refuse_rest(
@@ -164,6 +218,7 @@ def parse_config(
         chosen = {name: take(arguments, flag(name))[1] for name in CHOICES if name in flat}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         hidden = config.adapted(**chosen).unused()
+    _require_values(arguments, config.hints(config.model.name))
     found, rest = tyro.cli(
         _shown(config, hidden, top or {}),
         args=arguments,
@@ -222,7 +277,7 @@ def _readable(kind: type[Any]) -> Any:
         value = None if required else field.default
         name, hint, _ = _field(field.name, hints[field.name], value, texts[field.name])
         made.append((name, hint) if required else (name, hint, value))
-    return dataclasses.make_dataclass(kind.__name__, made, bases=(kind,), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(kind.__name__, made, frozen=True, kw_only=True)
 
 
 def _made(name: str, fields: Sequence[Any]) -> Any:
@@ -234,13 +289,10 @@ def _field(name: str, hint: Any, value: Any, text: str) -> tuple[str, Any, Any]:
     words = " ".join(map(str, value)) if isinstance(value, tuple) else value
     shown = "" if words in (None, "") else f" ({words})"
     options: dict[str, Any] = {"help": text.removesuffix(".") + shown, "help_behavior_hint": ""}
-    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    (kind, *others) = [
-        each for each in get_args(bare) or (bare,) if each not in (type(None), Ellipsis)
-    ]
+    (kind, *others), several = _kinds(hint)
     if not others and kind in METAVARS:
         options["metavar"] = METAVARS[kind]
-        if get_origin(bare) is tuple:
+        if several:
             options["metavar"] = f"[{'TEXT' if kind is str else METAVARS[kind]} ...]"
     return name, Annotated[hint, tyro.conf.arg(**options)], value
 

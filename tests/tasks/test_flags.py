@@ -1,7 +1,9 @@
 """Flags: each has an effect, and a list of all of them that grows by decision alone."""
 
 import contextlib
+import dataclasses
 import importlib
+import math
 import re
 from io import StringIO
 from pathlib import Path
@@ -14,6 +16,7 @@ from solvers.registry import SOLVERS
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments import jobs
 from tasks.experiments.run import Experiment, train
+from tasks.flags import parse
 from tasks.lm.config import PRESETS as LM
 from tasks.lm.config import LanguageConfig
 from tasks.lm.experiment import TextExperiment
@@ -245,6 +248,55 @@ def test_what_is_no_option_of_a_command_is_refused_in_one_line(
     assert MAINS[task](command.split()) == 2
     help_ = f"`python -m tasks.{task} {command.split()[0]} --help` lists what there is."
     assert capsys.readouterr().err == f"error: {message} {help_}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sudoku train --steps x", "`--steps` must be a whole number, got 'x'."),
+        ("sudoku train --layout=gru", "`--layout` must be one of candidates, cells, "),
+        ("maze train --width", "`--width` needs a value."),
+        ("sudoku eval --breadth 2.5", "`--breadth` must be a whole number, got '2.5'."),
+        ("sudoku eval --breadth 0", "`--breadth` must be at least 1, got 0."),
+        ("sudoku eval --limit --quick", "`--limit` needs a value."),
+        ("maze eval --choose best", "`--choose` must be one of residual, vote, valid, got 'best'."),
+        ("sudoku compare --rates 1e-3 x", "`--rates` must be a number, got 'x'."),
+        ("sudoku compare --models trm me", "`--models` must be one of attractor, reasoner, "),
+        ("sudoku serve --port x", "`--port` must be a whole number, got 'x'."),
+        ("sudoku plan --gpus 0", "`--gpus` must be at least 1, got 0."),
+        ("lm generate a --temperature hot", "`--temperature` must be a number, got 'hot'."),
+        ("lm generate a --temperature -1", "`temperature` must be at least 0, got -1.0."),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_without_names_of_classes(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, *arguments = command.split()
+    assert MAINS[task](arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_numbers_that_are_not_finite_or_negative_are_left_to_the_options() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Numbers:
+        """Some.
+
+        Attributes:
+            low: A number.
+            many: Numbers.
+            count: Perhaps a number.
+        """
+
+        low: float = 0.0
+        many: tuple[int, ...] = ()
+        count: int | None = 3
+
+    arguments = ["--low", "-inf", "--many", "-1", "2", "--count", "None"]
+    assert parse(Numbers, arguments, "x") == Numbers(low=-math.inf, many=(-1, 2), count=None)
+    with pytest.raises(ValueError, match=r"`--many` must be a whole number, got '2\.5'"):
+        parse(Numbers, ["--many", "1", "2.5"], "x")
 
 
 @pytest.mark.parametrize(
