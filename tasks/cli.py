@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import os
 import re
@@ -218,10 +219,11 @@ class CommandLine(ABC):
             config = read_config(self.task, checkpoint).changed(**changed)
             config.data.require_recorded()
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
-        if name is None and arguments and arguments[0] in self.task.presets:
-            raise ValueError(
-                f"Unexpected argument {arguments[0]!r}. Did you mean `--preset {arguments[0]}`?"
-            )
+        if name is None and arguments and not arguments[0].startswith("-"):
+            for meant in difflib.get_close_matches(arguments[0], self.task.presets, n=1):
+                raise ValueError(
+                    f"Unexpected argument {arguments[0]!r}. Did you mean `--preset {meant}`?"
+                )
         name = name or self.task.default_preset
         default = self.preset(name)
         own = [name for name in self.task.presets if not PUBLISHED.search(name)]

@@ -95,6 +95,7 @@ def test_a_terminal_obeys_no_control_characters_of_a_model() -> None:
     [
         (["trian"], "Did you mean 'train'?"),
         (["train", "tiny"], "Unexpected argument 'tiny'. Did you mean `--preset tiny`?"),
+        (["train", "tinny"], "Unexpected argument 'tinny'. Did you mean `--preset tiny`?"),
         (["train", "--preset", "foo"], "With another model: `reasoner-tiny` and the like, of"),
     ],
 )
