@@ -1,6 +1,7 @@
 """What importing this library and using a part of it loads."""
 
 import ast
+import importlib
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -110,6 +111,17 @@ def test_star_import_and_dir_have_every_public_name(
     space: dict[str, object] = {}
     exec(f"from {package.__name__} import *", space)
     assert set(package.__all__) <= set(space)
+
+
+@pytest.mark.parametrize("task", ["sudoku", "maze", "lm"])
+def test_a_task_shows_only_what_is_to_be_used(task: str) -> None:
+    """Also when its modules have been loaded, and without what only annotations need."""
+    package = importlib.import_module(f"tasks.{task}")
+    importlib.import_module(f"tasks.{task}.config")
+    assert dir(package) == package.__all__ == ["load"]
+    space: dict[str, object] = {}
+    exec(f"from tasks.{task} import *", space)
+    assert space["load"] is package.load
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -9,6 +9,12 @@ if TYPE_CHECKING:
 
     from tasks.lm.writing import Writer
 
+__all__ = ["load"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def load(name: str | Path = "small", **options: Any) -> Writer:
     """A trained model, ready to write; see `tasks.lm.writing.load`.

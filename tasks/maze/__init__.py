@@ -9,6 +9,12 @@ if TYPE_CHECKING:
 
     from tasks.puzzles.solving import Solver
 
+__all__ = ["load"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def load(name: str | Path = "hard", **options: Any) -> Solver:
     """A trained model, ready to solve; see `tasks.puzzles.solving.load`.
