@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, overload
 
 import torch
@@ -19,6 +20,9 @@ from tasks.puzzles.reliability import Band, band_of, bands
 from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
 from tasks.runs import load_model, locate, read_checkpoint, read_config
+
+# Seconds that a stream is waited for before what has come is solved: less than a solve takes.
+PATIENCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +124,8 @@ class Solver:
         `valid` says whether the answer keeps the rules.
 
         Of many, a batch at a time is read, solved and handed out, so that an endless stream takes
-        no more memory than a batch. Equal texts in a batch are solved once.
+        no more memory than a batch. Where puzzles come slowly, a batch is what came within a tenth
+        of a second, or the one puzzle that took longer. Equal texts in a batch are solved once.
 
         Args:
             puzzles: One puzzle as text, or an iterable of them.
@@ -148,7 +153,7 @@ class Solver:
 
     def _stream(self, texts: Iterator[str], max_steps: int | None) -> Iterator[Answer]:
         number = 0
-        while batch := list(itertools.islice(texts, BATCH)):
+        while batch := _next_batch(texts):
             questions: dict[str, list[int]] = {}  # equal texts are read and solved once
             for at, text in enumerate(batch):
                 number += 1
@@ -209,6 +214,21 @@ class Solver:
         budget = self.config.solve.eval_max_steps if max_steps is None else max_steps
         found, _ = solve_batch(self.model, x, max_steps=budget)
         yield from answers(self.task, self.config, x, found, self.known, self.trained_size)
+
+
+def _next_batch(texts: Iterator[str]) -> list[str]:
+    """The next texts: a whole batch, or those that came in time, but at least one if any is left.
+
+    A batch has no fixed smaller size at first: who reads a file loses no speed, and who waits for
+    a slow source gets each answer soon, however long it goes on.
+    """
+    batch: list[str] = []
+    end = monotonic() + PATIENCE
+    for text in itertools.islice(texts, BATCH):
+        batch.append(text)
+        if monotonic() >= end:
+            break
+    return batch
 
 
 def answers(

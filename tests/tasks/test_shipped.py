@@ -234,6 +234,32 @@ def test_streams_are_read_a_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert first.num_steps == 2
 
 
+def test_a_slow_stream_is_answered_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a fast one after it in whole batches again."""
+    now, read, delay = 0.0, 0, 1.0
+    monkeypatch.setattr(solving, "BATCH", 8)
+    monkeypatch.setattr(solving, "monotonic", lambda: now)
+
+    def puzzles() -> Iterator[str]:
+        nonlocal now, read
+        while True:
+            now += delay
+            read += 1
+            yield PUZZLE
+
+    answers = tasks.sudoku.load(device="cpu").solve(puzzles(), max_steps=1)
+    for number in (1, 2):
+        assert next(answers).question == PUZZLE
+        assert read == number
+    delay = 0.6 * solving.PATIENCE
+    next(answers)
+    assert read == 2 + 2  # the second came when time was up
+    delay = 0.0
+    for _ in range(2):
+        next(answers)
+    assert read == 4 + 8
+
+
 def test_equal_texts_of_a_batch_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And answered each in its place; the text decides, so that none is parsed to be compared."""
     real, solved = solving.solve_batch, []
