@@ -11,7 +11,7 @@ from torch import Tensor
 from solvers.registry import UnknownName
 from tasks import shipped
 from tasks.checkpoints.checkpoint import FOLDER, NAME, Checkpoint, bounded_by, load_weights
-from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.file import WANTED, CheckpointError, require_safetensors
 from tasks.device import choose_device
 
 RUNS = Path("runs")
@@ -26,25 +26,32 @@ def program(task: Any) -> str:
     return f"python -m {type(task).__module__.rpartition('.')[0]}"
 
 
-def locate(task: str, named: Path) -> Path:
+def locate(task: str, named: str | Path) -> Path:
     """The checkpoint that a user names: a file, the folder of a run, or a model of the package.
 
     Raises:
         CheckpointError: There is none.
+        TypeError: The name is neither text nor a path.
     """
-    if named.exists():
-        return in_run_folder(named)
-    name = str(named)
-    known = shipped.names(task)
-    if name in known:
-        return shipped.path_of(task, name)
+    if not isinstance(named, str | Path):
+        raise TypeError(
+            "`name` must be the name of a model, the folder of a run, or a checkpoint: got a "
+            f"{type(named).__name__}."
+        )
+    name, known = str(named), shipped.names(task)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     those = f" These come with the package: {', '.join(known)}.{hint}" if known else ""
-    raise CheckpointError(
-        f"No checkpoint at {named}. Train one first, or name another: a file, the folder of a "
-        f"run, or a model by its name.{those}"
-    )
+    if not name:
+        raise CheckpointError(f"The name of a checkpoint is empty. {WANTED}{those}")
+    if (path := Path(named)).exists():
+        path = in_run_folder(path)
+        if not path.is_dir():
+            require_safetensors(path, those)
+        return path
+    if name in known:
+        return shipped.path_of(task, name)
+    raise CheckpointError(f"No checkpoint at {named}. {WANTED}{those}")
 
 
 def in_run_folder(path: Path) -> Path:

@@ -22,6 +22,9 @@ from torch import Tensor
 
 # Files of the first format have no checksum.
 FORMAT, FIRST_FORMAT = "attractor-models-2", "attractor-models-1"
+# Of a safetensors file, in bytes; safetensors reads none that is larger.
+LARGEST_HEADER = 100_000_000
+WANTED = "Name the folder of a run, or its checkpoint.safetensors or model.safetensors."
 # How code answers values that it was not written for.
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
           ValueError, SafetensorError)  # fmt: skip
@@ -118,22 +121,20 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         CheckpointError: It is missing, truncated, damaged, or something else.
     """
     flat, header = read_tensors(path)
-    if _is_newer(header.get("format", "")):
-        raise NewerFormat(
-            f"{path} was written by a newer version of attractor-models: its format is "
-            f"{header['format']!r:.100}, and this version reads up to {FORMAT!r}. Get the newer "
-            "version with `pip install --upgrade attractor-models`."
-        )
-    if header.get("format") not in (FORMAT, FIRST_FORMAT):
+    form = header.get("format")
+    refuse_newer(path, form, FORMAT)
+    if form not in (FORMAT, FIRST_FORMAT):
+        found = "names no format" if form is None else f"names the format {form!r:.100}"
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a checkpoint of this project: its format "
-            f"is {header.get('format')!r:.100}, expected {FORMAT!r}. A folder that `lm export` "
-            "wrote for the Hugging Face Hub is for `tasks.lm.hub.PretrainedLM.from_pretrained`."
+            f"{path} is a safetensors file, but not a checkpoint of this project: its header "
+            f"{found} where that of a checkpoint names {FORMAT!r}. {WANTED} A folder that `lm "
+            "export` wrote for the Hugging Face Hub is for "
+            "`tasks.lm.hub.PretrainedLM.from_pretrained`."
         )
     meta = header.get("meta", "")
     with refusing(path, "has tensors of a type that no checkpoint has"):
         checksum = _checksum(flat, meta)
-    if header["format"] == FORMAT and header.get("sha256") != checksum:
+    if form == FORMAT and header.get("sha256") != checksum:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the checksum that it was written "
             "with. Use an earlier one, or train again."
@@ -141,15 +142,51 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return grouped(flat), parse_object(meta, path, "meta data")
 
 
-def _is_newer(name: str) -> bool:
-    """Whether a format is one of ours that comes after `FORMAT`."""
-    stem, _, number = name.rpartition("-")
-    ours, _, newest = FORMAT.rpartition("-")
-    return (
-        stem == ours
-        and re.fullmatch("[0-9]{1,6}", number) is not None
-        and int(number) > int(newest)
-    )
+def refuse_newer(path: Path, form: Any, newest: str) -> None:
+    """Refuse a format of ours that comes after the newest one that this version knows.
+
+    Args:
+        path: The file, for the message.
+        form: What it says of its format: a name and a number, or the number alone.
+        newest: The newest format of its kind.
+
+    Raises:
+        NewerFormat: It is a later one.
+    """
+    stem, _, number = str(form).rpartition("-")
+    ours, _, known = newest.rpartition("-")
+    if stem not in (ours, "") or not re.fullmatch("[0-9]{1,6}", number):
+        return
+    if int(number) > int(known):
+        raise NewerFormat(
+            f"{path} was written by a newer version of attractor-models: its format is "
+            f"{form!r:.100}, and this version reads up to {newest!r}. Get the newer "
+            "version with `pip install --upgrade attractor-models`."
+        )
+
+
+def require_safetensors(path: Path, others: str = "") -> None:
+    """Check that a file is there and begins as safetensors files do, though it may be cut off.
+
+    Args:
+        path: The file.
+        others: What else could be named, as further sentences of a message.
+
+    Raises:
+        CheckpointError: It is missing, or something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"No checkpoint at {path}. {WANTED}{others}")
+    try:
+        with path.open("rb") as file:
+            length, bracket = file.read(8), file.read(1)
+    except PermissionError as error:  # of which safetensors says that the file is missing
+        raise CheckpointError(
+            f"{path} may not be read ({error.strerror}). Make it readable, or name another."
+        ) from error
+    # The size of a header and then JSON.
+    if bracket and (bracket != b"{" or int.from_bytes(length, "little") > LARGEST_HEADER):
+        raise CheckpointError(f"{path} is no checkpoint: not a safetensors file. {WANTED}{others}")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -158,18 +195,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: It is missing, truncated, or something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"No checkpoint at {path}. Train one first, or name another.")
+    require_safetensors(path)
     try:
-        with path.open("rb"):  # since safetensors says of one without rights that it is missing
-            pass
         with safe_open(path, framework="pt") as file:
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return flat, file.metadata() or {}
-    except PermissionError as error:
-        raise CheckpointError(
-            f"{path} may not be read ({error.strerror}). Make it readable, or name another."
-        ) from error
     except (*FAULTS, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({brief(error)}). It may "

@@ -15,7 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tasks.checkpoints.file import FAULTS, CheckpointError, brief, grouped, parse_object, to_disk
+from tasks.checkpoints.file import (
+    FAULTS,
+    WANTED,
+    CheckpointError,
+    brief,
+    grouped,
+    parse_object,
+    refuse_newer,
+    to_disk,
+)
 
 MANIFEST, FORMAT = "manifest.json", "attractor-models-sharded-1"
 
@@ -126,8 +135,12 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
             f"{folder} is not a readable checkpoint: its {MANIFEST} is missing or damaged "
             f"({brief(error)}). Use an earlier one, or train again."
         ) from error
+    refuse_newer(path, form, FORMAT)
     if form != FORMAT:
-        raise CheckpointError(f"{path} has the format {form!r:.100}, expected {FORMAT!r}.")
+        raise CheckpointError(
+            f"{path} has the format {form!r:.100}, expected {FORMAT!r}: {folder} is no checkpoint "
+            f"of this project. {WANTED}"
+        )
     if _checksum_of(content) != expected:
         raise CheckpointError(
             f"{path} is damaged: its content does not have the checksum that it was written with. "

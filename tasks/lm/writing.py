@@ -105,10 +105,11 @@ def load(name: str | Path, *, device: str = "auto") -> Writer:
 
     Raises:
         CheckpointError: There is no such model, or its file is damaged.
+        TypeError: The name is neither text nor a path.
         ValueError: Unknown device, or a package is missing that the model's tokens need.
     """
     task = LanguageTask()
-    path = locate(task.name, Path(name))
+    path = locate(task.name, name)
     checkpoint = read_checkpoint(path)
     model, config = load_model(task, checkpoint, device=device)
     return Writer(model, config, read_tokenizer(checkpoint, config), path)

@@ -277,11 +277,6 @@ def load(
         TypeError: The name is neither text nor a path.
         ValueError: Unknown device or solver.
     """
-    if not isinstance(name, str | Path):
-        raise TypeError(
-            "`name` must be the name of a model, the folder of a run, or a checkpoint: got a "
-            f"{type(name).__name__}."
-        )
-    path = locate(task.name, Path(name))
+    path = locate(task.name, name)
     model, config = load_model(task, path, device=device, solver=solver)
     return Solver(task, model, config, path, bands(path) if solver is None else ())

@@ -21,7 +21,7 @@ from tasks.experiments.folder import checkpoint_in, lock_folder, new_folder
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.folders import FolderInUse, FolderLock
 from tasks.puzzles.commands import Commands
-from tasks.runs import RUNS, export
+from tasks.runs import RUNS, export, locate
 from tasks.serving import serve
 from tasks.sudoku.config import SudokuConfig
 from tasks.sudoku.task import SudokuTask
@@ -101,6 +101,27 @@ def test_what_is_no_checkpoint_is_named_and_leaves_no_trace(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="No checkpoint at"):
         resume(tmp_path / "typo.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_user_names_instead_of_a_checkpoint_is_answered_with_what_there_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "README.md").write_text("# A file of another kind")
+    names = "These come with the package: extreme, sixteen."
+    for named, problem in (
+        (tmp_path / "README.md", "is no checkpoint: not a safetensors file. Name the folder of a"),
+        ("nowhere", "No checkpoint at nowhere. Name the folder of a"),
+        ("", "The name of a checkpoint is empty. Name the folder of a"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            locate("sudoku", named)
+        assert problem in str(caught.value)
+        assert str(caught.value).endswith(names)
+        assert "train again" not in str(caught.value).lower()
+    with pytest.raises(CheckpointError, match="Did you mean 'extreme'"):
+        locate("sudoku", Path("extrem"))
+    assert locate("sudoku", save(tmp_path / NAME)) == tmp_path / NAME
+    assert locate("sudoku", str(tmp_path)) == tmp_path / NAME
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(

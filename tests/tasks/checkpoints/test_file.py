@@ -1,5 +1,6 @@
 """Checkpoints: exact, atomic, and clear about files that are none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tasks.checkpoints.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from tasks.checkpoints.file import CheckpointError
+from tasks.checkpoints.file import CheckpointError, NewerFormat
 from tasks.maze.config import PRESETS as MAZES
 from tasks.sudoku.config import PRESETS as SUDOKUS
 
@@ -55,11 +56,41 @@ def test_truncated_file(tmp_path: Path, kept: int) -> None:
         Checkpoint.load(path)
 
 
+WANTED = "Name the folder of a run, or its checkpoint.safetensors or model.safetensors."
+
+
 def test_foreign_file(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project") as caught:
         Checkpoint.load(path)
+    assert WANTED in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"# A readme, in words", b'{"task": "sudoku"}', b"PK" * 99])
+def test_a_file_of_another_kind_is_said_to_be_one(content: bytes, tmp_path: Path) -> None:
+    """And not to be a damaged checkpoint, for which one would train again."""
+    path = tmp_path / "README.md"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.load(path)
+    assert str(caught.value) == f"{path} is no checkpoint: not a safetensors file. {WANTED}"
+
+
+@pytest.mark.parametrize("form", ["attractor-models-3", "99"])
+def test_a_newer_format_says_what_to_update(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {"format": form, "meta": "{}"})
+    with pytest.raises(NewerFormat, match=r"newer version .*`pip install --upgrade attractor-m"):
+        Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("form", ["attractor-models-sharded-2", "99", 99])
+def test_a_newer_format_of_a_folder_says_so_too(form: object, tmp_path: Path) -> None:
+    content = {"format": form, "meta": "{}", "files": {}, "sha256": ""}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(NewerFormat, match=r"newer version .*`pip install --upgrade attractor-m"):
+        Checkpoint.load(tmp_path)
 
 
 def test_pickle_is_not_executed(tmp_path: Path) -> None:
