@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from torch import Tensor
+
 # The path that stands for the standard output.
 STDOUT = Path("-")
 
@@ -54,6 +57,25 @@ def print_result(result: dict[str, Any], path: Path | None = None) -> None:
     if path is not None and path != STDOUT:  # last, so that an error loses nothing
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(line + "\n")
+
+
+def decimal(value: Tensor) -> float:
+    """A number as the shortest decimal that rounds to it in the type it was computed in.
+
+    Python writes the number of float32 that is next to 0.1 as 0.10000000149011612, as if it were
+    known to so many digits.
+
+    Args:
+        value: One number, of any real type.
+    """
+    return decimals(value[None])[0]
+
+
+def decimals(values: Tensor) -> list[float]:
+    """As `decimal`, for a tensor of shape (numbers,)."""
+    values = values.detach().cpu()
+    array = (values if values.dtype == torch.float64 else values.float()).numpy()
+    return [float(str(each)) for each in array]
 
 
 def write_nowhere(out: TextIO) -> None:

@@ -18,6 +18,7 @@ from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.text_data import DOWNLOADS
 from tasks.lm.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tasks.output import decimal
 from tasks.training.task import Task
 
 MIN_BYTES = 10_000
@@ -204,7 +205,7 @@ class Batches(Task):
 
     def metrics(self, right: Tensor) -> dict[str, float]:
         """See `Task`: here, how often the next token was the most likely one."""
-        return {"token_accuracy": right.float().mean().item()}
+        return {"token_accuracy": right.double().mean().item()}
 
 
 @torch.no_grad()
@@ -248,7 +249,7 @@ def measure(
             scale = state.square().mean(-1).sqrt()
             distance = (proposal - state).norm(dim=-1) / state.norm(dim=-1)
             parts = found.converged, found.num_steps, found.residual / scale, distance
-            solved.append([part.flatten().float().cpu() for part in parts])
+            solved.append([part.flatten().cpu() for part in parts])
     model.train(was_training)
     shares = group.gather((nats, solved))
     nats, solved = sum(share[0] for share in shares), [each for _, rest in shares for each in rest]
@@ -263,9 +264,9 @@ def measure(
     if solved:
         converged, steps, residual, distance = map(torch.cat, zip(*solved, strict=True))
         figures |= {
-            "converged": converged.mean().item(),
-            "mean_steps": steps.mean().item(),
-            "median_residual": residual.median().item(),
-            "distance": distance.mean().item(),
+            "converged": converged.double().mean().item(),
+            "mean_steps": steps.double().mean().item(),
+            "median_residual": decimal(residual.float().median()),
+            "distance": decimal(distance.float().mean()),
         }
     return figures

@@ -18,6 +18,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
+from tasks.output import decimal
 from tasks.runs import export
 
 BUDGETS = (0, 1, 2, 4, 8, 16)
@@ -80,7 +81,7 @@ def study(
     return {
         "converged": converged,
         "by_budget": rows,
-        "spectral_radius": radius.mean().item(),
+        "spectral_radius": decimal(radius.mean()),
         "advice": recommend(rows, converged),
     }
 

@@ -16,6 +16,7 @@ from solvers import Solution
 from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
+from tasks.output import decimal
 from tasks.threads import count_parts, side_by_side
 
 if TYPE_CHECKING:
@@ -153,8 +154,8 @@ def scores(classes: Tensor, target: Tensor) -> dict[str, float]:
     """Share of right cells, and of puzzles that are right in every cell."""
     right = classes == target
     return {
-        "cell_accuracy": right.float().mean().item(),
-        "exact_accuracy": right.all(1).float().mean().item(),
+        "cell_accuracy": right.double().mean().item(),
+        "exact_accuracy": right.all(1).double().mean().item(),
     }
 
 
@@ -163,10 +164,10 @@ def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
     residual = predictions.residual
     return {
         "max_steps": max_steps,
-        "converged": predictions.converged.float().mean().item(),
-        "mean_steps": predictions.num_steps.float().mean().item(),
-        "median_residual": residual.median().item(),
-        "residual_90th_percentile": residual.quantile(0.9).item()
+        "converged": predictions.converged.double().mean().item(),
+        "mean_steps": predictions.num_steps.double().mean().item(),
+        "median_residual": decimal(residual.median()),
+        "residual_90th_percentile": decimal(residual.quantile(0.9))
         if len(residual) < 10**6
         else None,
     }
@@ -211,10 +212,10 @@ def evaluate(
         **scores(at_budget.classes, target),
         **evidence(at_budget, max_steps),
         "exact_accuracy_4x": scores(longer.classes, target)["exact_accuracy"],
-        "converged_4x": longer.converged.float().mean().item(),
-        "median_residual_4x": longer.residual.median().item(),
+        "converged_4x": longer.converged.double().mean().item(),
+        "median_residual_4x": decimal(longer.residual.median()),
         "restarted": len(restarted),
-        "restart_agreement": restarted.float().mean().item(),
+        "restart_agreement": restarted.double().mean().item(),
     }, at_budget
 
 
@@ -236,7 +237,7 @@ def step_curve(
             done = count
     curve = [(count, Predictions.join(parts)) for count, parts in found.items()]
     return [
-        (count, scores(at.classes, target)["exact_accuracy"], at.residual.median().item())
+        (count, scores(at.classes, target)["exact_accuracy"], decimal(at.residual.median()))
         for count, at in curve
     ]
 

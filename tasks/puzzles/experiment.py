@@ -64,8 +64,8 @@ class Batches(Task):
     def metrics(self, right: Tensor) -> dict[str, float]:
         """See `Task`: here, accuracy of cells and of whole answers."""
         return {
-            "cell_accuracy": right.float().mean().item(),
-            "exact_accuracy": right.flatten(1).all(1).float().mean().item(),
+            "cell_accuracy": right.double().mean().item(),
+            "exact_accuracy": right.flatten(1).all(1).double().mean().item(),
         }
 
 

@@ -74,7 +74,7 @@ def measure(
     else:
         figures, predictions = evaluate(model, x, target, config.solve.eval_max_steps)
     valid = task.is_valid(x, predictions.classes, config)
-    figures["valid"] = valid.float().mean().item()
+    figures["valid"] = valid.double().mean().item()
     right = (predictions.classes == target).all(1)
     figures["accuracy_by_rating"] = _by_rating(puzzles, right, valid, task.bands)
     if model.solving is not None:
@@ -103,8 +103,8 @@ def _by_rating(
                 {
                     "rating": label,
                     "puzzles": int(inside.sum()),
-                    "exact_accuracy": right[inside].float().mean().item(),
-                    "valid": valid[inside].float().mean().item(),
+                    "exact_accuracy": right[inside].double().mean().item(),
+                    "valid": valid[inside].double().mean().item(),
                 }
             )
         low = high + 1
@@ -130,7 +130,7 @@ def scale(
         "breadth": options.breadth,
         "choose": options.choose,
         "exact_accuracy_broad": scores(chosen.classes, target)["exact_accuracy"],
-        "valid_broad": task.is_valid(x, chosen.classes, config).float().mean().item(),
+        "valid_broad": task.is_valid(x, chosen.classes, config).double().mean().item(),
         "breadth_curve": breadth_curve(starts, target),
         "calibration": calibration(chosen, target),
         "cases": diagnose(starts, target),
@@ -166,7 +166,7 @@ def search_curve(
         {
             "attempts": number,
             "exact_accuracy": scores(classes, target)["exact_accuracy"],
-            "valid": task.is_valid(x, classes, config).float().mean().item(),
+            "valid": task.is_valid(x, classes, config).double().mean().item(),
         }
         for number, classes in enumerate(answers)
     ]

@@ -113,7 +113,7 @@ def breadth_curve(starts: Starts, target: Tensor) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"breadth": breadth}
         for choice in get_args(Choice):
             chosen = starts.choose(choice, breadth)
-            row[choice] = (chosen.classes == target).all(1).float().mean().item()
+            row[choice] = (chosen.classes == target).all(1).double().mean().item()
         rows.append(row)
         breadth *= 2
     return rows
@@ -129,7 +129,7 @@ def calibration(predictions: Predictions, target: Tensor) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     for low in sorted(set(decade[decade.isfinite()].tolist())):
         inside = right[decade == low]
-        share = inside.float().mean().item()
+        share = inside.double().mean().item()
         rows.append(
             {
                 "residual": f"1e{int(low):+03d} to 1e{int(low) + 1:+03d}",
@@ -164,7 +164,7 @@ def diagnose(starts: Starts, target: Tensor) -> dict[str, float]:
     stuck = ~right.any(0) & settled.all(0)
     shares = {"broad": broad, "coexist": coexist, "no_attractor": stuck}
     shares["hard_to_reach"] = ~(broad | coexist | stuck)
-    return {name: shares[name].float().mean().item() for name in CASES}
+    return {name: shares[name].double().mean().item() for name in CASES}
 
 
 Assume = Callable[[Tensor, Tensor, Tensor], Tensor]

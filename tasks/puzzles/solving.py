@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks import shipped
+from tasks.output import decimals
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import BATCH, Predictions, solve_batch
 from tasks.puzzles.reliability import Band, band_of, bands
@@ -251,9 +252,9 @@ def answers(
     """
     valid = task.is_valid(x, found.classes, config)
     cells = found.classes + task.first_symbol
-    columns = (x, cells, valid, found.converged, found.residual, found.num_steps)
-    for question, cells, ok, converged, residual, num_steps in zip(
-        *(column.tolist() for column in columns), strict=True
+    columns = (x, cells, valid, found.converged, found.num_steps)
+    for question, cells, ok, converged, num_steps, residual in zip(
+        *(column.tolist() for column in columns), decimals(found.residual), strict=True
     ):
         yield Answer(
             task.line(question), task.line(cells), ok, converged, residual, num_steps,

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from torch import Tensor
 
 from solvers.types import State
+from tasks.output import decimal
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import Predictions, perturbed
 from tasks.puzzles.reliability import band_of
@@ -222,7 +223,7 @@ class Service:
 
     def _judged(self, x: Tensor, found: Predictions, steps: int, as_asked: bool = True) -> Answer:
         """An answer with its verdicts; `as_asked`: its solve was of the question alone."""
-        residual = finite(found.residual[0].item())
+        residual = finite(decimal(found.residual[0]))
         return Answer(
             answer=self.line(found.classes[0]),
             valid=bool(self.task.is_valid(x[None], found.classes, self.config)[0]),

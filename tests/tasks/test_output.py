@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tasks.output import print_result, result_alone, visible
+from tasks.output import decimal, decimals, print_result, result_alone, visible
+from tasks.puzzles.evaluate import Predictions, evidence, scores
 from tasks.sudoku.__main__ import main
+from tasks.training.metrics import Evidence, step_metrics
 
 RESULT = {"a": 1}
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -88,6 +92,35 @@ def test_a_terminal_obeys_no_control_characters_of_a_model() -> None:
     shown = "a\\x00\\x0e\\x1b[2J\\x9b\n\tb\N{REPLACEMENT CHARACTER}ü"
     assert visible(text, Terminal()) == shown
     assert visible(text, io.StringIO()) == text
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_numbers_are_written_with_the_digits_that_they_were_computed_with(
+    kind: torch.dtype,
+) -> None:
+    values = torch.tensor([0.1, 3e-6, 1e30, -2.5, 0.0, math.inf, math.nan], dtype=kind)
+    found = decimals(values)
+    assert torch.tensor(found[:-1], dtype=kind).equal(values[:-1])
+    assert math.isnan(found[-1])
+    if kind != torch.bfloat16:
+        assert str(found) == "[0.1, 3e-06, 1e+30, -2.5, 0.0, inf, nan]"
+    assert decimal(values[3]) == -2.5
+
+
+def test_shares_are_written_as_fractions_of_counts() -> None:
+    """199 of 200 is 0.995, not 0.9950000047683716, which is the nearest number of float32."""
+    right = torch.arange(200) != 7
+    classes = right[:, None].long()
+    found = scores(classes, torch.ones_like(classes))
+    assert found == {"cell_accuracy": 0.995, "exact_accuracy": 0.995}
+    residual = torch.full((200,), 3e-6)
+    solved = evidence(Predictions(classes, residual, right, torch.full((200,), 7)), 9)
+    assert json.dumps(solved) == (
+        '{"max_steps": 9, "converged": 0.995, "mean_steps": 7.0, "median_residual": 3e-06, '
+        '"residual_90th_percentile": 3e-06}'
+    )
+    trained = step_metrics(Evidence(right, residual, torch.full((200,), 7)))
+    assert trained["converged"] == 0.995
 
 
 @pytest.mark.parametrize(
