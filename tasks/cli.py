@@ -17,7 +17,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from solvers.registry import unknown
 from tasks import shipped
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
     from tasks.experiments.run import Experiment
     from tasks.folders import FolderLock
+
+T = TypeVar("T")
 
 # Commands that end with a result in numbers; see `tasks.output`.
 WITH_RESULT = ("train", "eval", "plan", "internalise", "loops", "harness")
@@ -82,17 +84,30 @@ class CommandLine(ABC):
     @property
     @abstractmethod
     def calls(self) -> dict[str, str]:
-        """What may follow `program`, and what it does, in a few words."""
+        """What may follow `program`, or "(none)", and what it does, in a few words."""
 
     @property
     def usage(self) -> str:
         """The text of `--help` without a command."""
-        rows = [f"  {self.program} {call:<21}{text}\n" for call, text in self.calls.items()]
+        from tasks.planning.preset_list import listing
+
+        presets = self.task.presets
+        own = {name: presets[name] for name in presets if not PUBLISHED.search(name)}
+        published = [name for name in presets if name not in own]
+        rows = [f"  {call:<21}{text}\n" for call, text in self.calls.items()]
+        models = ", ".join(shipped.names(self.task.name))
         return (
-            f"{self.purpose}\n\n{''.join(rows)}\n"
-            "Each command's --help lists its flags. All take `--import MODULE`: a module of yours\n"
-            "that registers solvers or backward modes.\n"
+            f"{self.purpose}\n\nusage: {self.program} [COMMAND] ...\n\n{''.join(rows)}\n"
+            "Each command's --help lists its flags. All take `--import MODULE`: a module\n"
+            "of yours that registers solvers or backward modes.\n\n"
+            f"{listing(own, published, self.task.default_preset)}\n"
+            f"Models that come with the package, for `--checkpoint`: {models}.\n"
         )
+
+    def options(self, kind: type[T], arguments: list[str], command: str) -> T:
+        """Parse the flags of one of the commands; see `flags.parse`."""
+        models = shipped.names(self.task.name)
+        return parse(kind, arguments, f"{self.program} {command}", models)
 
     @property
     @abstractmethod
@@ -227,12 +242,13 @@ class CommandLine(ABC):
         name = name or self.task.default_preset
         default = self.preset(name)
         own = [name for name in self.task.presets if not PUBLISHED.search(name)]
+        models = shipped.names(self.task.name)
         top = {
             "preset": f"{', '.join(own)} ({self.task.default_preset}), or one of the paper: see "
             "`python -m tasks reproduce --list`",
             "resume": "Checkpoint of a run to go on with; takes no other flags",
         }
-        config = parse_config(default, arguments, f"{self.program} train", top)
+        config = parse_config(default, arguments, f"{self.program} train", top, models=models)
         choose_device(config.train.device)
         same = config.model.name == default.model.name
         label = name if same else f"{name}-{config.model.name}"
@@ -287,7 +303,7 @@ class CommandLine(ABC):
 
         arguments, name, base = self._take_preset(arguments)
         kind, train_models = self.comparison()
-        options = parse(kind, arguments, f"{self.program} compare")
+        options = self.options(kind, arguments, "compare")
         options = dataclasses.replace(options, modules=tuple(self.modules))
         try:
             train_models(name, base, options)

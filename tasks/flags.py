@@ -20,6 +20,9 @@ from tasks.training.options import PARTS, RENAMED, Config, Section, flag
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 IMPORT = "Module of yours, with solvers or backward modes"
+IMPORT_FIELD = "import_"
+# Options that take a trained model.
+MODELS = ("checkpoint", "weights")
 # How `--help` calls values.
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -56,7 +59,7 @@ def given(arguments: Sequence[str]) -> list[str]:
     return [name.removeprefix("--").replace("-", "_") for name in flags]
 
 
-def parse(kind: type[T], arguments: list[str], program: str) -> T:
+def parse(kind: type[T], arguments: list[str], program: str, models: Sequence[str] = ()) -> T:
     """Parse the flags of a command whose options are a dataclass of their own.
 
     Args:
@@ -64,11 +67,12 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
             users look for here to the commands that have them.
         arguments: The flags.
         program: The command, for messages.
+        models: Names that options for a trained model take besides paths, for the help.
 
     Raises:
         ValueError: An argument is none of this command's, or a value is out of its range.
     """
-    found, rest = parse_some(kind, arguments, program)
+    found, rest = parse_some(kind, arguments, program, models)
     hints = get_type_hints(kind, include_extras=True)
     names = [
         field.name
@@ -79,7 +83,9 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
     return found
 
 
-def parse_some(kind: type[T], arguments: list[str], program: str) -> tuple[T, list[str]]:
+def parse_some(
+    kind: type[T], arguments: list[str], program: str, models: Sequence[str] = ()
+) -> tuple[T, list[str]]:
     """Parse the flags that are options of a dataclass; see `parse`.
 
     Returns:
@@ -90,14 +96,14 @@ def parse_some(kind: type[T], arguments: list[str], program: str) -> tuple[T, li
     """
     _require_values(arguments, get_type_hints(kind))
     found, rest = tyro.cli(
-        _readable(kind),
+        _readable(kind, models),
         args=arguments,
         prog=program,
         description=described(kind),
         return_unknown_args=True,
     )
     # Here and not by tyro, whose message of what `kind` refuses has the name of the class.
-    return kind(**vars(found)), rest
+    return kind(**{n: v for n, v in vars(found).items() if n != IMPORT_FIELD}), rest
 
 
 def _require_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
@@ -173,8 +179,7 @@ def _refuse_rest(
 
 def described(kind: type[Any]) -> str:
     """What `--help` says of a command, above its flags."""
-    text = docstring_parser.parse(kind.__doc__ or "").description
-    return f"{text}\n\n--import MODULE: {IMPORT}"
+    return docstring_parser.parse(kind.__doc__ or "").description or ""
 
 
 def require_defaults(options: Any, names: Sequence[str], reason: str) -> None:
@@ -194,6 +199,7 @@ def parse_config(
     program: str,
     top: Mapping[str, str] | None = None,
     others: Sequence[str] = (),
+    models: Sequence[str] = (),
 ) -> C:
     """Change a configuration by flags.
 
@@ -203,6 +209,7 @@ def parse_config(
         program: The command, for its help.
         top: Flags that the command has read already, and what they mean, for its help.
         others: Further options of the command, which its help has elsewhere.
+        models: See `parse`.
 
     Raises:
         ValueError: A flag is unknown or has no effect, or a value is out of its range.
@@ -220,7 +227,7 @@ def parse_config(
         hidden = config.adapted(**chosen).unused()
     _require_values(arguments, config.hints(config.model.name))
     found, rest = tyro.cli(
-        _shown(config, hidden, top or {}),
+        _shown(config, hidden, top or {}, models),
         args=arguments,
         prog=program,
         description=type(config).__doc__ or "",
@@ -236,25 +243,17 @@ def parse_config(
     return config
 
 
-def _shown(config: Config, hidden: Collection[str], top: Mapping[str, str]) -> Any:
+def _shown(
+    config: Config, hidden: Collection[str], top: Mapping[str, str], models: Sequence[str]
+) -> Any:
     """A class for tyro: the options of a configuration by section, some of them hidden."""
-    # `import` is a keyword, and so no name of a field.
-    first = [
-        (
-            f"{name}_",
-            Annotated[
-                str, tyro.conf.arg(name=name, help=text, help_behavior_hint="", metavar="NAME")
-            ],
-            "",
-        )
-        for name, text in {**top, "import": IMPORT}.items()
-    ]
+    first = [*(_read_before(name, text, "NAME") for name, text in top.items()), _import()]
     sections: dict[str, list[Any]] = {"run": first}
     for part in PARTS:
         section = getattr(config, part)
         hints, texts = get_type_hints(type(section)), descriptions(type(section))
         sections[part] = [
-            _field(name, hints[name], getattr(section, name), texts[name])
+            _field(name, hints[name], getattr(section, name), _naming(models, name, texts[name]))
             for name in section.names()
             if name not in hidden
         ]
@@ -269,15 +268,35 @@ def _shown(config: Config, hidden: Collection[str], top: Mapping[str, str]) -> A
     )
 
 
-def _readable(kind: type[Any]) -> Any:
+def _readable(kind: type[Any], models: Sequence[str]) -> Any:
     """The same options for tyro, so that `--help` shows them as it shows those of `train`."""
     hints, texts, made = get_type_hints(kind, include_extras=True), _texts(kind), []
     for field in dataclasses.fields(kind):
         required = field.default is dataclasses.MISSING
         value = None if required else field.default
-        name, hint, _ = _field(field.name, hints[field.name], value, texts[field.name])
+        text = _naming(models, field.name, texts[field.name])
+        name, hint, _ = _field(field.name, hints[field.name], value, text)
         made.append((name, hint) if required else (name, hint, value))
+    made.append(_import())
     return dataclasses.make_dataclass(kind.__name__, made, frozen=True, kw_only=True)
+
+
+def _read_before(name: str, text: str, metavar: str) -> tuple[str, Any, str]:
+    """A flag that a command has read before tyro, which only shows it."""
+    option = tyro.conf.arg(name=name, help=text, help_behavior_hint="", metavar=metavar)
+    # With a line below it, since `import` is a keyword and so no name of a field.
+    return f"{name}_", Annotated[str, option], ""
+
+
+def _import() -> tuple[str, Any, str]:
+    return _read_before(IMPORT_FIELD.removesuffix("_"), IMPORT, "MODULE")
+
+
+def _naming(models: Sequence[str], name: str, text: str) -> str:
+    """The text of an option, with the models of the package where it takes one."""
+    if name not in MODELS or not models:
+        return text
+    return f"{text} Those of the package: {', '.join(models)}."
 
 
 def _made(name: str, fields: Sequence[Any]) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.cli import CommandLine
-from tasks.flags import parse, require_defaults
+from tasks.flags import require_defaults
 from tasks.lm.command_options import (
     ConvertOptions,
     EvalOptions,
@@ -26,7 +26,7 @@ from tasks.lm.command_options import (
     LoopsOptions,
     PrepareOptions,
 )
-from tasks.lm.config import DEFAULT_PRESET, PRESETS, LanguageConfig, LanguageTask
+from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
 from tasks.output import print_result, visible
 from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
@@ -53,10 +53,9 @@ class LanguageCommands(CommandLine):
     @property
     def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
-        presets = ", ".join(name for name in PRESETS if "-" not in name)
         return {
-            "": f"train ({DEFAULT_PRESET}), evaluate",
-            "train --preset NAME": f"{presets}",
+            "(none)": "the same as `train`",
+            "train --preset NAME": "one of the presets below",
             "train --resume FILE": "go on with an interrupted run",
             "eval": "loss, perplexity, bits per byte; --max-steps",
             "generate PROMPT...": "go on with a text",
@@ -125,7 +124,7 @@ class LanguageCommands(CommandLine):
         from tasks.lm.lambada import last_words, read_passages
         from tasks.reports.page import write_page_beside
 
-        options = parse(EvalOptions, arguments, f"{self.program} eval")
+        options = self.options(EvalOptions, arguments, "eval")
         passages = None if options.lambada is None else read_passages(options.lambada)
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
@@ -152,7 +151,7 @@ class LanguageCommands(CommandLine):
         from tasks.reports.logger import print_table
         from tasks.reports.page import write_page_beside
 
-        options = parse(InternaliseOptions, arguments, f"{self.program} internalise")
+        options = self.options(InternaliseOptions, arguments, "internalise")
         path, model, config, corpus = self._load_all(options)
         if model.solving is None:
             raise ValueError(f"{path} is a {config.model.name}, which has no solver to do without.")
@@ -193,7 +192,7 @@ class LanguageCommands(CommandLine):
         from tasks.reports.logger import print_table
         from tasks.reports.page import write_page_beside
 
-        options = parse(LoopsOptions, arguments, f"{self.program} loops")
+        options = self.options(LoopsOptions, arguments, "loops")
         group, found = Group.current(), {}
         for named in options.checkpoints or (None,):
             one = HeldOutOptions(checkpoint=named, text=options.text, device=options.device)
@@ -222,7 +221,7 @@ class LanguageCommands(CommandLine):
 
     def harness(self, arguments: list[str]) -> int:
         """Evaluate a checkpoint on tasks of the lm-evaluation-harness."""
-        options = parse(HarnessOptions, arguments, f"{self.program} harness")
+        options = self.options(HarnessOptions, arguments, "harness")
         try:
             from tasks.lm.core import run_core
             from tasks.lm.harness import HarnessLM, run_tasks
@@ -248,7 +247,7 @@ class LanguageCommands(CommandLine):
         from tasks.lm.shards import tokenizer_of
 
         arguments, preset, config = self._take_preset(arguments)
-        options = parse(PrepareOptions, arguments, f"{self.program} prepare")
+        options = self.options(PrepareOptions, arguments, "prepare")
         config = options.applied(config)
         state = None
         if (named := options.tokenizer) is not None:
@@ -263,7 +262,7 @@ class LanguageCommands(CommandLine):
 
     def export(self, arguments: list[str]) -> int:
         """Write configuration and weights in the format of the Hugging Face Hub, or a program."""
-        options = parse(ExportOptions, arguments, f"{self.program} export")
+        options = self.options(ExportOptions, arguments, "export")
         path = self._path(options.checkpoint)
         if options.target.suffix == ".pt2":
             return self._export_program(options, path)
@@ -285,7 +284,7 @@ class LanguageCommands(CommandLine):
         """Make a checkpoint of a model that was released with the paper."""
         from tasks.lm.released import convert
 
-        options = parse(ConvertOptions, arguments, f"{self.program} convert")
+        options = self.options(ConvertOptions, arguments, "convert")
         path, config = convert(options.folder, options.out, options.tokenizer)
         shown = shlex.quote(str(path.parent))
         print(
@@ -329,7 +328,7 @@ class LanguageCommands(CommandLine):
         """Print each prompt and what follows it."""
         from tasks.lm.generate import generate
 
-        options = parse(GenerateOptions, arguments, f"{self.program} generate")
+        options = self.options(GenerateOptions, arguments, "generate")
         path, model, config, tokenizer = self._load(options.checkpoint, options.device)
         print(f"Writing with {called(path)}", file=sys.stderr)
         _refuse_unused(options, config)

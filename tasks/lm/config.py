@@ -99,7 +99,7 @@ class Training(TrainOptions):
     """How to train a language model; see `TrainOptions`.
 
     Attributes:
-        optimizer: "muon" and "normuon": for matrices, AdamW for others.
+        optimizer: Muon, NorMuon: for matrices, AdamW for others.
         adamw_rate: AdamW's share of the rate.
     """
 

@@ -17,7 +17,7 @@ import torch
 
 from tasks import shipped
 from tasks.cli import CommandLine
-from tasks.flags import parse, require_defaults
+from tasks.flags import require_defaults
 from tasks.output import print_result, result_alone
 from tasks.puzzles.command_options import (
     ConvertOptions,
@@ -67,10 +67,9 @@ class Commands(CommandLine):
     @property
     def calls(self) -> dict[str, str]:
         """See `CommandLine`."""
-        presets = ", ".join(self.task.presets)
         return {
-            "": f"train ({self.task.default_preset}), evaluate",
-            "train --preset NAME": f"{presets}",
+            "(none)": "the same as `train`",
+            "train --preset NAME": "one of the presets below",
             "train --resume FILE": "go on with an interrupted run",
             "eval": "accuracy, convergence; --max-steps, --breadth",
             "solve PUZZLE...": "puzzles, or files of them",
@@ -176,7 +175,7 @@ class Commands(CommandLine):
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
         from tasks.reports.page import write_page_beside
 
-        options = parse(EvalOptions, arguments, f"{self.program} eval")
+        options = self.options(EvalOptions, arguments, "eval")
         side = None
         if options.data is not None:
             self.task.require_file(options.data, "--data")
@@ -234,7 +233,7 @@ class Commands(CommandLine):
 
     def solve(self, arguments: list[str]) -> int:
         """Answer puzzles from the command line; exit status 1 if an answer is not valid."""
-        options = parse(SolveOptions, arguments, f"{self.program} solve")
+        options = self.options(SolveOptions, arguments, "solve")
         with result_alone() if options.json is not None else contextlib.nullcontext():
             return self._solve(options)
 
@@ -303,7 +302,7 @@ class Commands(CommandLine):
         """Write a program with a fixed budget of steps."""
         from tasks.export import write_program
 
-        options = parse(ExportOptions, arguments, f"{self.program} export")
+        options = self.options(ExportOptions, arguments, "export")
         _, model, config, steps = self.trained(options)
         x = torch.tensor([self.task.question(self.task.example(config), config)] * 2)
         about = {"task": self.task.name, "max_steps": steps, "config": config.to_json()}
@@ -316,7 +315,7 @@ class Commands(CommandLine):
         """Make a checkpoint of released weights."""
         from tasks.puzzles.convert import convert
 
-        options = parse(ConvertOptions, arguments, f"{self.program} convert")
+        options = self.options(ConvertOptions, arguments, "convert")
         folder = convert(self.task, self.preset(options.preset), options)
         print(f"Checkpoint: {folder}. What next:")
         print(f"  {self.program} eval --checkpoint {shlex.quote(str(folder))} --data FILE")

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from tasks.flags import parse
 from tasks.puzzles.commands import Commands, ModelOptions
 from tasks.shipped import called
 
@@ -44,7 +43,7 @@ def serve(commands: Commands, arguments: list[str]) -> int:
     from tasks.serving.server import Server, Service, allowed_hosts, bracketed, listen
 
     task = commands.task
-    options = parse(ServeOptions, arguments, f"{commands.program} serve")
+    options = commands.options(ServeOptions, arguments, "serve")
     path, model, config, steps = commands.trained(options)
     engine = Engine(model, steps, options.max_batch, options.max_waiting)
     try:

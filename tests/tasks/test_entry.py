@@ -8,7 +8,7 @@ import pytest
 from forks import Run
 from help_pages import TASKS, rendered
 
-from tasks import __version__, entry
+from tasks import __version__, entry, shipped
 from tasks.extras import advice
 
 
@@ -81,6 +81,24 @@ def test_help_pages_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]
 )
 def test_other_arguments_have_no_page(arguments: list[str]) -> None:
     assert entry.help_page("sudoku", arguments) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_lists_presets_and_models_in_lines_of_a_terminal(task: str) -> None:
+    presets = import_module(f"tasks.{task}.config").PRESETS
+    page = (entry.help_folder(task) / "usage.txt").read_text(encoding="utf-8")
+    assert max(map(len, page.splitlines())) <= 79
+    assert set(presets) <= set(re.split(r"[\s,]+", page))
+    for name in ("tiny", import_module(f"tasks.{task}.config").DEFAULT_PRESET):
+        (line,) = re.findall(rf"^  {name} .*$", page, re.MULTILINE)
+        parameters = sum(p.numel() for p in presets[name].build().parameters())
+        assert f" {parameters:,} parameters, {presets[name].train.minutes:g} minutes" in line
+    for command in ("eval", "export", "train", {"lm": "generate"}.get(task, "solve")):
+        text = (entry.help_folder(task) / f"{command}.txt").read_text(encoding="utf-8")
+        names = ", ".join(shipped.names(task))
+        assert f"Those of the package: {names}" in " ".join(text.split()), command
+        assert "\n  --import MODULE" in text[text.index("options\n") :]
+        assert "--import MODULE:" not in text
 
 
 def test_help_calls_values_by_what_they_are() -> None:
