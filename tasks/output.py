@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,9 @@ from torch import Tensor
 
 # The path that stands for the standard output.
 STDOUT = Path("-")
+
+# Of a terminal that does not say how wide it is.
+COLUMNS = 80
 
 DEVIATIONS = 1.959964  # of a normal distribution: 95 % lie within
 
@@ -103,6 +107,23 @@ def visible(text: str, stream: TextIO | None = None) -> str:
     if not is_terminal(sys.stdout if stream is None else stream):
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def wrapped(text: str) -> str:
+    """Prose in lines of the terminal that shows it, broken between words; elsewhere as it is."""
+    if not is_terminal(sys.stdout):
+        return text
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns or COLUMNS
+    except (OSError, ValueError):
+        width = COLUMNS
+    lines = (
+        textwrap.wrap(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.split("\n")
+    )
+    return "\n".join("\n".join(parts) for parts in lines)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from torch import nn
 from models.widen import widened
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.device import choose_device, compile_blocks
+from tasks.output import wrapped
 from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning
 from tasks.runs import (
@@ -206,11 +207,10 @@ def train(
         trainer.restore(checkpoint)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     if (description := experiment.describe(config)) is not None:
-        print(description)
+        print(wrapped(description))
     source = f"{data.source}, " if data.source else ""
-    print(
-        f"Training {config.model.name}, {parameters:,} parameters, {source}in {folder}", flush=True
-    )
+    line = f"Training {config.model.name}, {parameters:,} parameters, {source}in {folder}"
+    print(wrapped(line), flush=True)
     trainer.run()
     figures = {
         "task": experiment.task,

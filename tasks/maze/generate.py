@@ -28,7 +28,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from tasks.maze.maze import FREE, GOAL, START, WALL, complete
-from tasks.puzzles.puzzle import Puzzle, smallest_copy
+from tasks.puzzles.puzzle import GENERATED, Puzzle, smallest_copy
 from tasks.puzzles.workers import Recipe, answer_draws, draw_all
 
 GENERATOR_VERSION = 1
@@ -150,7 +150,7 @@ def _check(count: int, side: int, kind: str, min_path: int, max_path: int | None
 def _finish(side: int, free: int, start: int, goal: int) -> Puzzle:
     codes = [FREE if free >> _bit(cell, side) & 1 else WALL for cell in range(side * side)]
     codes[_cell(start, side)], codes[_cell(goal, side)] = START, GOAL
-    return complete("generated", codes)
+    return complete(GENERATED, codes)
 
 
 # Sets of cells are integers with one bit a cell, rows `side` + 1 bits apart, so that a step to

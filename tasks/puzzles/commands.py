@@ -18,7 +18,7 @@ import torch
 from tasks import shipped
 from tasks.cli import CommandLine
 from tasks.flags import require_defaults
-from tasks.output import print_result, result_alone
+from tasks.output import print_result, result_alone, wrapped
 from tasks.puzzles.command_options import (
     ConvertOptions,
     EvalOptions,
@@ -28,6 +28,7 @@ from tasks.puzzles.command_options import (
 )
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import solve_batch, trajectory
+from tasks.puzzles.puzzle import GENERATED
 from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
@@ -195,17 +196,22 @@ class Commands(CommandLine):
             where = options.data or "the test set"
             raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
         if caution is not None:  # before what may take long
-            print(caution, flush=True)
+            print(wrapped(caution), flush=True)
         figures = measure(self.task, model, puzzles, config, quick=options.quick)
         figures["trained_size"] = caution is None
         if options.breadth > 1 or options.draw is not None:
             figures |= scale(self.task, model, puzzles, config, options)
         if options.attempts:
             figures |= search_curve(self.task, model, puzzles, config, options)
-        print_figures(f"{path} on {len(puzzles)} of {source}", figures, self.task)
+        generated = all(puzzle.source == GENERATED for puzzle in puzzles)
+        maker = ", which this project's generator made" if generated else ""
+        name = f"The model {path.stem!r}" if shipped.holds(path) else path
+        title = f"{name} on {len(puzzles)} of {source}{maker}"
+        print_figures(title, figures, self.task, self._of_other_puzzles(options, path, config))
         result = {
             "task": self.task.name,
-            "data": source,
+            "data": source if options.data is None else str(options.data),
+            "generated": generated,
             "eval": figures,
             "config": config.to_json(),
         }
@@ -219,7 +225,7 @@ class Commands(CommandLine):
         """The puzzles to evaluate a model on, and what they are."""
         if options.data is not None:
             puzzles = self.task.read(options.data, config, skip_bad=options.skip_bad)
-            return puzzles, str(options.data)
+            return puzzles, f"the {self.task.noun}s of {options.data}"
         test = config.data.test_data
         if test is None or test.is_file():
             return self.task.held_out(config), f"held-out {self.task.noun}s"
@@ -229,6 +235,17 @@ class Commands(CommandLine):
             f"{path} was evaluated on {test}, which is not on this machine. Name a file of "
             f"{self.task.noun}s with `--data FILE`: one a line, or a CSV file with the columns "
             "`question` and `answer`."
+        )
+
+    def _of_other_puzzles(self, options: EvalOptions, path: Path, config: GridConfig) -> str | None:
+        """What to know of a model's card where other puzzles were evaluated than its own."""
+        own = config.data.test_data
+        if not shipped.holds(path) or own is None or options.data == own or own.is_file():
+            return None
+        scores = shipped.card(path)["Scores"].rstrip(".")
+        return (
+            f"The scores on the card of {path.stem!r} are of other {self.task.noun}s, those of "
+            f"{own.name}: {scores}. The two kinds differ, and so may the figures."
         )
 
     def solve(self, arguments: list[str]) -> int:
@@ -255,9 +272,10 @@ class Commands(CommandLine):
         path, model, config, steps, caution = self._sized(options, side)
         # The counts are of the trained size and solver, and say nothing of others.
         known = bands(path) if caution is None and options.solver is None else []
-        print(f"Solving with {self._called(path) if caution is None else shipped.called(path)}")
+        called = self._called(path) if caution is None else shipped.called(path)
+        print(wrapped(f"Solving with {called}"))
         if caution is not None:  # before what may take long
-            print(caution, flush=True)
+            print(wrapped(caution), flush=True)
         x, _ = self.task.encode(puzzles, config)
         found, _ = solve_batch(model, x, max_steps=steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
@@ -269,12 +287,12 @@ class Commands(CommandLine):
             effort = f"{found.num_steps[row]} solver steps, residual {found.residual[row]:.1e}"
             if model.solving is None:
                 effort = "one pass without a solver"
-            print(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}")
+            print(wrapped(f"{effort}: {self.task.verdict if ok else f'NOT {self.task.verdict}'}"))
             residual = found.residual[row].item()
             if band := band_of(known, residual):
-                print(band.sentence(residual, self.task.noun))
+                print(wrapped(band.sentence(residual, self.task.noun)))
             print()
-        print(self.task.legend, end="\n" if self.task.legend else "")
+        print(wrapped(self.task.legend), end="\n" if self.task.legend else "")
         if len(valid) > 1:
             print(f"{sum(valid)} of {len(valid)} answers: {self.task.verdict}.")
         if options.draw is not None and model.solving is not None:

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+# The source of puzzles that a generator of this project made.
+GENERATED = "generated"
+
 
 @dataclass(frozen=True)
 class Puzzle:

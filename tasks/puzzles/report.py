@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models import GridAttractor, GridModel, Reasoner
-from tasks.output import with_interval
+from tasks.output import with_interval, wrapped
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.puzzles.search import (
@@ -240,8 +240,10 @@ def draw_run(
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 
-def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> None:
-    """Print the table of an evaluation."""
+def print_figures(
+    title: str, figures: dict[str, Any], task: GridTask[Any], note: str | None = None
+) -> None:
+    """Print the table of an evaluation, and below it what else there is to know."""
     count = figures["puzzles"]
     main = {
         f"{task.noun}s": f"{count}",
@@ -264,12 +266,11 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
             f"{figures['restarted']}",
         }
     residuals = {
-        f"exact where the residual is {row['residual']}": _share(row, task)
+        f"exact, residual {row['residual']}": _share(row, task)
         for row in figures.get("accuracy_by_residual", ())
     }
     ratings = {
-        f"exact where the rating is {row['rating']}": _share(row, task)
-        for row in figures["accuracy_by_rating"]
+        f"exact, rating {row['rating']}": _share(row, task) for row in figures["accuracy_by_rating"]
     }
     scaled: dict[str, str] = {}
     for row in figures.get("breadth_curve", ()):
@@ -286,6 +287,9 @@ def print_figures(title: str, figures: dict[str, Any], task: GridTask[Any]) -> N
     for name, share in figures.get("cases", {}).items():
         scaled[f"case: {name.replace('_', ' ')}"] = f"{share:.1%}: {CASES[name]}"
     print_table(title, main, solves, residuals, ratings, scaled)
+    # So that nobody takes a figure of one kind of puzzles for one of another kind.
+    if note is not None:
+        print(wrapped(note))
     print("In brackets: the interval of 95 % (Wilson), in percent.")
 
 

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
+from tasks.output import wrapped
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -226,7 +228,8 @@ def print_table(title: str, *sections: Mapping[str, str]) -> None:
         table.add_section()
     console = Console()
     # Not as the title of the table, which would be as narrow as that.
-    console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    lines = wrapped(title)
+    console.print(lines, style="italic", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 

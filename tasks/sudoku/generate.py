@@ -19,16 +19,13 @@ from dataclasses import dataclass
 from random import Random
 
 from tasks.puzzles import workers as shared
-from tasks.puzzles.puzzle import Puzzle
+from tasks.puzzles.puzzle import GENERATED, Puzzle
 from tasks.puzzles.workers import Recipe, answer_draws, different
 from tasks.sudoku.board import Board, parse
 from tasks.sudoku.solver import Engine, complete, engine_for, single_bits
 
 GENERATOR_VERSION = 1
 """Raise it with any change that makes the same call return other puzzles: caches depend on it."""
-
-SOURCE = "generated"
-"""The `source` of every puzzle made here."""
 
 _FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # no puzzle with fewer has a unique solution
 _MAX_GRIDS = 5000  # full grids tried for one puzzle before its clue range is called hopeless
@@ -70,7 +67,7 @@ class _Recipe(Recipe):
             grid, enough = _full_grid(engine, rng), 0 if self.minimal else low
             clues = _dig(grid, engine, rng, enough, high, guesses, self.minimal)
             if clues is not None and low <= len(clues) <= high:
-                return complete(SOURCE, engine.digits(sum(clues)), board)
+                return complete(GENERATED, engine.digits(sum(clues)), board)
         kind = "minimal puzzle" if self.minimal else "puzzle"
         raise ValueError(
             f"None of {grids} random grids led to a {kind} with {low} to {high} clues on a "

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.output import decimal, decimals, print_result, result_alone, visible
+from tasks.output import decimal, decimals, print_result, result_alone, visible, wrapped
 from tasks.puzzles.evaluate import Predictions, evidence, scores
 from tasks.sudoku.__main__ import main
 from tasks.training.metrics import Evidence, step_metrics
@@ -92,6 +93,31 @@ def test_a_terminal_obeys_no_control_characters_of_a_model() -> None:
     shown = "a\\x00\\x0e\\x1b[2J\\x9b\n\tb\N{REPLACEMENT CHARACTER}ü"
     assert visible(text, Terminal()) == shown
     assert visible(text, io.StringIO()) == text
+
+
+def test_prose_is_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Solving with /a/path/of/a/file/that/is-rather-long.safetensors, residual 1.5e-06 of 640"
+    assert wrapped(text) == text
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    lines = wrapped(f"{text}\n\n{text}").split("\n")
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines[0:2]).split() == text.split()
+    assert wrapped("x" * 200) == "x" * 200  # such a word is left to the terminal
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo terminals here")
+def test_prose_takes_the_width_of_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 30, 0, 0))
+    with open(ours, "rb"), open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert wrapped("one two three four five six seven") == (
+            "one two three four five six\n  seven"
+        )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])

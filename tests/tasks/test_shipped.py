@@ -184,8 +184,27 @@ def test_weights_of_a_newer_format_say_what_to_upgrade(copied: Path, tmp_path: P
 
 def test_eval_takes_the_puzzles_beside_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert sudoku(["eval", "--quick", "--limit", "10"]) == 0
-    out = capsys.readouterr().out
-    assert json.loads(out.splitlines()[-1])["eval"]["exact_accuracy"] >= 0.8
+    out, said = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert result["eval"]["exact_accuracy"] >= 0.8
+    assert result["generated"] is True
+    said = " ".join(said.split())
+    assert "The model 'extreme' on 10 of the puzzles of" in said
+    assert "extreme.csv, which this project's generator made" in said
+    assert "are of other puzzles, those of sudoku_extreme_like_dev_1k.csv: 74.1 %" in said
+
+
+def test_eval_says_of_a_file_only_what_it_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.csv").write_text(f"source,question,answer,rating\nme,{PUZZLE},{ANSWER},0\n")
+    assert sudoku(["eval", "--quick", "--data", "mine.csv", "--checkpoint", "extreme"]) == 0
+    out, said = capsys.readouterr()
+    result = json.loads(out.splitlines()[-1])
+    assert (result["data"], result["generated"]) == ("mine.csv", False)
+    assert "on 1 of the puzzles of mine.csv\n" in said
+    assert "generator" not in said
+    assert "are of other puzzles, those of sudoku_extreme_like_dev_1k.csv" in said
 
 
 def test_eval_of_a_run_whose_puzzles_are_elsewhere(
