@@ -29,6 +29,19 @@ DEVIATIONS = 1.959964  # of a normal distribution: 95 % lie within
 _results: list[TextIO] = []
 
 
+class Progress:
+    """How far a command is that takes long; this one shows it nowhere. See `ProgressBar`."""
+
+    def begin(self, name: str, total: int) -> None:
+        """A part of the work begins, of so many steps, which take about equally long."""
+
+    def advance(self, count: int = 1) -> None:
+        """So many more steps of this part are done."""
+
+
+SILENT = Progress()
+
+
 @contextlib.contextmanager
 def result_alone() -> Iterator[None]:
     """Keep the standard output for the result, unless it is a terminal."""

@@ -16,7 +16,8 @@ from torch import nn
 from models.widen import widened
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.device import choose_device, compile_blocks
-from tasks.output import wrapped
+from tasks.output import Progress, wrapped
+from tasks.reports.logger import ProgressBar
 from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning
 from tasks.runs import (
@@ -84,7 +85,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: nn.Module, held_out: Any, config: Any, folder: Path
+        self, model: nn.Module, held_out: Any, config: Any, folder: Path, progress: Progress
     ) -> dict[str, Any]:
         """Evaluate a finished run and draw pictures; the figures, as JSON values."""
 
@@ -136,13 +137,13 @@ def run(
     trainer, held_out, result = train(experiment, preset, config, folder, checkpoint)
     if not trainer.group.first:
         return result
-    print("Evaluating ...", flush=True)
     try:
         model = experiment.model(config, trainer.path)
         rows, rtol = trainer.history.rows, getattr(config.solve, "rtol", None)
         picture = folder / "learning.png"
         plot_learning(rows, picture, experiment.subplots, config.train.segments, rtol)
-        figures = experiment.evaluate(model, held_out, config, folder)
+        with ProgressBar() as bar:
+            figures = experiment.evaluate(model, held_out, config, folder, bar)
         result |= {
             "eval": figures,
             "wall_seconds": round(time.monotonic() - began, 1),

@@ -122,6 +122,7 @@ class LanguageCommands(CommandLine):
         from tasks.lm.data import measure
         from tasks.lm.experiment import print_figures
         from tasks.lm.lambada import last_words, read_passages
+        from tasks.reports.logger import ProgressBar
         from tasks.reports.page import write_page_beside
 
         options = self.options(EvalOptions, arguments, "eval")
@@ -129,15 +130,16 @@ class LanguageCommands(CommandLine):
         path, model, config, corpus = self._load_all(options)
         _refuse_unused(options, config)
         group = Group.current()
-        figures = measure(
-            model, corpus, config, limit=options.limit, max_steps=options.max_steps, group=group
-        )
+        steps, limit = options.max_steps, options.limit
+        with ProgressBar(not group.first) as bar:
+            figures = measure(
+                model, corpus, config, limit=limit, max_steps=steps, group=group, progress=bar
+            )
         if not group.first:
             return 0
         if passages is not None:
-            figures |= last_words(
-                model, corpus.tokenizer, passages, config.data.context, max_steps=options.max_steps
-            )
+            context = config.data.context
+            figures |= last_words(model, corpus.tokenizer, passages, context, max_steps=steps)
         print_figures(str(path), figures)
         result = {"task": "lm", "eval": figures, "config": config.to_json()}
         print_result(result, options.json)
@@ -148,7 +150,7 @@ class LanguageCommands(CommandLine):
         """Print how much the loss depends on the solver, and recommend a budget."""
         from tasks.distributed import Group
         from tasks.lm.internalise import draw, export_with_budget, study
-        from tasks.reports.logger import print_table
+        from tasks.reports.logger import ProgressBar, print_table
         from tasks.reports.page import write_page_beside
 
         options = self.options(InternaliseOptions, arguments, "internalise")
@@ -156,7 +158,8 @@ class LanguageCommands(CommandLine):
         if model.solving is None:
             raise ValueError(f"{path} is a {config.model.name}, which has no solver to do without.")
         group = Group.current()
-        found = study(model, corpus, config, options.limit, group)
+        with ProgressBar(not group.first) as bar:
+            found = study(model, corpus, config, options.limit, group, bar)
         if not group.first:
             return 0
         rows = {
@@ -337,13 +340,9 @@ class LanguageCommands(CommandLine):
             if len(prompt) > config.data.context:
                 print(f"(of {text[:20]!r}... the model sees the last {config.data.context} tokens)")
         drawn = generate(
-            model,
-            prompts,
-            tokens=options.tokens,
-            context=config.data.context,
-            sampling=options,
+            model, prompts, tokens=options.tokens, context=config.data.context, sampling=options,
             max_steps=options.max_steps,
-        )
+        )  # fmt: skip
         if len(prompts) == 1:
             _stream(tokenizer, options.prompt[0], drawn)
             return 0

@@ -18,7 +18,7 @@ from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.text_data import DOWNLOADS
 from tasks.lm.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from tasks.output import decimal
+from tasks.output import SILENT, Progress, decimal
 from tasks.training.task import Task
 
 MIN_BYTES = 10_000
@@ -212,6 +212,7 @@ class Batches(Task):
 def measure(
     model: Any, corpus: Corpus, config: LanguageConfig, *,
     limit: int | None = None, max_steps: int | None = None, group: Group = ALONE,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
     """Loss on held-out text, in consecutive windows, and metrics of the solves.
 
@@ -223,6 +224,7 @@ def measure(
         limit: So many tokens, from the start; by default `eval_tokens`.
         max_steps: Budget of solver updates, or loops; by default the model's.
         group: Processes that share the windows; all of them call this, and get the same.
+        progress: Told of each batch.
 
     Returns:
         `loss` (nats per token), `perplexity`, `bits_per_byte` (ends of text cost bits, and are
@@ -240,7 +242,10 @@ def measure(
     at_once = max(1, min(in_batch, TOKENS_AT_ONCE // context))
     nats, solved = 0.0, []
     batches = list(zip(x.split(at_once), target.split(at_once), strict=True))
-    for rows, right in batches[group.rank :: group.size]:
+    mine = batches[group.rank :: group.size]
+    budget = "" if max_steps is None else f", at most {max_steps} steps"
+    progress.begin(f"loss on {windows * context:,} held-out tokens{budget}", len(mine))
+    for rows, right in mine:
         out = model(rows.to(device), max_steps=max_steps)
         logits = out.logits.flatten(0, 1).float()
         nats += F.cross_entropy(logits, right.flatten().to(device), reduction="sum").item()
@@ -250,6 +255,7 @@ def measure(
             distance = (proposal - state).norm(dim=-1) / state.norm(dim=-1)
             parts = found.converged, found.num_steps, found.residual / scale, distance
             solved.append([part.flatten().cpu() for part in parts])
+        progress.advance()
     model.train(was_training)
     shares = group.gather((nats, solved))
     nats, solved = sum(share[0] for share in shares), [each for _, rest in shares for each in rest]

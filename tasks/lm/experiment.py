@@ -25,7 +25,7 @@ from tasks.lm.networks import ModelName
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
-from tasks.output import visible
+from tasks.output import Progress, visible
 from tasks.reports.logger import print_table
 from tasks.runs import RUNS, load_model
 from tasks.training.values import literal
@@ -78,12 +78,16 @@ class TextExperiment(Experiment):
         """See `Experiment`."""
         return load_model(LanguageTask, checkpoint, device=config.train.device)[0]
 
-    def evaluate(self, model: Any, held_out: Corpus, config: Any, folder: Path) -> dict[str, Any]:
+    def evaluate(
+        self, model: Any, held_out: Corpus, config: Any, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
         """See `Experiment`: metrics, loss by solver budget with a plot, and a text sample."""
-        figures = measure(model, held_out, config)
+        figures = measure(model, held_out, config, progress=progress)
         if model.solving is not None:
-            figures["by_budget"] = by_budget(model, held_out, config, BUDGETS)
+            rows = by_budget(model, held_out, config, BUDGETS, progress=progress)
+            figures["by_budget"] = rows
             plot_budgets(figures["by_budget"], folder / "budgets.png", model.solving.solver.rtol)
+        progress.begin("a text sample", 1)
         sampling = Sampling(seed=config.train.seed)
         drawn = generate(
             model, [[END]], tokens=SAMPLE_TOKENS, context=config.data.context, sampling=sampling

@@ -18,7 +18,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
-from tasks.output import decimal
+from tasks.output import SILENT, Progress, decimal
 from tasks.runs import export
 
 BUDGETS = (0, 1, 2, 4, 8, 16)
@@ -28,12 +28,14 @@ TOLERATED = 0.001
 
 def by_budget(
     model: AttractorLM, corpus: Corpus, config: LanguageConfig, budgets: Sequence[int],
-    limit: int | None = None, group: Group = ALONE,
+    limit: int | None = None, group: Group = ALONE, progress: Progress = SILENT,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Held-out loss at each budget of solver steps; see `data.measure`."""
     rows = []
     for budget in budgets:
-        figures = measure(model, corpus, config, limit=limit, max_steps=budget, group=group)
+        figures = measure(
+            model, corpus, config, limit=limit, max_steps=budget, group=group, progress=progress
+        )
         rows.append({"max_steps": budget, **figures})
     return rows
 
@@ -60,6 +62,7 @@ def study(
     config: LanguageConfig,
     limit: int | None = None,
     group: Group = ALONE,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Loss by solver budget, spectral radius of the refiner, and the recommended budget.
 
@@ -69,8 +72,8 @@ def study(
         `converged` (see `data.measure`; among others the distance of the proposal),
         `by_budget`, `spectral_radius` (of the refiner at y*, mean over sequences) and `advice`.
     """
-    converged = measure(model, corpus, config, limit=limit, group=group)
-    rows = by_budget(model, corpus, config, BUDGETS, limit, group)
+    converged = measure(model, corpus, config, limit=limit, group=group, progress=progress)
+    rows = by_budget(model, corpus, config, BUDGETS, limit, group, progress)
     windows = max(min(4, len(corpus.held_out) // config.data.context), 1)
     x = corpus.held_out[: windows * config.data.context].view(windows, -1)
     with torch.no_grad():

@@ -174,6 +174,7 @@ class Commands(CommandLine):
         """Evaluate a checkpoint on its own test puzzles or on a file."""
         from tasks.puzzles.evaluate import add_path_noise
         from tasks.puzzles.report import measure, print_figures, scale, search_curve
+        from tasks.reports.logger import ProgressBar
         from tasks.reports.page import write_page_beside
 
         options = self.options(EvalOptions, arguments, "eval")
@@ -197,12 +198,13 @@ class Commands(CommandLine):
             raise ValueError(f"There is no {self.task.noun} to evaluate in {where}.")
         if caution is not None:  # before what may take long
             print(wrapped(caution), flush=True)
-        figures = measure(self.task, model, puzzles, config, quick=options.quick)
-        figures["trained_size"] = caution is None
-        if options.breadth > 1 or options.draw is not None:
-            figures |= scale(self.task, model, puzzles, config, options)
-        if options.attempts:
-            figures |= search_curve(self.task, model, puzzles, config, options)
+        with ProgressBar() as bar:
+            figures = measure(self.task, model, puzzles, config, options.quick, bar)
+            figures["trained_size"] = caution is None
+            if options.breadth > 1 or options.draw is not None:
+                figures |= scale(self.task, model, puzzles, config, options, bar)
+            if options.attempts:
+                figures |= search_curve(self.task, model, puzzles, config, options, bar)
         generated = all(puzzle.source == GENERATED for puzzle in puzzles)
         maker = ", which this project's generator made" if generated else ""
         name = f"The model {path.stem!r}" if shipped.holds(path) else path
@@ -228,7 +230,8 @@ class Commands(CommandLine):
             return puzzles, f"the {self.task.noun}s of {options.data}"
         test = config.data.test_data
         if test is None or test.is_file():
-            return self.task.held_out(config), f"held-out {self.task.noun}s"
+            made_for = "its run" if test is None else test
+            return self.task.held_out(config), f"the held-out {self.task.noun}s of {made_for}"
         if (beside := shipped.held_out(path)) is not None:
             return self.task.read(beside, config), f"the {self.task.noun}s of {beside}"
         raise ValueError(

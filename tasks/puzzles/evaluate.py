@@ -16,7 +16,7 @@ from solvers import Solution
 from solvers.norms import rms
 from solvers.torch_internals import pytree
 from solvers.types import State
-from tasks.output import decimal
+from tasks.output import SILENT, Progress, decimal
 from tasks.threads import count_parts, side_by_side
 
 if TYPE_CHECKING:
@@ -144,9 +144,15 @@ def batches(x: Tensor) -> tuple[Tensor, ...]:
     return x.split(BATCH)
 
 
-def predict(model: GridModel, x: Tensor, *, max_steps: int | None = None) -> Predictions:
+def predict(
+    model: GridModel, x: Tensor, *, max_steps: int | None = None, progress: Progress = SILENT
+) -> Predictions:
     """Predict a whole set, batch by batch."""
-    parts = [solve_batch(model, rows, max_steps=max_steps)[0] for rows in batches(x)]
+    parts = []
+    progress.begin("answers", len(batches(x)))
+    for rows in batches(x):
+        parts.append(solve_batch(model, rows, max_steps=max_steps)[0])
+        progress.advance()
     return Predictions.join(parts)
 
 
@@ -174,7 +180,12 @@ def evidence(predictions: Predictions, max_steps: int) -> dict[str, Any]:
 
 
 def evaluate(
-    model: GridModel, x: Tensor, target: Tensor, max_steps: int, seed: int = 0
+    model: GridModel,
+    x: Tensor,
+    target: Tensor,
+    max_steps: int,
+    seed: int = 0,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, Any], Predictions]:
     """Scores at a budget and, for a model that solves, three checks that it is at a fixed point.
 
@@ -184,6 +195,7 @@ def evaluate(
         target: Classes, shape (puzzles, cells), counted from 0.
         max_steps: The budget of solver updates.
         seed: Of the perturbation.
+        progress: Told of each solve.
 
     Returns:
         Figures for the result file: share converged and residuals; `exact_accuracy_4x` at
@@ -191,20 +203,24 @@ def evaluate(
         that get the same answer from a perturbed equilibrium. And the predictions at the budget.
     """
     if model.solving is None:
-        at_budget = predict(model, x)
+        at_budget = predict(model, x, progress=progress)
         return {"puzzles": len(x), **scores(at_budget.classes, target)}, at_budget
     generator = torch.Generator().manual_seed(seed)
     passes: list[tuple[Predictions, Predictions]] = []
     same: list[Tensor] = []
+    progress.begin("answers, with more steps, and from perturbed states", 3 * len(batches(x)))
     for rows in batches(x):
         first, state = solve_batch(model, rows, max_steps=max_steps)
+        progress.advance()
         passes.append((first, solve_batch(model, rows, max_steps=3 * max_steps, start=state)[0]))
+        progress.advance()
         some = slice(max(0, RESTARTED - sum(map(len, same))))
         if len(rows[some]):
             ended = pytree.tree_map(lambda leaf, some=some: leaf[some], state)
             start = perturbed(ended, PERTURBATION, generator)
             again, _ = solve_batch(model, rows[some], max_steps=max_steps, start=start)
             same.append((again.classes == first.classes[some]).all(1))
+        progress.advance()
     at_budget, longer = map(Predictions.join, zip(*passes, strict=True))
     restarted = torch.cat(same)
     return {
@@ -220,7 +236,7 @@ def evaluate(
 
 
 def step_curve(
-    model: GridModel, x: Tensor, target: Tensor, max_steps: int
+    model: GridModel, x: Tensor, target: Tensor, max_steps: int, progress: Progress = SILENT
 ) -> list[tuple[int, float, float]]:
     """(steps, exact accuracy, median relative residual) at each power of two up to the budget.
 
@@ -229,12 +245,14 @@ def step_curve(
     """
     counts = [2**k for k in range(max_steps.bit_length()) if 2**k <= max_steps]
     found: dict[int, list[Predictions]] = {count: [] for count in counts}
+    progress.begin(f"accuracy by solver steps, of {len(x)}", len(counts) * len(batches(x)))
     for rows in batches(x):
         done, state = 0, None
         for count in counts:
             part, state = solve_batch(model, rows, max_steps=count - done, start=state)
             found[count].append(part)
             done = count
+            progress.advance()
     curve = [(count, Predictions.join(parts)) for count, parts in found.items()]
     return [
         (count, scores(at.classes, target)["exact_accuracy"], decimal(at.residual.median()))

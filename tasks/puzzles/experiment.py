@@ -15,6 +15,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments.compare import COLUMNS, compare, matched
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
+from tasks.output import Progress
 from tasks.puzzles.config import GridConfig, ModelName, TwoLatents
 from tasks.puzzles.evaluate import predict, scores
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
@@ -113,10 +114,13 @@ class GridExperiment(Experiment):
 
         return Plan(config).describe()
 
-    def evaluate(self, model: Any, held_out: Any, config: Any, folder: Path) -> dict[str, Any]:
+    def evaluate(
+        self, model: Any, held_out: Any, config: Any, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
         """See `Experiment`."""
-        figures = measure(self.puzzles, model, held_out, config)
+        figures = measure(self.puzzles, model, held_out, config, progress=progress)
         if model.solving is not None and held_out:
+            progress.begin("pictures of a solve", 1)
             draw_run(self.puzzles, model, held_out[0], figures, config, folder)
         return figures
 

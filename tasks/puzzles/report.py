@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models import GridAttractor, GridModel, Reasoner
-from tasks.output import with_interval, wrapped
+from tasks.output import SILENT, Progress, with_interval, wrapped
 from tasks.puzzles.config import GridConfig
 from tasks.puzzles.evaluate import evaluate, evidence, predict, scores, step_curve, trajectory
 from tasks.puzzles.search import (
@@ -63,16 +63,18 @@ def measure(
     puzzles: Sequence[Any],
     config: GridConfig,
     quick: bool = False,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """All metrics of a list of puzzles, as JSON values; `quick`: only the scores at the budget."""
     x, target = task.encode(puzzles, config)
     if quick:
-        predictions = predict(model, x, max_steps=config.solve.eval_max_steps)
+        predictions = predict(model, x, max_steps=config.solve.eval_max_steps, progress=progress)
         figures = {"puzzles": len(x), **scores(predictions.classes, target)}
         if model.solving is not None:
             figures |= evidence(predictions, config.solve.eval_max_steps)
     else:
-        figures, predictions = evaluate(model, x, target, config.solve.eval_max_steps)
+        budget = config.solve.eval_max_steps
+        figures, predictions = evaluate(model, x, target, budget, progress=progress)
     valid = task.is_valid(x, predictions.classes, config)
     figures["valid"] = valid.double().mean().item()
     right = (predictions.classes == target).all(1)
@@ -82,7 +84,9 @@ def measure(
         figures["accuracy_by_residual"] = calibration(predictions, target)
         if not quick:
             rows = slice(0, CURVE_PUZZLES)
-            curve = step_curve(model, x[rows], target[rows], 4 * config.solve.eval_max_steps)
+            curve = step_curve(
+                model, x[rows], target[rows], 4 * config.solve.eval_max_steps, progress
+            )
             figures["curve"] = [
                 {"steps": steps, "exact_accuracy": exact, "median_residual": residual}
                 for steps, exact, residual in curve
@@ -112,7 +116,12 @@ def _by_rating(
 
 
 def scale(
-    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
+    task: GridTask[Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    options: Any,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Breadth, calibration and diagnosis, for `eval --breadth`; plots if a folder is named."""
     _check_solves(model, "--breadth")
@@ -124,6 +133,7 @@ def scale(
         breadth=options.breadth,
         noise=options.noise,
         valid=lambda questions, classes: task.is_valid(questions, classes, config),
+        progress=progress,
     )
     chosen = starts.choose(options.choose, options.breadth)
     figures: dict[str, Any] = {
@@ -140,7 +150,7 @@ def scale(
         draw_scaling(figures | {"puzzles": len(x)}, options.draw)
         x, target = x[:CURVE_PUZZLES], target[:CURVE_PUZZLES]
         columns = ("steps", "exact_accuracy", "median_residual")
-        curve = step_curve(model, x, target, config.solve.eval_max_steps)
+        curve = step_curve(model, x, target, config.solve.eval_max_steps, progress)
         rows: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in curve]
         figures["depth_curve"] = rows
         draw_steps(rows, options.draw / "depth.png", task.noun, len(x), _solver(config))
@@ -148,7 +158,12 @@ def scale(
 
 
 def search_curve(
-    task: GridTask[Any], model: GridModel, puzzles: Sequence[Any], config: GridConfig, options: Any
+    task: GridTask[Any],
+    model: GridModel,
+    puzzles: Sequence[Any],
+    config: GridConfig,
+    options: Any,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Scores after 0, 1, 2, ... attempts at guessing, for `eval --attempts`."""
     _check_solves(model, "--attempts")
@@ -161,6 +176,7 @@ def search_curve(
         max_steps=config.solve.eval_max_steps,
         attempts=options.attempts,
         guesses=options.guesses,
+        progress=progress,
     )
     rows = [
         {

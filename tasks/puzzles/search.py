@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models import GridModel
 from solvers.torch_internals import pytree
-from tasks.output import wilson
+from tasks.output import SILENT, Progress, wilson
 from tasks.puzzles.evaluate import (
     Choice,
     Predictions,
@@ -77,8 +77,9 @@ class Starts:
 
 @torch.no_grad()
 def solve_from_starts(
-    model: GridModel, x: Tensor, *, max_steps: int, breadth: int, noise: float, valid: Validity
-) -> Starts:
+    model: GridModel, x: Tensor, *, max_steps: int, breadth: int, noise: float, valid: Validity,
+    progress: Progress = SILENT,
+) -> Starts:  # fmt: skip
     """Solve a set from the model's own start and `breadth - 1` others, with one fixed seed.
 
     Args:
@@ -89,10 +90,12 @@ def solve_from_starts(
         noise: How far the others are from the first: root mean square of the noise over that
             of the start. A model that starts at random makes its own.
         valid: See `Validity`.
+        progress: Told of each solve.
     """
     generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
     torch.manual_seed(0)
     columns: list[list[Predictions]] = []
+    progress.begin(f"answers from {breadth} starts", breadth * len(batches(x)))
     for rows in batches(x):
         column = []
         for number in range(breadth):
@@ -101,6 +104,7 @@ def solve_from_starts(
                 start = perturbed(start, noise, generator)
             start = pytree.tree_map(lambda leaf: leaf.contiguous(), start)
             column.append(solve_batch(model, rows, max_steps=max_steps, start=start)[0])
+            progress.advance()
         columns.append(column)
     predictions = [Predictions.join(parts) for parts in zip(*columns, strict=True)]
     return Starts(predictions, torch.stack([valid(x, p.classes) for p in predictions]))
@@ -191,6 +195,7 @@ def search(
     attempts: int,
     guesses: int,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> tuple[list[Tensor], float]:
     """Answer a set of questions, and try again where an answer breaks the rules.
 
@@ -203,6 +208,7 @@ def search(
         attempts: How often to begin anew.
         guesses: Cells assumed per attempt, at most.
         seed: Of the guesses.
+        progress: Told of each solve, and of those that a batch needed no more.
 
     Returns:
         The classes after 0, 1, ..., `attempts` attempts, each of shape (puzzles, cells), and the
@@ -216,13 +222,21 @@ def search(
         updates += sum(int(out.solution.num_steps.sum()) for out in parts)
         return torch.cat([out.logits for out in parts]).cpu(), joined_state(parts)
 
+    most = 1 + attempts * guesses  # solves of a batch
+    progress.begin(f"search by {attempts} attempts at guessing", most * len(batches(x)))
+
     def found(rows: Tensor) -> list[Tensor]:
+        solves = 0
         searching = attempts_at(rows, valid, assume, attempts, guesses, generator)
         asked = next(searching)
         try:
             while True:
-                asked = searching.send(solve(*asked))
+                answer = solve(*asked)
+                solves += 1
+                progress.advance()
+                asked = searching.send(answer)
         except StopIteration as ended:
+            progress.advance(most - solves)
             return ended.value
 
     answers = [torch.cat(parts) for parts in zip(*map(found, batches(x)), strict=True)]

@@ -14,11 +14,12 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Column, Table
 
-from tasks.output import wrapped
+from tasks.output import Progress, wrapped
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -48,20 +49,8 @@ class Reporter:
             str(folder / "tensorboard"), purge_step=next_step
         )
         self.failed = False
-        self.bar = Progress(
-            # Only the figures give way on a narrow terminal.
-            BarColumn(bar_width=16, table_column=Column(min_width=8)),
-            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[left]} left", table_column=Column(no_wrap=True)),
-            TextColumn(
-                "{task.fields[figures]}",
-                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-            ),
-            expand=True,
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.row = self.bar.add_task("train", total=1.0, figures="", left="")
+        self.bar = _bar(self.console)
+        self.row = self.bar.add_task("train", total=1.0, figures="", left="-:--")
         self.next_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
@@ -157,6 +146,63 @@ class Reporter:
                 "`log.jsonl` goes on.",
                 stacklevel=4,
             )
+
+
+class ProgressBar(Progress):
+    """Shows how far an evaluation is; use as a context manager.
+
+    On a terminal it is a bar like that of training, which vanishes at the end; elsewhere each part
+    is a line on the standard error when it begins.
+
+    Args:
+        quiet: Show nothing, as all processes of `torchrun` but the first.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console, self.quiet = Console(quiet=quiet), quiet
+        self.bar = _bar(self.console, transient=True)
+        self.row = self.bar.add_task("evaluate", total=None, figures="", left="-:--", visible=False)
+        self.began, self.done, self.total = 0.0, 0, 0
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def begin(self, name: str, total: int) -> None:
+        """See `Progress`."""
+        self.began, self.done, self.total = time.monotonic(), 0, total
+        self.bar.reset(self.row, total=total, visible=True, figures=name, left="-:--")
+        if not self.console.is_terminal and not self.quiet:
+            with contextlib.suppress(OSError):  # nobody may read it any more
+                print(f"Evaluating: {name} ...", file=sys.stderr, flush=True)
+
+    def advance(self, count: int = 1) -> None:
+        """See `Progress`."""
+        self.done += count
+        a_step = (time.monotonic() - self.began) / self.done
+        left = clock(a_step * max(0, self.total - self.done))
+        self.bar.update(self.row, completed=self.done, left=left)
+
+
+def _bar(console: Console, transient: bool = False) -> rich.progress.Progress:
+    """A bar, the share that is done, the time that is left, and figures."""
+    return rich.progress.Progress(
+        # Only the figures give way on a narrow terminal.
+        BarColumn(bar_width=16, table_column=Column(min_width=8)),
+        TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]} left", table_column=Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[figures]}",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        expand=True,
+        console=console,
+        disable=not console.is_terminal,
+        transient=transient,
+    )
 
 
 def _add(board: "SummaryWriter", values: Mapping[str, float], step: int) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from counted_progress import Counted
 
 from tasks.puzzles import evaluate as module
 from tasks.puzzles.config import ModelName
-from tasks.puzzles.evaluate import evaluate, predict, solve_batch, trajectory
+from tasks.puzzles.evaluate import evaluate, predict, solve_batch, step_curve, trajectory
+from tasks.puzzles.search import solve_from_starts
 from tasks.sudoku.config import PRESETS
 
 
@@ -52,6 +54,30 @@ def test_so_many_puzzles_are_restarted_and_no_more(
     assert figures["restarted"] == sum(expected)
     assert bool(found.converged.all())
     assert figures["restart_agreement"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["attractor", "transformer"])
+def test_every_solve_of_an_evaluation_is_a_step_of_its_progress(
+    name: ModelName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    config = PRESETS["tiny"].changed(model=name)
+    model: Any = config.build().eval()
+    x, progress = torch.randint(0, 5, (7, 16)), Counted()
+    evaluate(model, x, torch.zeros_like(x), 8, progress=progress)
+    if name == "transformer":
+        assert progress.parts == [["answers", 3, 3]]
+        return
+    step_curve(model, x, torch.zeros_like(x), 8, progress)
+    solve_from_starts(
+        model, x, max_steps=8, breadth=4, noise=1.0, valid=lambda x, _: x[:, 0] > 0,
+        progress=progress,
+    )  # fmt: skip
+    assert progress.parts == [
+        ["answers, with more steps, and from perturbed states", 9, 9],
+        ["accuracy by solver steps, of 7", 12, 12],
+        ["answers from 4 starts", 12, 12],
+    ]
 
 
 def test_a_residual_that_rises_does_not_stop_the_show() -> None:

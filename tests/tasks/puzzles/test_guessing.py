@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from counted_progress import Counted
 from torch import Tensor, nn
 
 from tasks.maze.task import MazeTask
@@ -64,10 +65,13 @@ def run(attempts: int, guesses: int = 1, seed: int = 0) -> tuple[list[float], Tw
     x[:, -1] = target + 10
     x[: PUZZLES // 2, 0] = target[: PUZZLES // 2] + 1
     model = TwoWays().eval()
+    progress = Counted()
     found, updates = search(
         model, x, valid=valid, assume=assume, max_steps=3, attempts=attempts, guesses=guesses,
-        seed=seed,
+        seed=seed, progress=progress,
     )  # fmt: skip
+    ((_, total, done),) = progress.parts
+    assert total == done == 1 + attempts * guesses  # all are done, where fewer were needed
     assert updates == 3 * sum(map(len, model.asked)) / PUZZLES
     return [valid(x, classes).float().mean().item() for classes in found], model
 

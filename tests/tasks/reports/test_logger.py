@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from tasks.reports.logger import Reporter, clock, describe
+from tasks.reports.logger import ProgressBar, Reporter, clock, describe
 
 ROW = {"step": 1.0, "loss": 1.0}
 
@@ -116,3 +116,36 @@ def test_the_line_of_a_validation_is_broken_between_two_metrics(tmp_path: Path) 
         "step 12345 | held-out 1.234 bits per byte | converged 100% | radius 0.95",
         "  loss 0.0123 | 123:00",
     ]
+
+
+def test_an_evaluation_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bar = ProgressBar()
+    screen = Console(width=80, force_terminal=True, record=True, file=io.StringIO())
+    bar.console = screen
+    for name, total in (("an earlier part", 2), ("answers from 4 starts", 8)):
+        bar.begin(name, total)
+        now += 30.0
+        bar.advance()
+    now += 30.0
+    bar.advance()
+    screen.print(bar.bar.get_renderable())
+    (line,) = screen.export_text().splitlines()
+    assert " 25% 3:00 left answers from 4 starts" in line
+    assert len(line) <= 80
+
+
+def test_an_evaluation_is_a_line_for_each_part_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressBar() as bar:
+        bar.begin("answers", 3)
+        bar.advance(3)
+        bar.begin("accuracy by solver steps, of 9", 2)
+    with ProgressBar(quiet=True) as bar:  # another process of several
+        bar.begin("answers", 3)
+        bar.advance()
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert said == "Evaluating: answers ...\nEvaluating: accuracy by solver steps, of 9 ...\n"
