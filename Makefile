@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help sudoku maze test test-slow test-long test-matrix lint bench docs audit mutants clean
+.PHONY: help sudoku maze test test-slow test-long test-matrix test-browser lint bench docs audit mutants clean
 
 help:
 	@echo "make sudoku   train an Attractor Model on 9x9 Sudoku and evaluate it"
@@ -11,6 +11,7 @@ help:
 	@echo "make test     run the tests, but for the slow ones"
 	@echo "make test-slow    slow tests, in a quarter of an hour; test-long: those that take longer"
 	@echo "make test-matrix  the tests with other kernels"
+	@echo "make test-browser the page of the service, in the Chromium of the system"
 	@echo "make lint     formatting, lint, types and import rules"
 	@echo "make bench    time and memory, side by side"
 	@echo "make docs     build the documentation site, and run its gallery in a few minutes"
@@ -38,6 +39,11 @@ test-long: .venv/dev
 
 test-matrix: .venv/dev
 	$(BIN)/python tests/support/matrix.py -n 2 $(ARGS)
+
+# Fast and slow tests alike; without a Chromium they are skipped.
+test-browser: .venv/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m "" tests/tasks/serving/test_page.py \
+		tests/tasks/serving/test_command.py::test_the_page_in_a_browser $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
@@ -83,3 +89,7 @@ clean:
 .venv/dev: .venv/torch pyproject.toml
 	$(PIP) -e '.[dev]'
 	@touch $@ .venv/user
+
+.venv/browser: .venv/dev
+	$(PIP) -e '.[browser]'
+	@touch $@

@@ -100,7 +100,8 @@ def dots(name: str, content: dict[str, Any]) -> None:
     panels = [part for part in content.values() if part["rows"]]
     solvers = list(dict.fromkeys(row["solver"] for part in panels for row in part["rows"]))
     height = {solver: -place for place, solver in enumerate(solvers)}
-    size = (1.7 + 1.75 * len(panels), 0.19 * len(solvers) + 1.9)
+    # Large letters, since a page shows the picture at half its width.
+    size = (2.9 + 2.0 * len(panels), 0.27 * len(solvers) + 2.9)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, part in zip(axes.flat, panels, strict=True):
         unit = next(row["wall_ms"] for row in part["rows"] if row["solver"] == "anderson")
@@ -119,15 +120,11 @@ def dots(name: str, content: dict[str, Any]) -> None:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        problem, *numbers = part["title"].rsplit(", ", 2)
-        axis.set_title(
-            f"{textwrap.fill(problem, 24, break_on_hyphens=False)}\n{', '.join(numbers)}",
-            fontsize=8.5,
-        )
-        axis.tick_params(labelsize=8.5)
+        axis.set_title(_heading(part["title"], [panel["title"] for panel in panels]), fontsize=12)
+        axis.tick_params(labelsize=13)
     axes[0, 0].set_yticks(list(height.values()), list(height))
     axes[0, 0].set_ylim(-len(solvers) + 0.4, 0.6)
-    axes[0, len(panels) // 2].set_xlabel("time / that of our anderson")
+    axes[0, len(panels) // 2].set_xlabel("time / that of our anderson", fontsize=13)
     met = {row["library"] for part in panels for row in part["rows"]}
     shapes = [(library, *look, look[0]) for library, look in LIBRARIES.items() if library in met]
     shapes += [
@@ -139,9 +136,26 @@ def dots(name: str, content: dict[str, Any]) -> None:
                label=label)
         for label, colour, marker, inside in shapes
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    columns = math.ceil(len(handles) / 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=13)
     figure.savefig(folder(name) / "picture.png")
     plt.close(figure)
+
+
+def _heading(title: str, titles: Sequence[str]) -> str:
+    """Break the title of a section to the width of a panel, below a letter that no other has.
+
+    A title is as "(b) 64 x 256, tanh, float32, tolerance 1e-06".
+    """
+    problem, dtype, tolerance = title.rsplit(", ", 2)
+    letter, problem = problem.split(" ", 1)
+    if sum(other.startswith(f"{letter} ") for other in titles) > 1:
+        letter = f"{letter[:-1]}, {dtype})"
+    else:
+        problem += f", {dtype}"
+    # Lines break between phrases rather than within them.
+    phrases = problem.replace(" x ", "\u00a0\u00d7\u00a0"), tolerance.replace(" ", "\u00a0")
+    return "\n".join([letter, *textwrap.wrap(", ".join(phrases), 20, break_on_hyphens=False)])
 
 
 @house_style()

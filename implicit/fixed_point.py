@@ -15,7 +15,7 @@ from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
 from solvers.checks import check_callable, check_flag
 from solvers.compiler import LoopName, graph_wanted, opaque, run_graph
-from solvers.counted_map import CheckedMap
+from solvers.counted_map import FROM_MAP, CheckedMap
 from solvers.has_aux import first_of_pair, with_aux
 from solvers.options import options_of
 from solvers.packing import StatePacking
@@ -29,6 +29,11 @@ from solvers.torch_internals import (
 )
 from solvers.transforms import no_loop_under_vmap
 from solvers.types import Map, State
+
+RECORDED = (
+    "If it works under `torch.no_grad()` alone, it leaves torch, as by `.numpy()`, or detaches or "
+    "changes a tensor in place: use operations of torch that autograd can record."
+)
 
 
 @options_of(solver=SOLVERS, backward=MODES)
@@ -84,6 +89,7 @@ def fixed_point(
     """
     check_callable("f", f)
     check_flag("has_aux", has_aux)
+    check_flag("throw", throw)
     chosen, mode = SOLVERS.resolve(solver), MODES.resolve(backward)
     independent = bool(args) if independent is None else independent
     options = {
@@ -209,4 +215,17 @@ def _with_zero_gradient(value: State, fy: State) -> State:
 def _checked(f: Map, y0: State, batch_dims: int) -> Callable[[State, tuple[Any, ...]], State]:
     """Make `f` check what it returns, and run under the autocast that is in force now."""
     checked = CheckedMap(f, StatePacking(y0, batch_dims))
-    return lambda y, args: checked(y, *args)
+
+    def call(y: State, args: tuple[Any, ...]) -> State:
+        try:
+            return checked(y, *args)
+        except FROM_MAP as error:
+            from solvers.call_errors import described  # most programs never need it
+
+            error.add_note(
+                f"`f` was called with gradients on, with y = {described(y)} and args = "
+                f"{described(args)}. {RECORDED}"
+            )
+            raise
+
+    return call

@@ -8,6 +8,7 @@ from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
+from solvers.checks import check_callable, check_flag
 from solvers.compiler import LoopName
 from solvers.options import options_of
 from solvers.registry import SOLVERS
@@ -60,6 +61,8 @@ class FixedPointLayer(nn.Module):
         loop: LoopName = "auto",
     ):
         super().__init__()
+        check_callable("module", module)
+        check_flag("throw", throw)
         self.module = module
         self.solver = SOLVERS.resolve(solver)
         self.backward_mode = MODES.resolve(backward)
@@ -72,6 +75,7 @@ class FixedPointLayer(nn.Module):
         self.has_aux = has_aux
         self.loop: LoopName = loop
 
+    @options_of()
     def forward(self, y0: State, *args: Any, max_steps: int | None = None) -> Solution:
         """Solve from `y0`; `args` are per-sample tensors."""
         return fixed_point(

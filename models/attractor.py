@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from implicit import BackwardMode, FixedPointLayer, Solution
+from implicit.registry import MODES
 from solvers import FixedPointSolver, Result
+from solvers.checks import check_at_least_0, check_callable
+from solvers.counted_map import FROM_MAP
+from solvers.options import options_of
+from solvers.registry import SOLVERS
+from solvers.solution import HoldsValue
 from solvers.torch_internals import pytree
 from solvers.types import State
 
@@ -25,7 +31,7 @@ CALLS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class AttractorOutput:
+class AttractorOutput(HoldsValue):
     """The result of one pass of an `Attractor`.
 
     Attributes:
@@ -73,6 +79,7 @@ class Attractor(nn.Module):
         True
     """
 
+    @options_of(solver=SOLVERS, backward=MODES)
     def __init__(
         self,
         backbone: nn.Module,
@@ -88,6 +95,9 @@ class Attractor(nn.Module):
         if start not in get_args(Start):
             known = ", ".join(map(repr, get_args(Start)))
             raise ValueError(f"`start` must be one of {known}, got {start!r}.")
+        check_callable("backbone", backbone)
+        check_callable("refiner", refiner)
+        check_at_least_0("start_noise", start_noise)
         self.backbone, self.start_noise, self.start = backbone, start_noise, start
         self.refiner = FixedPointLayer(
             refiner, solver, backward, max_steps=max_steps, batch_dims=batch_dims
@@ -98,6 +108,7 @@ class Attractor(nn.Module):
         """The layer that solves: its solver may be replaced after training."""
         return self.refiner
 
+    @options_of()
     def forward(
         self,
         x: Any,
@@ -118,7 +129,12 @@ class Attractor(nn.Module):
         Returns:
             Value, proposal and evidence.
         """
-        return self.refine(self.backbone(x), max_steps=max_steps, start=start, fresh=fresh)
+        try:
+            proposal = self.backbone(x)
+        except FROM_MAP as error:
+            error.add_note(_of_backbone(self.backbone, x))
+            raise
+        return self.refine(proposal, max_steps=max_steps, start=start, fresh=fresh)
 
     def refine(
         self,
@@ -149,6 +165,18 @@ class Attractor(nn.Module):
         return pytree.tree_map(lambda y: y + self.start_noise * torch.randn_like(y), proposal)
 
 
+def _of_backbone(backbone: Any, x: Any) -> str:
+    """What a backbone that fails was called with, and what it is made of."""
+    from solvers.call_errors import described  # most programs never need it
+
+    weight = next(backbone.parameters(), None) if isinstance(backbone, nn.Module) else None
+    made = "" if weight is None else f"; its first weight is {described(weight)}"
+    return (
+        f"The backbone was called as backbone(x), with x = {described(x)}{made}. Pass an `x` of "
+        "the shape, dtype and device that it takes, or convert it, as by `backbone.to(x.dtype)`."
+    )
+
+
 def start_of(own: State, start: State | None, fresh: Tensor | None) -> State:
     """Where a solve starts: at `start` if there is one, but at a model's own for `fresh` samples.
 
@@ -159,6 +187,10 @@ def start_of(own: State, start: State | None, fresh: Tensor | None) -> State:
     """
     if start is None or fresh is None:
         return own if start is None else start
+    if not (isinstance(fresh, Tensor) and fresh.dtype == torch.bool):
+        raise TypeError(
+            f"`fresh` must be a tensor of dtype bool, with an entry per sample: got {fresh!r}."
+        )
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(fresh.view(*fresh.shape, *[1] * (new.ndim - fresh.ndim)), new, old)
@@ -169,6 +201,11 @@ def start_of(own: State, start: State | None, fresh: Tensor | None) -> State:
 def _unsolved(proposal: State, batch_dims: int) -> Solution:
     """The solution without a solve: no step, no evaluation, and residuals of NaN."""
     leaf = pytree.tree_leaves(proposal)[0]
+    if not isinstance(leaf, Tensor):
+        raise TypeError(
+            "The backbone must return a tensor or a pytree of tensors: got "
+            f"{type(leaf).__name__}. Is a `return` missing?"
+        )
     shape, device = leaf.shape[:batch_dims], leaf.device
     return Solution(
         value=proposal,

@@ -36,11 +36,15 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Raise a TypeError unless an argument can be called."""
-    if not callable(value):
+    """Raise a TypeError unless an argument is a function or a module; a class only makes one."""
+    what = "a module" if name == "backbone" else "a function of the state and the args"
+    if isinstance(value, type):
         raise TypeError(
-            f"`{name}` must be a function of the state and the args: got {type(value).__name__}."
+            f"`{name}` must be {what}: got the class {value.__name__}. Create an object of it: "
+            f"`{value.__name__}(...)`."
         )
+    if not callable(value):
+        raise TypeError(f"`{name}` must be {what}: got {type(value).__name__}.")
 
 
 def check_history(history: int) -> None:

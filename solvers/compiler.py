@@ -90,6 +90,7 @@ def run_graph(
                 "tensor, but not return one."
             ) from error
         if type(error).__module__.startswith("torch._") or "FakeTensor" in str(error):
+            _call_eagerly(f, y0, args, options)
             error.add_note(
                 "`loop='graph'` traces `f` and the solver: neither may branch on the values of "
                 "tensors, and with backward mode 'exact' `f` must write `W.t()` where `W.T` or "
@@ -98,6 +99,16 @@ def run_graph(
         raise
     counts = {name: int(getattr(solution, name)) for name in ("num_evals", "rows_evaluated")}
     return dataclasses.replace(solution, **counts)
+
+
+@torch.no_grad()
+def _call_eagerly(f: Map, y0: State, args: tuple[Any, ...], options: Any) -> None:
+    """Raise the plain error of a map that fails without a compiler as well."""
+    from solvers.counted_map import CountedMap
+    from solvers.packing import StatePacking
+
+    called = CountedMap(f, args, StatePacking(y0, options["batch_dims"], options["scale"]))
+    called.take(called.evaluate(y0))
 
 
 def _refuse_sparse(**given: Any) -> None:

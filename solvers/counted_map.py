@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,9 @@ from solvers.types import Flat, Index, Map, State
 
 if TYPE_CHECKING:
     from solvers.derivatives import Affine, Linearisation
+
+# What a map raises that was given something else than it expects.
+FROM_MAP = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
 class CheckedMap:
@@ -38,14 +40,17 @@ class CheckedMap:
             TypeError: `f` returned another structure or dtype.
             ValueError: `f` returned another shape.
         """
+        return self.packing.accept(state, self.call(state, *args), self.autocast)
+
+    def call(self, state: State, *args: Any) -> State:
+        """f(state, *args) under the autocast that was in force at construction, unchecked."""
         assert self.f is not None
         device = self.device
         if not (self.autocast or torch.is_autocast_enabled(device)):
-            return self.packing.accept(state, self.f(state, *args), False)
+            return self.f(state, *args)
         # A backward pass may run under another autocast, and solvers switch autocast off.
         with torch.autocast(device, self.autocast_dtype, enabled=self.autocast):
-            returned = self.f(state, *args)
-        return self.packing.accept(state, returned, self.autocast)
+            return self.f(state, *args)
 
     def full_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Switch autocast off for the solver's own arithmetic."""
@@ -90,9 +95,12 @@ class CountedMap:
 
     def evaluate(self, state: State) -> State:
         """Return f(state) for the rows that are still in the batch, checked but not counted."""
+        returned = False
         try:
-            return self.checked(state, *self.args)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            fy = self.checked.call(state, *self.args)
+            returned = True
+            return self.packing.accept(state, fy, self.checked.autocast)
+        except FROM_MAP as error:
             if self.num_rows < self.packing.num_rows:
                 error.add_note(
                     f"`f` was called on {self.num_rows} of {self.packing.num_rows} rows, because "
@@ -101,7 +109,9 @@ class CountedMap:
                     "couples the samples, as a graph layer does, pass `independent=False`, or "
                     "`batch_dims=0` for one state; `compact=False` only keeps the batch whole."
                 )
-            if isinstance(error, TypeError) or self.num_evals == 0:
+            if self.num_evals == 0 and not returned:
+                from solvers.call_errors import explain  # most solves never need it
+
                 explain(error, self.checked.f, state, self.args)
             raise
 
@@ -111,7 +121,7 @@ class CountedMap:
             # A map that computes gradients inside may return tensors with a graph nevertheless.
             returned = _without_graph(returned)
         if self.num_evals == 0:
-            check_dense(returned)
+            check_dense(returned, self.packing.device)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
@@ -159,49 +169,24 @@ def _without_graph(state: State) -> State:
     return pytree.tree_map(_without_graph, state)
 
 
-def explain(error: Exception, f: Map | None, state: State, args: tuple[Any, ...]) -> None:
-    """Add to an error of a first call `f(state, *args)` how `f` is called, and what it got."""
-    if isinstance(error, TypeError) and not _takes(f, state, args):
-        what = f": {_described(args)}" if tensors_of(args) else ""
-        error.add_note(
-            "`f` is called as f(y, *args), where `args` is all that follows `y0` without a "
-            f"keyword. Here that is {len(args)} of them{what}."
-        )
-    elif isinstance(error, RuntimeError):
-        also = f" and args = {_described(args)}" if args else ""
-        error.add_note(
-            f"`f` got y = {_described(state)}{also}. If it takes another shape or dtype: the state "
-            "has the shape and the dtype of the first argument `y0` (or `y`). Start from one that "
-            "`f` takes, or convert the weights of `f`, as `module.to(y0.dtype)` does."
-        )
-
-
-def _takes(f: Map | None, state: State, args: tuple[Any, ...]) -> bool:
-    """Whether the signature of `f`, as far as it is known, takes this call."""
-    try:
-        signature = inspect.signature(getattr(f, "forward", f))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(state, *args)
-    except TypeError:
-        return False
-    return True
-
-
-def _described(part: Any) -> str:
-    """The dtypes and shapes of the tensors in a pytree."""
-    leaves = tensors_of(part)
-    return ", ".join(f"{str(t.dtype).removeprefix('torch.')}{[*t.shape]}" for t in leaves)
-
-
 def check_args(args: Any, packing: StatePacking) -> list[Tensor]:
-    """Return the tensors in `args`; raise a ValueError unless they have a row per sample."""
+    """Return the tensors in `args`.
+
+    Raises:
+        TypeError: An array of NumPy, whose rows cannot be taken out.
+        ValueError: A tensor has no row per sample.
+    """
     tensors = tensors_of(args)
     for leaf in tensors if packing.batch_dims else ():
         if leaf.shape[:1] != (packing.num_rows,):
             raise ValueError(
                 f"`args` are per-sample tensors: got shape {tuple(leaf.shape)} for a batch of "
                 f"{packing.num_rows}. Let `f` close over tensors that all samples share."
+            )
+    for arg in args if isinstance(args, tuple) else ():
+        if getattr(arg, "shape", ()) and type(arg).__module__ == "numpy":
+            raise TypeError(
+                f"`args` must be tensors: got a NumPy array of shape {arg.shape}. Convert it by "
+                "`torch.as_tensor`, to the dtype of `y0`."
             )
     return tensors

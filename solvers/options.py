@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from solvers.registry import Registry
@@ -23,32 +23,40 @@ def options_of(**registries: Registry[Any]) -> Callable[[Callable[P, T]], Callab
 
     def decorate(call: Callable[P, T]) -> Callable[P, T]:
         parameters = inspect.signature(call).parameters
+        named = {name for name, each in parameters.items() if each.kind != each.VAR_POSITIONAL}
 
         @functools.wraps(call)
         def explained(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return call(*args, **kwargs)
             except TypeError as error:
-                unknown = [name for name in kwargs if name not in parameters]
+                unknown = [name for name in kwargs if name not in named]
                 if not unknown:
                     raise
                 given: dict[str, Any] = kwargs
                 chosen = {key: given.get(key, parameters[key].default) for key in registries}
                 name, options = unknown[0], _options(registries)
-                if name not in options:  # the call's own names come first
+                if name not in {*options, *parameters}:  # the call's own names come first
                     match = functools.partial(difflib.get_close_matches, name, n=1)
-                    (name,) = match(parameters) or match(options) or (name,)
-                if name in parameters:
+                    (name,) = match(named) or match(options) or (name,)
+                if name in named:
                     advice = f"Did you mean {name!r}?"
                 else:
                     found = _advice(name, given[unknown[0]], registries, chosen)
-                    advice = found or "It is no option here."
+                    advice = found or f"It is no option here.{_by_position(parameters)}"
                 raise TypeError(f"{error}. {advice}") from None
 
         skip_this_frame(explained)
         return explained
 
     return decorate
+
+
+def _by_position(parameters: Mapping[str, inspect.Parameter]) -> str:
+    """Say of a call that passes its `*args` on to a map how the map gets its arguments."""
+    if "args" not in parameters:
+        return ""
+    return " What the map takes besides y follows `y0` without a keyword."
 
 
 def _options(registries: dict[str, Registry[Any]]) -> set[str]:

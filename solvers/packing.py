@@ -173,9 +173,12 @@ class StatePacking:
             leaves = []
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             odd = [leaf for leaf in pytree.tree_leaves(returned) if not isinstance(leaf, Tensor)]
+            pair = isinstance(returned, tuple) and len(returned) == 2
+            hint = " For a pair (y, aux), pass `has_aux=True`." if pair else ""
+            got = _named(odd[0]) if odd else in_words(spec)
             raise TypeError(
-                "`f` must return the structure of its input: got "
-                f"{_named(odd[0]) if odd else in_words(spec)}, expected {in_words(self.spec)}."
+                f"`f` must return the structure of its input: got {got}, expected "
+                f"{in_words(self.spec)}.{hint}"
             )
         return leaves
 
@@ -221,16 +224,22 @@ class StatePacking:
         return pytree.tree_unflatten(cast, self.spec)
 
 
-def check_dense(returned: State) -> None:
-    """Check that what `f` returned is dense, as the state is.
+def check_dense(returned: State, device: torch.device) -> None:
+    """Check that what `f` returned is dense and on the device of the state, as the state is.
 
     Raises:
         TypeError: It is sparse.
+        ValueError: It is on another device.
     """
     for leaf in pytree.tree_leaves(returned):
         if not is_dense(leaf):
             raise TypeError(
                 f"`f` must return dense tensors: got {leaf.layout}. Call `.to_dense()` on it."
+            )
+        if leaf.device != device:
+            raise ValueError(
+                f"`f` must return tensors on the device of `y0`, {device}: got one on "
+                f"{leaf.device}. Move the weights of `f` and what it closes over to `y0.device`."
             )
 
 
@@ -265,9 +274,11 @@ def _check_leaves(leaves: list[Any], batch_dims: int) -> None:
                 f"`y0` must be floating point or complex: got {leaf.dtype}. Call `.float()` on it."
             )
         if leaf.dtype.itemsize == 1 or not is_dense(leaf) or leaf.is_meta:
+            convert = "Call `.to_dense()` or `.float()` on it."
+            remedy = "Create it on a device that holds values." if leaf.is_meta else convert
             raise TypeError(
                 "`y0` must be dense, of 16 bits or more per number, and hold values: got "
-                f"{leaf.dtype}, {leaf.layout}, on {leaf.device}."
+                f"{leaf.dtype}, {leaf.layout}, on {leaf.device}. {remedy}"
             )
         if leaf.device != leaves[0].device:
             raise ValueError(

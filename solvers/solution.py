@@ -5,7 +5,7 @@ import enum
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -52,8 +52,58 @@ _MESSAGES = {
 }
 
 
+class HoldsValue:
+    """Base of results with a tensor, or a pytree of them, in `value`.
+
+    Taken for a tensor themselves, as in `s.mean()`, `s + 1`, `loss(s, target)` or
+    `value, info = s`, they raise an error that names `value`.
+    """
+
+    if not TYPE_CHECKING:  # to a type checker, none of this exists
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Name `value` in the error for an attribute that tensors have."""
+            kind = type(self).__name__
+            if name.startswith("__") or not hasattr(Tensor, name):
+                raise AttributeError(
+                    f"{kind!r} object has no attribute {name!r}", name=name, obj=self
+                )
+            raise AttributeError(
+                f"`{kind}` is no tensor and has no {name!r}: the tensor is its `value`, as in "
+                f"`s.value.{name}`.",
+                name=name,
+                obj=self,
+            )
+
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> NoReturn:
+            """Refuse to be an argument of a function of torch."""
+            raise TypeError(
+                f"`{getattr(func, '__name__', func)}` takes tensors: got `{cls.__name__}`. Pass "
+                "its `value`, as `s.value`."
+            )
+
+        def __iter__(self) -> NoReturn:
+            """Refuse to be unpacked."""
+            raise TypeError(
+                f"`{type(self).__name__}` is one object that cannot be unpacked or iterated over: "
+                "take its fields by name, such as `s.value`."
+            )
+
+        def _no_tensor(self, other: Any) -> NoReturn:
+            raise TypeError(
+                f"`{type(self).__name__}` is no tensor to compute with: take its `value`, as "
+                "`s.value`."
+            )
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_tensor
+        __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __getitem__ = _no_tensor
+
+
 @dataclass(frozen=True, kw_only=True)
-class Solution:
+class Solution(HoldsValue):
     """A batch of approximate fixed points and the evidence for each.
 
     Attributes:

@@ -77,6 +77,7 @@ def solve(
     """
     check_callable("f", f)
     check_flag("has_aux", has_aux)
+    check_flag("throw", throw)
     chosen = SOLVERS.resolve(solver)
     independent = bool(args) if independent is None else independent
     options = {

@@ -44,10 +44,11 @@ def path_of(task: str, name: str) -> Path:
 
 
 def holds(path: Path | None) -> bool:
-    """Whether a file is one of these models."""
-    if path is None or path.parent.name != "weights":
+    """Whether a file is one of these models, under whichever path it is named."""
+    if path is None:
         return False
-    return path.parent.parent.parent == Path(__file__).parent
+    weights = path.resolve().parent
+    return weights.name == "weights" and weights.parent.parent == Path(__file__).resolve().parent
 
 
 def refuse_resume(task: str, named: Path) -> None:
@@ -57,7 +58,7 @@ def refuse_resume(task: str, named: Path) -> None:
         CheckpointError: A user names one, by its name or by its file.
     """
     by_name = str(named) in names(task) and not named.exists()
-    if not (by_name or holds(named.resolve())):
+    if not (by_name or holds(named)):
         return
     raise CheckpointError(
         f"`--resume {named}` names a model that comes with the package. It has no state of the "

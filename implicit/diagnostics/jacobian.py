@@ -5,7 +5,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from solvers.counted_map import CheckedMap, explain
+from solvers.call_errors import explain
+from solvers.counted_map import FROM_MAP, CheckedMap
 from solvers.derivatives import jvp
 from solvers.packing import StatePacking
 from solvers.types import Flat, Map
@@ -23,10 +24,11 @@ def flat_map(f: Map, args: tuple[Any, ...], packing: StatePacking) -> FlatMap:
     def closed(y: Flat) -> Flat:
         state = packing.unpack(y)
         try:
-            return packing.pack(checked(state, *args))
-        except (RuntimeError, TypeError) as error:
+            fy = checked.call(state, *args)
+        except FROM_MAP as error:
             explain(error, f, state, args)
             raise
+        return packing.pack(packing.accept(state, fy, checked.autocast))
 
     return closed
 

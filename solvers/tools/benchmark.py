@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from solvers.base import FixedPointSolver
+from solvers.call_errors import explain
 from solvers.compiler import LoopName
-from solvers.counted_map import CheckedMap
+from solvers.counted_map import FROM_MAP, CheckedMap
 from solvers.packing import StatePacking
 from solvers.solution import Result, Solution
 from solvers.solve import solve
@@ -112,7 +113,11 @@ class Benchmark:
     def warm_up(self) -> None:
         """Call `f` once, so that its own errors are raised before any candidate runs."""
         with kept_random_state(self.packing.device):
-            self.call(self.y0, *self.args)
+            try:
+                self.call(self.y0, *self.args)
+            except FROM_MAP as error:
+                explain(error, self.f, self.y0, self.args)
+                raise
 
     def call(self, y: State, *args: Any) -> State:
         """Call `f`, and count the call."""

@@ -141,7 +141,8 @@ def run(
         model = experiment.model(config, trainer.path)
         rows, rtol = trainer.history.rows, getattr(config.solve, "rtol", None)
         picture = folder / "learning.png"
-        plot_learning(rows, picture, experiment.subplots, config.train.segments, rtol)
+        title = f"{experiment.task} {preset}: {trainer.step:,} training steps"
+        plot_learning(rows, picture, experiment.subplots, config.train.segments, rtol, title)
         with ProgressBar() as bar:
             figures = experiment.evaluate(model, held_out, config, folder, bar)
         result |= {

@@ -1,5 +1,7 @@
 """The Attractor wrapper: any backbone, any refiner, and a solver that can be removed."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,57 @@ def test_errors_of_a_first_call_say_what_calls_what(
     with pytest.raises(kind) as caught:
         Attractor(backbone, refiner)(torch.randn(2, 4, 3))
     assert "refiner(y, y0)" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (None, "with x = None; its first weight is float64[5, 3]. Pass an `x` of the shape"),
+        (torch.zeros(4, 3), "with x = float32[4, 3]; its first weight is float64[5, 3]"),
+        (torch.zeros(4, 6).double(), "with x = float64[4, 6]; its first weight is float64[5, 3]"),
+        (torch.zeros(4, 3).numpy(), "with x = ndarray; its first weight is float64[5, 3]"),
+    ],
+)
+def test_an_error_of_the_backbone_says_what_it_got(model: Attractor, x: Any, words: str) -> None:
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        model(x)
+    assert words in caught.value.__notes__[0]
+
+
+class Nothing(nn.Module):
+    def forward(self, x: torch.Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize("max_steps", [0, 5])
+def test_a_backbone_must_return_tensors(max_steps: int) -> None:
+    with pytest.raises(TypeError, match=r"got None(Type)?\."):
+        Attractor(Nothing(), Pull(5))(torch.ones(2, 3), max_steps=max_steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": None}, "`backbone` must be a module: got NoneType"),
+        ({"refiner": Pull}, "got the class Pull. Create an object of it"),
+        ({"start_noise": -1.0}, "`start_noise` must be finite and at least 0, got -1.0"),
+        ({"max_step": 3}, "Did you mean 'max_steps'"),
+        ({"rtol": 1e-3}, r"solver: solver=get_solver\('anderson', rtol=0.001\)"),
+    ],
+)
+def test_options_are_checked_at_construction(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Attractor(**{"backbone": nn.Identity(), "refiner": Pull(5), **options})
+
+
+def test_slips_of_a_call_name_what_was_meant(model: Attractor) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with pytest.raises(TypeError, match="Did you mean 'max_steps'"):
+        model(x, max_step=3)
+    with pytest.raises(TypeError, match="`fresh` must be a tensor of dtype bool"):
+        model(x, start=torch.zeros(4, 5).double(), fresh=[True] * 4)
+    with pytest.raises(AttributeError, match=r"as in `s.value.shape`"):
+        _ = model(x).shape
 
 
 def test_unknown_names_are_refused_at_construction() -> None:

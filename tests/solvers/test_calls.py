@@ -1,5 +1,6 @@
 """A map that is called or answers otherwise than it should: the error says what was expected."""
 
+import copy
 import re
 from typing import Any
 
@@ -51,8 +52,7 @@ def test_args_that_the_map_does_not_take_are_counted(
         call(f, Y0, *args)
     (note,) = caught.value.__notes__
     shapes = ": float32[10, 3]" if count else ""
-    end = f"all that follows `y0` without a keyword. Here that is {count} of them{shapes}."
-    assert note.endswith(end)
+    assert f"all that follows `y0` without a keyword. Here that is {count} of them{shapes}." in note
 
 
 @pytest.mark.parametrize("call", [solvers.solve, fixed_point])
@@ -74,10 +74,132 @@ def test_a_state_that_the_map_cannot_take_is_described(
     assert "the shape and the dtype of the first argument" in note
 
 
-def test_a_type_error_within_the_map_has_no_note() -> None:
+X = torch.ones(10, 3)
+STATES = {"fine": Y0, "coarse": Y0[:, :2]}
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+@pytest.mark.parametrize(
+    ("f", "y0", "args", "words"),
+    [
+        (lambda y, x: y / 2 + x, Y0, (None,), "args = None. `args[0]` is None: pass a tensor"),
+        (lambda y, x: y / 2 + x, Y0, ((X, X),), "`args[0]` is a tuple: does `f` expect its tensor"),
+        (lambda y, x: y / 2 + x, Y0, ("x",), "args = 'x'. `args[0]` is a str: does `f` expect"),
+        (lambda y, x: y / 2 + x, Y0, ([1.0, 2.0],), "args = [1.0, 2.0]. `args[0]` is a list: does"),
+        (lambda y: y / "2", Y0, (), "y = float32[10, 3]. The same call without a solver, f(y0, *a"),
+        (lambda y: {**y, "fine": y["Fine"]}, STATES, (), "y = {'fine': float32[10, 3], 'coarse': "),
+        (lambda y: y.fine, STATES, (), "y = {'fine': float32[10, 3], 'coarse': float32[10, 2]}. "),
+        (
+            lambda y, i: y[i],
+            Y0,
+            (torch.full((10,), 10),),
+            "args = int64[10]. The same call without",
+        ),
+        (torch.nn.LSTMCell(3, 3), Y0, (X,), "y = float32[10, 3] and args = float32[10, 3]. The"),
+        (torch.nn.Linear(3, 3, device="meta"), Y0, (), "are on cpu and meta: move all to one dev"),
+    ],
+)
+def test_an_error_within_the_first_call_says_what_the_map_got(
+    call: Any, f: Any, y0: Any, args: tuple[Any, ...], words: str
+) -> None:
+    with pytest.raises((TypeError, LookupError, AttributeError, RuntimeError)) as caught:
+        call(f, y0, *args)
+    (note,) = caught.value.__notes__
+    assert note.startswith("`f` got y = ")
+    assert words in note
+
+
+def test_what_the_map_got_is_cut_where_it_is_long() -> None:
+    with pytest.raises(TypeError) as caught:
+        solvers.solve(lambda y, x: y + x, Y0, [[0.1] * 3] * 100)
+    (note,) = caught.value.__notes__
+    assert len(note) < 500
+    assert " ... `args[0]` is a list" in note.replace("....", "...")
+
+
+def test_a_pair_that_is_no_state_names_has_aux() -> None:
+    with pytest.raises(TypeError, match=r"got a int, expected tensor\. .* pass `has_aux=True`"):
+        solvers.solve(lambda y: (y / 2, 3), Y0)  # type: ignore[arg-type, return-value]
+
+
+def test_autotune_says_what_the_map_got() -> None:
+    with pytest.raises(TypeError) as caught:
+        solvers.autotune(lambda y, x: y / 2 + x, Y0, None)
+    assert "`args[0]` is None" in caught.value.__notes__[0]
+
+
+def test_an_error_of_a_later_call_has_no_note() -> None:
+    calls = []
+
+    def f(y: Tensor) -> Tensor:
+        calls.append(y)
+        return y / 2 + 1 if len(calls) < 3 else y / "2"  # type: ignore[operator]
+
     with pytest.raises(TypeError, match="unsupported operand") as caught:
-        solvers.solve(lambda y: y / "2", Y0)
+        solvers.solve(f, Y0)
+    assert len(calls) == 3
     assert not hasattr(caught.value, "__notes__")
+
+
+def test_what_the_package_itself_raises_has_no_note() -> None:
+    with pytest.raises(TypeError, match="must return tensors, in the structure") as caught:
+        solvers.root(lambda y: None, Y0)  # type: ignore[arg-type, return-value]
+    assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+def test_an_array_of_numpy_is_no_argument_per_sample(call: Any) -> None:
+    with pytest.raises(TypeError, match=r"got a NumPy array of shape \(10, 3\). Convert it by"):
+        call(lambda y, x: y / 2 + x, Y0, X.numpy())
+    # A number of NumPy is a constant like any other.
+    number = X.numpy().mean()
+    assert bool(call(lambda y, x: y / 2 + float(x), Y0, number).converged.all())
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+def test_the_map_stays_on_the_device_of_the_state(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"on the device of `y0`, cpu: got one on meta\. Move"):
+        call(lambda y: y.to("meta"), Y0)
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+@pytest.mark.parametrize("name", ["x", "args"])
+def test_what_the_map_takes_is_no_keyword(call: Any, name: str) -> None:
+    with pytest.raises(TypeError, match="besides y follows `y0` without a keyword"):
+        call(lambda y, x: y / 2 + x, Y0, **{name: X})
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+def test_a_class_is_no_map_and_a_string_no_flag(call: Any) -> None:
+    with pytest.raises(TypeError, match=r"got the class Linear. Create an object of it: `Linear\("):
+        call(torch.nn.Linear, Y0)
+    with pytest.raises(ValueError, match="`throw` must be True or False, got 'no'"):
+        call(half, Y0, throw="no")
+
+
+@pytest.mark.parametrize(
+    ("slip", "words"),
+    [
+        (
+            lambda s: s.mean(),
+            "`Solution` is no tensor and has no 'mean': the tensor is its `value`",
+        ),
+        (lambda s: s.shape, "as in `s.value.shape`"),
+        (lambda s: torch.tanh(s), "`tanh` takes tensors: got `Solution`. Pass its `value`"),
+        (lambda s: torch.nn.Linear(3, 1)(s), "`linear` takes tensors: got `Solution`. Pass its"),
+        (lambda s: X.add(s), "takes tensors: got `Solution`. Pass its `value`"),
+        (lambda s: X + s, "`Solution` is no tensor to compute with: take its `value`"),
+        (lambda s: s + 1, "`Solution` is no tensor to compute with: take its `value`"),
+        (lambda s: s[0], "`Solution` is no tensor to compute with: take its `value`"),
+        (lambda s: [*s], "cannot be unpacked or iterated over: take its fields by name"),
+        (lambda s: s.converge, "'Solution' object has no attribute 'converge'"),
+    ],
+)
+def test_a_solution_taken_for_a_tensor_names_its_value(slip: Any, words: str) -> None:
+    solution = solvers.solve(half, Y0)
+    with pytest.raises((AttributeError, TypeError), match=re.escape(words)):
+        slip(solution)
+    assert copy.deepcopy(solution).residual.equal(solution.residual)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")

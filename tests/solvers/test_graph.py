@@ -219,6 +219,15 @@ def test_a_scale(scale: Any):
     same(compiled(solver, f, scale=scale, independent=True)(y0, x), eager)
 
 
+def test_a_map_that_fails_without_a_compiler_has_its_plain_error():
+    y0, x = torch.zeros(2, 3), torch.ones(2, 3)
+    with pytest.raises(TypeError, match=r"^`f` must return its input's dtype: got torch.float64"):
+        solvers.solve(lambda y, x: y / 2 + x.double(), y0, x, loop="graph")
+    with pytest.raises(TypeError, match="NoneType") as found:
+        solvers.solve(lambda y, x: y / 2 + x, y0, None, loop="graph")
+    assert "`args[0]` is None" in found.value.__notes__[0]
+
+
 def test_an_unknown_loop_is_refused():
     with pytest.raises(ValueError, match="`loop` must be one of 'auto', 'eager', 'graph': got 'x'"):
         solvers.solve(torch.cos, torch.zeros(2, 1), loop="x")  # type: ignore[arg-type]

@@ -53,6 +53,13 @@ def test_all_models_together_are_small() -> None:
     assert sum(file.stat().st_size for file in files) <= 10 * 2**20
 
 
+def test_a_model_is_known_by_a_relative_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    (path, *_) = shipped.paths("sudoku")
+    monkeypatch.chdir(path.parent.parent)
+    assert shipped.holds(Path("weights", path.name))
+    assert not shipped.holds(Path(path.name))
+
+
 @pytest.mark.parametrize(("task", "path"), MODELS, ids=lambda each: getattr(each, "stem", each))
 def test_every_model_has_a_card_and_loads(task: str, path: Path) -> None:
     text = path.with_suffix(".md").read_text()

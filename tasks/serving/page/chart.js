@@ -1,6 +1,6 @@
 // The plot of residuals by step, on a logarithmic axis, with the line below which a solve is done.
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [58, 470, 12, 190];
+const [LEFT, RIGHT, TOP, BOTTOM] = [58, 464, 22, 170];
 const ticks = (low, high, most) => {
   const every = Math.max(1, Math.ceil((high - low) / most));
   const found = [];
@@ -72,7 +72,7 @@ export class Chart {
     this.add("polyline", { id: "curve", points: points.join(" ") });
     this.now = this.add("line", { id: "now", y1: TOP, y2: BOTTOM });
     this.dot = this.add("circle", { id: "dot", r: 4 });
-    this.value = this.add("text", { id: "value", y: TOP + 2 });
+    this.value = this.add("text", { id: "value", y: TOP - 8 });
   }
 
   // Mark the step that the board shows.

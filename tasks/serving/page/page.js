@@ -20,6 +20,7 @@ const percent = (share) => `${(100 * share).toFixed(share === 1 ? 0 : 1)} %`;
 function fail(text) {
   error.textContent = text;
   error.hidden = text === "";
+  error.scrollIntoView({ block: "nearest" }); // on a phone it stands below the board
 }
 
 // Forget the answer, and show the puzzle.
@@ -27,7 +28,7 @@ function forget() {
   asking?.abort();
   player.stop();
   shown = null;
-  for (const id of ["player", "verdict", "cell"]) find(id).hidden = true;
+  for (const id of ["player", "verdict", "cell", "keys"]) find(id).hidden = true;
   find("hint").hidden = false;
   fail("");
 }
@@ -84,7 +85,7 @@ function refuse(text) {
 
 function present(body) {
   shown = body;
-  find("player").hidden = false;
+  find("player").hidden = find("keys").hidden = false;
   chart.draw(body.frames.map((frame) => frame.residual));
   find("answer").value = body.answer;
   const how = [body.valid ? "Valid" : "Not valid"];
@@ -129,21 +130,23 @@ function showCandidates() {
   const frame = shown?.frames[player.step];
   find("cell").hidden = looked === null || !frame?.candidates;
   if (find("cell").hidden) return;
-  find("where").textContent = `${board.placeOf(looked)}, at step ${player.step}`;
+  find("where").textContent = `${board.placeOf(looked)}, at step ${player.step}: candidates in %`;
   const digits = 2 * about.symbols.length;
   const numbers = frame.candidates.slice(looked * digits, (looked + 1) * digits).match(/../g);
-  const rows = [...about.symbols].flatMap((symbol, place) => {
-    const [name, track, share] = ["span", "span", "span"].map((tag) => document.createElement(tag));
-    const bar = document.createElement("div");
+  const columns = [...about.symbols].map((symbol, place) => {
+    const column = document.createElement("div");
+    const [share, bar, name] = ["share", "bar", "name"].map((kind) => {
+      const part = document.createElement("span");
+      part.className = kind;
+      return part;
+    });
+    share.textContent = numbers[place] === "99" ? "\u226599" : Number(numbers[place]);
+    bar.style.height = `${Number(numbers[place]) / 25}rem`;
     name.textContent = symbol;
-    bar.className = "bar";
-    bar.style.width = `${Number(numbers[place])}%`;
-    track.append(bar);
-    share.className = "share";
-    share.textContent = `${numbers[place] === "99" ? "\u2265 99" : Number(numbers[place])} %`;
-    return [name, track, share];
+    column.append(share, bar, name);
+    return column;
   });
-  find("candidates").replaceChildren(...rows);
+  find("candidates").replaceChildren(...columns);
 }
 
 async function copy() {
