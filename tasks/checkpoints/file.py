@@ -71,7 +71,9 @@ def refusing(source: Any, problem: str) -> Iterator[None]:
 
 def brief(error: BaseException | str) -> str:
     """What an error says, in one line that is not too long, whatever it quotes."""
-    text = " ".join(str(error)[:1000].split()) or type(error).__name__
+    # Of the system's, not the number and the path, which the message has anyway.
+    said = getattr(error, "strerror", None) or str(error)
+    text = " ".join(said[:1000].split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from tasks.checkpoints.checkpoint import BEST, FOLDER, NAME, PREVIOUS
+from tasks.checkpoints.file import require_safetensors
 from tasks.checkpoints.manager import sweep
 from tasks.folders import FolderInUse, FolderLock
 from tasks.runs import RUNS
@@ -88,10 +89,12 @@ def lock_resumed(path: Path) -> FolderLock | None:
 
     Raises:
         FolderInUse: Another process trains in that folder.
-        ValueError: It cannot be written, or `path` is the folder of a run itself.
+        ValueError: It cannot be written, or `path` is the folder of a run itself, or no checkpoint.
     """
     if path.is_dir() and (inside := checkpoint_in(path)) is not None:
         raise ValueError(f"{path} is the folder of a run. Go on with it by `--resume {inside}`.")
     if not path.exists() and checkpoint_in(path.parent) is None:
         return None
+    if path.is_file() and checkpoint_in(path.parent) is None:
+        require_safetensors(path)  # or the folder of some other file would get the file of a lock
     return lock_folder(path.parent)

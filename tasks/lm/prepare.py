@@ -137,9 +137,10 @@ def prepare(
             full; what was written is removed.
     """
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         was_ours = (folder / LOCK).exists()
-        lock = FolderLock(folder)
+        lock = FolderLock(folder, made)
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be written ({error.strerror}). Name another folder."

@@ -71,6 +71,15 @@ def test_a_run_that_another_process_trains_is_not_resumed(name: str, tmp_path: P
     assert (tmp_path / name).read_bytes() == b"damaged"
 
 
+def test_what_is_no_checkpoint_gets_no_lock_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# A library of fixed points")
+    with pytest.raises(
+        CheckpointError, match=r"README\.md is no checkpoint: not a safetensors file"
+    ):
+        resume(tmp_path / "README.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path) -> None:
     weights = export(save(tmp_path / NAME), tmp_path / "model.safetensors")
     with pytest.raises(
@@ -158,14 +167,15 @@ def test_where_files_cannot_be_locked_a_run_says_so(
 def test_results_that_cannot_be_written_do_not_hide_that_the_run_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = SimpleNamespace(group=Group(), path=tmp_path / NAME, history=SimpleNamespace(rows=[]))
+    history = SimpleNamespace(rows=[])
+    trainer = SimpleNamespace(group=Group(), path=tmp_path / NAME, history=history, step=1)
     monkeypatch.setattr(experiment, "train", lambda *_: (trainer, None, {}))
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(experiment, "plot_learning", refuse)
-    task: Any = SimpleNamespace(model=lambda *_: None, subplots=())
+    task: Any = SimpleNamespace(model=lambda *_: None, subplots=(), task="sudoku")
     with pytest.raises(OSError, match=f"Read-only.*trained, and {trainer.path} is complete: eval"):
         experiment.run(task, "tiny", CONFIG, tmp_path)
 
