@@ -118,13 +118,13 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     train = config.train
     rate, decay = train.learning_rate, train.weight_decay
     if train.optimizer == "adamw":
-        return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay)]
+        return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay, fused=True)]
     if train.optimizer == "adam-atan2":
         return [AdamATan2(model.parameters(), rate, BETAS, decay)]
     matrices, others = _matrices_within_blocks(model)
     if train.optimizer == "muon":
         muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, torch.optim.AdamW(others, rate, BETAS, weight_decay=decay)]
+        return [muon, torch.optim.AdamW(others, rate, BETAS, weight_decay=decay, fused=True)]
     solving = getattr(model, "solving", None)
     solved = {} if solving is None else {id(p): p for p in solving.parameters()}
     groups = [
@@ -139,7 +139,7 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
         ),
     ]
     adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], rate, RELEASED_BETAS, 1e-10, 0.0
+        [group for group in groups if group["params"]], rate, RELEASED_BETAS, 1e-10, 0.0, fused=True
     )
     matrices = [p for p in matrices if id(p) not in solved]
     return [NorMuon(matrices, rate, decay), adamw] if matrices else [adamw]
