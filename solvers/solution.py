@@ -42,7 +42,8 @@ _MESSAGES = {
     ),
     Result.nonfinite: (
         "`f` was given or returned NaN or inf. Check `y0`, `args` and `f` for this sample. If they "
-        "are finite, an extrapolation left the domain of `f`: try `solver='robust'` or 'picard'."
+        "are finite, the iteration left the domain of `f`: try `solver='robust'` or 'picard', or, "
+        "where these end so too, `solvers.root` with Newton's method."
     ),
     Result.stalled: (
         "The residual stopped falling above the tolerance. Where it is small, that is the noise "

@@ -124,6 +124,9 @@ class GenerateOptions(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, least in (("tokens", 1), ("max_steps", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"`{flag(name)}` must be at least {least}, got {value}.")
         if self.temperature == 0:
             require_defaults(self, ("top_k", "top_p", "seed"), "with a `--temperature` above 0")
 

@@ -60,7 +60,7 @@ class PlanOptions(Device):
         if self.gpus is not None:
             check_gpus(self.gpus)
         if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"`--tokens` must be at least 1, got {self.tokens}.")
+            raise ValueError(f"`--tokens` or `--puzzles` must be at least 1, got {self.tokens}.")
 
     def cluster(self, parameters: int) -> Cluster:
         """The devices for a model of so many parameters."""

@@ -83,7 +83,7 @@ class Solve(Section):
 
     Attributes:
         solver: Registered solver, in training.
-        eval_solver: In evaluation; by default the same.
+        eval_solver: In evaluation; if none, that of training.
         backward: Registered backward mode.
         train_max_steps: Solver updates of a training segment.
         recorded_steps: Recorded updates after them.

@@ -207,7 +207,14 @@ class GridTask(ABC, Generic[C]):
             Each with where it stands, as "puzzles.txt, line 3: "; "" for one that was typed.
         """
         path = Path(text)
-        is_file = "\n" not in text and len(text) < 200 and path.is_file()
+        short = "\n" not in text and len(text) < 200
+        # Pipes of a shell are files as well.
+        is_file = short and path.exists() and not path.is_dir()
+        if is_file and path.suffix == ".safetensors":
+            raise ValueError(
+                f"{text} is a model, which `--checkpoint` names: here belongs a {self.noun}, or a "
+                f"file of {self.noun}s."
+            )
         if text != "-" and not is_file:
             if FILE_NAME.search(text) and "\n" not in text:
                 what = "a folder" if path.is_dir() else "no such file"

@@ -52,6 +52,16 @@ def test_eval_repeats_the_figures_of_training(
         assert again["loss"] == before["loss"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "least"), [("--tokens", "0", 1), ("--max-steps", "-1", 0)]
+)
+def test_nothing_is_written_without_tokens_or_steps(
+    option: str, value: str, least: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", option, value, "def f("]) == 2
+    assert f"`{option}` must be at least {least}, got {value}" in capsys.readouterr().err
+
+
 def test_generate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = ["--checkpoint", str(run / "checkpoint.safetensors"), "--tokens", "12"]
     assert main(["generate", "def f(", *checkpoint]) == 0

@@ -128,7 +128,7 @@ def test_a_preset_whose_text_nobody_has_loaded_is_planned(
     (["--utilisation", "0"], "`--utilisation` must lie in (0, 1], got 0.0"),
     (["--utilisation", "1.5"], "`--utilisation` must lie in (0, 1], got 1.5"),
     (["--price", "-2"], "`--price` must be 0 or more, got -2.0"),
-    (["--tokens", "0"], "`--tokens` must be at least 1, got 0"),
+    (["--tokens", "0"], "`--tokens` or `--puzzles` must be at least 1, got 0"),
     (["--preset", "attracter-140m"], "Unknown preset 'attracter-140m'"),
     (["--preset", "14m"], "Did you mean '140m'?"),
     (["--frobnicate", "3"], "Unknown option `--frobnicate`. `python -m tasks.lm plan --help`"),

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks import shipped
 from tasks.sudoku.__main__ import main
 
+MODEL = str(shipped.path_of("sudoku", "sixteen"))
 SIX = "123456456123231564564231312645645312"
 TINY = ["--preset", "tiny", "--train-puzzles", "60", "--test-puzzles", "20"]
 
@@ -218,6 +220,7 @@ def test_export_is_read_by_torch_alone(run: Path, capsys: pytest.CaptureFixture[
         (["solve", "nofile.txt"], "error: 'nofile.txt' is no such file. Name a file with one"),
         (["solve", "missing/puzzles"], "error: 'missing/puzzles' is no such file."),
         (["solve", "./"], "error: './' is a folder."),
+        (["solve", MODEL], "is a model, which `--checkpoint` names: here belongs a puzzle, or a"),
         (["solve", "11" + "." * 14], "1"),
         (["solve", "." * 16], "more than one solution"),
         (["solve", "1234341221.343.1", SIX], "of one size: got 4x4 and 6x6"),
