@@ -247,7 +247,7 @@ def main() -> None:
         print(learning(RESULTS / name))
     for name in LEARNING_PUZZLES:
         print(learning_puzzles(RESULTS / name))
-    print(arithmetic(RESULTS / "sudoku/extreme"))
+    print(arithmetic(RESULTS / "sudoku/extreme-deep"))
     print(internalisation(RESULTS / "lm/internalisation"))
     report.dots("peers", result_of(RESULTS / "bench/peers"))
     bench_scaling.plot(result_of(RESULTS / "bench/scaling")["float32"]["rows"])

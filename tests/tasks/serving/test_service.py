@@ -275,7 +275,7 @@ def test_candidates_of_a_large_board_are_refused(small: Ask) -> None:
 def test_about_is_the_card_of_the_model(extreme: TestClient) -> None:
     about = extreme.get("/about").json()
     assert (about["name"], about["parameters"], about["side"]) == ("extreme", 37185, 9)
-    assert about["card"]["Scores"].startswith("74.1 % of the 1000 exactly right")
+    assert about["card"]["Scores"].startswith("82.1 % of the 1000 exactly right")
     assert about["tolerance"] == 1e-5
     assert (about["symbols"], about["blank"]) == ("123456789", ".")
     assert [example["name"] for example in about["examples"]] == ["easy", *NINE]
