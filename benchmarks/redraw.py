@@ -29,9 +29,7 @@ STEPS = {
 }  # fmt: skip
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
-LEARNING_PUZZLES = ("sudoku/extreme", "sudoku/sixteen")
-# Their logs have single steps in place of means over the steps since the last row.
-SINGLE_STEPS = ("extreme",)
+LEARNING_PUZZLES = ("sudoku/extreme-deep", "sudoku/sixteen", "maze/unique")
 # Attractors of one block that is solved: comparisons, and single runs.
 COMPARED = (
     "mixers", "compare-1-block-90-seconds", "compare-1-block-1500-steps",
@@ -93,11 +91,7 @@ def learning_puzzles(folder: Path) -> Path:
     result = result_of(folder)
     segments, rtol = setting(result, "segments", "train"), setting(result, "rtol")
     rows, path = rows_of(folder), folder / "learning.png"
-    title = run_title(folder, rows)
-    if folder.name in SINGLE_STEPS:
-        rows, numbers, segments = of_one_parity(rows, segments)
-        title += f"\nTraining batch: segments {numbers} of a solve only, where the log has them"
-    return plot_learning(rows, path, PUZZLE_CURVES, segments, rtol, title)
+    return plot_learning(rows, path, PUZZLE_CURVES, segments, rtol, run_title(folder, rows))
 
 
 def run_title(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -105,36 +99,6 @@ def run_title(folder: Path, rows: list[dict[str, Any]]) -> str:
     last = rows[-1]
     name = folder.relative_to(RESULTS).as_posix()
     return f"{name}: {last['step']:,} training steps, {last['minutes']:.0f} minutes"
-
-
-def of_one_parity(
-    rows: list[dict[str, Any]], segments: int
-) -> tuple[list[dict[str, Any]], str, int]:
-    """Keep of a log of single steps those of one kind, so that its curves show the training alone.
-
-    A row of such a log is a tenth step, and all puzzles are in the same segment. Ten and the number
-    of segments are both even, so that rows in sequence are of segments of one parity, until a
-    validation shifts it; segments that come later in a solve are better in everything.
-
-    Args:
-        rows: The log.
-        segments: Of a puzzle, an even number.
-
-    Returns:
-        The rows, with None for the training metrics of the parity that has fewer rows; the numbers
-        of the segments that are left, from 1; and how many they are.
-    """
-    parity = [(row["step"] - 1) % 2 for row in rows if "loss" in row]
-    kept = int(2 * sum(parity) > len(parity))
-
-    def row_or_gap(row: dict[str, Any]) -> dict[str, Any]:
-        if "loss" not in row or (row["step"] - 1) % 2 == kept:
-            return row
-        always = ("step", "minutes")
-        return {k: v if k in always or k.startswith("test_") else None for k, v in row.items()}
-
-    numbers = [str(number) for number in range(1 + kept, segments + 1, 2)]
-    return [row_or_gap(row) for row in rows], ", ".join(numbers), len(numbers)
 
 
 def multiply_adds(model: Any) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redraw
 import report
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -38,15 +37,3 @@ def test_the_peers_fill_every_panel_and_have_a_legend(
     named = [text.get_text() for text in legend.get_texts()]
     assert named[:5] == ["ours", "torchdeq", "scipy", "jaxopt", "optimistix"]
     assert len(named) == 7
-
-
-def test_a_log_of_single_steps_is_drawn_by_segments_of_one_parity() -> None:
-    """Rows of steps 1, 11, 21, 31 and 42 of eight segments; the second kind has fewer."""
-    steps = (1, 11, 21, 31, 42)
-    rows = [{"step": step, "minutes": step, "loss": 1.0, "test_exact": 0.5} for step in steps]
-    kept, numbers, count = redraw.of_one_parity([*rows, {"step": 43, "minutes": 43}], 8)
-    assert [row.get("loss", "none") for row in kept] == [1.0, 1.0, 1.0, 1.0, None, "none"]
-    assert [row["step"] for row in kept] == [*steps, 43]
-    assert all(row["test_exact"] == 0.5 for row in kept[:5])
-    assert (numbers, count) == ("1, 3, 5, 7", 4)
-    assert redraw.of_one_parity(rows[-1:], 8)[1] == "2, 4, 6, 8"

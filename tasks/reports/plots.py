@@ -85,7 +85,7 @@ HELD_OUT_RESIDUAL = Subplot(
 
 @house_style()
 def plot_learning(
-    history: Sequence[Mapping[str, float | None]],
+    history: Sequence[dict[str, float]],
     path: Path,
     subplots: Sequence[Subplot],
     segments: int = 1,
@@ -100,12 +100,12 @@ def plot_learning(
 
     Args:
         history: Rows with `minutes` and any of the subplots' keys. A curve connects the
-            rows that have its key with a finite value; None leaves a gap.
+            rows that have its key with a finite value.
         path: The PNG, in a folder that exists.
         subplots: What to draw.
         segments: Segments of a sample in training.
         rtol: Where a solve has converged, drawn as a line.
-        title: Above the picture: the run, and what else its reader should know.
+        title: Above the picture: which run it is.
 
     Returns:
         `path`.
@@ -118,13 +118,12 @@ def plot_learning(
     figure = new_figure(7, 2.5 * len(shown))
     every: Any = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
     # A run of seconds has no use for minutes with three decimals.
-    seconds = max((row["minutes"] or 0.0 for row in history), default=1.0) < 2
+    seconds = max((row["minutes"] for row in history), default=1.0) < 2
     for axes, subplot in zip(every[:, 0], shown, strict=True):
         for (key, name), color in zip(subplot.curves.items(), COLORS, strict=False):
             if rows := _rows(history, key):
-                times = [(row["minutes"] or 0.0) * (60 if seconds else 1) for row in rows]
-                factor = 100 if subplot.percent else 1
-                values = [math.nan if (v := row[key]) is None else v * factor for row in rows]
+                times = [row["minutes"] * (60 if seconds else 1) for row in rows]
+                values = [row[key] * (100 if subplot.percent else 1) for row in rows]
                 marked = key.startswith("test_")
                 _draw_curve(
                     axes, times, values, 0 if marked else segments, subplot.log, color, name
@@ -150,13 +149,9 @@ def plot_learning(
     return save_png(figure, path)
 
 
-def _rows(
-    history: Sequence[Mapping[str, float | None]], key: str
-) -> list[Mapping[str, float | None]]:
-    """The rows that have a finite value, or None."""
-    values = (row.get(key, math.nan) for row in history)
-    kept = [value is None or math.isfinite(value) for value in values]
-    return [row for row, keep in zip(history, kept, strict=True) if keep]
+def _rows(history: Sequence[dict[str, float]], key: str) -> list[dict[str, float]]:
+    """The rows that have a finite value."""
+    return [row for row in history if math.isfinite(row.get(key, math.nan))]
 
 
 def _draw_curve(
@@ -180,10 +175,9 @@ def _draw_curve(
 def running_mean(values: Sequence[float], width: int, geometric: bool = False) -> list[float]:
     """The means of all `width` values in a row, or the mean of all values if they are fewer.
 
-    A geometric mean is that of values above 0; with any other value the mean is arithmetic. A mean
-    with NaN is NaN.
+    A geometric mean is that of values above 0; with any other value the mean is arithmetic.
     """
-    if geometric and not any(value <= 0 for value in values):
+    if geometric and min(values) > 0:
         return [math.exp(mean) for mean in running_mean([math.log(v) for v in values], width)]
     width = min(width, len(values))
     return np.convolve(values, np.full(width, 1 / width), mode="valid").tolist()

@@ -169,24 +169,10 @@ def test_long_curves_are_smoothed_over_whole_rounds_of_segments(
         assert end[0] - start[0] == pytest.approx(start[1] - end[1])
 
 
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("count", [10, 300])
-def test_a_value_of_none_is_a_gap_that_no_mean_bridges(
-    count: int, log: bool, figures: list[Any]
-) -> None:
-    inside = range(count // 3, count // 2)
-    rows = [{"minutes": i, "loss": None if i in inside else 2.0} for i in range(count)]
-    plot_learning(rows, Path("a.png"), [Subplot("loss", {"loss": "batch"}, log=log)], title="a run")
-    (axes,) = figures[0].axes
-    assert axes.get_title() == "a run"
-    assert len(axes.lines) == (1 if count == 10 else 2)
-    for line in axes.lines:
-        times, values = line.get_xdata(), np.asarray(line.get_ydata())
-        gap = np.isnan(values)
-        assert values[~gap] == pytest.approx(2.0)
-        assert gap[(times >= inside[0]) & (times <= inside[-1])].all()
-        assert not gap[0]
-        assert not gap[-1]
+def test_a_picture_of_training_says_which_run_it_is(figures: list[Any]) -> None:
+    rows = [{"minutes": 0.0, "loss": 2.0}, {"minutes": 1.0, "loss": 1.0}]
+    plot_learning(rows, Path("a.png"), [Subplot("loss", {"loss": "batch"})], title="a run")
+    assert figures[0].axes[0].get_title() == "a run"
 
 
 def test_segments_and_held_out_residuals_are_drawn_where_the_log_has_them(
