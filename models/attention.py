@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fused import rms_norm, rotary_from_start, rotated_heads
-from models.rotary import ROTARY_BASE, Rotary, rotary_at, rotate
+from models.blocks import rms_norm
 from solvers.torch_internals import transforms_in_force
 
+# As in the paper that brought rotary positions.
+ROTARY_BASE = 10_000.0
 # So many dims of a token decide how much of its value embedding is added.
 GATE_DIMS = 32
 
@@ -77,7 +78,7 @@ class KVCache(NamedTuple):
     values: Tensor
     valid: Tensor | None = None
     reserved: int = 0
-    rotary: Rotary | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     buffer: KVBuffer | None = None
     base: float = ROTARY_BASE
@@ -265,27 +266,23 @@ class SelfAttention(nn.Module):
     def _project(
         self,
         h_BTD: Tensor,
-        rotary: Rotary | None,
+        rotary: tuple[Tensor, Tensor] | None,
         value_BTD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
-        qkv_BT3HK = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
-        if not self.rotary:
-            rotary = None
-        elif rotary is None:
-            rotary = rotary_from_start(h_BTD.shape[1], qkv_BT3HK, self.base)
-        if self.qk_norm and rotary is not None:
-            q, k, v = rotated_heads(qkv_BT3HK, rotary)
-        else:
-            qk, v = qkv_BT3HK.split((2, 1), 2)
-            qk = (rms_norm(qk) if self.qk_norm else qk).permute(2, 0, 3, 1, 4)
-            q, k = (rotate(qk, rotary) if rotary is not None else qk).unbind()
-            v = v.squeeze(2).transpose(1, 2)
+        qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
+        qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
         if self.value_gate is not None and value_BTD is not None:
             gate = 2 * self.value_gate(h_BTD[..., : self.value_gate.in_features]).sigmoid()
             value = value_BTD.to(v.dtype).unflatten(-1, (self.num_heads, -1))
-            v = torch.addcmul(v.transpose(1, 2), gate[..., None], value).transpose(1, 2)
-        return q, k, v
+            v = torch.addcmul(v, gate[..., None], value)
+        if self.qk_norm:
+            qk = rms_norm(qk)
+        qk = qk.permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            qk = rotate(qk, rotary, self.base)
+        q, k = qk.unbind()
+        return q, k, v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -321,3 +318,39 @@ def head_width(width: int, num_heads: int, even: bool) -> int:
             f"{num_heads} heads for width {width}."
         )
     return width // num_heads
+
+
+def rotate(
+    x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, base: float = ROTARY_BASE
+) -> Tensor:
+    """Rotate each pair of dims of a token by an angle that grows with its position.
+
+    Args:
+        x: Shape (..., B, H, T, K).
+        rotary: The factors of `rotary_at`; by default those of positions 0 to T - 1.
+        base: For these.
+    """
+    if rotary is None:
+        rotary = rotary_at(torch.arange(x.shape[-2], device=x.device)[None], x, base)
+    cos, sin = rotary
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotary_at(
+    position: Int[Tensor, "B T"], like: Tensor, base: float = ROTARY_BASE
+) -> tuple[Tensor, Tensor]:
+    """The factors by which `rotate` multiplies each dim and its partner, shapes (B, 1, T, K).
+
+    The partner of dim i is i + K / 2, and the angle of both is position * base^(-2 i / K). The
+    first tensor holds the cosines; the second the sines, negative for the first half of the dims.
+
+    Args:
+        position: The positions of the tokens; one row may do for all sequences.
+        like: A tensor whose dtype the factors take, and whose last dim is K.
+        base: Of the angles, the same for all blocks of a model, which share the factors.
+    """
+    pairs = like.shape[-1] // 2
+    rates = base ** (-torch.arange(pairs, device=like.device) / pairs)
+    angle = position[:, None, :, None] * rates
+    cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

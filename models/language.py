@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from implicit import BackwardMode, FixedPointLayer, Solution
-from models.attention import KVCache, SelfAttention
+from models.attention import ROTARY_BASE, KVCache, SelfAttention
 from models.attractor import Attractor, AttractorOutput, Start
-from models.blocks import PreNormBlock, RMSNorm
-from models.fused import rms_norm
+from models.blocks import PreNormBlock, RMSNorm, rms_norm
 from models.hugging_face import HuggingFaceStack
 from models.recurrent import Gru, Scan
 from models.released import released_block_, released_matrix_
-from models.rotary import ROTARY_BASE
 from models.stack import Stack, ValueEmbeddings, has_value_embeddings, reserve
 from solvers import FixedPointSolver
 

@@ -13,6 +13,8 @@ from tasks.training.each_parameter import update_each
 from tasks.training.normuon import NorMuon
 from tasks.training.options import Config
 
+# Devices on which torch's AdamW has a fused kernel, and which are tried.
+FUSED = ("cpu", "cuda")
 BETAS, RELEASED_BETAS = (0.9, 0.95), (0.8, 0.95)
 
 
@@ -117,14 +119,16 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     """
     train = config.train
     rate, decay = train.learning_rate, train.weight_decay
+    # One kernel for all parameters, where torch has it.
+    fused = all(parameter.device.type in FUSED for parameter in model.parameters())
     if train.optimizer == "adamw":
-        return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay, fused=True)]
+        return [torch.optim.AdamW(model.parameters(), rate, BETAS, weight_decay=decay, fused=fused)]
     if train.optimizer == "adam-atan2":
         return [AdamATan2(model.parameters(), rate, BETAS, decay)]
     matrices, others = _matrices_within_blocks(model)
     if train.optimizer == "muon":
         muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, torch.optim.AdamW(others, rate, BETAS, weight_decay=decay, fused=True)]
+        return [muon, torch.optim.AdamW(others, rate, BETAS, weight_decay=decay, fused=fused)]
     solving = getattr(model, "solving", None)
     solved = {} if solving is None else {id(p): p for p in solving.parameters()}
     groups = [
@@ -138,9 +142,8 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
             for decays in (True, False)
         ),
     ]
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], rate, RELEASED_BETAS, 1e-10, 0.0, fused=True
-    )
+    shared = [group for group in groups if group["params"]]
+    adamw = torch.optim.AdamW(shared, rate, RELEASED_BETAS, 1e-10, 0.0, fused=fused)
     matrices = [p for p in matrices if id(p) not in solved]
     return [NorMuon(matrices, rate, decay), adamw] if matrices else [adamw]
 

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.attention import SelfAttention
+from models.attention import SelfAttention, rotate
 from models.blocks import Block, Convolution, SwiGLU, UnitAttention
-from models.rotary import rotate
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
 

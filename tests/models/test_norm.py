@@ -6,8 +6,7 @@ from torch import nn
 from torch.func import functional_call, jvp, vmap
 from torch.nn import functional as F
 
-from models.blocks import RMSNorm
-from models.fused import rms_norm
+from models.blocks import RMSNorm, rms_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

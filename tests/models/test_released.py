@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import implicit
 import solvers
 from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
+from models.attention import rotate
 from models.blocks import PreNormBlock
-from models.rotary import rotate
 
 SPEC = LanguageSpec(
     vocabulary=300, width=32, num_heads=2, backbone_blocks=2, initial="released",

@@ -58,6 +58,5 @@ def test_models_are_compared_in_one_picture(
     found = json.loads(capsys.readouterr().out)["loops"]
     assert [figures["model"] for figures in found.values()] == ["attractor", "parcae"]
     assert (tmp_path / "pictures/loops.png").stat().st_size > 0
-    with pytest.raises(SystemExit):
-        main(["loops", "--limit", "0"])
+    assert main(["loops", "--limit", "0"]) == 2
     assert "`--limit` must be at least 1" in capsys.readouterr().err
