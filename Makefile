@@ -52,7 +52,8 @@ lint: .venv/dev
 	$(BIN)/lint-imports
 
 bench: .venv/dev
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider benchmarks $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m pytest -q -s -m benchmark -p no:cacheprovider \
+		--ignore benchmarks/jax_peers.py benchmarks $(ARGS)
 
 # Warnings are errors; the pages land in site/.
 docs: .venv/torch pyproject.toml
