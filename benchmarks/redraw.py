@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:benchmarks python benchmarks/redraw.py
 
-Pictures whose data is not committed stay as they are: those that show a single solve.
+Those of a single solve are of a puzzle in the lists of the package, by the model beside it.
 """
 
 import itertools
@@ -16,12 +16,18 @@ import torch
 from report import RESULTS
 from torch.utils.flop_counter import FlopCounterMode
 
+import tasks.maze
 import tasks.sudoku
 from implicit.diagnostics.style import BLUE, COLORS, house_style
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
+from tasks.maze.pictures import draw_maze
+from tasks.puzzles.evaluate import trajectory
+from tasks.puzzles.pictures import animate
 from tasks.puzzles.report import SUBPLOTS as PUZZLE_CURVES
 from tasks.puzzles.report import draw_scaling, draw_steps
+from tasks.puzzles.solving import Solver
 from tasks.reports.plots import Subplot, new_figure, plot_learning, save_png
+from tasks.shipped import held_out
 
 STEPS = {
     "sudoku/hard": "puzzle", "sudoku/standard": "puzzle", "maze/hard": "maze",
@@ -30,6 +36,8 @@ STEPS = {
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
 LEARNING_PUZZLES = ("sudoku/extreme-deep", "sudoku/sixteen", "maze/unique")
+# Of the mazes in the package: the one with the longest path.
+MAZE = 37
 # Attractors of one block that is solved: comparisons, and single runs.
 COMPARED = (
     "mixers", "compare-1-block-90-seconds", "compare-1-block-1500-steps",
@@ -188,6 +196,17 @@ def internalisation(folder: Path) -> Path:
     return save_png(figure, folder / "picture.png")
 
 
+def followed(model: Solver, row: int) -> tuple[list[Any], Any]:
+    """The frames of the solve of one puzzle from the list beside a model, and its picture."""
+    beside, config = held_out(model.path), model.config
+    assert beside is not None
+    puzzle = model.task.read(beside, config)[row]
+    x, classes = (rows[0] for rows in model.task.encode([puzzle], config))
+    symbols = [symbol + model.task.first_symbol for symbol in classes.tolist()]
+    frames = trajectory(model.model, x, config.solve.eval_max_steps)
+    return frames, model.task.picture(x.tolist(), symbols)
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -211,6 +230,11 @@ def main() -> None:
         print(learning(RESULTS / name))
     for name in LEARNING_PUZZLES:
         print(learning_puzzles(RESULTS / name))
+    maze = followed(tasks.maze.load("hard", device="cpu"), MAZE)
+    print(draw_maze(*maze, RESULTS / "maze/hard/maze.png"))
+    board = tasks.sudoku.load("extreme", device="cpu")
+    moving = RESULTS / "sudoku/extreme/convergence.gif"
+    print(animate(*followed(board, 0), moving, board.config.solve.rtol))
     print(arithmetic(RESULTS / "sudoku/extreme-deep"))
     print(internalisation(RESULTS / "lm/internalisation"))
     report.dots("peers", result_of(RESULTS / "bench/peers"))

@@ -301,7 +301,7 @@ class Commands(CommandLine):
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
             assert steps is not None
-            frames = list(trajectory(model, x[-1], steps))
+            frames = trajectory(model, x[-1], steps)
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         if options.json is not None:
