@@ -233,7 +233,7 @@ def main() -> None:
     maze = followed(tasks.maze.load("hard", device="cpu"), MAZE)
     print(draw_maze(*maze, RESULTS / "maze/hard/maze.png"))
     board = tasks.sudoku.load("extreme", device="cpu")
-    moving = RESULTS / "sudoku/extreme/convergence.gif"
+    moving = RESULTS / "sudoku/extreme-deep/convergence.gif"
     print(animate(*followed(board, 0), moving, board.config.solve.rtol))
     print(arithmetic(RESULTS / "sudoku/extreme-deep"))
     print(internalisation(RESULTS / "lm/internalisation"))
