@@ -63,7 +63,8 @@ class Commands(CommandLine):
     @property
     def purpose(self) -> str:
         """See `CommandLine`."""
-        return f"Train, evaluate and use models that solve a {self.task.name}."
+        noun, name = self.task.noun, self.task.name
+        return f"Train, evaluate and use models that solve {noun}s: the task {name}."
 
     @property
     def calls(self) -> dict[str, str]:
