@@ -14,7 +14,7 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from notebooks import GALLERY, LINK, ROOT, write
+from notebooks import FROM_OUTSIDE, GALLERY, LINK, ROOT, write
 
 PACKAGES = ("solvers", "implicit", "models", "tasks")
 
@@ -31,8 +31,9 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead the links of the index from the programs to the pages made of them."""
-    return LINK.sub(r"](\1.md)", markdown) if page.file.src_uri == "gallery/index.md" else markdown
+    """Lead links from the programs of the gallery to the pages made of them."""
+    link = LINK if page.file.src_uri == "gallery/index.md" else FROM_OUTSIDE
+    return link.sub(r"](\1.md)", markdown)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 # A link of the index to a page, as it lies in the repository.
 LINK = re.compile(r"\]\((\w+)\.py\)")
+# A link to a program of the gallery on another page.
+FROM_OUTSIDE = re.compile(r"\]\(((?:\.\./)*gallery/\w+)\.py\)")
 HEADER = re.compile(r"^# %%(.*)\n", re.MULTILINE)
 
 
