@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from solvers.base import FixedPointSolver
-from solvers.entry_points import broken, load_entry_point
 from solvers.lazy import load
 
 T = TypeVar("T")
@@ -115,14 +114,20 @@ class Registry(Generic[T]):
         """
         if name not in self.entries and name not in self.absent:
             for point in importlib.metadata.entry_points(group=self.group, name=name):
-                loaded = load_entry_point(point, self.kind)
-                # Importing it may have registered it already, by a decorator.
-                if name not in self.entries and name not in self.absent:
-                    try:
-                        self.register(name)(loaded)
-                    except TypeError as error:
-                        raise broken(point, self.kind, f"is none: {error}") from error
+                self._take(point)
         return name in self.entries
+
+    def _take(self, point: importlib.metadata.EntryPoint) -> None:
+        """Register what an entry point names."""
+        from solvers.entry_points import broken, load_entry_point
+
+        name, loaded = point.name, load_entry_point(point, self.kind)
+        # Importing it may have registered it already, by a decorator.
+        if name not in self.entries and name not in self.absent:
+            try:
+                self.register(name)(loaded)
+            except TypeError as error:
+                raise broken(point, self.kind, f"is none: {error}") from error
 
     def classes(self) -> dict[str, type[T]]:
         """The class of each registered name; imports all of them."""
