@@ -40,7 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Make all pages, two at a time, and add them with pictures and notebooks."""
     out = ROOT / "build" / ("gallery" if runs() else "gallery-source")
     pages = sorted(GALLERY.glob("*.py"))
-    library = hashlib.sha256()
+    library = hashlib.sha256((GALLERY.parent / "notebooks.py").read_bytes())
     for path in sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
         library.update(path.read_bytes())
     with ThreadPoolExecutor(2) as pool:

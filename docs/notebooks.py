@@ -56,6 +56,7 @@ def cells_of(text: str) -> list[Cell]:
 def execute(cells: list[Cell], path: Path) -> None:
     """Run the code in one namespace; `plt.show()` hands the open figures to the cell.
 
+    Pictures are drawn in the style of all others of the project, but for grid lines and legends.
     A page that ends with `raise SystemExit(message)`, since something is not installed, has the
     message for its last output.
     """
@@ -66,6 +67,9 @@ def execute(cells: list[Cell], path: Path) -> None:
 
     module = ModuleType("__main__")
     sys.modules["__main__"] = module
+    plt.style.use("implicit.diagnostics.house")
+    plt.rc("axes", grid=False)  # lines would lie over images
+    plt.rc("legend", frameon=True)  # some stand on curves
     plt.show = lambda: None
     for cell in (cell for cell in cells if not cell.is_text):
         # Line numbers as in the file.
