@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:benchmarks python benchmarks/redraw.py
 
-Pictures whose data is not committed stay as they are: those that show a single solve.
+Those of a single solve are of a puzzle in the lists of the package, by the model beside it.
 """
 
 import itertools
@@ -16,12 +16,20 @@ import torch
 from report import RESULTS
 from torch.utils.flop_counter import FlopCounterMode
 
+import tasks.maze
 import tasks.sudoku
 from implicit.diagnostics.style import BLUE, COLORS, house_style
+from tasks.lm.data import VALIDATION_TOKENS
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
+from tasks.maze.pictures import draw_maze
+from tasks.puzzles.evaluate import trajectory
+from tasks.puzzles.experiment import VALIDATION_PUZZLES
+from tasks.puzzles.pictures import animate
 from tasks.puzzles.report import SUBPLOTS as PUZZLE_CURVES
 from tasks.puzzles.report import draw_scaling, draw_steps
-from tasks.reports.plots import Subplot, new_figure, plot_learning, save_png
+from tasks.puzzles.solving import Solver
+from tasks.reports.plots import Subplot, new_figure, plot_learning, save_png, title_of_run
+from tasks.shipped import held_out
 
 STEPS = {
     "sudoku/hard": "puzzle", "sudoku/standard": "puzzle", "maze/hard": "maze",
@@ -29,7 +37,11 @@ STEPS = {
 }  # fmt: skip
 BUDGETS = ("lm/small", "lm/package", "lm/width-160-15-blocks")
 LEARNING = ("lm/small", "lm/package")
-LEARNING_PUZZLES = ("sudoku/extreme-deep", "sudoku/sixteen", "maze/unique")
+LEARNING_PUZZLES = {
+    "sudoku/extreme-deep": "puzzle", "sudoku/sixteen": "puzzle", "maze/unique": "maze",
+}  # fmt: skip
+# Of the mazes in the package: the one with the longest path.
+MAZE = 37
 # Attractors of one block that is solved: comparisons, and single runs.
 COMPARED = (
     "mixers", "compare-1-block-90-seconds", "compare-1-block-1500-steps",
@@ -82,23 +94,24 @@ def learning(folder: Path) -> Path:
     first, *others = SUBPLOTS
     curves = {**first.curves, "test_loss": f"held-out: bits per byte, times {factor:.2f}"}
     subplots = Subplot(first.label, curves), *others
-    path = folder / "learning.png"
-    return plot_learning(rows, path, subplots, rtol=rtol, title=run_title(folder, rows))
+    above = title(folder, rows, f"{VALIDATION_TOKENS:,} tokens")
+    return plot_learning(rows, folder / "learning.png", subplots, rtol=rtol, title=above)
 
 
-def learning_puzzles(folder: Path) -> Path:
+def learning_puzzles(folder: Path, noun: str) -> Path:
     """Loss, accuracy and residuals in training."""
     result = result_of(folder)
     segments, rtol = setting(result, "segments", "train"), setting(result, "rtol")
     rows, path = rows_of(folder), folder / "learning.png"
-    return plot_learning(rows, path, PUZZLE_CURVES, segments, rtol, run_title(folder, rows))
+    count = min(VALIDATION_PUZZLES, result["eval"]["puzzles"])
+    above = title(folder, rows, f"{count} {noun}s")
+    return plot_learning(rows, path, PUZZLE_CURVES, segments, rtol, above)
 
 
-def run_title(folder: Path, rows: list[dict[str, Any]]) -> str:
-    """Which run it is, and how long."""
-    last = rows[-1]
-    name = folder.relative_to(RESULTS).as_posix()
-    return f"{name}: {last['step']:,} training steps, {last['minutes']:.0f} minutes"
+def title(folder: Path, rows: list[dict[str, Any]], validated: str) -> str:
+    """Which run it is, from its folder, its result and its log."""
+    seed = setting(result_of(folder), "seed", "train")
+    return title_of_run(folder.relative_to(RESULTS).as_posix(), seed, rows[-1]["step"], validated)
 
 
 def multiply_adds(model: Any) -> tuple[float, float]:
@@ -188,6 +201,17 @@ def internalisation(folder: Path) -> Path:
     return save_png(figure, folder / "picture.png")
 
 
+def followed(model: Solver, row: int) -> tuple[list[Any], Any]:
+    """The frames of the solve of one puzzle from the list beside a model, and its picture."""
+    beside, config = held_out(model.path), model.config
+    assert beside is not None
+    puzzle = model.task.read(beside, config)[row]
+    x, classes = (rows[0] for rows in model.task.encode([puzzle], config))
+    symbols = [symbol + model.task.first_symbol for symbol in classes.tolist()]
+    frames = trajectory(model.model, x, config.solve.eval_max_steps)
+    return frames, model.task.picture(x.tolist(), symbols)
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -209,8 +233,13 @@ def main() -> None:
         print(plot_budgets(rows, RESULTS / name / "budgets.png", setting(result, "rtol")))
     for name in LEARNING:
         print(learning(RESULTS / name))
-    for name in LEARNING_PUZZLES:
-        print(learning_puzzles(RESULTS / name))
+    for name, noun in LEARNING_PUZZLES.items():
+        print(learning_puzzles(RESULTS / name, noun))
+    maze = followed(tasks.maze.load("hard", device="cpu"), MAZE)
+    print(draw_maze(*maze, RESULTS / "maze/hard/maze.png"))
+    board = tasks.sudoku.load("extreme", device="cpu")
+    moving = RESULTS / "sudoku/extreme-deep/convergence.gif"
+    print(animate(*followed(board, 0), moving, board.config.solve.rtol))
     print(arithmetic(RESULTS / "sudoku/extreme-deep"))
     print(internalisation(RESULTS / "lm/internalisation"))
     report.dots("peers", result_of(RESULTS / "bench/peers"))

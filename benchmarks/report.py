@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,36 +97,77 @@ def number(key: str, form: str) -> Callable[[Row], str]:
 
 @house_style()
 def dots(name: str, content: dict[str, Any]) -> None:
-    """Time over that of our `anderson`: a panel per section, and a line per solver across all."""
+    """Time over that of our `anderson`: a panel per section, and a line per solver across all.
+
+    The solver with the lowest median over the sections is on top; see `_by_median`.
+    """
     panels = [part for part in content.values() if part["rows"]]
-    solvers = list(dict.fromkeys(row["solver"] for part in panels for row in part["rows"]))
+    solvers = _by_median(panels)
     height = {solver: -place for place, solver in enumerate(solvers)}
     # Large letters, since a page shows the picture at half its width.
-    size = (2.9 + 2.0 * len(panels), 0.27 * len(solvers) + 2.9)
+    size = (2.9 + 2.3 * len(panels), 0.27 * len(solvers) + 2.9)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, part in zip(axes.flat, panels, strict=True):
-        unit = next(row["wall_ms"] for row in part["rows"] if row["solver"] == "anderson")
-        axis.axvline(1.0, color="0.5", linewidth=1, zorder=1)
-        for row in part["rows"]:
-            colour, marker = LIBRARIES[row["library"]]
-            at = height[row["solver"]]
-            if row["wall_ms"] is None:
-                right = axis.get_yaxis_transform()
-                axis.plot(0.96, at, "x", color=colour, transform=right, markersize=6)
-                continue
-            inside = colour if row["converged"] else "white"
-            axis.plot(
-                row["wall_ms"] / unit, at, marker, markerfacecolor=inside, markeredgecolor=colour
-            )
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _draw_ratios(axis, part["rows"], height)
         axis.set_title(_heading(part["title"], [panel["title"] for panel in panels]), fontsize=12)
-        axis.tick_params(labelsize=13)
     axes[0, 0].set_yticks(list(height.values()), list(height))
     axes[0, 0].set_ylim(-len(solvers) + 0.4, 0.6)
-    axes[0, len(panels) // 2].set_xlabel("time / that of our anderson", fontsize=13)
-    met = {row["library"] for part in panels for row in part["rows"]}
+    across = "time / that of our anderson"
+    across += "\nsolvers are sorted by its median, in which no convergence counts as infinite"
+    axes[0, len(panels) // 2].set_xlabel(across, fontsize=13)
+    _legend_of_libraries(figure, {row["library"] for part in panels for row in part["rows"]})
+    figure.savefig(folder(name) / "picture.png")
+    plt.close(figure)
+
+
+def _ratios(rows: Sequence[Row]) -> dict[str, float]:
+    """Time of each solver over that of our `anderson`; infinite where it gave no answer."""
+    unit = next(row["wall_ms"] for row in rows if row["solver"] == "anderson")
+    times = {row["solver"]: row["wall_ms"] for row in rows}
+    return {name: math.inf if ms is None else ms / unit for name, ms in times.items()}
+
+
+def _by_median(panels: Sequence[dict[str, Any]]) -> list[str]:
+    """All solvers, by the median of their ratios; one that did not converge takes forever."""
+    found: dict[str, list[float]] = {}
+    for part in panels:
+        ratios = _ratios(part["rows"])
+        for row in part["rows"]:
+            ratio = ratios[row["solver"]] if row["converged"] else math.inf
+            found.setdefault(row["solver"], []).append(ratio)
+    return sorted(found, key=lambda solver: statistics.median(found[solver]))
+
+
+def _draw_ratios(axis: Any, rows: Sequence[Row], height: dict[str, int]) -> None:
+    """A mark and a number for each solver, or a cross at the right end."""
+    ratios = _ratios(rows)
+    axis.axvline(1.0, color="0.5", linewidth=1, zorder=1)
+    for row in rows:
+        colour, marker = LIBRARIES[row["library"]]
+        ratio, at = ratios[row["solver"]], height[row["solver"]]
+        if math.isinf(ratio):
+            right = axis.get_yaxis_transform()
+            axis.plot(0.96, at, "x", color=colour, transform=right, markersize=6)
+            continue
+        inside = colour if row["converged"] else "white"
+        axis.plot(ratio, at, marker, markerfacecolor=inside, markeredgecolor=colour)
+        decimals = 0 if ratio >= 100 else 1 if ratio >= 10 else 2
+        axis.annotate(
+            f"{ratio:.{decimals}f}", (ratio, at), xytext=(6, 0), textcoords="offset points",
+            va="center_baseline", color=colour, fontsize=12,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "linewidth": 0},
+        )  # fmt: skip
+    known = [ratio for ratio in ratios.values() if ratio < math.inf]
+    low, high = min(known), max(known)
+    # Room for the number beside the last mark.
+    axis.set(xscale="log", xlim=(low / 1.3, high * (high / low) ** 0.4))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(labelsize=13)
+
+
+def _legend_of_libraries(figure: Any, met: set[str]) -> None:
+    """Below a picture: what the colours, the shapes and hollow marks mean."""
     shapes = [(library, *look, look[0]) for library, look in LIBRARIES.items() if library in met]
     shapes += [
         ("hollow: did not converge", "0.3", "o", "white"),
@@ -138,8 +180,6 @@ def dots(name: str, content: dict[str, Any]) -> None:
     ]  # fmt: skip
     columns = math.ceil(len(handles) / 2)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=13)
-    figure.savefig(folder(name) / "picture.png")
-    plt.close(figure)
 
 
 def _heading(title: str, titles: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ def main() -> None:
     assert beside is not None
     puzzles = model.task.read(beside, model.config)[:PUZZLES]
     x, classes = model.task.encode(puzzles, model.config)
-    solves = [list(trajectory(model.model, row, BUDGET)) for row in x]
+    solves = [trajectory(model.model, row, BUDGET) for row in x]
     length = [len(frames) for frames in solves]
     failed = [i for i, frames in enumerate(solves) if frames[-1][1] > 10 * rtol]
     solved = [i for i in range(PUZZLES) if i not in failed]

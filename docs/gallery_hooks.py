@@ -14,7 +14,7 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from notebooks import GALLERY, LINK, ROOT, write
+from notebooks import FROM_OUTSIDE, GALLERY, LINK, ROOT, write
 
 PACKAGES = ("solvers", "implicit", "models", "tasks")
 
@@ -31,15 +31,16 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead the links of the index from the programs to the pages made of them."""
-    return LINK.sub(r"](\1.md)", markdown) if page.file.src_uri == "gallery/index.md" else markdown
+    """Lead links from the programs of the gallery to the pages made of them."""
+    link = LINK if page.file.src_uri == "gallery/index.md" else FROM_OUTSIDE
+    return link.sub(r"](\1.md)", markdown)
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Make all pages, two at a time, and add them with pictures and notebooks."""
     out = ROOT / "build" / ("gallery" if runs() else "gallery-source")
     pages = sorted(GALLERY.glob("*.py"))
-    library = hashlib.sha256()
+    library = hashlib.sha256((GALLERY.parent / "notebooks.py").read_bytes())
     for path in sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
         library.update(path.read_bytes())
     with ThreadPoolExecutor(2) as pool:

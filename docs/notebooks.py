@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GALLERY = ROOT / "docs" / "gallery"
 # A link of the index to a page, as it lies in the repository.
 LINK = re.compile(r"\]\((\w+)\.py\)")
+# A link to a program of the gallery on another page.
+FROM_OUTSIDE = re.compile(r"\]\(((?:\.\./)*gallery/\w+)\.py\)")
 HEADER = re.compile(r"^# %%(.*)\n", re.MULTILINE)
 
 
@@ -54,6 +56,7 @@ def cells_of(text: str) -> list[Cell]:
 def execute(cells: list[Cell], path: Path) -> None:
     """Run the code in one namespace; `plt.show()` hands the open figures to the cell.
 
+    Pictures are drawn in the style of all others of the project, but for grid lines and legends.
     A page that ends with `raise SystemExit(message)`, since something is not installed, has the
     message for its last output.
     """
@@ -64,6 +67,9 @@ def execute(cells: list[Cell], path: Path) -> None:
 
     module = ModuleType("__main__")
     sys.modules["__main__"] = module
+    plt.style.use("implicit.diagnostics.house")
+    plt.rc("axes", grid=False)  # lines would lie over images
+    plt.rc("legend", frameon=True)  # some stand on curves
     plt.show = lambda: None
     for cell in (cell for cell in cells if not cell.is_text):
         # Line numbers as in the file.

@@ -107,14 +107,27 @@ class Registry(Generic[T]):
         return sorted({*self.entries, *installed} - {*self.absent})
 
     def __contains__(self, name: str) -> bool:
-        """Whether `name` can be built. Loads an entry point of that name, if there is one."""
+        """Whether `name` can be built. Loads an entry point of that name, if there is one.
+
+        Raises:
+            BrokenEntryPoint: There is one, and it cannot be loaded or is no class of this kind.
+        """
         if name not in self.entries and name not in self.absent:
             for point in importlib.metadata.entry_points(group=self.group, name=name):
-                loaded = point.load()
-                # Importing it may have registered it already, by a decorator.
-                if name not in self.entries and name not in self.absent:
-                    self.register(name)(loaded)
+                self._take(point)
         return name in self.entries
+
+    def _take(self, point: importlib.metadata.EntryPoint) -> None:
+        """Register what an entry point names."""
+        from solvers.entry_points import broken, load_entry_point
+
+        name, loaded = point.name, load_entry_point(point, self.kind)
+        # Importing it may have registered it already, by a decorator.
+        if name not in self.entries and name not in self.absent:
+            try:
+                self.register(name)(loaded)
+            except TypeError as error:
+                raise broken(point, self.kind, f"is none: {error}") from error
 
     def classes(self) -> dict[str, type[T]]:
         """The class of each registered name; imports all of them."""
@@ -124,7 +137,8 @@ class Registry(Generic[T]):
         """Build the entry `name` with `options`.
 
         Raises:
-            ValueError: Unknown name or option; the message lists what exists.
+            ValueError: Unknown name or option; the message lists what exists. Or an installed
+                package names what cannot be loaded (`BrokenEntryPoint`).
             ImportError: The entry needs a package that is not installed.
         """
         known = name in self

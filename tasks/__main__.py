@@ -1,7 +1,9 @@
 """What belongs to no task: `python -m tasks reproduce --list`, and the tasks of other packages."""
 
 import importlib.metadata
+import reprlib
 import sys
+from typing import cast
 
 from tasks.entry import version
 
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return 0
     installed = importlib.metadata.entry_points(group=GROUP)
     if arguments and arguments[0] in installed.names:
-        return installed[arguments[0]].load()(arguments[1:])
+        return _run_installed(installed[arguments[0]], arguments[1:])
     if not arguments or arguments[-1] in ("-h", "--help", "help"):
         print(USAGE, end="")
         if installed:
@@ -48,6 +50,20 @@ def main(arguments: list[str]) -> int:
         takes += f", or an installed task ({', '.join(sorted(installed.names))})"
     print(f"error: {takes}, got {got}.", file=sys.stderr)
     return 2
+
+
+def _run_installed(point: importlib.metadata.EntryPoint, arguments: list[str]) -> int:
+    """Run the command line of another package's task."""
+    from solvers.entry_points import BrokenEntryPoint, broken, load_entry_point
+
+    try:
+        task = load_entry_point(point, "task")
+        if not callable(task):
+            raise broken(point, "task", f"is no function, but {reprlib.repr(task)}")
+    except BrokenEntryPoint as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return cast("int", task(arguments))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,12 @@ def test_index_lists_every_page() -> None:
     assert sorted(rows) == [path.stem for path in PAGES]
 
 
+def test_links_to_programs_lead_to_their_pages() -> None:
+    text = "[a](gallery/heat.py) [b](../gallery/two_moons.py) [c](../examples/heat.py)"
+    led = notebooks.FROM_OUTSIDE.sub(r"](\1.md)", text)
+    assert led == "[a](gallery/heat.md) [b](../gallery/two_moons.md) [c](../examples/heat.py)"
+
+
 def test_cells_know_their_lines() -> None:
     cells = notebooks.cells_of("# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\n\nx = 1\ny = 2\n")
     assert [(cell.source, cell.is_text, cell.line) for cell in cells] == [

@@ -71,10 +71,11 @@ curves = {mixer: watch(mixer) for mixer in ("attention", "gru", "gpt2")}
 
 # %% [markdown]
 # Behind attention and the GRU, the proposal is as good as the fixed point to within a hundredth at
-# every look: one could leave the solver out. GPT-2 ends in a norm of its own, and there the refiner
-# does a part of the work, which takes it more steps: without it the loss is far higher. So measure
-# it before you remove the solver; [the results](../results/language.md#one-rule-for-all-of-them)
-# say how the loss depends on the length of the training.
+# every measurement: one could leave the solver out. GPT-2 ends in a norm of its own, and there the
+# refiner does a part of the work, which takes it more steps: without it the loss is far higher. So
+# measure it before you remove the solver;
+# [the results](../results/language.md#one-rule-for-all-of-them) say how the loss depends on the
+# length of the training.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)

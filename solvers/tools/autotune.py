@@ -12,6 +12,7 @@ import torch
 
 from solvers.base import FixedPointSolver
 from solvers.checks import check_integer
+from solvers.entry_points import BrokenEntryPoint
 from solvers.packing import StatePacking
 from solvers.registry import SOLVERS, get_solver, names
 from solvers.tools.benchmark import Benchmark, Candidate, kept_random_state
@@ -131,8 +132,17 @@ def autotune(
 
 
 def default_candidates() -> list[FixedPointSolver]:
-    """Return every solver of this library with its defaults, then the variants."""
-    native = [name for name in names() if "." not in name]
+    """Return every solver of this library and of yours with its defaults, then the variants.
+
+    One that an installed package names and that cannot be loaded is left out, with a warning.
+    """
+    native = []
+    for name in (name for name in names() if "." not in name):
+        try:
+            if name in SOLVERS:
+                native.append(name)
+        except BrokenEntryPoint as error:
+            warnings.warn(f"Not tried: {error}", stacklevel=3)
     variants = [(name, options) for name in native for options in VARIANTS.get(name, ())]
     return [
         get_solver(name, **options) for name, options in [*((n, {}) for n in native), *variants]

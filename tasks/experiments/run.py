@@ -19,7 +19,7 @@ from tasks.device import choose_device, compile_blocks
 from tasks.output import Progress, wrapped
 from tasks.reports.logger import ProgressBar
 from tasks.reports.page import write_page
-from tasks.reports.plots import Subplot, plot_learning
+from tasks.reports.plots import Subplot, plot_learning, title_of_run
 from tasks.runs import (
     RESULT,
     averaged_weights,
@@ -78,6 +78,10 @@ class Experiment(ABC):
 
         Held-out data are not looked at during training unless `validate` says so.
         """
+
+    @abstractmethod
+    def validated(self, held_out: Any) -> str:
+        """On how much of the held-out data the validations of a run are, in words."""
 
     @abstractmethod
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
@@ -141,7 +145,8 @@ def run(
         model = experiment.model(config, trainer.path)
         rows, rtol = trainer.history.rows, getattr(config.solve, "rtol", None)
         picture = folder / "learning.png"
-        title = f"{experiment.task} {preset}: {trainer.step:,} training steps"
+        name, validated = f"{experiment.task} {preset}", experiment.validated(held_out)
+        title = title_of_run(name, config.train.seed, trainer.step, validated)
         plot_learning(rows, picture, experiment.subplots, config.train.segments, rtol, title)
         with ProgressBar() as bar:
             figures = experiment.evaluate(model, held_out, config, folder, bar)

@@ -138,6 +138,11 @@ class Corpus:
     train: Tensor
     held_out: Tensor
 
+    @property
+    def validated(self) -> str:
+        """On how much of the held-out text the validations of a run are, in words."""
+        return f"{min(len(self.held_out) - 1, VALIDATION_TOKENS):,} tokens"
+
 
 def load_corpus(config: LanguageConfig, state: str | None = None) -> Corpus:
     """Read and split the text, learn a tokenizer from the training part, and encode both.

@@ -74,6 +74,10 @@ class TextExperiment(Experiment):
             rtol = max(rtol, torch.finfo(torch.bfloat16).eps)
         _loosen(model, rtol)
 
+    def validated(self, held_out: Corpus) -> str:
+        """See `Experiment`."""
+        return held_out.validated
+
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
         """See `Experiment`."""
         return load_model(LanguageTask, checkpoint, device=config.train.device)[0]

@@ -121,12 +121,13 @@ def draw(
     """
     from implicit.diagnostics.plots import plot_trajectory
     from tasks.lm.pictures import SUBPLOTS, plot_budgets
-    from tasks.reports.plots import plot_learning
+    from tasks.reports.plots import plot_learning, title_of_run
 
     folder.mkdir(parents=True, exist_ok=True)
     plot_budgets(found["by_budget"], folder / "budgets.png")
     history, picture = Checkpoint.load(path).value("history"), folder / "training.png"
-    plot_learning(history, picture, SUBPLOTS, rtol=config.solve.rtol)
+    title = title_of_run("lm", config.train.seed, history[-1]["step"], corpus.validated)
+    plot_learning(history, picture, SUBPLOTS, rtol=config.solve.rtol, title=title)
     moves, token = solve_trace(model, corpus, config)
     plot_trajectory(moves, folder / "trajectory.png", token)
 

@@ -15,7 +15,7 @@ def listing(own: Mapping[str, Any], published: Iterable[str], default: str) -> s
 
     Args:
         own: Configurations by name.
-        published: Names.
+        published: Names, if there are any.
         default: The preset that a command takes if none is named.
     """
     width = max(map(len, own))
@@ -27,9 +27,8 @@ def listing(own: Mapping[str, Any], published: Iterable[str], default: str) -> s
         ", ".join(published), COLUMNS, initial_indent="  ", subsequent_indent="  ",
         break_on_hyphens=False,
     )  # fmt: skip
-    return "\n".join(
-        ["Presets of `train`:", "", *rows, "", "Those of the paper, for GPUs:", "", names, ""]
-    )
+    paper = ["Those of the paper, for GPUs:", "", names, ""] if names else []
+    return "\n".join(["Presets of `train`:", "", *rows, "", *paper])
 
 
 def _size(config: Any) -> str:

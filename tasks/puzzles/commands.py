@@ -63,7 +63,8 @@ class Commands(CommandLine):
     @property
     def purpose(self) -> str:
         """See `CommandLine`."""
-        return f"Train, evaluate and use models that solve a {self.task.name}."
+        noun, name = self.task.noun, self.task.name
+        return f"Train, evaluate and use models that solve {noun}s: the task {name}."
 
     @property
     def calls(self) -> dict[str, str]:
@@ -301,7 +302,7 @@ class Commands(CommandLine):
         if options.draw is not None and model.solving is not None:
             options.draw.mkdir(parents=True, exist_ok=True)
             assert steps is not None
-            frames = list(trajectory(model, x[-1], steps))
+            frames = trajectory(model, x[-1], steps)
             for picture in self.task.draw(puzzles[-1], frames, config, options.draw):
                 print(f"Drawn: {picture}")
         if options.json is not None:

@@ -6,7 +6,7 @@ set may have any size. Inside a batch, puzzles leave the solve as they converge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -28,8 +28,6 @@ Choice = Literal["residual", "vote", "valid"]
 PERTURBATION = 0.5
 # Puzzles that are restarted: what holds for so many needs no second solve of a whole set.
 RESTARTED = 300
-# Updates after which a picture of a solve ends, at the latest.
-FOLLOWED = 128
 # Puzzles of a solve: the more, the longer those that are left make a batch worth its cost.
 BATCH = 256
 
@@ -263,21 +261,23 @@ def step_curve(
 @torch.no_grad()
 def trajectory(
     model: GridAttractor | Reasoner, x: Tensor, steps: int
-) -> Iterator[tuple[int, float, Tensor]]:
+) -> list[tuple[int, float, Tensor]]:
     """Follow the solve of one grid: (number, relative residual, probabilities) of each evaluation.
 
-    Number 0 is the start. A solve that converges ends early, and any other after `steps` updates
-    or after `FOLLOWED`.
+    Number 0 is the start. The last one is where the solve converged, or that after `steps` updates.
+    Only what is drawn is kept of each, so that a solve may be long.
     """
-    points: list[tuple[State, State]] = []
+    frames: list[tuple[int, float, Tensor]] = []
     device = next(model.parameters()).device
-    watch = model.solving.module.register_forward_hook(
-        lambda _, given, value: points.append((given[0], value))
-    )
+
+    def keep(_: object, given: tuple[State, ...], fy: State) -> None:
+        y = given[0]
+        residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
+        frames.append((len(frames), residual.item(), model.read(y)[0].softmax(-1).cpu()))
+
+    watch = model.solving.module.register_forward_hook(keep)
     try:
-        model(x[None].to(device), max_steps=min(steps, FOLLOWED))
+        model(x[None].to(device), max_steps=steps)
     finally:
         watch.remove()
-    for number, (y, fy) in enumerate(points):
-        residual = rms(pytree.tree_map(torch.sub, fy, y)) / rms(y)
-        yield number, residual.item(), model.read(y)[0].softmax(-1).cpu()
+    return frames

@@ -104,6 +104,10 @@ class GridExperiment(Experiment):
         batches = Batches(sampler, len(train_set), held_out, budget)
         return Data(batches, test_set, figures={"test_puzzles_in_training": overlap})
 
+    def validated(self, held_out: Any) -> str:
+        """See `Experiment`."""
+        return f"{min(len(held_out), VALIDATION_PUZZLES)} {self.puzzles.noun}s"
+
     def model(self, config: Any, checkpoint: Path) -> nn.Module:
         """See `Experiment`."""
         return load_model(self.puzzles, checkpoint, device=config.train.device)[0]

@@ -264,7 +264,10 @@ def _measured(frames: Sequence[Frame]) -> tuple[list[int], list[float]]:
 
 
 def moments(frames: Sequence[Frame], most: int = SHEET) -> list[Frame]:
-    """Some frames: spread evenly up to the one from which the classes stay, and the last."""
+    """Some frames: spread evenly up to the one from which the classes stay, and the last.
+
+    Where they change up to the end, all are spread evenly up to the last.
+    """
     if len(frames) <= most:
         return list(frames)
     last = len(frames) - 1
@@ -272,7 +275,7 @@ def moments(frames: Sequence[Frame], most: int = SHEET) -> list[Frame]:
     settled = last
     while settled and bool((frames[settled - 1][2].argmax(-1) == final).all()):
         settled -= 1
-    count = most - 1
+    count = most - (settled < last)
     spread = {round(i * settled / (count - 1)) for i in range(count)}
     return [frames[i] for i in sorted(spread | {last})]
 

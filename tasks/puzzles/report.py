@@ -252,7 +252,7 @@ def draw_run(
     steps = folder / "steps.png"
     path = draw_steps(figures["curve"], steps, task.noun, figures["puzzles"], _solver(config))
     x, _ = task.encode([puzzle], config)
-    frames = list(trajectory(model, x[0], config.solve.eval_max_steps))
+    frames = trajectory(model, x[0], config.solve.eval_max_steps)
     return [path, *task.draw(puzzle, frames, config, folder)]
 
 

@@ -83,6 +83,18 @@ HELD_OUT_RESIDUAL = Subplot(
 )
 
 
+def title_of_run(name: str, seed: int, steps: int, validated: str) -> str:
+    """What stands above a picture of training.
+
+    Args:
+        name: Which run it is.
+        seed: Of the run.
+        steps: Of the optimizer.
+        validated: On how much held-out data the validations are.
+    """
+    return f"{name}, seed {seed}: {steps:,} training steps, validated on {validated}"
+
+
 @house_style()
 def plot_learning(
     history: Sequence[dict[str, float]],

@@ -14,6 +14,7 @@ import solvers
 from implicit.registry import MODES
 from solvers import FixedPointSolver
 from solvers.registry import LINEAR, SOLVERS, Registry
+from solvers.tools.autotune import default_candidates
 
 MODULE = """
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ ENTRY_POINTS = """
 plugin_solver = plugin_module:Mine
 broken_solver = plugin_module:Missing
 foreign = plugin_module:dataclass
+lost = no_such_module:Mine
 
 [attractor_models.linear_solvers]
 plugin_linear = plugin_module:Mine
@@ -174,11 +176,26 @@ def test_entry_points_are_listed_and_guessed() -> None:
 
 
 @pytest.mark.usefixtures("plugin")
-def test_a_bad_entry_point_is_not_hidden() -> None:
-    with pytest.raises(AttributeError, match="Missing"):
-        solvers.get_solver("broken_solver")
-    with pytest.raises(TypeError, match="A solver must derive from FixedPointSolver"):
-        solvers.get_solver("foreign")
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("broken_solver", "plugin_module:Missing", "cannot be loaded: .* no attribute 'Missing'"),
+        ("lost", "no_such_module:Mine", "cannot be loaded: No module named 'no_such_module'"),
+        ("foreign", "plugin_module:dataclass", "is none: A solver must derive from FixedPoint"),
+    ],
+)
+def test_a_bad_entry_point_is_explained(name: str, value: str, why: str) -> None:
+    said = f"solver '{name}', which plugin 1.0 names as '{value}', {why}.*Mend the entry point"
+    with pytest.raises(ValueError, match=said):
+        solvers.get_solver(name)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_bad_entry_point_does_not_stop_the_others_from_being_compared() -> None:
+    with pytest.warns(UserWarning, match=r"Not tried: .* plugin 1\.0") as caught:
+        found = [type(solver).__name__ for solver in default_candidates()]
+    assert len(caught) == 3
+    assert {"Mine", "Anderson"} <= {*found}
 
 
 def test_the_error_for_an_unknown_name_says_how_to_register_one() -> None:

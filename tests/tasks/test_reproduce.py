@@ -145,13 +145,19 @@ def test_tasks_of_other_packages_are_run(
     info = tmp_path / "knights-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: knights\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[attractor_models.tasks]\ntour = knights:main\n")
+    points = "tour = knights:main\nlost = knights:mane\nname = knights:__name__\n"
+    (info / "entry_points.txt").write_text(f"[attractor_models.tasks]\n{points}")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["tour", "train", "--steps", "3"]) == 3
     assert main([]) == 0
-    assert "Installed: tour." in capsys.readouterr().out
+    assert "Installed: lost, name, tour." in capsys.readouterr().out
     assert main(["tuor"]) == 2
-    assert "or an installed task (tour), got 'tuor'." in capsys.readouterr().err
+    assert "or an installed task (lost, name, tour), got 'tuor'." in capsys.readouterr().err
+    for name, why in (("lost", "cannot be loaded"), ("name", "is no function, but 'knights'")):
+        assert main([name, "train"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: The task {name!r}, which knights 1.0 names as ")
+        assert why in said
 
 
 def test_the_list_needs_no_torch() -> None:

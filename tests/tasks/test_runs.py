@@ -175,7 +175,9 @@ def test_results_that_cannot_be_written_do_not_hide_that_the_run_is_trained(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(experiment, "plot_learning", refuse)
-    task: Any = SimpleNamespace(model=lambda *_: None, subplots=(), task="sudoku")
+    task: Any = SimpleNamespace(
+        model=lambda *_: None, subplots=(), task="sudoku", validated=lambda _: "100 puzzles"
+    )
     with pytest.raises(OSError, match=f"Read-only.*trained, and {trainer.path} is complete: eval"):
         experiment.run(task, "tiny", CONFIG, tmp_path)
 

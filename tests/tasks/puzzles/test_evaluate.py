@@ -21,7 +21,7 @@ def test_a_trajectory_is_the_solver_s_own(name: ModelName, solver: str) -> None:
     config = PRESETS["tiny"].changed(model=name, solver=solver, rtol=1e-3)
     model: Any = config.build().double().eval()
     x = torch.randint(0, 5, (16,))
-    frames = list(trajectory(model, x, 64))
+    frames = trajectory(model, x, 64)
     found, state = solve_batch(model, x[None], max_steps=64)
     assert [number for number, _, _ in frames] == list(range(len(frames)))
     assert len(frames) == int(found.num_steps) + 1
@@ -86,7 +86,8 @@ def test_a_residual_that_rises_does_not_stop_the_show() -> None:
     with torch.no_grad():  # a map that turns: its residual goes up and down
         for parameter in model.solving.module.parameters():
             parameter.mul_(6)
-    frames = list(trajectory(model, torch.randint(0, 5, (16,)), 24))
+    frames = trajectory(model, torch.randint(0, 5, (16,)), 24)
     residuals = [residual for _, residual, _ in frames]
+    assert len(frames) == 24 + 1
     assert any(later > earlier for earlier, later in itertools.pairwise(residuals))
     assert len(set(residuals)) == len(residuals)

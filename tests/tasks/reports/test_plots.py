@@ -17,6 +17,7 @@ from tasks.reports.plots import (
     plot_learning,
     plot_steps,
     save,
+    title_of_run,
 )
 
 NAN = float("nan")
@@ -171,8 +172,10 @@ def test_long_curves_are_smoothed_over_whole_rounds_of_segments(
 
 def test_a_picture_of_training_says_which_run_it_is(figures: list[Any]) -> None:
     rows = [{"minutes": 0.0, "loss": 2.0}, {"minutes": 1.0, "loss": 1.0}]
-    plot_learning(rows, Path("a.png"), [Subplot("loss", {"loss": "batch"})], title="a run")
-    assert figures[0].axes[0].get_title() == "a run"
+    title = title_of_run("sudoku tiny", seed=7, steps=1234, validated="100 puzzles")
+    plot_learning(rows, Path("a.png"), [Subplot("loss", {"loss": "batch"})], title=title)
+    shown = figures[0].axes[0].get_title()
+    assert shown == "sudoku tiny, seed 7: 1,234 training steps, validated on 100 puzzles"
 
 
 def test_segments_and_held_out_residuals_are_drawn_where_the_log_has_them(

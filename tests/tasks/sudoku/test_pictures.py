@@ -85,6 +85,12 @@ def test_sheet_shows_the_way_to_the_answer_and_the_end() -> None:
     assert steps == sorted(set(steps))
 
 
+def test_sheet_of_a_solve_that_ends_before_it_settles_is_full() -> None:
+    frames, _ = solve(9, 21)
+    # The digits change from step 19 to step 20, which is the last here.
+    assert [step for step, _, _ in moments(frames)] == [0, 5, 10, 15, 20]
+
+
 def test_sheet_of_a_solve_that_never_moves() -> None:
     frames, _ = solve(4, 1)
     still = [(step, 0.1, frames[0][2]) for step in range(20)]
