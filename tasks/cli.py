@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import os
 import re
@@ -19,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from solvers.registry import unknown
 from tasks import shipped
+from tasks.arguments import find_preset, refuse_bare_preset, refuse_renamed, take, unknown
 from tasks.device import choose_device
-from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
+from tasks.flags import accepted, parse, parse_config, parse_some
 from tasks.output import print_result, result_alone, write_nowhere
 from tasks.runs import locate, program, read_config
 
@@ -161,28 +160,14 @@ class CommandLine(ABC):
             return 2
 
     def preset(self, name: str) -> Any:
-        """A configuration by name, such as "770m"; "deq-770m" has that model instead.
-
-        Where a preset of that model is among them, as "sudoku-extreme-trm-7m" is for
-        "trm-sudoku-extreme-7m", it is meant: its recipe and size are those of its name.
+        """A configuration by name; see `tasks.arguments.find_preset`.
 
         Raises:
             ValueError: There is none of this name.
         """
-        presets = self.task.presets
-        if name in presets:
-            return presets[name]
-        model, _, rest = name.partition("-")
-        kind, _, size = rest.rpartition("-")
-        if (own := f"{kind}-{model}-{size}") in presets:
-            return presets[own]
-        if rest in presets and model in self.task.config_type.kinds:
-            return presets[rest].changed(model=model)
-        others = [kind for kind in self.task.config_type.kinds if kind != "attractor"]
-        raise ValueError(
-            f"{unknown('preset', name, list(presets), 'Presets')} With another model: "
-            f"`{others[0]}-{next(iter(presets))}` and the like, of {', '.join(others)}."
-        )
+        found, model = find_preset(name, self.task.presets, self.task.config_type.kinds)
+        config = self.task.presets[found]
+        return config if model is None else config.changed(model=model)
 
     def _take_preset(self, arguments: list[str]) -> tuple[list[str], str, Any]:
         """The other arguments, the preset that these name, and its configuration."""
@@ -234,11 +219,8 @@ class CommandLine(ABC):
             config = read_config(self.task, checkpoint).changed(**changed)
             config.data.require_recorded()
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
-        if name is None and arguments and not arguments[0].startswith("-"):
-            for meant in difflib.get_close_matches(arguments[0], self.task.presets, n=1):
-                raise ValueError(
-                    f"Unexpected argument {arguments[0]!r}. Did you mean `--preset {meant}`?"
-                )
+        if name is None:
+            refuse_bare_preset(arguments, self.task.presets)
         name = name or self.task.default_preset
         default = self.preset(name)
         own = [name for name in self.task.presets if not PUBLISHED.search(name)]
@@ -322,8 +304,7 @@ class CommandLine(ABC):
         arguments, name, default = self._take_preset(arguments)
         program = f"{self.program} plan"
         options, rest = parse_some(PlanOptions, arguments, program)
-        names = [field.name for field in dataclasses.fields(PlanOptions)]
-        config = parse_config(default, rest, program, others=names)
+        config = parse_config(default, rest, program, others=list(accepted(PlanOptions)))
         self._require_named(config, default)
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tasks import entry
+from tasks.maze.typed import TypedMazes
 
 if TYPE_CHECKING:
     from tasks.cli import CommandLine
@@ -28,7 +29,7 @@ def _serve(commands: Any, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run a command."""
-    return entry.run("maze", commands, arguments)
+    return entry.run("maze", commands, arguments, TypedMazes().require_typed)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,84 @@ def test_a_command_begins_without_torch(new_process: Run) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+SLIPS = [
+    ("sudoku", "train --widht 3"),
+    ("sudoku", "train --preset foo"),
+    ("sudoku", "train mni"),
+    ("sudoku", "train --model trm --start-noise 0.1"),
+    ("sudoku", "train --no-compile --eval-steps 3"),
+    ("sudoku", "train --layout gru"),
+    ("sudoku", "plan --puzzles x"),
+    ("sudoku", "plan --model tmr"),
+    ("sudoku", "slove"),
+    ("sudoku", "solve"),
+    ("sudoku", "solve 12345"),
+    ("sudoku", "solve nosuch"),
+    ("sudoku", "solve nosuch.txt"),
+    ("sudoku", "solve " + "." * 80),
+    ("sudoku", "eval --limit --quick"),
+    ("sudoku", "export --checkpoint tiny"),
+    ("maze", "solve #S#"),
+    ("maze", "convert file"),
+    ("lm", "eval --draw=f"),
+    ("lm", "eval text"),
+    ("lm", "harness"),
+    ("lm", "--import json train --loops 3"),
+]
+
+
+def test_slips_are_told_without_torch(new_process: Run) -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for task, command in {SLIPS!r}:\n"
+        "    main = importlib.import_module(f'tasks.{task}.__main__').main\n"
+        "    assert main(command.split()) == 2, command\n"
+        "ours = [n for n in sys.modules if n.split('.')[0] in ('solvers', 'models', 'tyro')]\n"
+        "assert ours == [], ours\n"
+    )
+    ended = new_process(code)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("error: ") == ended.stderr.count("\n") == len(SLIPS)
+
+
+@pytest.mark.parametrize(("task", "line"), SLIPS)
+def test_slips_are_told_in_the_words_of_the_command(
+    task: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command has the classes of its options; what is told first has a list of them."""
+    module = import_module(f"tasks.{task}.__main__")
+    assert module.main(line.split()) == 2
+    early = capsys.readouterr().err
+    assert module.commands().run(line.split()) == 2
+    assert capsys.readouterr().err == early
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("sudoku", "eval --checkpoint mini --no-quick --limit=3 --max_steps None"),
+        ("sudoku", "solve - --json a.json --checkpoint mini"),
+        ("sudoku", "solve -- --widht"),
+        ("sudoku", "train --resume run --widht 3"),  # for the command, which says what it takes
+        ("sudoku", "train --preset deq-mini --help"),
+        ("sudoku", "train --import my_module --solver mine --no-refill"),
+        ("sudoku", "compare --rates 0.1 1e-3 --models trm hrm --jobs 1"),
+        ("sudoku", "plan --puzzles 100 --model trm --gpus 2"),
+        ("lm", "generate -x --tokens 3"),
+        ("lm", "prepare folder --text file"),
+    ],
+)
+def test_what_may_be_right_is_left_to_the_command(task: str, line: str) -> None:
+    class Reached(Exception):
+        pass
+
+    def load() -> entry.Runnable:
+        raise Reached
+
+    with pytest.raises(Reached):
+        entry.run(task, load, line.split(), lambda _: None)
+
+
 def test_help_pages_are_those_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """If not: `PYTHONPATH=.:tests/support python tests/support/help_pages.py`."""
     pages = dict(rendered())
