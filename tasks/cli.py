@@ -22,7 +22,7 @@ from tasks import shipped
 from tasks.arguments import find_preset, refuse_bare_preset, refuse_renamed, take, unknown
 from tasks.device import choose_device
 from tasks.flags import accepted, parse, parse_config, parse_some
-from tasks.output import print_result, result_alone, write_nowhere
+from tasks.output import print_result, result_alone, say, write_nowhere
 from tasks.runs import locate, program, read_config
 
 if TYPE_CHECKING:
@@ -306,6 +306,7 @@ class CommandLine(ABC):
         options, rest = parse_some(PlanOptions, arguments, program)
         config = parse_config(default, rest, program, others=list(accepted(PlanOptions)))
         self._require_named(config, default)
+        say(f"Planning {config.model.name}, preset {name}: a training step is traced.")
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}

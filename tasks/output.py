@@ -122,12 +122,24 @@ def visible(text: str, stream: TextIO | None = None) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def wrapped(text: str) -> str:
-    """Prose in lines of the terminal that shows it, broken between words; elsewhere as it is."""
-    if not is_terminal(sys.stdout):
+def say(text: str) -> None:
+    """Tell a person on a terminal, on the standard error, what a command is doing."""
+    if is_terminal(sys.stderr):
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, stream: TextIO | None = None) -> str:
+    """Prose in lines of the terminal that shows it, broken between words; elsewhere as it is.
+
+    Args:
+        text: The prose.
+        stream: Where it is written; by default the standard output.
+    """
+    out = sys.stdout if stream is None else stream
+    if not is_terminal(out):
         return text
     try:
-        width = os.get_terminal_size(sys.stdout.fileno()).columns or COLUMNS
+        width = os.get_terminal_size(out.fileno()).columns or COLUMNS
     except (OSError, ValueError):
         width = COLUMNS
     lines = (

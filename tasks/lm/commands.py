@@ -28,7 +28,7 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.output import print_result, visible
+from tasks.output import print_result, say, visible
 from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.shipped import called
 
@@ -276,6 +276,7 @@ class LanguageCommands(CommandLine):
             )
         from tasks.lm.hub import PretrainedLM
 
+        say(f"Exporting {path} as a folder for the Hugging Face Hub.")
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
         print(
             f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "

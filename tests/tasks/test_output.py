@@ -1,6 +1,7 @@
 """What a command prints on a terminal, and what in a pipe."""
 
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -14,7 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.output import decimal, decimals, print_result, result_alone, visible, wrapped
+from tasks.output import (
+    COLUMNS,
+    decimal,
+    decimals,
+    print_result,
+    result_alone,
+    say,
+    visible,
+    wrapped,
+)
 from tasks.puzzles.evaluate import Predictions, evidence, scores
 from tasks.sudoku.__main__ import main
 from tasks.training.metrics import Evidence, step_metrics
@@ -53,6 +63,31 @@ def test_a_terminal_shows_no_json_unless_it_is_asked_to(
     print_result(RESULT, Path("-"))
     assert screen.getvalue().endswith('{"a": 1}\n')
     assert not Path("-").exists()
+
+
+def test_what_a_command_is_doing_is_told_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("Planning.")
+    assert capsys.readouterr() == ("", "")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    say("Planning.")
+    assert screen.getvalue() == "Planning.\n"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("task", ["sudoku", "lm"])
+def test_a_plan_says_that_it_computes(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, tables = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", tables)
+    main = importlib.import_module(f"tasks.{task}.__main__").main
+    assert main(["plan", "--preset", "tiny"]) == 0
+    (line,) = screen.getvalue().splitlines()
+    assert line.startswith("Planning attractor, preset tiny:")
+    assert len(line) < COLUMNS
+    assert "Planning" not in tables.getvalue()
 
 
 def test_the_folder_of_a_result_is_made_and_an_error_loses_nothing(
