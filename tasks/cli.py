@@ -22,7 +22,7 @@ from tasks import shipped
 from tasks.arguments import find_preset, refuse_bare_preset, refuse_renamed, take, unknown
 from tasks.device import choose_device
 from tasks.flags import accepted, parse, parse_config, parse_some
-from tasks.output import print_result, result_alone, say, write_nowhere
+from tasks.output import plain_warnings, print_result, result_alone, say, write_nowhere
 from tasks.runs import locate, program, read_config
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class CommandLine(ABC):
             rest = arguments[1:] if named else arguments
             shows_help = not {"-h", "--help"}.isdisjoint(rest)
             with_result = command in WITH_RESULT and not shows_help
-            with _together(), result_alone() if with_result else contextlib.nullcontext():
+            alone = result_alone() if with_result else contextlib.nullcontext()
+            with plain_warnings(), _together(), alone:
                 return commands[command](rest)
         except KeyboardInterrupt:
             print("\nStopped at once. What was saved before is as it was.")

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -93,6 +94,20 @@ def decimals(values: Tensor) -> list[float]:
     values = values.detach().cpu()
     array = (values if values.dtype == torch.float64 else values.float()).numpy()
     return [float(str(each)) for each in array]
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings as `warning: ...`, without the line of code that raised them."""
+    before, warnings.formatwarning = warnings.formatwarning, _plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _plain(message: Warning | str, *_: object, **__: object) -> str:
+    return wrapped(f"warning: {message}", sys.stderr) + "\n"
 
 
 def write_nowhere(out: TextIO) -> None:

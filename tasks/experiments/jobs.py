@@ -23,6 +23,7 @@ from tasks.distributed import Group
 from tasks.experiments.folder import checkpoint_in, lock_folder
 from tasks.experiments.run import Experiment, train
 from tasks.folders import draft
+from tasks.output import plain_warnings
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
 
@@ -217,7 +218,8 @@ def _begin(modules: Sequence[str]) -> None:
 def _finish_quietly(job: Run) -> None:
     """Finish a job, and write what it prints to a file in its folder."""
     job.place.mkdir(parents=True, exist_ok=True)
-    with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+    output = (job.place / "output.txt").open("a")
+    with output as file, contextlib.redirect_stdout(file), plain_warnings():
         try:
             job.finish()
         except Interrupted:

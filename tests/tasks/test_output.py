@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tasks.output import (
     COLUMNS,
     decimal,
     decimals,
+    plain_warnings,
     print_result,
     result_alone,
     say,
@@ -88,6 +90,17 @@ def test_a_plan_says_that_it_computes(task: str, monkeypatch: pytest.MonkeyPatch
     assert line.startswith("Planning attractor, preset tiny:")
     assert len(line) < COLUMNS
     assert "Planning" not in tables.getvalue()
+
+
+def test_a_command_formats_a_warning_without_our_code() -> None:
+    """Real ones are in `test_logger`, in a process of their own: pytest records those of ours."""
+
+    def formatted() -> str:
+        return warnings.formatwarning(UserWarning("Step 3 is skipped."), UserWarning, "loop.py", 9)
+
+    with plain_warnings():
+        assert formatted() == "warning: Step 3 is skipped.\n"
+    assert "loop.py:9: UserWarning" in formatted()
 
 
 def test_the_folder_of_a_result_is_made_and_an_error_loses_nothing(
