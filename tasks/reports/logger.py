@@ -156,10 +156,11 @@ class ProgressBar(Progress):
 
     Args:
         quiet: Show nothing, as all processes of `torchrun` but the first.
+        verb: What is done, for the lines.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console, self.quiet = Console(quiet=quiet), quiet
+    def __init__(self, quiet: bool = False, verb: str = "Evaluating") -> None:
+        self.console, self.quiet, self.verb = Console(quiet=quiet), quiet, verb
         self.bar = _bar(self.console, transient=True)
         self.row = self.bar.add_task("evaluate", total=None, figures="", left="", visible=False)
         self.began, self.done, self.total = 0.0, 0, 0
@@ -177,7 +178,7 @@ class ProgressBar(Progress):
         self.bar.reset(self.row, total=total, visible=True, figures=name, left="")
         if not self.console.is_terminal and not self.quiet:
             with contextlib.suppress(OSError):  # nobody may read it any more
-                print(f"Evaluating: {name} ...", file=sys.stderr, flush=True)
+                print(f"{self.verb}: {name} ...", file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1) -> None:
         """See `Progress`."""
