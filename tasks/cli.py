@@ -22,7 +22,15 @@ from tasks import shipped
 from tasks.arguments import find_preset, refuse_bare_preset, refuse_renamed, take, unknown
 from tasks.device import choose_device
 from tasks.flags import accepted, parse, parse_config, parse_some
-from tasks.output import plain_warnings, print_result, result_alone, say, write_nowhere
+from tasks.output import (
+    plain_warnings,
+    print_error,
+    print_result,
+    result_alone,
+    say,
+    wrapped,
+    write_nowhere,
+)
 from tasks.runs import locate, program, read_config
 
 if TYPE_CHECKING:
@@ -157,7 +165,7 @@ class CommandLine(ABC):
             write_nowhere(sys.stdout)
             return 128 + signal.SIGPIPE  # as programs end that do not catch it
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             return 2
 
     def preset(self, name: str) -> Any:
@@ -265,7 +273,8 @@ class CommandLine(ABC):
 
     def _show_end(self, start: Start, result: dict[str, Any]) -> None:
         """Print the result of a run, where it is, and what can be done with it."""
-        print(f"Checkpoint, log and pictures are in {start.folder}. What next:")
+        place = f"Checkpoint, log and pictures are in {start.folder}, on one page in report.html."
+        print(wrapped(f"{place} What next:"))
         for command in self.next_steps(start.config, shlex.quote(str(start.folder))):
             print(f"  {command}")
         print(f"  tensorboard --logdir {shlex.quote(str(start.folder / 'tensorboard'))}")

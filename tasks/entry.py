@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 from tasks import __version__, slips
 from tasks.arguments import HELP
 from tasks.extras import advice
+from tasks.output import print_error
 
 # The page of `--help` without a command.
 USAGE = "usage"
@@ -56,7 +56,7 @@ def run(
         options = slips.read(help_folder(task) / slips.FILE)
         slips.refuse(options, f"python -m tasks.{task}", arguments, questions)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     try:
         return load().run(arguments)
@@ -64,7 +64,7 @@ def run(
         message = advice(error, f"`python -m tasks.{task}`")
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
         return 2
 
 

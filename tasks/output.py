@@ -4,6 +4,8 @@ Where the standard output is not a terminal, it receives the result alone, as JS
 command prints goes to the standard error. So `eval | jq` works, and a terminal shows no JSON.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
@@ -13,10 +15,10 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The path that stands for the standard output.
 STDOUT = Path("-")
@@ -91,6 +93,8 @@ def decimal(value: Tensor) -> float:
 
 def decimals(values: Tensor) -> list[float]:
     """As `decimal`, for a tensor of shape (numbers,)."""
+    import torch  # here, since a slip in the arguments is told without it
+
     values = values.detach().cpu()
     array = (values if values.dtype == torch.float64 else values.float()).numpy()
     return [float(str(each)) for each in array]
@@ -141,6 +145,11 @@ def say(text: str) -> None:
     """Tell a person on a terminal, on the standard error, what a command is doing."""
     if is_terminal(sys.stderr):
         print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def print_error(error: object) -> None:
+    """Tell the user what was wrong, on the standard error."""
+    print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
 
 
 def wrapped(text: str, stream: TextIO | None = None) -> str:

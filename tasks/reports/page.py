@@ -79,8 +79,18 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _row(name: str, value: Any) -> str:
+    return f"<tr><th>{html.escape(name)}</th><td>{_cell(value)}</td></tr>"
+
+
+def _cell(value: Any) -> str:
+    """A value; a list of records as a table in it."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        names = list(dict.fromkeys(name for each in value for name in each))
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        rows = ["".join(f"<td>{_cell(each.get(name))}</td>" for name in names) for each in value]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
     shown = f"{value:.6g}" if isinstance(value, float) else json.dumps(value).strip('"')
-    return f"<tr><th>{html.escape(name)}</th><td>{html.escape(shown)}</td></tr>"
+    return html.escape(shown)
 
 
 def _picture(file: Path) -> str:

@@ -121,6 +121,24 @@ def test_eval_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exact accuracy" in err
 
 
+def test_many_puzzles_are_solved_with_a_bar_and_as_one_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["solve", *[PUZZLE] * 3, "--checkpoint", "extreme", "--max-steps", "2", "--json=-"]
+
+    def answers() -> list[str]:
+        assert main(arguments) == 1
+        out, err = capsys.readouterr()
+        said.append("Solving: 3 puzzles ...\n" in err)
+        return [each["answer"] for each in json.loads(out)["answers"]]
+
+    said: list[bool] = []
+    together = answers()
+    monkeypatch.setattr("tasks.puzzles.commands.TOGETHER", 2)
+    assert answers() == together
+    assert said == [False, True]
+
+
 def test_help_stays_on_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         main(["eval", "--quick", "--help"])
