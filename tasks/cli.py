@@ -103,12 +103,12 @@ class CommandLine(ABC):
         published = [name for name in presets if name not in own]
         rows = [f"  {call:<21}{text}\n" for call, text in self.calls.items()]
         models = ", ".join(shipped.names(self.task.name))
+        named = f"Models that come with the package, for `--checkpoint`: {models}.\n"
         return (
             f"{self.purpose}\n\nusage: {self.program} [COMMAND] ...\n\n{''.join(rows)}\n"
             "Each command's --help lists its flags. All take `--import MODULE`: a module\n"
             "of yours that registers solvers or backward modes.\n\n"
-            f"{listing(own, published, self.task.default_preset)}\n"
-            f"Models that come with the package, for `--checkpoint`: {models}.\n"
+            f"{listing(own, published, self.task.default_preset)}\n{named if models else ''}"
         )
 
     def options(self, kind: type[T], arguments: list[str], command: str) -> T:

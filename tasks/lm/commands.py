@@ -28,7 +28,7 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.output import print_result, say, visible
+from tasks.output import print_result, say, visible, wrapped
 from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.shipped import called
 
@@ -163,8 +163,9 @@ class LanguageCommands(CommandLine):
         if not group.first:
             return 0
         rows = {
-            f"loss after {row['max_steps']} steps": f"{row['loss']:.4f}"
+            f"loss after {steps} step{'s' * (steps != 1)}": f"{row['loss']:.4f}"
             for row in found["by_budget"]
+            for steps in [row["max_steps"]]
         }
         converged, advice = found["converged"], found["advice"]
         rows |= {
@@ -173,10 +174,11 @@ class LanguageCommands(CommandLine):
             "spectral radius at y*": f"{found['spectral_radius']:.2f}",
         }
         print_table(str(path), rows)
-        print(
+        text = (
             f"--max-steps {advice['max_steps']} costs {max(advice['extra_loss'], 0):.2%} loss and "
             f"saves {advice['saved']:.0%} of the refiner's work."
         )
+        print(wrapped(text))
         if options.export is not None:
             export_with_budget(path, advice["max_steps"], options.export)
             print(f"Written with that budget: {options.export}")
@@ -283,10 +285,11 @@ class LanguageCommands(CommandLine):
 
         say(f"Exporting {path} as a folder for the Hugging Face Hub.")
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
-        print(
+        text = (
             f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "
             "`transformers` does after `import tasks.lm.auto`."
         )
+        print(wrapped(text))
         return 0
 
     def convert(self, arguments: list[str]) -> int:

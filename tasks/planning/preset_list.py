@@ -27,9 +27,8 @@ def listing(own: Mapping[str, Any], published: Iterable[str], default: str) -> s
         ", ".join(published), COLUMNS, initial_indent="  ", subsequent_indent="  ",
         break_on_hyphens=False,
     )  # fmt: skip
-    return "\n".join(
-        ["Presets of `train`:", "", *rows, "", "Those of the paper, for GPUs:", "", names, ""]
-    )
+    of_paper = ["Those of the paper, for GPUs:", "", names, ""] if names else []
+    return "\n".join(["Presets of `train`:", "", *rows, "", *of_paper])
 
 
 def _size(config: Any) -> str:

@@ -65,7 +65,7 @@ class Commands(CommandLine):
     @property
     def purpose(self) -> str:
         """See `CommandLine`."""
-        return f"Train, evaluate and use models that solve a {self.task.name}."
+        return f"Train, evaluate and use models for the task `{self.task.name}`."
 
     @property
     def calls(self) -> dict[str, str]:
@@ -220,6 +220,8 @@ class Commands(CommandLine):
             "config": config.to_json(),
         }
         print_result(result, options.json)
+        if options.draw is not None:
+            print(wrapped(f"Drawn: the plots in {options.draw}"))
         write_page_beside(options.json, f"{path} on {source}", result, options.draw)
         return 0
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.output import STDOUT
+from tasks.output import STDOUT, wrapped
 
 KINDS = {".png": "image/png", ".gif": "image/gif"}
 PAGE = """<!doctype html>
@@ -64,9 +64,14 @@ def write_page(
 def write_page_beside(
     file: Path | None, title: str, result: dict[str, Any], pictures: Path | None = None
 ) -> None:
-    """Write the page beside the file of a result, with the same name; without a file, nothing."""
+    """Write the page beside the file of a result, with the same name, and say so.
+
+    Without a file it does nothing.
+    """
     if file is not None and file != STDOUT:
-        write_page(file.with_suffix(".html"), title, result, pictures)
+        page = file.with_suffix(".html")
+        write_page(page, title, result, pictures)
+        print(wrapped(f"Written: {file}, and as a page {page}"))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from tasks.reports.page import write_page, write_page_beside
 
 RESULT = {
@@ -63,8 +65,12 @@ def test_records_are_a_table_in_the_table(tmp_path: Path) -> None:
     ) in path.read_text()
 
 
-def test_it_lies_beside_the_file_of_a_result(tmp_path: Path) -> None:
+def test_it_lies_beside_the_file_of_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_page_beside(tmp_path / "found.json", "eval", RESULT)
+    said = f"Written: {tmp_path}/found.json, and as a page {tmp_path}/found.html\n"
+    assert capsys.readouterr().out == said
     assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
     write_page_beside(None, "eval", RESULT)
     write_page_beside(Path("-"), "eval", RESULT)
