@@ -20,11 +20,11 @@ from solvers.lazy import load
 from solvers.norms import row_norms
 from solvers.packing import StatePacking
 from solvers.promises import Promises
+from solvers.registry import unknown
 from solvers.solution import Result, Solution
 from solvers.status import SampleStatus
 from solvers.stopped import measure
 from solvers.types import Flat, Map, State, Watch
-from solvers.unknown import unknown
 from solvers.whole import WholeSolver
 
 __all__ = [

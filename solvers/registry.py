@@ -1,6 +1,7 @@
 """The registry of names, for solvers and backward modes."""
 
 import dataclasses
+import difflib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from typing import Any, Generic, TypeVar
 
 from solvers.base import FixedPointSolver
 from solvers.lazy import load
-from solvers.unknown import unknown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -172,6 +172,13 @@ def _loaded(entry: type[T] | str) -> type[T]:
 
 def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def unknown(kind: str, name: str, known: list[str], listing: str) -> str:
+    """Build the message for an unknown name, with the known ones and the closest of them."""
+    close = difflib.get_close_matches(str(name)[:100], known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {repr(name)[:100]}. {listing}: {', '.join(known)}.{hint}"
 
 
 LINEAR: Registry[FixedPointSolver] = Registry("linear solver", FixedPointSolver, "linear_solvers")

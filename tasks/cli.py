@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import os
 import re
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from solvers.registry import unknown
 from tasks import shipped
-from tasks.arguments import find_preset, refuse_bare_preset, refuse_renamed, take, unknown
 from tasks.device import choose_device
-from tasks.flags import accepted, parse, parse_config, parse_some
+from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
 from tasks.output import (
     plain_warnings,
     print_error,
@@ -169,14 +170,28 @@ class CommandLine(ABC):
             return 2
 
     def preset(self, name: str) -> Any:
-        """A configuration by name; see `tasks.arguments.find_preset`.
+        """A configuration by name, such as "770m"; "deq-770m" has that model instead.
+
+        Where a preset of that model is among them, as "sudoku-extreme-trm-7m" is for
+        "trm-sudoku-extreme-7m", it is meant: its recipe and size are those of its name.
 
         Raises:
             ValueError: There is none of this name.
         """
-        found, model = find_preset(name, self.task.presets, self.task.config_type.kinds)
-        config = self.task.presets[found]
-        return config if model is None else config.changed(model=model)
+        presets = self.task.presets
+        if name in presets:
+            return presets[name]
+        model, _, rest = name.partition("-")
+        kind, _, size = rest.rpartition("-")
+        if (own := f"{kind}-{model}-{size}") in presets:
+            return presets[own]
+        if rest in presets and model in self.task.config_type.kinds:
+            return presets[rest].changed(model=model)
+        others = [kind for kind in self.task.config_type.kinds if kind != "attractor"]
+        raise ValueError(
+            f"{unknown('preset', name, list(presets), 'Presets')} With another model: "
+            f"`{others[0]}-{next(iter(presets))}` and the like, of {', '.join(others)}."
+        )
 
     def _take_preset(self, arguments: list[str]) -> tuple[list[str], str, Any]:
         """The other arguments, the preset that these name, and its configuration."""
@@ -228,8 +243,11 @@ class CommandLine(ABC):
             config = read_config(self.task, checkpoint).changed(**changed)
             config.data.require_recorded()
             return Start(checkpoint.value("preset"), config, path.parent, checkpoint, lock)
-        if name is None:
-            refuse_bare_preset(arguments, self.task.presets)
+        if name is None and arguments and not arguments[0].startswith("-"):
+            for meant in difflib.get_close_matches(arguments[0], self.task.presets, n=1):
+                raise ValueError(
+                    f"Unexpected argument {arguments[0]!r}. Did you mean `--preset {meant}`?"
+                )
         name = name or self.task.default_preset
         default = self.preset(name)
         own = [name for name in self.task.presets if not PUBLISHED.search(name)]
@@ -314,7 +332,8 @@ class CommandLine(ABC):
         arguments, name, default = self._take_preset(arguments)
         program = f"{self.program} plan"
         options, rest = parse_some(PlanOptions, arguments, program)
-        config = parse_config(default, rest, program, others=list(accepted(PlanOptions)))
+        names = [field.name for field in dataclasses.fields(PlanOptions)]
+        config = parse_config(default, rest, program, others=names)
         self._require_named(config, default)
         say(f"Planning {config.model.name}, preset {name}: a training step is traced.")
         found = report(config, options)

@@ -1,22 +1,22 @@
-"""How the command line of a task begins: help, version and slips at once, the rest by `tasks.cli`.
+"""How the command line of a task begins: help and version at once, all else by `tasks.cli`.
 
-Neither torch nor any package of an extra is loaded here. So `--help` answers at once, a slip in the
-arguments is told at once, and a command whose packages are missing says which extra has them.
+Neither torch nor any package of an extra is loaded here. So `--help` answers at once, and a command
+whose packages are missing says which extra has them.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tasks import __version__, slips
-from tasks.arguments import HELP
+from tasks import __version__
 from tasks.extras import advice
 from tasks.output import print_error
 
+HELP = ("-h", "--help")
 # The page of `--help` without a command.
 USAGE = "usage"
 
@@ -29,19 +29,13 @@ class Runnable(Protocol):
         ...
 
 
-def run(
-    task: str,
-    load: Callable[[], Runnable],
-    arguments: list[str],
-    questions: Callable[[Sequence[str]], None] | None = None,
-) -> int:
+def run(task: str, load: Callable[[], Runnable], arguments: list[str]) -> int:
     """Run a command line.
 
     Args:
         task: Name of its package in `tasks`, which has a folder of help pages.
         load: Imports what the command line is made of.
         arguments: Those after `python -m tasks.<task>`.
-        questions: Checks the puzzles that a command names.
 
     Returns:
         The exit status.
@@ -52,12 +46,6 @@ def run(
     if (page := help_page(task, arguments)) is not None:
         print(page.read_text(encoding="utf-8"), end="")
         return 0
-    try:
-        options = slips.read(help_folder(task) / slips.FILE)
-        slips.refuse(options, f"python -m tasks.{task}", arguments, questions)
-    except ValueError as error:
-        print_error(error)
-        return 2
     try:
         return load().run(arguments)
     except ImportError as error:

@@ -5,6 +5,8 @@ are, and only then lets tyro parse the rest. So a flag of another model is refus
 """
 
 import dataclasses
+import difflib
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -13,18 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import docstring_parser
 import tyro
 
-from tasks.arguments import (
-    HELP,
-    Takes,
-    flag,
-    given,
-    option,
-    refuse_rest,
-    require_all,
-    require_values,
-    take,
-)
-from tasks.training.options import PARTS, Config, Section
+from tasks.training.options import PARTS, RENAMED, Config, Section, flag
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
@@ -34,9 +25,38 @@ IMPORT_FIELD = "import_"
 MODELS = ("checkpoint", "weights")
 # How `--help` calls values.
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
-NUMBERS = {int: "int", float: "float"}
+NUMBERS = {int: "a whole number", float: "a number"}
 # Options that decide which others have an effect.
 CHOICES = ("layout", "mixer", "solver", "backward")
+
+
+def take(arguments: list[str], name: str) -> tuple[list[str], str | None]:
+    """Remove `name VALUE` or `name=VALUE` from the arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{name}="):
+            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
+        if argument == name:
+            if i + 1 == len(arguments):
+                raise ValueError(f"`{name}` needs a value.")
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+    return arguments, None
+
+
+def refuse_renamed(arguments: Sequence[str]) -> None:
+    """Check that no flag has a name of earlier versions.
+
+    Raises:
+        ValueError: One has; the message says its new name.
+    """
+    for name in given(arguments):
+        if now := RENAMED.get(name):
+            raise ValueError(f"`{flag(name)}` is called `{flag(now)}` now.")
+
+
+def given(arguments: Sequence[str]) -> list[str]:
+    """The names of the options whose flags are among the arguments."""
+    flags = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    return [name.removeprefix("--").replace("-", "_") for name in flags]
 
 
 def parse(kind: type[T], arguments: list[str], program: str, models: Sequence[str] = ()) -> T:
@@ -53,7 +73,13 @@ def parse(kind: type[T], arguments: list[str], program: str, models: Sequence[st
         ValueError: An argument is none of this command's, or a value is out of its range.
     """
     found, rest = parse_some(kind, arguments, program, models)
-    refuse_rest(rest, accepted(kind), program, getattr(kind, "elsewhere", {}))
+    hints = get_type_hints(kind, include_extras=True)
+    names = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ())
+    ]
+    _refuse_rest(rest, names, program, getattr(kind, "elsewhere", {}))
     return found
 
 
@@ -68,10 +94,7 @@ def parse_some(
     Raises:
         ValueError: A value is none of its option's, or out of its range.
     """
-    options = accepted(kind)
-    require_values(arguments, options)
-    if set(HELP).isdisjoint(arguments):
-        require_all(arguments, options, required(kind), program)
+    _require_values(arguments, get_type_hints(kind))
     found, rest = tyro.cli(
         _readable(kind, models),
         args=arguments,
@@ -83,58 +106,44 @@ def parse_some(
     return kind(**{n: v for n, v in vars(found).items() if n != IMPORT_FIELD}), rest
 
 
-def accepted(kind: type[Any]) -> dict[str, Takes]:
-    """What the options of a dataclass take, by all names that they have on the command line."""
-    hints = get_type_hints(kind, include_extras=True)
-    found: dict[str, Takes] = {}
-    for name, takes in taking(hints).items():
-        if name in named(kind):
-            aliases = [each for part in _metadata(hints[name]) for each in part.aliases or ()]
-            found |= dict.fromkeys([name, *map(option, aliases)], takes)
-    return found
+def _require_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
+    """Check that numbers are numbers, in the words of our other messages and not of tyro.
+
+    Args:
+        arguments: The flags.
+        hints: The type of each option.
+
+    Raises:
+        ValueError: An option has no value, or one that it does not take.
+    """
+    for at, argument in enumerate(arguments):
+        name, equals, text = argument.partition("=")
+        option = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or option not in hints:
+            continue
+        kinds, several = _kinds(hints[option])
+        if kinds == (bool,):
+            continue
+        after = itertools.takewhile(lambda each: not each.startswith("--"), arguments[at + 1 :])
+        values = [text] if equals else list(after)[: None if several else 1]
+        if not values and not several:
+            raise ValueError(f"`{name}` needs a value.")
+        for value in values:
+            if len(kinds) == 1 and value != "None" and (wanted := _wanted(kinds[0], value)):
+                raise ValueError(f"`{name}` must be {wanted}, got {value!r}.")
 
 
-def named(kind: type[Any]) -> list[str]:
-    """The fields of a dataclass that are options with a name."""
-    return [field.name for field in dataclasses.fields(kind) if field.name not in unnamed(kind)]
-
-
-def unnamed(kind: type[Any]) -> list[str]:
-    """The fields of a dataclass that are arguments without a name."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ())
-    ]
-
-
-def required(kind: type[Any]) -> list[str]:
-    """The fields of a dataclass that must be given; those without a name in capitals."""
-    hints, without = get_type_hints(kind), unnamed(kind)
-    return [
-        field.name.upper() if field.name in without else field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and not _kinds(hints[field.name])[1]
-    ]
-
-
-def _metadata(hint: Any) -> list[Any]:
-    """What `tyro.conf.arg` says of a type."""
-    return [part for part in getattr(hint, "__metadata__", ()) if hasattr(part, "aliases")]
-
-
-def taking(hints: Mapping[str, Any]) -> dict[str, Takes]:
-    """What options take, from their types."""
-    return {name: _takes(*_kinds(hint)) for name, hint in hints.items()}
-
-
-def _takes(kinds: tuple[Any, ...], several: bool) -> Takes:
-    if kinds == (bool,):
-        return Takes("bool")
-    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
-        return Takes("choice", get_args(kinds[0]), several)
-    return Takes(NUMBERS.get(kinds[0], "text") if len(kinds) == 1 else "text", (), several)
+def _wanted(kind: Any, value: str) -> str | None:
+    """What a value must be that is none of this type; None for one that is, or may be."""
+    if get_origin(kind) is Literal:
+        return None if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
+    if kind not in NUMBERS:
+        return None
+    try:
+        kind(value)
+    except ValueError:
+        return NUMBERS[kind]
+    return None
 
 
 def _kinds(hint: Any) -> tuple[tuple[Any, ...], bool]:
@@ -143,6 +152,29 @@ def _kinds(hint: Any) -> tuple[tuple[Any, ...], bool]:
     several = get_origin(bare) is tuple
     parts = get_args(bare) if several or get_origin(bare) in (Union, UnionType) else (bare,)
     return tuple(each for each in parts if each not in (type(None), Ellipsis)), several
+
+
+def _refuse_rest(
+    rest: Sequence[str], names: Sequence[str], program: str, elsewhere: Mapping[str, str]
+) -> None:
+    """Check that the parser has taken all arguments.
+
+    Raises:
+        ValueError: One is left; the message has the option that was meant, or its command.
+    """
+    if not rest:
+        return
+    got = rest[0].partition("=")[0]
+    name = got.lstrip("-").replace("-", "_")
+    if command := elsewhere.get(name):
+        reason = f"`{got}` is an option of `{program.rpartition(' ')[0]} {command}`."
+    elif got.startswith("-"):
+        close = difflib.get_close_matches(name, names, n=1)
+        meant = "".join(f" Did you mean `{flag(each)}`?" for each in close)
+        reason = f"Unknown option `{got}`.{meant}"
+    else:
+        reason = f"Unexpected argument {got!r}."
+    raise ValueError(f"{reason} `{program} --help` lists what there is.")
 
 
 def described(kind: type[Any]) -> str:
@@ -193,7 +225,7 @@ def parse_config(
         chosen = {name: take(arguments, flag(name))[1] for name in CHOICES if name in flat}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         hidden = config.adapted(**chosen).unused()
-    require_values(arguments, taking(config.hints(config.model.name)))
+    _require_values(arguments, config.hints(config.model.name))
     found, rest = tyro.cli(
         _shown(config, hidden, top or {}, models),
         args=arguments,
@@ -202,7 +234,7 @@ def parse_config(
         config=(tyro.conf.OmitArgPrefixes,),
         return_unknown_args=True,
     )
-    refuse_rest(rest, [*flat, *(top or ()), *others], program, {})
+    _refuse_rest(rest, [*flat, *(top or ()), *others], program, {})
     values = {name: v for part in PARTS for name, v in vars(getattr(found, part)).items()}
     config = config.changed(
         **{n: v for n, v in values.items() if n in flat and (n in names or v != flat[n])}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.arguments import unknown
+from solvers.registry import unknown
 from tasks.checkpoints.file import CheckpointError, NewerFormat
 
 SUFFIX = ".safetensors"

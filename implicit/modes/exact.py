@@ -23,11 +23,10 @@ from implicit.modes.adjoint import (
 )
 from implicit.modes.warm_start import WarmStart
 from solvers import FixedPointSolver, SolveError
-from solvers.registry import LINEAR, SOLVERS
+from solvers.registry import LINEAR, SOLVERS, unknown
 from solvers.torch_internals import pytree
 from solvers.trees import as_wide
 from solvers.types import State
-from solvers.unknown import unknown
 
 
 @final

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from tasks.arguments import flag
 from tasks.flags import require_defaults
 from tasks.lm.config import LanguageConfig
 from tasks.lm.generate import Sampling
+from tasks.training.options import flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

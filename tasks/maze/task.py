@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tasks.maze.config import DEFAULT_PRESET, PRESETS, MazeConfig
-from tasks.maze.maze import complete, format_grid, is_shortest
-from tasks.maze.typed import TypedMazes
+from tasks.maze.maze import SYMBOLS, complete, format_grid, is_shortest, parse
 from tasks.puzzles.puzzle import Puzzle, smallest_copy
 from tasks.puzzles.task import Frames, GridTask, Sampler
 
@@ -22,15 +21,17 @@ if TYPE_CHECKING:
     from tasks.puzzles.pictures import GridPicture
 
 
-class MazeTask(TypedMazes, GridTask[MazeConfig]):
+class MazeTask(GridTask[MazeConfig]):
     """Symbols and classes are the codes of `maze.SYMBOLS`."""
 
     name = "maze"
     config_type = MazeConfig
     presets = PRESETS
     default_preset = DEFAULT_PRESET
+    noun = "maze"
     bands = (20, 30, 40, 60, 80, 100, 120, 140)
     verdict = "a shortest path"
+    symbols = SYMBOLS
     published = (
         " The published train.csv and test.csv of Maze-Hard are at "
         "https://huggingface.co/datasets/sapientinc/maze-30x30-hard-1k."
@@ -89,12 +90,22 @@ class MazeTask(TypedMazes, GridTask[MazeConfig]):
         """See `maze.complete`: the goal can be reached."""
         return complete(source, question)
 
+    def question(self, text: str, config: MazeConfig | None = None) -> list[int]:
+        """See `GridTask`: one maze, row after row, whose goal may be out of reach."""
+        return parse(text, config and config.data.side)
+
     def example(self, config: MazeConfig) -> str:
         """See `GridTask`: a maze whose path is at least as long as a side."""
         from tasks.maze.generate import generate
 
         kind, side = config.data.kind, config.data.side
         return generate(1, side, kind=kind, min_path=side, seed=config.train.seed)[0].question
+
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """One maze drawn in as many lines as it has rows, or one maze a line."""
+        lines = text.removesuffix("\n").split("\n")
+        drawn = len(lines) > 1 and all(len(line) == len(lines) for line in lines)
+        return [(1, text)] if drawn else super().split(text)
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """See `GridTask`: here, the maze with the path in it."""

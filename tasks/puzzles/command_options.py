@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from tasks.arguments import flag
 from tasks.flags import require_defaults
 from tasks.puzzles.evaluate import Choice
+from tasks.training.options import flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

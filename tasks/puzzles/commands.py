@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks import shipped
-from tasks.arguments import flag
 from tasks.cli import CommandLine
 from tasks.flags import require_defaults
 from tasks.output import print_result, result_alone, wrapped
@@ -33,6 +32,7 @@ from tasks.puzzles.puzzle import GENERATED
 from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.task import GridTask
 from tasks.runs import choose_checkpoint, last_score, load_model, locate
+from tasks.training.options import flag
 
 if TYPE_CHECKING:
     from tasks.experiments.jobs import SearchOptions
@@ -265,7 +265,9 @@ class Commands(CommandLine):
         puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
         if not puzzles:
             where = f" in {', '.join(map(repr, options.puzzles))}" if options.puzzles else ""
-            raise ValueError(self.task.none_named(where))
+            raise ValueError(
+                f"There is no {self.task.noun}{where}. Name one, or a file with one per line."
+            )
         sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
         if len(sides) > 1:
             sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))

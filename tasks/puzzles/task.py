@@ -6,7 +6,9 @@ A method imports what only training, files or pictures need when it is called.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+import re
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -15,15 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from tasks.arguments import flag
 from tasks.puzzles.config import GridConfig, GridData
-from tasks.puzzles.puzzle import Puzzle
-from tasks.puzzles.typed import TypedPuzzles
+from tasks.puzzles.puzzle import Puzzle, place_in_text
+from tasks.training.options import flag
 
 if TYPE_CHECKING:
     from tasks.puzzles.cache import SetCache
     from tasks.puzzles.pictures import GridPicture
 
+# How the name of a file ends or a path begins, and no puzzle.
+FILE_NAME = re.compile(r"\.[A-Za-z]\w{1,5}$|[/\\]")
 Sampler = Callable[[Tensor, torch.Generator, float], tuple[Tensor, Tensor]]
 """(rows of the training set, generator, share of the budget that is used) -> symbols and classes of
 random symmetric copies."""
@@ -33,7 +36,7 @@ Frames = Sequence[tuple[int, float, Tensor]]
 C = TypeVar("C", bound=GridConfig)
 
 
-class GridTask(TypedPuzzles, Generic[C]):
+class GridTask(ABC, Generic[C]):
     """One kind of grid puzzle: its data, rules and pictures.
 
     The methods that have a body here suit a puzzle whose questions and answers are written with
@@ -44,11 +47,13 @@ class GridTask(TypedPuzzles, Generic[C]):
         config_type: The task's configuration.
         presets: Configurations by name.
         default_preset: The one that a command takes if none is named.
+        noun: What one puzzle is called in messages.
         bands: Upper ends of the bands of rating that accuracy is split by.
         verdict: What an answer that keeps the rules is called.
         published: Where files of such puzzles can be had, as a sentence after a space.
         legend: What `show` has besides the answer, in a sentence.
         all_different: Whether a symbol may stand only once in each unit of the board.
+        symbols: The character of each symbol in order.
         first_symbol: The symbol that class 0 stands for; the others follow. If it is 1, symbol 0
             is a blank that any class may fill.
     """
@@ -57,11 +62,13 @@ class GridTask(TypedPuzzles, Generic[C]):
     config_type: ClassVar[type[GridConfig]]
     presets: ClassVar[dict[str, Any]]
     default_preset: ClassVar[str]
+    noun: ClassVar[str] = "puzzle"
     bands: ClassVar[tuple[int, ...]]
     verdict: ClassVar[str] = "a valid solution"
     published: ClassVar[str] = ""
     legend: ClassVar[str] = ""
     all_different: ClassVar[bool] = False
+    symbols: ClassVar[str]
     first_symbol: ClassVar[int] = 0
 
     @property
@@ -151,13 +158,26 @@ class GridTask(TypedPuzzles, Generic[C]):
         """
         return self.complete("typed", self.question(text))
 
-    def parse_typed(self, text: str) -> list[Puzzle]:
-        """The puzzles that an argument names, with their exact answers; see `typed`.
+    def question(self, text: str, config: C | None = None) -> list[int]:
+        """The symbols of a question of the size that `config` names; by default of any size.
+
+        Unlike `parse` it searches for no answer, so that the cost is small for any text.
 
         Raises:
-            ValueError: One is no question or has no answer; of a file, the message says which line.
+            ValueError: The text is no question of this size.
         """
-        return self.read_typed(text, self.parse)
+        cells = "".join(text.split())
+        for cell, symbol in enumerate(cells):
+            if symbol not in self.symbols:
+                raise ValueError(
+                    f"A {self.noun} may hold the characters {' '.join(self.symbols)}, one a cell: "
+                    f"got {symbol!r} at {place_in_text(cell, len(cells))}."
+                )
+        side = math.isqrt(len(cells)) if config is None else config.spec().side
+        if not cells or len(cells) != side**2:
+            size = "the cells of a square" if config is None else f"{side**2} cells"
+            raise ValueError(f"A {self.noun} must have {size}, got {len(cells)}.")
+        return [self.symbols.index(cell) for cell in cells]
 
     @abstractmethod
     def example(self, config: C) -> str:
@@ -170,6 +190,74 @@ class GridTask(TypedPuzzles, Generic[C]):
     def line(self, symbols: Sequence[int]) -> str:
         """A question or an answer in one line, one character a cell."""
         return "".join(map(self.symbols.__getitem__, symbols))
+
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """The questions in the text of a file, here one a line, with the number of the line."""
+        lines = enumerate(text.split("\n"), 1)
+        return [(number, line) for number, line in lines if line.strip()]
+
+    def typed(self, text: str) -> list[tuple[str, str]]:
+        """The questions that an argument of the command line names.
+
+        Args:
+            text: A question, the name of a file, or "-" for the standard input. A file has one
+                question a line, or is CSV with a column `question`.
+
+        Returns:
+            Each with where it stands, as "puzzles.txt, line 3: "; "" for one that was typed.
+        """
+        path = Path(text)
+        short = "\n" not in text and len(text) < 200
+        # Pipes of a shell are files as well.
+        is_file = short and path.exists() and not path.is_dir()
+        if is_file and path.suffix == ".safetensors":
+            raise ValueError(
+                f"{text} is a model, which `--checkpoint` names: here belongs a {self.noun}, or a "
+                f"file of {self.noun}s."
+            )
+        if text != "-" and not is_file:
+            if FILE_NAME.search(text) and "\n" not in text:
+                what = "a folder" if path.is_dir() else "no such file"
+                raise ValueError(
+                    f"{text!r:.200} is {what}. Name a file with one {self.noun} a line, or "
+                    f"type the {self.noun} itself."
+                )
+            return [("", text)]
+        name = "standard input" if text == "-" else str(path)
+        try:
+            content = sys.stdin.read() if text == "-" else path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name} is not UTF-8 text ({error}). Convert it, or name a file with one "
+                f"{self.noun} a line."
+            ) from error
+        content = content.removeprefix("\ufeff")
+        first = content.split("\n", 1)[0]
+        if ("," in first and not first.startswith("#")) or first.strip(' "\r') == "question":
+            from tasks.puzzles.rows import questions_of_csv
+
+            found = questions_of_csv(content, name)
+        else:
+            found = self.split(content)
+        return [(f"{name}, line {number}: ", question) for number, question in found]
+
+    def parse_typed(self, text: str) -> list[Puzzle]:
+        """The puzzles that an argument names, with their exact answers; see `typed`.
+
+        Raises:
+            ValueError: One is no question or has no answer; of a file, the message says which line.
+        """
+        puzzles = []
+        for where, question in self.typed(text):
+            try:
+                puzzles.append(self.parse(question))
+            except ValueError as error:
+                if where:
+                    raise ValueError(f"{where}{error}") from error
+                if text.isalpha():  # rather a name than a puzzle
+                    raise ValueError(f"{error} There is no file {text!r}, either.") from error
+                raise
+        return puzzles
 
     def show(self, x: Sequence[int], classes: Sequence[int]) -> str:
         """A question and its answer as text for the terminal: here, the answer's rows."""

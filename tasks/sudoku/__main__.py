@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tasks import entry
-from tasks.sudoku.typed import TypedSudokus
 
 if TYPE_CHECKING:
     from tasks.cli import CommandLine
@@ -29,7 +28,7 @@ def _serve(commands: Any, arguments: list[str]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run a command."""
-    return entry.run("sudoku", commands, arguments, TypedSudokus().require_typed)
+    return entry.run("sudoku", commands, arguments)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tasks.puzzles.puzzle import Puzzle
 from tasks.puzzles.task import GridTask, Sampler
-from tasks.sudoku.board import SYMBOLS, Board, format_grid, is_valid_solution
+from tasks.sudoku.board import SYMBOLS, Board, format_grid, is_valid_solution, parse
 from tasks.sudoku.config import DEFAULT_PRESET, PRESETS, SudokuConfig
 from tasks.sudoku.solver import complete
-from tasks.sudoku.typed import TypedSudokus
 
 if TYPE_CHECKING:
     from tasks.puzzles.pictures import GridPicture
@@ -28,7 +27,7 @@ CURRICULUM = 0.5
 MOST_CANDIDATES = 9
 
 
-class SudokuTask(TypedSudokus, GridTask[SudokuConfig]):
+class SudokuTask(GridTask[SudokuConfig]):
     """Symbols are digits, 0 a blank."""
 
     name = "sudoku"
@@ -37,6 +36,7 @@ class SudokuTask(TypedSudokus, GridTask[SudokuConfig]):
     default_preset = DEFAULT_PRESET
     bands = (0, 3, 10, 30, 100)
     all_different = True
+    symbols = SYMBOLS
     legend = "The digits with a * were given; one with a ! took the place of a given one."
     published = (
         " The published train.csv and test.csv of Sudoku-Extreme are at "
@@ -137,6 +137,14 @@ class SudokuTask(TypedSudokus, GridTask[SudokuConfig]):
     def complete(self, source: str, question: Sequence[int]) -> Puzzle:
         """See `solver.complete`: exactly one solution."""
         return complete(source, question, Board.for_length(len(question)))
+
+    def question(self, text: str, config: SudokuConfig | None = None) -> list[int]:
+        """See `board.parse`: clues must not contradict each other."""
+        return parse(text, config and config.data.board)
+
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """See `GridTask`: lines that start with `#` are comments."""
+        return [entry for entry in super().split(text) if not entry[1].startswith("#")]
 
     def example(self, config: SudokuConfig) -> str:
         """See `GridTask`: two fifths of the cells are given, or half on a board beyond 9x9."""

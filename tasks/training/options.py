@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
-from tasks.arguments import RENAMED, flag, refuse_foreign, unknown
+from solvers.registry import unknown
 from tasks.training.values import checked
 
 PARTS = ("model", "solve", "train", "data")
+# Options of earlier versions, and what they are called now. Checkpoints and results keep the old
+# names, and are translated when they are read; the command line answers with the new ones.
+RENAMED = {"free_steps": "train_max_steps", "eval_steps": "eval_max_steps", "depth": "max_steps"}
 # Options that were true or false in earlier versions, and what these are called now.
 TRUTHS = {"halting": {False: "none", True: "right"}}
+
+
+def flag(name: str) -> str:
+    """The flag of an option: "--train-max-steps"."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,15 +238,21 @@ class Config(ABC):
             if name in unused:
                 raise ValueError(f"`{flag(name)}` has an effect only {unused[name]}.")
             if name not in flat:
-                self._refuse_foreign(name)
+                raise ValueError(self._foreign(name))
 
-    def _refuse_foreign(self, name: str) -> None:
-        """Refuse an option that a configuration of this kind does not have."""
+    def _foreign(self, name: str) -> str:
+        """Why a configuration of this kind has no such option."""
         now = RENAMED.get(name)
         if now is not None and any(now in self.hints(kind) for kind in self.kinds):
-            raise ValueError(f"`{flag(name)}` is called `{flag(now)}` now.")
-        refuse_foreign([name], self.model.name, {kind: self.hints(kind) for kind in self.kinds})
-        raise ValueError(unknown("option", name, sorted(self.flat()), "Options"))
+            return f"`{flag(name)}` is called `{flag(now)}` now."
+        kinds = [kind for kind in self.kinds if name in self.hints(kind)]
+        if not kinds:
+            return unknown("option", name, sorted(self.flat()), "Options")
+        article = "an" if self.model.name[0] in "aeu" else "a"
+        return (
+            f"`{flag(name)}` is an option of `--model {'|'.join(kinds)}`; this run trains "
+            f"{article} {self.model.name}."
+        )
 
     @classmethod
     def hints(cls, kind: str) -> dict[str, Any]:
