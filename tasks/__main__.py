@@ -6,6 +6,7 @@ import sys
 from typing import cast
 
 from tasks.entry import version
+from tasks.output import print_error
 
 # Entry points of other packages: functions that take the arguments and return the exit status.
 GROUP = "attractor_models.tasks"
@@ -15,11 +16,13 @@ usage: python -m tasks reproduce --list
        python -m tasks --version
        python -m tasks TASK ...
 
-Print the paper's tables row by row: the command that gives a figure, the preset, its budget, the
-memory and hours that are planned for it, and what differs from the published run.
+Print the paper's tables row by row: the command that gives a figure, the
+preset, its budget, the memory and hours that are planned for it, and what
+differs from the published run.
 
-The tasks have command lines of their own: python -m tasks.sudoku, tasks.maze and tasks.lm. TASK is
-one that another package has installed as an entry point of the group attractor_models.tasks.
+The tasks have command lines of their own: python -m tasks.sudoku, tasks.maze
+and tasks.lm. TASK is one that another package has installed as an entry point
+of the group attractor_models.tasks.
 """
 
 
@@ -43,12 +46,12 @@ def main(arguments: list[str]) -> int:
         return 0
     got = repr(" ".join(arguments))
     if arguments[0] in OWN:
-        print(f"error: write `python -m tasks.{' '.join(arguments)}`, with a dot.", file=sys.stderr)
+        print_error(f"write `python -m tasks.{' '.join(arguments)}`, with a dot.")
         return 2
     takes = "`python -m tasks` takes `reproduce --list` or `--version`"
     if installed:
         takes += f", or an installed task ({', '.join(sorted(installed.names))})"
-    print(f"error: {takes}, got {got}.", file=sys.stderr)
+    print_error(f"{takes}, got {got}.")
     return 2
 
 

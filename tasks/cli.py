@@ -23,7 +23,15 @@ from solvers.registry import unknown
 from tasks import shipped
 from tasks.device import choose_device
 from tasks.flags import parse, parse_config, parse_some, refuse_renamed, take
-from tasks.output import print_result, result_alone, write_nowhere
+from tasks.output import (
+    plain_warnings,
+    print_error,
+    print_result,
+    result_alone,
+    say,
+    wrapped,
+    write_nowhere,
+)
 from tasks.runs import locate, program, read_config
 
 if TYPE_CHECKING:
@@ -148,7 +156,8 @@ class CommandLine(ABC):
             rest = arguments[1:] if named else arguments
             shows_help = not {"-h", "--help"}.isdisjoint(rest)
             with_result = command in WITH_RESULT and not shows_help
-            with _together(), result_alone() if with_result else contextlib.nullcontext():
+            alone = result_alone() if with_result else contextlib.nullcontext()
+            with plain_warnings(), _together(), alone:
                 return commands[command](rest)
         except KeyboardInterrupt:
             print("\nStopped at once. What was saved before is as it was.")
@@ -157,7 +166,7 @@ class CommandLine(ABC):
             write_nowhere(sys.stdout)
             return 128 + signal.SIGPIPE  # as programs end that do not catch it
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
             return 2
 
     def preset(self, name: str) -> Any:
@@ -282,7 +291,8 @@ class CommandLine(ABC):
 
     def _show_end(self, start: Start, result: dict[str, Any]) -> None:
         """Print the result of a run, where it is, and what can be done with it."""
-        print(f"Checkpoint, log and pictures are in {start.folder}. What next:")
+        place = f"Checkpoint, log and pictures are in {start.folder}, on one page in report.html."
+        print(wrapped(f"{place} What next:"))
         for command in self.next_steps(start.config, shlex.quote(str(start.folder))):
             print(f"  {command}")
         print(f"  tensorboard --logdir {shlex.quote(str(start.folder / 'tensorboard'))}")
@@ -325,6 +335,7 @@ class CommandLine(ABC):
         names = [field.name for field in dataclasses.fields(PlanOptions)]
         config = parse_config(default, rest, program, others=names)
         self._require_named(config, default)
+        say(f"Planning {config.model.name}, preset {name}: a training step is traced.")
         found = report(config, options)
         show(f"{config.model.name}, {self.program} --preset {name}", found)
         result = {"task": self.task.name, "preset": name, "plan": found}

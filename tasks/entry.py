@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from tasks import __version__
 from tasks.extras import advice
+from tasks.output import print_error
 
 HELP = ("-h", "--help")
 # The page of `--help` without a command.
@@ -52,7 +52,7 @@ def run(task: str, load: Callable[[], Runnable], arguments: list[str]) -> int:
         message = advice(error, f"`python -m tasks.{task}`")
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print_error(message)
         return 2
 
 

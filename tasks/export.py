@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import FixedPointLayer
+from tasks.output import say
 
 
 class Inference(nn.Module):
@@ -85,6 +86,7 @@ def write_program(
     """
     if path.suffix != ".pt2":
         raise ValueError(f"A program is a file that ends in `.pt2`: got {str(path)!r}.")
+    say(f"Exporting {path}: the model is traced, its solve included.")
     sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if longest is not None:
         sizes[1] = torch.export.Dim("length", min=1, max=longest)

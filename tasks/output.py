@@ -4,18 +4,21 @@ Where the standard output is not a terminal, it receives the result alone, as JS
 command prints goes to the standard error. So `eval | jq` works, and a terminal shows no JSON.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The path that stands for the standard output.
 STDOUT = Path("-")
@@ -90,9 +93,25 @@ def decimal(value: Tensor) -> float:
 
 def decimals(values: Tensor) -> list[float]:
     """As `decimal`, for a tensor of shape (numbers,)."""
+    import torch  # here, since a slip in the arguments is told without it
+
     values = values.detach().cpu()
     array = (values if values.dtype == torch.float64 else values.float()).numpy()
     return [float(str(each)) for each in array]
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings as `warning: ...`, without the line of code that raised them."""
+    before, warnings.formatwarning = warnings.formatwarning, _plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _plain(message: Warning | str, *_: object, **__: object) -> str:
+    return wrapped(f"warning: {message}", sys.stderr) + "\n"
 
 
 def write_nowhere(out: TextIO) -> None:
@@ -122,12 +141,29 @@ def visible(text: str, stream: TextIO | None = None) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def wrapped(text: str) -> str:
-    """Prose in lines of the terminal that shows it, broken between words; elsewhere as it is."""
-    if not is_terminal(sys.stdout):
+def say(text: str) -> None:
+    """Tell a person on a terminal, on the standard error, what a command is doing."""
+    if is_terminal(sys.stderr):
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def print_error(error: object) -> None:
+    """Tell the user what was wrong, on the standard error."""
+    print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
+
+
+def wrapped(text: str, stream: TextIO | None = None) -> str:
+    """Prose in lines of the terminal that shows it, broken between words; elsewhere as it is.
+
+    Args:
+        text: The prose.
+        stream: Where it is written; by default the standard output.
+    """
+    out = sys.stdout if stream is None else stream
+    if not is_terminal(out):
         return text
     try:
-        width = os.get_terminal_size(sys.stdout.fileno()).columns or COLUMNS
+        width = os.get_terminal_size(out.fileno()).columns or COLUMNS
     except (OSError, ValueError):
         width = COLUMNS
     lines = (

@@ -23,6 +23,8 @@ from tasks.distributed import Group
 from tasks.experiments.folder import checkpoint_in, lock_folder
 from tasks.experiments.run import Experiment, train
 from tasks.folders import draft
+from tasks.output import plain_warnings
+from tasks.reports.logger import ProgressBar
 from tasks.training.options import Config
 from tasks.training.stop_signal import Interrupted
 
@@ -56,10 +58,13 @@ class Run:
         """The file that holds the result; it exists once the run is finished."""
         return self.place / "compare.json"
 
-    def finish(self) -> None:
+    def finish(self, quiet: bool = False) -> None:
         """Train, or go on, and evaluate on each half of the held-out data.
 
         All processes of `torchrun` call it, and train one model together.
+
+        Args:
+            quiet: Do not show how far the evaluation is, as others are under way beside it.
         """
         config, group = self.config.changed(out=self.place), Group.current()
         with lock_folder(self.place) if group.first else contextlib.nullcontext():
@@ -69,7 +74,8 @@ class Run:
                 self.experiment, self.preset, config, self.place, checkpoint, validate=False
             )
             model = self.experiment.model(config, trainer.path)
-            result |= self.experiment.halves(model, held_out, config)
+            with ProgressBar(quiet or not group.first) as bar:
+                result |= self.experiment.halves(model, held_out, config, bar)
             result["config"] = config.to_json()
             if not group.first:
                 return
@@ -165,7 +171,8 @@ def _finish_all(jobs: Sequence[Run], options: SearchOptions) -> None:
     done = group.broadcast([job.done.is_file() for job in jobs])
     missing = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
     if options.jobs == 1:
-        for job in missing:
+        for number, job in enumerate(missing, 1):
+            print(f"Run {number} of {len(missing)}: {job.place.name}", flush=True)
             job.finish()
             group.broadcast(None)  # the first process has written its result
         return
@@ -174,12 +181,15 @@ def _finish_all(jobs: Sequence[Run], options: SearchOptions) -> None:
             f"`torchrun` trains each run on all its {group.size} processes: drop `--jobs`, got "
             f"{options.jobs}."
         )
-    with _pool(options.jobs, options.modules) as pool:
+    bar = ProgressBar(quiet=not missing, verb="Training")
+    with bar, _pool(options.jobs, options.modules) as pool:
         futures = {pool.submit(_finish_quietly, job): job for job in missing}
+        bar.begin(f"{len(missing)} runs, {options.jobs} at a time", len(missing))
         for number, future in enumerate(as_completed(futures), 1):
             future.result()
             job = futures[future]
             print(f"{number} of {len(missing)}: {job.place.name} {job.summary()}", flush=True)
+            bar.advance()
 
 
 @contextlib.contextmanager
@@ -217,9 +227,10 @@ def _begin(modules: Sequence[str]) -> None:
 def _finish_quietly(job: Run) -> None:
     """Finish a job, and write what it prints to a file in its folder."""
     job.place.mkdir(parents=True, exist_ok=True)
-    with (job.place / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+    output = (job.place / "output.txt").open("a")
+    with output as file, contextlib.redirect_stdout(file), plain_warnings():
         try:
-            job.finish()
+            job.finish(quiet=True)
         except Interrupted:
             parent = multiprocessing.parent_process()
             if parent is not None and not parent.is_alive():

@@ -16,7 +16,7 @@ from torch import nn
 from models.widen import widened
 from tasks.checkpoints.checkpoint import Checkpoint, bounded_by, load_weights
 from tasks.device import choose_device, compile_blocks
-from tasks.output import Progress, wrapped
+from tasks.output import SILENT, Progress, wrapped
 from tasks.reports.logger import ProgressBar
 from tasks.reports.page import write_page
 from tasks.reports.plots import Subplot, plot_learning, title_of_run
@@ -98,7 +98,9 @@ class Experiment(ABC):
         """Print the figures of an evaluation."""
 
     @abstractmethod
-    def halves(self, model: nn.Module, held_out: Any, config: Any) -> dict[str, Any]:
+    def halves(
+        self, model: nn.Module, held_out: Any, config: Any, progress: Progress = SILENT
+    ) -> dict[str, Any]:
         """Evaluate for a comparison: figures "choosing" and "reported", of a half each.
 
         All processes of `torchrun` call it.

@@ -28,7 +28,7 @@ from tasks.lm.command_options import (
 )
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
-from tasks.output import print_result, visible
+from tasks.output import print_result, say, visible, wrapped
 from tasks.runs import choose_checkpoint, load_model, locate, read_checkpoint
 from tasks.shipped import called
 
@@ -163,8 +163,9 @@ class LanguageCommands(CommandLine):
         if not group.first:
             return 0
         rows = {
-            f"loss after {row['max_steps']} steps": f"{row['loss']:.4f}"
+            f"loss after {steps} step{'s' * (steps != 1)}": f"{row['loss']:.4f}"
             for row in found["by_budget"]
+            for steps in [row["max_steps"]]
         }
         converged, advice = found["converged"], found["advice"]
         rows |= {
@@ -173,10 +174,11 @@ class LanguageCommands(CommandLine):
             "spectral radius at y*": f"{found['spectral_radius']:.2f}",
         }
         print_table(str(path), rows)
-        print(
+        text = (
             f"--max-steps {advice['max_steps']} costs {max(advice['extra_loss'], 0):.2%} loss and "
             f"saves {advice['saved']:.0%} of the refiner's work."
         )
+        print(wrapped(text))
         if options.export is not None:
             export_with_budget(path, advice["max_steps"], options.export)
             print(f"Written with that budget: {options.export}")
@@ -192,7 +194,7 @@ class LanguageCommands(CommandLine):
         """Print the loss of models by the number of loops or solver updates."""
         from tasks.distributed import Group
         from tasks.lm.loops import by_loops
-        from tasks.reports.logger import print_table
+        from tasks.reports.logger import ProgressBar, print_table
         from tasks.reports.page import write_page_beside
 
         options = self.options(LoopsOptions, arguments, "loops")
@@ -201,7 +203,10 @@ class LanguageCommands(CommandLine):
             one = HeldOutOptions(checkpoint=named, text=options.text, device=options.device)
             path, model, config, corpus = self._load_all(one)
             try:
-                figures = by_loops(model, corpus, config, limit=options.limit, group=group)
+                with ProgressBar(not group.first) as bar:
+                    figures = by_loops(
+                        model, corpus, config, limit=options.limit, group=group, progress=bar
+                    )
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             found[str(path)] = {"model": config.model.name, **figures}
@@ -228,6 +233,7 @@ class LanguageCommands(CommandLine):
         try:
             from tasks.lm.core import run_core
             from tasks.lm.harness import HarnessLM, run_tasks
+            from tasks.reports.logger import ProgressBar
         except ImportError as error:
             raise ValueError(
                 "`harness` needs the package `lm-eval`: install the extra with `pip install "
@@ -235,10 +241,11 @@ class LanguageCommands(CommandLine):
             ) from error
         path = self._path(options.checkpoint)
         model = HarnessLM(path, options.device, options.batch_size, options.max_steps)
-        if (folder := Path(options.tasks)).is_dir():
-            found, table = run_core(model, folder, options.limit)
-        else:
-            found, table = run_tasks(model, options.tasks.split(","), options.limit)
+        with ProgressBar() as model.progress:
+            if (folder := Path(options.tasks)).is_dir():
+                found, table = run_core(model, folder, options.limit)
+            else:
+                found, table = run_tasks(model, options.tasks.split(","), options.limit)
         print(table)
         result = {"task": "lm", "checkpoint": str(path), "limit": options.limit, "harness": found}
         print_result(result, options.json)
@@ -276,11 +283,13 @@ class LanguageCommands(CommandLine):
             )
         from tasks.lm.hub import PretrainedLM
 
+        say(f"Exporting {path} as a folder for the Hugging Face Hub.")
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
-        print(
+        text = (
             f"Written: {options.target}; tasks.lm.hub.PretrainedLM.from_pretrained reads it, and "
             "`transformers` does after `import tasks.lm.auto`."
         )
+        print(wrapped(text))
         return 0
 
     def convert(self, arguments: list[str]) -> int:
@@ -329,7 +338,7 @@ class LanguageCommands(CommandLine):
 
     def generate(self, arguments: list[str]) -> int:
         """Print each prompt and what follows it."""
-        from tasks.lm.generate import generate
+        from tasks.lm.generate import generate, print_drawn
 
         options = self.options(GenerateOptions, arguments, "generate")
         path, model, config, tokenizer = self._load(options.checkpoint, options.device)
@@ -344,7 +353,7 @@ class LanguageCommands(CommandLine):
             max_steps=options.max_steps,
         )  # fmt: skip
         if len(prompts) == 1:
-            _stream(tokenizer, options.prompt[0], drawn)
+            print_drawn(tokenizer, options.prompt[0], drawn)
             return 0
         rows = torch.stack(list(drawn), 1).tolist()
         for text, row in zip(options.prompt, rows, strict=True):
@@ -382,17 +391,3 @@ def _refuse_unused(options: Any, config: LanguageConfig) -> None:
         require_defaults(options, ("solver",), UNSOLVED)
     if config.model.name == "transformer":
         require_defaults(options, ("max_steps",), "on a model that is solved or looped")
-
-
-def _stream(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
-    """Print tokens as they are drawn; one character may consist of several tokens."""
-    print(prompt, end="", flush=True)
-    tokens: list[int] = []
-    shown = ""
-    for token in drawn:
-        tokens.append(int(token))
-        text = tokenizer.decode(tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(visible(text[len(shown) :]), end="", flush=True)
-            shown = text
-    print()

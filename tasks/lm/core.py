@@ -142,7 +142,8 @@ def run_core(
 def accuracy(model: HarnessLM, task: CoreTask, seed: int) -> float:
     """The share of the examples that a model gets right."""
     asked = [list(pairs(model.tok_encode, task, at, seed)) for at in range(len(task.examples))]
-    scores = iter(model.scores([pair for each in asked for pair in each]))
+    what = f"answers of {task.label}, seed {seed}"
+    scores = iter(model.scores([pair for each in asked for pair in each], what))
     right = 0
     for example, each in zip(task.examples, asked, strict=True):
         found = [next(scores) for _ in each]

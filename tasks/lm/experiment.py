@@ -25,7 +25,7 @@ from tasks.lm.networks import ModelName
 from tasks.lm.pictures import SUBPLOTS, plot_budgets
 from tasks.lm.stream import load_batches
 from tasks.lm.tokenizer import END, read_tokenizer
-from tasks.output import Progress, visible
+from tasks.output import SILENT, Progress, visible
 from tasks.reports.logger import print_table
 from tasks.runs import RUNS, load_model
 from tasks.training.values import literal
@@ -103,20 +103,22 @@ class TextExperiment(Experiment):
         """See `Experiment`."""
         print_figures(f"{config.model.name} on held-out text ({preset})", figures)
 
-    def halves(self, model: Any, held_out: Corpus, config: Any) -> dict[str, Any]:
+    def halves(
+        self, model: Any, held_out: Corpus, config: Any, progress: Progress = SILENT
+    ) -> dict[str, Any]:
         """See `Experiment`."""
         middle = len(held_out.held_out) // 2
         first, second = (
             dataclasses.replace(held_out, held_out=held_out.held_out[part])
             for part in (slice(0, middle), slice(middle, None))
         )
-        group = Group.current()
+        shared: dict[str, Any] = {"group": Group.current(), "progress": progress}
         found = {
-            name: measure(model, half, config, group=group)
+            name: measure(model, half, config, **shared)
             for name, half in (("choosing", first), ("reported", second))
         }
         if model.solving is not None:
-            found["proposal"] = measure(model, second, config, max_steps=0, group=group)
+            found["proposal"] = measure(model, second, config, max_steps=0, **shared)
         return found
 
     def row(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.lm.tokenizer import END
+from tasks.lm.tokenizer import END, Tokenizer
+from tasks.output import visible
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,3 +123,17 @@ def _read(
     valid = torch.arange(longest, device=device) >= longest - lengths
     out, cache = model.extend(ids, model.empty_cache(valid), max_steps=max_steps)
     return cache, out.logits[:, -1]
+
+
+def print_drawn(tokenizer: Tokenizer, prompt: str, drawn: Any) -> None:
+    """Print tokens as they are drawn; one character may consist of several tokens."""
+    print(prompt, end="", flush=True)
+    tokens: list[int] = []
+    shown = ""
+    for token in drawn:
+        tokens.append(int(token))
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            print(visible(text[len(shown) :]), end="", flush=True)
+            shown = text
+    print()

@@ -9,6 +9,7 @@ References:
 
 import difflib
 import json
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from tasks.device import choose_device
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.hub import PretrainedLM
 from tasks.lm.tokenizer import END
+from tasks.output import SILENT, Progress
 
 # The files of CORE, see `tasks.lm.core`: a folder `eval_bundle`.
 BUNDLE = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
@@ -80,6 +82,8 @@ class HarnessLM(TemplateLM):
         self.net = found.model.to(self._device).eval()
         self.words, self.context = found.tokenizer, found.settings.data.context
         self.batch_size, self.max_steps = int(batch_size), max_steps
+        # Told of each batch.
+        self.progress: Progress = SILENT
 
     @property
     def eot_token_id(self) -> int:
@@ -117,7 +121,7 @@ class HarnessLM(TemplateLM):
     ) -> list[float]:
         """Log-probability (nats) of each text, in windows of `context` tokens."""
         windows = [list(self._windows(request.args[0])) for request in requests]
-        scores = iter(self.scores([pair for pairs in windows for pair in pairs]))
+        scores = iter(self.scores([pair for pairs in windows for pair in pairs], "windows of text"))
         return [sum(next(scores)[0] for _ in pairs) for pairs in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -130,8 +134,11 @@ class HarnessLM(TemplateLM):
         for members in alike.values():
             options: Any = normalize_gen_kwargs(asked[members[0]][1], MAX_TOKENS)
             prompts = {i: self.tok_encode(asked[i][0]) for i in members}
+            batches = math.ceil(len(members) / self.batch_size)
+            self.progress.begin(f"{len(members):,} texts that are written", batches)
             for batch in self._batches(members, [len(prompts[i]) for i in members]):
                 written = self._write([prompts[i] for i in batch], options, seed=batch[0])
+                self.progress.advance()
                 for i, text in zip(batch, written, strict=True):
                     texts[i] = text
         return texts
@@ -148,15 +155,24 @@ class HarnessLM(TemplateLM):
         for at in range(0, len(order), self.batch_size):
             yield order[at : at + self.batch_size]
 
-    def scores(self, pairs: Sequence[Scored]) -> list[tuple[float, bool]]:
-        """Log-probability (nats) of the second tokens of each, and whether greedy text has them."""
+    def scores(
+        self, pairs: Sequence[Scored], what: str = "continuations"
+    ) -> list[tuple[float, bool]]:
+        """Log-probability (nats) of the second tokens of each, and whether greedy text has them.
+
+        Args:
+            pairs: The tokens.
+            what: They are, for the progress.
+        """
         found = [(0.0, True)] * len(pairs)
         rows = {i: self._row(*pair) for i, pair in enumerate(pairs) if pair[1]}
+        self.progress.begin(f"{len(rows):,} {what}", math.ceil(len(rows) / self.batch_size))
         for batch in self._batches(list(rows), [len(row) for row in rows.values()]):
             counts = [len(pairs[i][1]) for i in batch]
             scores = self._score_batch([rows[i] for i in batch], counts)
             for i, score in zip(batch, scores, strict=True):
                 found[i] = score
+            self.progress.advance()
         return found
 
     def _row(self, before: list[int], after: list[int]) -> list[int]:

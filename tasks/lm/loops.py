@@ -16,13 +16,14 @@ from implicit import FixedPointLayer
 from tasks.distributed import ALONE, Group
 from tasks.lm.config import LanguageConfig
 from tasks.lm.data import Corpus, measure
+from tasks.output import SILENT, Progress
 
 LOOPS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
 def by_loops(
     model: Any, corpus: Corpus, config: LanguageConfig, loops: Sequence[int] = LOOPS,
-    limit: int | None = None, group: Group = ALONE,
+    limit: int | None = None, group: Group = ALONE, progress: Progress = SILENT,
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out loss after each number of loops, or of solver updates.
 
@@ -33,6 +34,7 @@ def by_loops(
         loops: How many.
         limit: Only so many held-out tokens.
         group: Processes that share them.
+        progress: Told of each batch.
 
     Returns:
         `rows` of `max_steps` and the figures of `data.measure`; `own`, the number of loops of
@@ -45,9 +47,9 @@ def by_loops(
     """
     if config.model.name == "transformer":
         raise ValueError("A transformer has no loops to vary: name models that loop or are solved.")
-    converged = measure(model, corpus, config, limit=limit, group=group)
+    shared: dict[str, Any] = {"limit": limit, "group": group, "progress": progress}
+    converged = measure(model, corpus, config, **shared)
     own = converged.get("mean_steps", getattr(model, "loops", None))
-    shared: dict[str, Any] = {"limit": limit, "group": group}
     with _solving_on(model.solving):
         rows = [
             {"max_steps": count, **measure(model, corpus, config, max_steps=count, **shared)}

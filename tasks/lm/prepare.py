@@ -28,6 +28,7 @@ from tasks.lm.shards import (
 )
 from tasks.lm.stream import Documents, learn_tokenizer
 from tasks.lm.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tasks.output import wrapped
 
 # A document of more tokens is stored as several, so that little is read beyond what is needed.
 LONGEST = 2**16
@@ -190,9 +191,12 @@ def summary(folder: Path, made: Manifest, train: str) -> str:
         f" The tokenizer has {known:,} tokens: the other {made.vocabulary - known:,} of the "
         f"vocabulary of {made.vocabulary:,} never occur, and only pad the model's embedding."
     )
-    return (
+    written = (
         f"Written: {folder}, {counts[0]:,} tokens to train on and {counts[1]:,} held out."
-        f"{padding if known < made.vocabulary else ''} What next:\n"
+        f"{padding if known < made.vocabulary else ''} What next:"
+    )
+    return (
+        f"{wrapped(written)}\n"
         f"  {train} --shards {shlex.quote(str(folder))} --vocabulary {made.vocabulary}"
     )
 

@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from tasks.output import wrapped
 from tasks.planning.cluster import (
     NODE,
     Cluster,
@@ -107,7 +108,7 @@ def report(config: Any, options: PlanOptions) -> dict[str, Any]:
 
 def show(title: str, found: Mapping[str, Any]) -> None:
     """Print the recommendation, and three tables."""
-    print(f"{title}: {found['recommendation']}\n")
+    print(wrapped(f"{title}: {found['recommendation']}\n"))
     parts = [[name, f"{count:,}"] for name, count in found["parameters"].items()]
     _print("Parameters", ["part", "parameters"], parts)
     cluster, unit, budget = found["cluster"], found["unit"], found["budget"]
@@ -116,8 +117,10 @@ def show(title: str, found: Mapping[str, Any]) -> None:
     rows.append([f"{sample_name(unit)} that fit", *(str(row["largest"]) for row in ways)])
     _print(f"{cluster['gpus']} x {cluster['gpu_memory']:g} GB", ["memory", *map(_way, ways)], rows)
     print(
-        "The solver's history is free again when the loss is taken: the total is that of the "
-        "worst moment.\n"
+        wrapped(
+            "The solver's history is free again when the loss is taken: the total is that of the "
+            "worst moment.\n"
+        )
     )
     of = f"{budget:.3g} {unit}s" if budget else f"no budget: give `--{unit}s`"
     rows = [
@@ -133,7 +136,7 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         rows,
     )
     if found["reading"] is not None:
-        print(found["reading"]["advice"])
+        print(wrapped(found["reading"]["advice"]))
 
 
 def _way(row: Mapping[str, Any]) -> str:

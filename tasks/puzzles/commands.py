@@ -27,7 +27,7 @@ from tasks.puzzles.command_options import (
     SolveOptions,
 )
 from tasks.puzzles.config import GridConfig
-from tasks.puzzles.evaluate import solve_batch, trajectory
+from tasks.puzzles.evaluate import BATCH, Predictions, solve_batch, trajectory
 from tasks.puzzles.puzzle import GENERATED
 from tasks.puzzles.reliability import band_of, bands
 from tasks.puzzles.task import GridTask
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 # What a model that is not solved has no use for, and why.
 SOLVING = ("max_steps", "solver", "draw")
+# Puzzles that `solve` solves at a time on a CPU: a bar moves that often, and more are no faster.
+TOGETHER = 16
 # Characters that fit in a line of a terminal.
 LINE = 100
 UNSOLVED = "on a model that is solved; this one is not"
@@ -219,6 +221,8 @@ class Commands(CommandLine):
             "config": config.to_json(),
         }
         print_result(result, options.json)
+        if options.draw is not None:
+            print(wrapped(f"Drawn: the plots in {options.draw}"))
         write_page_beside(options.json, f"{path} on {source}", result, options.draw)
         return 0
 
@@ -281,7 +285,7 @@ class Commands(CommandLine):
         if caution is not None:  # before what may take long
             print(wrapped(caution), flush=True)
         x, _ = self.task.encode(puzzles, config)
-        found, _ = solve_batch(model, x, max_steps=steps)
+        found = self._answers(model, x, steps)
         valid = self.task.is_valid(x, found.classes, config).tolist()
         for row, ok in enumerate(valid):
             classes = found.classes[row].tolist()
@@ -313,6 +317,22 @@ class Commands(CommandLine):
             result = {"task": self.task.name, "model": str(path), "answers": records}
             print_result(result, options.json)
         return 0 if all(valid) else 1
+
+    def _answers(self, model: Any, x: torch.Tensor, steps: int | None) -> Predictions:
+        """What a model answers; of many puzzles, with a bar."""
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        parts = x.split(TOGETHER if on_cpu else BATCH)
+        if len(parts) == 1:
+            return solve_batch(model, x, max_steps=steps)[0]
+        from tasks.reports.logger import ProgressBar
+
+        found = []
+        with ProgressBar(verb="Solving") as bar:
+            bar.begin(f"{len(x)} {self.task.noun}s", len(x))
+            for rows in parts:
+                found.append(solve_batch(model, rows, max_steps=steps)[0])
+                bar.advance(len(rows))
+        return Predictions.join(found)
 
     def _called(self, path: Path) -> str:
         """How `solve` names its model: with its last score in training, if that is known."""

@@ -15,7 +15,7 @@ from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.experiments.compare import COLUMNS, compare, matched
 from tasks.experiments.jobs import Run, SearchOptions
 from tasks.experiments.run import Data, Experiment
-from tasks.output import Progress
+from tasks.output import SILENT, Progress
 from tasks.puzzles.config import GridConfig, ModelName, TwoLatents
 from tasks.puzzles.evaluate import predict, scores
 from tasks.puzzles.report import SUBPLOTS, draw_run, measure, print_figures
@@ -133,17 +133,19 @@ class GridExperiment(Experiment):
         what = f"{len(held_out)} held-out {self.puzzles.noun}s"
         print_figures(f"{config.model.name} on {what} ({preset})", figures, self.puzzles)
 
-    def halves(self, model: Any, held_out: Any, config: Any) -> dict[str, Any]:
+    def halves(
+        self, model: Any, held_out: Any, config: Any, progress: Progress = SILENT
+    ) -> dict[str, Any]:
         """See `Experiment`."""
         middle = len(held_out) // 2
         first, second = held_out[:middle], held_out[middle:]
         found = {
-            "choosing": measure(self.puzzles, model, first, config, quick=True),
-            "reported": measure(self.puzzles, model, second, config, quick=True),
+            "choosing": measure(self.puzzles, model, first, config, True, progress),
+            "reported": measure(self.puzzles, model, second, config, True, progress),
         }
         if "converged" in found["reported"]:
             longer = config.changed(eval_max_steps=4 * config.solve.eval_max_steps)
-            again = measure(self.puzzles, model, second, longer, quick=True)
+            again = measure(self.puzzles, model, second, longer, True, progress)
             found["reported"]["exact_accuracy_4x"] = again["exact_accuracy"]
         return found
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.table import Column, Table
 
-from tasks.output import Progress, wrapped
+from tasks.output import Progress, is_terminal, wrapped
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -50,7 +50,7 @@ class Reporter:
         )
         self.failed = False
         self.bar = _bar(self.console)
-        self.row = self.bar.add_task("train", total=1.0, figures="", left="-:--")
+        self.row = self.bar.add_task("train", total=1.0, figures="", left="")
         self.next_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
@@ -71,11 +71,11 @@ class Reporter:
 
     def show(self, figures: Mapping[str, float], progress: float, seconds_left: float) -> None:
         """Move the bar; without a terminal, print a line now and then."""
-        text, left = describe(figures), clock(seconds_left)
+        text, left = describe(figures), f"{clock(seconds_left)} left"
         self.bar.update(self.row, completed=progress, figures=text, left=left)
         if not self.console.is_terminal and time.monotonic() >= self.next_line:
             self.next_line = time.monotonic() + LINE_EVERY
-            self._print(f"{progress:4.0%} {text} | {left} left")
+            self._print(f"{progress:4.0%} {text} | {left}")
 
     def look(self, validation: Mapping[str, float], figures: Mapping[str, float]) -> None:
         """Print a line that stays about held-out samples.
@@ -156,12 +156,13 @@ class ProgressBar(Progress):
 
     Args:
         quiet: Show nothing, as all processes of `torchrun` but the first.
+        verb: What is done, for the lines.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console, self.quiet = Console(quiet=quiet), quiet
+    def __init__(self, quiet: bool = False, verb: str = "Evaluating") -> None:
+        self.console, self.quiet, self.verb = Console(quiet=quiet), quiet, verb
         self.bar = _bar(self.console, transient=True)
-        self.row = self.bar.add_task("evaluate", total=None, figures="", left="-:--", visible=False)
+        self.row = self.bar.add_task("evaluate", total=None, figures="", left="", visible=False)
         self.began, self.done, self.total = 0.0, 0, 0
 
     def __enter__(self) -> "ProgressBar":
@@ -174,26 +175,26 @@ class ProgressBar(Progress):
     def begin(self, name: str, total: int) -> None:
         """See `Progress`."""
         self.began, self.done, self.total = time.monotonic(), 0, total
-        self.bar.reset(self.row, total=total, visible=True, figures=name, left="-:--")
+        self.bar.reset(self.row, total=total, visible=True, figures=name, left="")
         if not self.console.is_terminal and not self.quiet:
             with contextlib.suppress(OSError):  # nobody may read it any more
-                print(f"Evaluating: {name} ...", file=sys.stderr, flush=True)
+                print(f"{self.verb}: {name} ...", file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1) -> None:
         """See `Progress`."""
         self.done += count
         a_step = (time.monotonic() - self.began) / self.done
-        left = clock(a_step * max(0, self.total - self.done))
+        left = f"{clock(a_step * max(0, self.total - self.done))} left"
         self.bar.update(self.row, completed=self.done, left=left)
 
 
 def _bar(console: Console, transient: bool = False) -> rich.progress.Progress:
-    """A bar, the share that is done, the time that is left, and figures."""
+    """A bar, the share that is done, the time that is left once it is known, and figures."""
     return rich.progress.Progress(
         # Only the figures give way on a narrow terminal.
         BarColumn(bar_width=16, table_column=Column(min_width=8)),
         TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[left]} left", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
         TextColumn(
             "{task.fields[figures]}",
             table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
@@ -201,6 +202,8 @@ def _bar(console: Console, transient: bool = False) -> rich.progress.Progress:
         expand=True,
         console=console,
         disable=not console.is_terminal,
+        # Above the bar, but where the standard error goes to a file.
+        redirect_stderr=is_terminal(sys.stderr),
         transient=transient,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.output import STDOUT
+from tasks.output import STDOUT, wrapped
 
 KINDS = {".png": "image/png", ".gif": "image/gif"}
 PAGE = """<!doctype html>
@@ -64,9 +64,14 @@ def write_page(
 def write_page_beside(
     file: Path | None, title: str, result: dict[str, Any], pictures: Path | None = None
 ) -> None:
-    """Write the page beside the file of a result, with the same name; without a file, nothing."""
+    """Write the page beside the file of a result, with the same name, and say so.
+
+    Without a file it does nothing.
+    """
     if file is not None and file != STDOUT:
-        write_page(file.with_suffix(".html"), title, result, pictures)
+        page = file.with_suffix(".html")
+        write_page(page, title, result, pictures)
+        print(wrapped(f"Written: {file}, and as a page {page}"))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,8 +84,18 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _row(name: str, value: Any) -> str:
+    return f"<tr><th>{html.escape(name)}</th><td>{_cell(value)}</td></tr>"
+
+
+def _cell(value: Any) -> str:
+    """A value; a list of records as a table in it."""
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        names = list(dict.fromkeys(name for each in value for name in each))
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        rows = ["".join(f"<td>{_cell(each.get(name))}</td>" for name in names) for each in value]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in (head, *rows))}</table>"
     shown = f"{value:.6g}" if isinstance(value, float) else json.dumps(value).strip('"')
-    return f"<tr><th>{html.escape(name)}</th><td>{html.escape(shown)}</td></tr>"
+    return html.escape(shown)
 
 
 def _picture(file: Path) -> str:

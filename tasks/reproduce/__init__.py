@@ -18,7 +18,7 @@ PLANS = Path(__file__).parent / "plans.json"
 GPUS = 8
 # Of a GPU for an hour, in dollars: an example, as in docs/scaling.md.
 PRICE = 2.5
-WIDTH = 88
+WIDTH = 79
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,11 @@ import pytest
 from forks import Run
 from help_pages import TASKS, rendered
 
+from examples.queens.task import QueensTask
 from tasks import __version__, entry, shipped
 from tasks.extras import advice
+from tasks.puzzles.commands import Commands
+from tasks.serving import serve
 
 
 def failing(error: Exception) -> Callable[[], entry.Runnable]:
@@ -99,6 +102,13 @@ def test_help_lists_presets_and_models_in_lines_of_a_terminal(task: str) -> None
         assert f"Those of the package: {names}" in " ".join(text.split()), command
         assert "\n  --import MODULE" in text[text.index("options\n") :]
         assert "--import MODULE:" not in text
+
+
+def test_help_of_a_task_of_ones_own_promises_no_models_and_presets_of_the_paper() -> None:
+    usage = Commands(QueensTask(), serve).usage
+    assert "standard" in usage
+    assert "paper" not in usage
+    assert "Models that come with the package" not in usage
 
 
 def test_help_calls_values_by_what_they_are() -> None:

@@ -1,6 +1,7 @@
 """What a command prints on a terminal, and what in a pipe."""
 
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -9,12 +10,23 @@ import signal
 import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from tasks.output import decimal, decimals, print_result, result_alone, visible, wrapped
+from tasks.output import (
+    COLUMNS,
+    decimal,
+    decimals,
+    plain_warnings,
+    print_result,
+    result_alone,
+    say,
+    visible,
+    wrapped,
+)
 from tasks.puzzles.evaluate import Predictions, evidence, scores
 from tasks.sudoku.__main__ import main
 from tasks.training.metrics import Evidence, step_metrics
@@ -55,6 +67,42 @@ def test_a_terminal_shows_no_json_unless_it_is_asked_to(
     assert not Path("-").exists()
 
 
+def test_what_a_command_is_doing_is_told_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("Planning.")
+    assert capsys.readouterr() == ("", "")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    say("Planning.")
+    assert screen.getvalue() == "Planning.\n"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("task", ["sudoku", "lm"])
+def test_a_plan_says_that_it_computes(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, tables = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", tables)
+    main = importlib.import_module(f"tasks.{task}.__main__").main
+    assert main(["plan", "--preset", "tiny"]) == 0
+    (line,) = screen.getvalue().splitlines()
+    assert line.startswith("Planning attractor, preset tiny:")
+    assert len(line) < COLUMNS
+    assert "Planning" not in tables.getvalue()
+
+
+def test_a_command_formats_a_warning_without_our_code() -> None:
+    """Real ones are in `test_logger`, in a process of their own: pytest records those of ours."""
+
+    def formatted() -> str:
+        return warnings.formatwarning(UserWarning("Step 3 is skipped."), UserWarning, "loop.py", 9)
+
+    with plain_warnings():
+        assert formatted() == "warning: Step 3 is skipped.\n"
+    assert "loop.py:9: UserWarning" in formatted()
+
+
 def test_the_folder_of_a_result_is_made_and_an_error_loses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +119,24 @@ def test_eval_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert json.loads(out)["eval"]["puzzles"] == 2
     assert "exact accuracy" in err
+
+
+def test_many_puzzles_are_solved_with_a_bar_and_as_one_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["solve", *[PUZZLE] * 3, "--checkpoint", "extreme", "--max-steps", "2", "--json=-"]
+
+    def answers() -> list[str]:
+        assert main(arguments) == 1
+        out, err = capsys.readouterr()
+        said.append("Solving: 3 puzzles ...\n" in err)
+        return [each["answer"] for each in json.loads(out)["answers"]]
+
+    said: list[bool] = []
+    together = answers()
+    monkeypatch.setattr("tasks.puzzles.commands.TOGETHER", 2)
+    assert answers() == together
+    assert said == [False, True]
 
 
 def test_help_stays_on_the_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

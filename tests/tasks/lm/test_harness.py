@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from counting import Counting
 
 from tasks.checkpoints.checkpoint import Checkpoint
 from tasks.lm.__main__ import main
@@ -59,7 +60,10 @@ def score(net: PretrainedLM, tokens: list[int], count: int) -> tuple[float, bool
 
 
 def test_scores_are_those_of_each_text_alone(model: HarnessLM, pretrained: PretrainedLM) -> None:
+    model.progress = progress = Counting()
     found = model.loglikelihood(ask("loglikelihood", *PAIRS), disable_tqdm=True)
+    progress.require_whole()
+    assert progress.parts[0][:2] == ("5 continuations", 3)  # one is empty
     for (context, continuation), (total, greedy) in zip(PAIRS, found, strict=True):
         tokens = [END, *context.encode(), *continuation.encode()][-25:]
         # Blanks at a context's end belong to what follows it: so the harness has it.
@@ -107,7 +111,9 @@ def test_text_stops_where_the_task_says(model: HarnessLM, pretrained: Pretrained
         row = [int(token) for token in tokens]
         for_each[prompt] = pretrained.tokenizer.decode(row[: [*row, END].index(END)])
     options = {"until": [], "max_gen_toks": 8}
+    model.progress = progress = Counting()
     found = model.generate_until(ask("generate_until", *[(p, options) for p in prompts]))
+    progress.require_whole()
     assert found == list(for_each.values())
     assert any(found)
     text = max(found, key=len)

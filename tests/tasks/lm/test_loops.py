@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from counting import Counting
 
 from tasks.lm.__main__ import main
 from tasks.lm.config import PRESETS, LanguageConfig
@@ -24,7 +25,10 @@ def made(name: str) -> tuple[torch.nn.Module, Corpus, LanguageConfig]:
 
 def test_a_solve_goes_on_beyond_its_tolerance_and_its_loss_stays() -> None:
     model, corpus, config = made("attractor")
-    found = by_loops(model, corpus, config, loops=(0, 8, 32))
+    progress = Counting()
+    found = by_loops(model, corpus, config, loops=(0, 8, 32), progress=progress)
+    progress.require_whole()
+    assert len(progress.parts) == 4  # its own, and those
     assert [row["max_steps"] for row in found["rows"]] == [0, 8, 32]
     assert "mean_steps" not in found["rows"][0]
     assert found["rows"][2]["mean_steps"] > 2 * found["own"]

@@ -44,6 +44,10 @@ def test_compare_finishes_what_is_missing_and_repeats_nothing(
     arguments += ["--rates", "1e-3", "3e-3", "--minutes", "0.01", "--width", "8"]
     arguments += ["--seeds", "2", "--out", str(out)]
     assert main(arguments) == 0
+    printed, said = capsys.readouterr()
+    assert "Run 2 of 4: attractor-0.003-seed0\n" in printed
+    assert "Run 2 of 2: transformer-" in printed
+    assert said.count("Evaluating: answers ...\n") >= 6
     table = json.loads((out / "table.json").read_text())
     assert {row["model"] for row in table["rows"]} == {"attractor", "transformer"}
     for row in table["rows"]:
@@ -73,7 +77,9 @@ def test_several_jobs_give_every_run_a_process(
     table = compare_puzzles(SudokuTask(), "tiny", base, options)
     assert {row["model"] for row in table["rows"]} == {"attractor", "transformer"}
     assert len(list(out.glob("*/output.txt"))) == 2
-    assert "2 of 2: " in capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "2 of 2: " in printed
+    assert said == "Training: 2 runs, 2 at a time ...\n"
 
 
 @pytest.mark.parametrize("jobs", [0, 10_000])

@@ -3,6 +3,9 @@
 import errno
 import io
 import os
+import pty
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -12,8 +15,9 @@ import pytest
 from rich.console import Console
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from tasks.reports.logger import ProgressBar, Reporter, clock, describe
+from tasks.reports.logger import ProgressBar, Reporter, describe
 
+ROOT = Path(__file__).parents[3]
 ROW = {"step": 1.0, "loss": 1.0}
 
 
@@ -85,7 +89,7 @@ def test_a_narrow_terminal_keeps_what_matters_most(columns: int, tmp_path: Path)
     figures = {"step": 89.0, "loss": 1.2345e-4, "cell_accuracy": 0.999, "exact_accuracy": 0.98,
                "residual": 0.1, "solver_steps": 3.0, "test_exact": 0.9, "test_radius": 0.8,
                "puzzles_per_second": 1234.5, "learning_rate": 2e-3, "memory_gb": 1.26}  # fmt: skip
-    reporter.bar.update(reporter.row, completed=0.37, figures=describe(figures), left=clock(125))
+    reporter.bar.update(reporter.row, completed=0.37, figures=describe(figures), left="2:05 left")
     screen.print(reporter.bar.get_renderable())
     (line,) = screen.export_text().splitlines()
     most = " 37% 2:05 left loss 0.000123 | exact 98.0% | lr 2.0e-03 | "
@@ -126,6 +130,11 @@ def test_an_evaluation_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     bar.console = screen
     for name, total in (("an earlier part", 2), ("answers from 4 starts", 8)):
         bar.begin(name, total)
+        screen.print(bar.bar.get_renderable())
+        (line,) = screen.export_text().splitlines()
+        assert "  0% " in line  # no time is left that nobody knows
+        assert "left" not in line
+        assert name in line
         now += 30.0
         bar.advance()
     now += 30.0
@@ -134,6 +143,38 @@ def test_an_evaluation_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     (line,) = screen.export_text().splitlines()
     assert " 25% 3:00 left answers from 4 starts" in line
     assert len(line) <= 80
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo terminals here")
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_warning_stands_above_the_bar_or_in_the_file_of_errors(
+    to_file: bool, tmp_path: Path
+) -> None:
+    code = (
+        "import warnings\n"
+        "from tasks.output import plain_warnings\n"
+        "from tasks.reports.logger import ProgressBar\n"
+        "with plain_warnings(), ProgressBar() as bar:\n"
+        "    bar.begin('answers', 8)\n"
+        "    bar.advance()\n"
+        "    warnings.warn('Step 3 is skipped: its gradient is not finite.')\n"
+    )
+    ours, theirs = pty.openpty()
+    errors = tmp_path / "errors.txt"
+    with errors.open("w") as file:
+        subprocess.run(
+            [sys.executable, "-c", code], stdout=theirs, stderr=file if to_file else theirs,
+            check=True, cwd=ROOT, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
+        )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    said = "warning: Step 3 is skipped: its gradient is not finite."
+    assert errors.read_text() == (f"{said}\n" if to_file else "")
+    assert ("warning" in shown) is not to_file
+    if not to_file:
+        # On a line of its own: the bar's line is erased before it, and drawn anew below it.
+        assert re.search(rf"\x1b\[2K{re.escape(said)}\r?\n", shown)
 
 
 def test_an_evaluation_is_a_line_for_each_part_elsewhere(

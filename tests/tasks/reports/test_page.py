@@ -5,6 +5,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from tasks.reports.page import write_page, write_page_beside
 
 RESULT = {
@@ -52,8 +54,23 @@ def test_figures_pictures_and_configuration_are_on_it(tmp_path: Path) -> None:
     assert "http" not in page.replace("<!doctype html>", "")
 
 
-def test_it_lies_beside_the_file_of_a_result(tmp_path: Path) -> None:
+def test_records_are_a_table_in_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    records = [{"steps": 1, "loss": 0.5}, {"steps": 2, "rating": "<3>"}]
+    write_page(path, "eval", {"curve": records})
+    assert (
+        "<tr><th>curve</th><td><table><tr><th>steps</th><th>loss</th><th>rating</th></tr>"
+        "<tr><td>1</td><td>0.5</td><td>null</td></tr>"
+        "<tr><td>2</td><td>null</td><td>&lt;3&gt;</td></tr></table></td></tr>"
+    ) in path.read_text()
+
+
+def test_it_lies_beside_the_file_of_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_page_beside(tmp_path / "found.json", "eval", RESULT)
+    said = f"Written: {tmp_path}/found.json, and as a page {tmp_path}/found.html\n"
+    assert capsys.readouterr().out == said
     assert [path.name for path in tmp_path.iterdir()] == ["found.html"]
     write_page_beside(None, "eval", RESULT)
     write_page_beside(Path("-"), "eval", RESULT)
