@@ -80,7 +80,7 @@ def measure(
     right = (predictions.classes == target).all(1)
     figures["accuracy_by_rating"] = _by_rating(puzzles, right, valid, task.bands)
     if model.solving is not None:
-        figures["wrong_among_converged"] = int((predictions.converged & ~right).sum())
+        figures["wrong_among_converged"] = int((predictions.converged & ~valid).sum())
         figures["accuracy_by_residual"] = calibration(predictions, target)
         if not quick:
             rows = slice(0, CURVE_PUZZLES)

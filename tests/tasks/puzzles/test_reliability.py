@@ -9,10 +9,12 @@ import torch
 
 import tasks.sudoku
 from tasks import shipped
+from tasks.maze.config import PRESETS as MAZE
+from tasks.maze.task import MazeTask
 from tasks.output import wilson
 from tasks.puzzles.evaluate import Predictions
 from tasks.puzzles.reliability import Band, band_of, bands
-from tasks.puzzles.report import print_figures
+from tasks.puzzles.report import measure, print_figures
 from tasks.puzzles.search import calibration
 from tasks.runs import RESULT
 from tasks.sudoku.__main__ import main
@@ -112,6 +114,20 @@ def test_calibration_has_intervals() -> None:
     assert (first["puzzles"], first["exact_accuracy"]) == (2, 1.0)
     assert first["interval"] == wilson(1.0, 2)
     assert (second["residual"], second["interval"]) == ("1e-03 to 1e-02", wilson(0.0, 1))
+
+
+def test_another_shortest_path_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, config = MazeTask(), MAZE["tiny"].changed(side=5)
+    # All cells are free: from corner to corner there are 70 shortest paths.
+    puzzle = task.complete("test", task.question("S" + " " * 23 + "G"))
+    x, target = task.encode([puzzle], config)
+    mirrored = target.view(1, 5, 5).mT.flatten(1)
+    assert not torch.equal(mirrored, target)
+    for classes, wrong in ((target, 0), (mirrored, 0), (x - x, 1)):
+        found = Predictions(classes, torch.zeros(1), torch.ones(1, dtype=torch.bool), torch.ones(1))
+        monkeypatch.setattr("tasks.puzzles.report.predict", lambda *_, found=found, **__: found)
+        figures = measure(task, config.build(), [puzzle], config, quick=True)
+        assert figures["wrong_among_converged"] == wrong
 
 
 @pytest.mark.parametrize(
