@@ -8,7 +8,7 @@ from implicit.base import BackwardMode
 from implicit.fixed_point import fixed_point
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Solution
-from solvers.checks import check_callable, check_flag
+from solvers.checks import check_callable, check_counts, check_flag
 from solvers.compiler import LoopName
 from solvers.options import options_of
 from solvers.registry import SOLVERS
@@ -63,6 +63,7 @@ class FixedPointLayer(nn.Module):
         super().__init__()
         check_callable("module", module)
         check_flag("throw", throw)
+        check_counts(max_steps, batch_dims)
         self.module = module
         self.solver = SOLVERS.resolve(solver)
         self.backward_mode = MODES.resolve(backward)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from implicit import BackwardMode, FixedPointLayer, Solution
 from implicit.registry import MODES
 from solvers import FixedPointSolver, Result
-from solvers.checks import check_at_least_0, check_callable
+from solvers.checks import check_at_least_0, check_callable, check_integer
 from solvers.counted_map import FROM_MAP
 from solvers.options import options_of
 from solvers.registry import SOLVERS
@@ -145,7 +145,9 @@ class Attractor(nn.Module):
         fresh: Tensor | None = None,
     ) -> AttractorOutput:
         """Refine a given proposal; `args` are passed to the refiner after it."""
-        if (self.refiner.max_steps if max_steps is None else max_steps) == 0:
+        budget = self.refiner.max_steps if max_steps is None else max_steps
+        check_integer("max_steps", budget, 0)
+        if budget == 0:
             return AttractorOutput(proposal, proposal, _unsolved(proposal, self.refiner.batch_dims))
         first = start_of(self._first(proposal), start, fresh)
         try:

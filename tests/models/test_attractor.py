@@ -114,6 +114,10 @@ def test_a_backbone_must_return_tensors(max_steps: int) -> None:
         ({"backbone": None}, "`backbone` must be a module: got NoneType"),
         ({"refiner": Pull}, "got the class Pull. Create an object of it"),
         ({"start_noise": -1.0}, "`start_noise` must be finite and at least 0, got -1.0"),
+        ({"max_steps": 1.5}, "`max_steps` must be an integer"),
+        ({"max_steps": "3"}, "`max_steps` must be an integer"),
+        ({"max_steps": -1}, "`max_steps` must be an integer of at least 0"),
+        ({"batch_dims": -1}, "`batch_dims` must be an integer of at least 0"),
         ({"max_step": 3}, "Did you mean 'max_steps'"),
         ({"rtol": 1e-3}, r"solver: solver=get_solver\('anderson', rtol=0.001\)"),
     ],
@@ -127,6 +131,9 @@ def test_slips_of_a_call_name_what_was_meant(model: Attractor) -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match="Did you mean 'max_steps'"):
         model(x, max_step=3)
+    with pytest.raises(ValueError, match="`max_steps` must be") as error:
+        model(x, max_steps=-1)
+    assert not hasattr(error.value, "__notes__")  # it is no matter of the backbone
     with pytest.raises(TypeError, match="`fresh` must be a tensor of dtype bool"):
         model(x, start=torch.zeros(4, 5).double(), fresh=[True] * 4)
     with pytest.raises(AttributeError, match=r"as in `s.value.shape`"):
