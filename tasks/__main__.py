@@ -64,7 +64,7 @@ def _run_installed(point: importlib.metadata.EntryPoint, arguments: list[str]) -
         if not callable(task):
             raise broken(point, "task", f"is no function, but {reprlib.repr(task)}")
     except BrokenEntryPoint as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return cast("int", task(arguments))
 

@@ -93,7 +93,7 @@ def decimal(value: Tensor) -> float:
 
 def decimals(values: Tensor) -> list[float]:
     """As `decimal`, for a tensor of shape (numbers,)."""
-    import torch  # here, since a slip in the arguments is told without it
+    import torch  # here, since `--help` answers without it
 
     values = values.detach().cpu()
     array = (values if values.dtype == torch.float64 else values.float()).numpy()

@@ -87,8 +87,8 @@ def caution(trained: int, side: int) -> str:
     """What is not known of answers on another size than the trained one."""
     return (
         f"The weights were trained on {trained}x{trained} boards. That a converged answer is right "
-        f"was only verified there, and not on {side}x{side}. `train --side {side} "
-        "--weights NAME` trains them on for that size."
+        f"was only verified there, and not on {side}x{side}. Without `--checkpoint`, a model for "
+        f"that size is taken if there is one; `train --side {side} --weights NAME` trains these on."
     )
 
 
