@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import SelfAttention, rotate
+from models.attention import ROTARY_BASE, SelfAttention, from_start, rotated
 from models.blocks import Block, Convolution, SwiGLU, UnitAttention
+from solvers.torch_internals import FakeTensorMode
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
 
@@ -53,10 +54,12 @@ def test_attention_equals_the_formula() -> None:
 
 
 def test_rotary_scores_depend_on_distance_only() -> None:
-    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(2, 1, 1, 6, 8)
-    scores = (rotate(q) @ rotate(k).mT)[0, 0]
+    qk = torch.randn(1, 1, 2, 1, 8, dtype=torch.float64).expand(1, 6, 2, 1, 8)
+    turned = rotated(qk, *from_start(6, qk, ROTARY_BASE))
+    q, k = turned[0, :, :, 0].unbind(1)
+    scores = q @ k.mT
     torch.testing.assert_close(scores.diagonal(1), scores[0, 1].expand(5))
-    torch.testing.assert_close(rotate(q).norm(dim=-1), q.norm(dim=-1))
+    torch.testing.assert_close(turned.norm(dim=-1), qk.norm(dim=-1))
 
 
 def test_rotary_attention_knows_order() -> None:
@@ -65,6 +68,19 @@ def test_rotary_attention_knows_order() -> None:
     plain, rotary = SelfAttention(8, 2), SelfAttention(8, 2, rotary=True)
     torch.testing.assert_close(plain(h.flip(1)).flip(1), plain(h))
     assert not torch.allclose(rotary(h.flip(1)).flip(1), rotary(h))
+
+
+def test_factors_are_kept_but_for_the_setting_they_were_made_in() -> None:
+    like = torch.empty(4)
+    with torch.inference_mode():
+        kept = from_start(6, like, 50.0)
+    assert from_start(6, like, 50.0)[0] is kept[0]
+    assert not kept[0].is_inference()
+    assert not torch.equal(from_start(6, like, 60.0)[0], kept[0])
+    with FakeTensorMode():
+        fake = from_start(5, torch.empty(4), 50.0)[0]
+    assert type(fake) is not Tensor
+    assert type(from_start(5, like, 50.0)[0]) is Tensor
 
 
 def test_heads_must_divide_the_width() -> None:
