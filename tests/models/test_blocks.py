@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 from models.attention import ROTARY_BASE, SelfAttention, from_start, rotated
-from models.blocks import Block, Convolution, SwiGLU, UnitAttention
+from models.blocks import Block, Convolution, SquaredReLU, SwiGLU, UnitAttention
 from solvers.torch_internals import FakeTensorMode
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
@@ -81,6 +83,23 @@ def test_factors_are_kept_but_for_the_setting_they_were_made_in() -> None:
         fake = from_start(5, torch.empty(4), 50.0)[0]
     assert type(fake) is not Tensor
     assert type(from_start(5, like, 50.0)[0]) is Tensor
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_squared_relu_has_the_gradients_of_its_operations() -> None:
+    mlp = SquaredReLU(3, 6).double()
+    x, tangent = torch.randn(2, 4, 3, dtype=torch.float64).unbind()
+
+    def operations(x: Tensor) -> Tensor:
+        return mlp.out(F.relu(mlp.into(x)).square())
+
+    torch.testing.assert_close(mlp(x), operations(x))
+    torch.testing.assert_close(jvp(mlp, (x,), (tangent,)), jvp(operations, (x,), (tangent,)))
+    found, wanted = (vmap(grad(lambda x, f=f: f(x).sum()))(x) for f in (mlp, operations))
+    torch.testing.assert_close(found, wanted)
+    x.requires_grad_()
+    assert gradcheck(mlp, x, check_batched_grad=True)
+    assert gradgradcheck(mlp, x)
 
 
 def test_heads_must_divide_the_width() -> None:
