@@ -331,8 +331,9 @@ def test_answers_have_verdicts() -> None:
         model.for_side("9")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`name` must be the name of a model, .* got a int"):
         tasks.sudoku.load(5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
-        model.solve(PUZZLE, max_steps=0)
+    for budget in (0, 1.5, "3", True):
+        with pytest.raises(ValueError, match=f"`max_steps` must be an int.* 1, got {budget!r}"):
+            model.solve(PUZZLE, max_steps=budget)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"^The folder \. holds no checkpoint\. Name the folder"):
         tasks.sudoku.load(".")
     with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):
