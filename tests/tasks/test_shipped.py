@@ -1,5 +1,6 @@
 """The models that come with the package: found, named, used, and told apart from runs."""
 
+import inspect
 import json
 import re
 import shutil
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+import tasks.lm
 import tasks.maze
 import tasks.sudoku
 from tasks import shipped
 from tasks.checkpoints.checkpoint import NAME, Checkpoint
 from tasks.checkpoints.file import CheckpointError
+from tasks.lm import writing
 from tasks.lm.config import LanguageTask
 from tasks.maze.__main__ import main as maze
 from tasks.maze.task import MazeTask
@@ -172,6 +175,15 @@ def test_damaged_weights_of_the_package_say_how_to_get_them_back(
     copied.parents[3].joinpath(".git").mkdir()
     with pytest.raises(CheckpointError, match=r"truncated.*`git checkout -- .*` brings it back"):
         read_checkpoint(copied)
+
+
+def test_load_has_the_options_of_what_it_calls() -> None:
+    def options(call: Any) -> list[inspect.Parameter]:
+        parameters = inspect.signature(call).parameters.values()
+        return [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+    assert options(tasks.sudoku.load) == options(tasks.maze.load) == options(solving.load)
+    assert options(tasks.lm.load) == options(writing.load)
 
 
 def test_weights_of_a_newer_format_say_what_to_upgrade(copied: Path, tmp_path: Path) -> None:
