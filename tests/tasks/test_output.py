@@ -231,6 +231,27 @@ def test_a_wrong_word_is_guessed(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (f"solve {PUZZLE}", "--draw"),
+        (f"solve {PUZZLE}", "--json"),
+        ("plan --preset tiny", "--json"),
+        ("eval", "--draw"),
+        ("compare --preset tiny", "--out"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file" / "x"
+    path.parent.touch()
+    assert main([*command.split(), option, str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"error: `{option} {path}` cannot be written (Not a directory). Name an")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """As `| head` does, which closes the pipe when it has read enough."""
     pipe = f"{sys.executable} -m tasks.sudoku solve {PUZZLE} | true; exit ${{PIPESTATUS[0]}}"
