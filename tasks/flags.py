@@ -22,8 +22,9 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 IMPORT = "Module of yours, with solvers or backward modes"
 IMPORT_FIELD = "import_"
-# Options that take a trained model.
+# Options that take a trained model, and all that name a checkpoint: each command has some of them.
 MODELS = ("checkpoint", "weights")
+CHECKPOINTS = (*MODELS, "resume")
 # Options that name what a command writes, and whether that is a folder.
 WRITTEN = {"draw": True, "out": True, "json": False, "export": False}
 # How `--help` calls values.
@@ -179,8 +180,10 @@ def _refuse_rest(
     if command := elsewhere.get(name):
         reason = f"`{got}` is an option of `{program.rpartition(' ')[0]} {command}`."
     elif got.startswith("-"):
-        close = difflib.get_close_matches(name, names, n=1)
-        meant = "".join(f" Did you mean `{flag(each)}`?" for each in close)
+        alike = [each for each in CHECKPOINTS if name in CHECKPOINTS and each in names]
+        close = alike or difflib.get_close_matches(name, names, n=1)
+        meant = " or ".join(f"`{flag(each)}`" for each in close)
+        meant = f" Did you mean {meant}?" if close else ""
         reason = f"Unknown option `{got}`.{meant}"
     else:
         reason = f"Unexpected argument {got!r}."

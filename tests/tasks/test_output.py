@@ -221,6 +221,9 @@ def test_shares_are_written_as_fractions_of_counts() -> None:
         (["trian"], "Did you mean 'train'?"),
         (["train", "tiny"], "Unexpected argument 'tiny'. Did you mean `--preset tiny`?"),
         (["train", "tinny"], "Unexpected argument 'tinny'. Did you mean `--preset tiny`?"),
+        (["train", "--checkpoint", "x"], "Did you mean `--weights` or `--resume`?"),
+        (["plan", "--checkpoint", "x"], "Did you mean `--weights`?"),
+        (["eval", "--resume", "x"], "Did you mean `--checkpoint`?"),
         (["train", "--preset", "foo"], "With another model: `reasoner-tiny` and the like, of"),
     ],
 )
