@@ -24,6 +24,7 @@ from tasks.maze.__main__ import main as maze
 from tasks.maze.task import MazeTask
 from tasks.puzzles import solving
 from tasks.runs import RUNS, choose_checkpoint, load_model, locate, read_checkpoint
+from tasks.serving.about import describe
 from tasks.sudoku.__main__ import main as sudoku
 from tasks.sudoku.task import SudokuTask
 
@@ -175,6 +176,22 @@ def test_damaged_weights_of_the_package_say_how_to_get_them_back(
     copied.parents[3].joinpath(".git").mkdir()
     with pytest.raises(CheckpointError, match=r"truncated.*`git checkout -- .*` brings it back"):
         read_checkpoint(copied)
+
+
+def test_a_model_without_its_card_works_and_says_that_nothing_is_known_of_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied.with_suffix(".md").unlink()
+    missing = r"There is no .*extreme\.md: .*'extreme' is not known.*force-reinstall"
+    with pytest.warns(UserWarning, match=missing):
+        assert sudoku(["solve", PUZZLE]) == 0
+    out = capsys.readouterr().out
+    assert ANSWER in out
+    assert "held-out puzzles with such a residual" not in out
+    with pytest.warns(UserWarning, match=missing):
+        assert describe(copied, "puzzle") == {"name": "extreme", "card": {}, "reliability": []}
+    with pytest.warns(UserWarning, match=missing):
+        assert sudoku(["eval", "--quick", "--limit", "2"]) == 0
 
 
 def test_load_has_the_options_of_what_it_calls() -> None:
