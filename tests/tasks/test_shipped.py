@@ -156,6 +156,11 @@ def test_a_folder_of_a_run_stands_for_its_checkpoint(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(CheckpointError):
         Checkpoint.load(locate("sudoku", folder))
+    shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "mine.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint, as it has mine\.safetensors without"
+    ):
+        Checkpoint.load(locate("sudoku", folder))
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "model.safetensors")
     assert locate("sudoku", folder) == folder / "model.safetensors"
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / NAME)
