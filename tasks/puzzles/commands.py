@@ -250,7 +250,8 @@ class Commands(CommandLine):
         own = config.data.test_data
         if not shipped.holds(path) or own is None or options.data == own or own.is_file():
             return None
-        scores = shipped.card(path)["Scores"].rstrip(".")
+        if not (scores := shipped.card(path).get("Scores", "").rstrip(".")):
+            return None
         return (
             f"The scores on the card of {path.stem!r} are of other {self.task.noun}s, those of "
             f"{own.name}: {scores}. The two kinds differ, and so may the figures."
