@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from solvers.checks import check_unchanged
+from solvers.checks import check_args_unchanged, check_unchanged
 from solvers.packing import StatePacking, check_dense
-from solvers.torch_internals import pytree, version_of
+from solvers.torch_internals import is_view, pytree, version_of
 from solvers.trees import map_tensors, take_rows, tensors_of
 from solvers.types import Flat, Index, Map, State
 
@@ -83,6 +83,8 @@ class CountedMap:
         if attached and not torch.is_grad_enabled():
             args = map_tensors(Tensor.detach, args)
         self.args = args
+        # Until the first call. Without views: `f` may keep a cache in a part of a larger tensor.
+        self._versions = [(leaf, version_of(leaf)) for leaf in tensors if not is_view(leaf)]
         self.num_rows = packing.num_rows
         self.num_evals = self.rows_evaluated = 0
 
@@ -99,6 +101,8 @@ class CountedMap:
         try:
             fy = self.checked.call(state, *self.args)
             returned = True
+            check_args_unchanged(self._versions)
+            self._versions = []
             return self.packing.accept(state, fy, self.checked.autocast)
         except FROM_MAP as error:
             if self.num_rows < self.packing.num_rows:

@@ -229,3 +229,27 @@ def test_failure_of_some_samples_names_what_coupled_ones_need() -> None:
     (note,) = caught.value.__notes__
     assert note.endswith("pass `independent=False`, or `batch_dims=0` if they are one state.")
     assert bool(solvers.solve(f, y0, x, solver="picard", independent=False).converged.all())
+
+
+@pytest.mark.parametrize("call", [solvers.solve, fixed_point])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_map_that_writes_into_its_args_is_refused(call: Any, shares: bool) -> None:
+    def writes(y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+        x.mul_(factor[:, None])
+        return 0.5 * y + x
+
+    x = torch.ones(10, 3, requires_grad=shares)
+    with pytest.raises(ValueError, match=r"wrote into one of its args.*Write into a copy"):
+        call(writes, Y0, x * 1.0, torch.full((10,), 0.5))
+
+
+def test_a_map_may_write_into_a_part_of_a_larger_tensor() -> None:
+    cache, x = torch.zeros(10, 2, 3), torch.ones(10, 3)
+
+    def keeps(y: Tensor, x: Tensor, kept: Tensor) -> Tensor:
+        kept.copy_(y)
+        return 0.5 * kept + x
+
+    solution = solvers.solve(keeps, Y0, x, cache[:, 1])
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, 2 * x, rtol=1e-3, atol=0)
