@@ -264,7 +264,14 @@ class Commands(CommandLine):
             return self._solve(options)
 
     def _solve(self, options: SolveOptions) -> int:
-        puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
+        puzzles = []
+        for number, text in enumerate(options.puzzles, 1):
+            try:
+                puzzles += self.task.parse_typed(text)
+            except ValueError as error:
+                if len(options.puzzles) == 1:
+                    raise
+                raise ValueError(f"Argument {number} of `solve`: {error}") from error
         if not puzzles:
             where = f" in {', '.join(map(repr, options.puzzles))}" if options.puzzles else ""
             raise ValueError(
