@@ -18,16 +18,12 @@ error of the gradient against the closed form of ridge regression; draws the los
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
 from implicit.diagnostics.style import BLUE, ORANGE, house_style, panels, save_figure
-
-try:
-    import tyro
-except ImportError as error:
-    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'.") from None
 
 NUM_FEATURES, NUM_RELEVANT, NOISE = 30, 6, 1.0
 TIGHT = solvers.Anderson(rtol=1e-9, atol=1e-12)

@@ -15,19 +15,15 @@ training curve, steps of each digit, residuals of three solvers, and digits of m
 from pathlib import Path
 
 import torch
+import tyro
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import solvers
 from implicit import FixedPointLayer, Solution, cached_weights, spectral_normalise
 from implicit.diagnostics.style import house_style, save_figure
-
-try:
-    import tyro
-    from matplotlib.figure import Figure
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-except ImportError as error:
-    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'.") from None
 
 SEED = 0
 

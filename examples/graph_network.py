@@ -14,18 +14,14 @@ and of 8 layers with the same width, optimiser and steps; draws what they predic
 
 from pathlib import Path
 
+import networkx as nx
 import torch
+import tyro
 from torch import Tensor, nn
 
 import solvers
 from implicit import Exact, FixedPointLayer, cached_weights, spectral_normalise
 from implicit.diagnostics.style import BLUE, ORANGE, house_style, panels, save_figure
-
-try:
-    import networkx as nx
-    import tyro
-except ImportError as error:
-    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'.") from None
 
 NUM_CHAINS, LENGTH, WIDTH, NUM_FEATURES = 60, 15, 16, 4
 ANDERSON, EXACT = solvers.Anderson(rtol=1e-4), Exact(max_steps=400)

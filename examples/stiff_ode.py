@@ -19,17 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import solvers
 from implicit import fixed_point
 from implicit.diagnostics.style import house_style, panels, save_figure
-
-try:
-    import tyro
-except ImportError as error:
-    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'.") from None
 
 OUT = Path("results/examples/stiff_ode.png")
 RATES = (0.04, 3e7, 1e4)

@@ -19,17 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import solvers
 from implicit import Solution, fixed_point
 from implicit.diagnostics.style import house_style, panels, save_figure
-
-try:
-    import tyro
-    from transformers import GPT2Config, GPT2LMHeadModel
-except ImportError as error:
-    raise SystemExit(f"This example needs {error.name}: pip install -e '.[examples]'.") from None
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 CONTEXT, MEAN_OF = 48, 15
