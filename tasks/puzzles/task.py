@@ -105,9 +105,7 @@ class GridTask(ABC, Generic[C]):
         wanted |= {name: getattr(data, name) for name in own}
 
         def generate() -> tuple[list[Puzzle], list[Puzzle]]:
-            # Not on the standard output, which may be read as JSON.
-            made = f"Making {sum(counts):,} {self.noun}s, which are then kept ..."
-            print(made, file=sys.stderr, flush=True)
+            print(f"Making {sum(counts):,} {self.noun}s, which are then kept ...", flush=True)
             return self.generate(config)
 
         return self.cache(config).get("made", wanted, counts, generate)

@@ -79,9 +79,7 @@ def test_several_jobs_give_every_run_a_process(
     assert len(list(out.glob("*/output.txt"))) == 2
     printed, said = capsys.readouterr()
     assert "2 of 2: " in printed
-    made, trained = said.splitlines()
-    assert made == "Making 80 puzzles, which are then kept ..."
-    assert trained == "Training: 2 runs, 2 at a time ..."
+    assert said == "Training: 2 runs, 2 at a time ...\n"
 
 
 @pytest.mark.parametrize("jobs", [0, 10_000])

@@ -201,7 +201,7 @@ def test_cache_is_used_the_second_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = cached(6, 3, seed=1)
-    assert capsys.readouterr().err == "Making 9 puzzles, which are then kept ...\n"
+    assert capsys.readouterr().out == "Making 9 puzzles, which are then kept ...\n"
     assert first == made_anew(6, 3, seed=1)
     assert len(list(folder.iterdir())) == 3
 
