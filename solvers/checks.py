@@ -4,10 +4,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Iterable
 from typing import Any, Self
-
-from torch import Tensor
 
 from solvers.torch_internals import version_of
 from solvers.types import Flat
@@ -70,15 +67,6 @@ def check_unchanged(y: Flat, version: int) -> None:
         raise ValueError(
             "`f` wrote into its input, or into a tensor that it returned before. Return a new "
             "tensor: drop `inplace=True`, `out=` and methods such as `mul_`."
-        )
-
-
-def check_args_unchanged(versions: Iterable[tuple[Tensor, int]]) -> None:
-    """Raise a ValueError if one of the tensors was written into since it had its version."""
-    if any(version_of(arg) != version for arg, version in versions):
-        raise ValueError(
-            "`f` wrote into one of its args, so that each call sees another one. Write into a "
-            "copy, or drop `inplace=True`, `out=` and methods such as `mul_`."
         )
 
 

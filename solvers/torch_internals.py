@@ -70,7 +70,6 @@ try:
         (forward_ad, "_current_level"),
         (eager_transforms, "JVP_NESTING"),
         (Tensor, "_version"),
-        (Tensor, "_is_view"),
         (torch.UntypedStorage, "_cdata"),
         (nn.Module, "_compiled_call_impl"),
         (nn.Module(), "_parameters"),
@@ -205,11 +204,6 @@ def compiled_with_constants(call: Callable[..., Any], *args: Any, **kwargs: Any)
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; always 0 for inference tensors."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def is_view(tensor: Tensor) -> bool:
-    """Whether a tensor is a part of another one, or that one in another shape."""
-    return tensor._is_view()
 
 
 def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
