@@ -57,7 +57,8 @@ def fixed_point(
     Args:
         f: The map; returns the structure, shapes and dtypes of its first argument.
         y0: First guess. It receives no gradient, except under `backward="unrolled"`.
-        *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`.
+        *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`, which must not
+            write into them; see `solvers.solve`.
         solver: A registered name (see `solvers.names()`) or an instance with options.
         backward: A registered name (see `backward_modes()`) or an instance with options.
         max_steps: Budget of updates per sample, at least 0.

@@ -83,6 +83,9 @@ class KVCache(NamedTuple):
     buffer: KVBuffer | None = None
     base: float = ROTARY_BASE
 
+    # For the solvers: a map that has it among its args may write into its reserved tokens.
+    scratch = True
+
     def reserve(self, count: int, like: "KVCache | None" = None) -> "KVCache":
         """Reserve space for new tokens, which many calls may fill, one after the other.
 

@@ -307,8 +307,12 @@ class UnitAttention(nn.Module):
         B, T, S, D = h_BTSD.shape
         to_score, to_value = self.into.weight.chunk(2)
         score = F.linear(h_BTSD, to_score)
-        # A soft limit keeps the exponential, and hence the map, from running away.
-        weight = torch.exp(self.limit * torch.tanh(score / self.limit))
+        # A soft limit, limit * tanh(score / limit), keeps the exponential, and hence the map, from
+        # running away. As a sigmoid, whose kernels on a CPU take a quarter of the time of tanh's;
+        # in float32 at least, since small scores are differences of larger numbers.
+        wide = score.to(torch.promote_types(score.dtype, torch.float32))
+        limited = torch.sigmoid(wide * (2 / self.limit)) * (2 * self.limit) - self.limit
+        weight = torch.exp(limited).to(score.dtype)
         weighted = weight * F.linear(h_BTSD, to_value)
         pooled = self._over_units(weighted) / self._over_units(weight)
         sent = (pooled @ self.out[:-1]).reshape(B, -1, S * D)

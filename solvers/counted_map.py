@@ -82,7 +82,9 @@ class CountedMap:
         attached = any(leaf.requires_grad for leaf in tensors)
         if attached and not torch.is_grad_enabled():
             args = map_tensors(Tensor.detach, args)
+            tensors = tensors_of(args)
         self.args = args
+        self._versions = [version_of(leaf) for leaf in tensors]  # until the first call
         self.num_rows = packing.num_rows
         self.num_evals = self.rows_evaluated = 0
 
@@ -122,6 +124,7 @@ class CountedMap:
             returned = _without_graph(returned)
         if self.num_evals == 0:
             check_dense(returned, self.packing.device)
+            check_args_unchanged(self.args, self._versions)
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
@@ -190,3 +193,22 @@ def check_args(args: Any, packing: StatePacking) -> list[Tensor]:
                 "`torch.as_tensor`, to the dtype of `y0`."
             )
     return tensors
+
+
+def check_args_unchanged(args: Any, versions: list[int]) -> None:
+    """Raise a ValueError if `f` wrote into an arg, but for those in an object that is `scratch`."""
+    changed = [t for t, v in zip(tensors_of(args), versions, strict=True) if version_of(t) != v]
+    if not changed:
+        return
+    nodes = pytree.tree_leaves(args, is_leaf=_is_scratch)
+    scratch = {id(tensor) for node in nodes if _is_scratch(node) for tensor in tensors_of(node)}
+    if not all(id(tensor) in scratch for tensor in changed):
+        raise ValueError(
+            "`f` wrote into one of its args, so that each call sees another one. Write into a "
+            "copy: drop `inplace=True`, `out=` and methods such as `mul_`. What `f` only keeps "
+            "something in, such as a cache, goes into an object whose class says `scratch = True`."
+        )
+
+
+def _is_scratch(node: Any) -> bool:
+    return getattr(node, "scratch", False) is True

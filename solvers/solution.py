@@ -122,7 +122,7 @@ class Solution(HoldsValue):
             compaction makes this smaller.
         aux: What `f` returned besides f(value), under `has_aux=True`; else None.
         adjoints: Solutions of the adjoint equation u = v + J^T u, appended by each backward
-            pass through `value` (`backward="exact"` only).
+            pass through `value` (`backward="exact"` only). Empty before the first one.
         solved_by: Shape `(*batch,)`, int8: index in `tried` of the solver that converged for each
             sample, -1 if none did. None if only one solver was used.
         tried: Names of the solvers to which `solved_by` refers.

@@ -44,7 +44,9 @@ def solve(
         f: The map; returns the structure, shapes and dtypes of its first argument.
         y0: First guess, a tensor or a pytree of tensors with equal leading batch dims; floating
             point, or complex, which counts as pairs of real numbers.
-        *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`.
+        *args: Per-sample tensors (leading batch dim as in `y0`), passed on to `f`, which must not
+            write into them. An object whose class says `scratch = True` holds a cache: tensors
+            that `f` may write into.
         solver: A registered name (see `names()`) or an instance with options.
         max_steps: Budget of updates per sample, at least 0. `f` is called once more than
             that, since the point that is returned has its residual measured; and once more

@@ -160,7 +160,7 @@ class CommandLine(ABC):
             with plain_warnings(), _together(), alone:
                 return commands[command](rest)
         except KeyboardInterrupt:
-            print("\nStopped at once. What was saved before is as it was.")
+            print("\nStopped at once. What was saved before is as it was.", file=sys.stderr)
             return 130
         except BrokenPipeError:
             write_nowhere(sys.stdout)

@@ -27,14 +27,14 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"`--device` must be auto, cpu, cuda or cuda:N, got {name!r}.")
+        raise ValueError(f"The device must be auto, cpu, cuda or cuda:N, got {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"`--device {name}`: this machine has {torch.cuda.device_count()} CUDA devices. Use "
-            "`--device auto`."
+            f"There is no device {str(name)!r}: this machine has {torch.cuda.device_count()} CUDA "
+            "devices. Use 'auto' or 'cpu'."
         )
     return device
 

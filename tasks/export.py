@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import FixedPointLayer
+from tasks.folders import require_writable
 from tasks.output import say
 
 
@@ -86,6 +87,7 @@ def write_program(
     """
     if path.suffix != ".pt2":
         raise ValueError(f"A program is a file that ends in `.pt2`: got {str(path)!r}.")
+    require_writable(path, is_folder=False, named=str(path))
     say(f"Exporting {path}: the model is traced, its solve included.")
     sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if longest is not None:

@@ -15,14 +15,18 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import docstring_parser
 import tyro
 
+from tasks.output import STDOUT
 from tasks.training.options import PARTS, RENAMED, Config, Section, flag
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 IMPORT = "Module of yours, with solvers or backward modes"
 IMPORT_FIELD = "import_"
-# Options that take a trained model.
+# Options that take a trained model, and all that name a checkpoint: each command has some of them.
 MODELS = ("checkpoint", "weights")
+CHECKPOINTS = (*MODELS, "resume")
+# Options that name what a command writes, and whether that is a folder.
+WRITTEN = {"draw": True, "out": True, "json": False, "export": False}
 # How `--help` calls values.
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -92,7 +96,8 @@ def parse_some(
         The options, and the arguments that are none of them.
 
     Raises:
-        ValueError: A value is none of its option's, or out of its range.
+        ValueError: A value is none of its option's, or out of its range, or what it names cannot
+            be written.
     """
     _require_values(arguments, get_type_hints(kind))
     found, rest = tyro.cli(
@@ -103,7 +108,13 @@ def parse_some(
         return_unknown_args=True,
     )
     # Here and not by tyro, whose message of what `kind` refuses has the name of the class.
-    return kind(**{n: v for n, v in vars(found).items() if n != IMPORT_FIELD}), rest
+    options = kind(**{n: v for n, v in vars(found).items() if n != IMPORT_FIELD})
+    for name, is_folder in WRITTEN.items():
+        if (path := vars(options).get(name)) not in (None, STDOUT):
+            from tasks.folders import require_writable  # what writes nothing does without it
+
+            require_writable(path, is_folder, f"{flag(name)} {path}")
+    return options, rest
 
 
 def _require_values(arguments: Sequence[str], hints: Mapping[str, Any]) -> None:
@@ -169,8 +180,10 @@ def _refuse_rest(
     if command := elsewhere.get(name):
         reason = f"`{got}` is an option of `{program.rpartition(' ')[0]} {command}`."
     elif got.startswith("-"):
-        close = difflib.get_close_matches(name, names, n=1)
-        meant = "".join(f" Did you mean `{flag(each)}`?" for each in close)
+        alike = [each for each in CHECKPOINTS if name in CHECKPOINTS and each in names]
+        close = alike or difflib.get_close_matches(name, names, n=1)
+        meant = " or ".join(f"`{flag(each)}`" for each in close)
+        meant = f" Did you mean {meant}?" if close else ""
         reason = f"Unknown option `{got}`.{meant}"
     else:
         reason = f"Unexpected argument {got!r}."

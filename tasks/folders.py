@@ -124,6 +124,33 @@ def _holder(file: int) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
+def require_writable(path: Path, is_folder: bool, named: str) -> None:
+    """Check, before long work, that its result can be written; nothing is left there.
+
+    Args:
+        path: A file or a folder, which need not exist.
+        is_folder: Which of them.
+        named: How the user has named it, for the message.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        if path.exists() and not is_folder:
+            path.open("r+b", buffering=0).close()
+            return
+        place = path
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        kind = "folder" if is_folder else "file"
+        raise ValueError(
+            f"`{named}` cannot be written ({error.strerror}). Name another {kind}."
+        ) from error
+
+
 @contextlib.contextmanager
 def draft(path: Path) -> Iterator[Path]:
     """A file to write, which takes the name `path` in one step when the context is left.

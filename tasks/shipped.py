@@ -6,6 +6,7 @@ held-out questions, `NAME.csv`.
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def held_out(path: Path | None) -> Path | None:
 
 def card(path: Path) -> dict[str, str]:
     """The rows of a model's card by their heading, as plain text."""
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    text = _card(path)
     rows = re.findall(r"^\| \*\*([^*]+)\*\* \| (.+) \|$", text, re.MULTILINE)
     return {heading: row.replace("`", "") for heading, row in rows}
 
@@ -96,12 +97,37 @@ def reliability(path: Path) -> list[dict[str, float]]:
         `low` and `high`, the ends of each range of residuals, `puzzles` and `right`; an empty list
         for a model whose card has no such table.
     """
-    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    text = _card(path)
     rows = re.findall(r"^\| (1e\S+) to (1e\S+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
     return [
         {"low": float(low), "high": float(high), "puzzles": int(puzzles), "right": int(right)}
         for low, high, puzzles, right in rows
     ]
+
+
+def _card(path: Path) -> str:
+    """The text of a model's card; without it, a warning, as its model works all the same."""
+    file = path.with_suffix(".md")
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        warnings.warn(
+            f"There is no {file}: what was measured of the model {path.stem!r} is not known. "
+            f"{_repair(file)}",
+            stacklevel=1,
+        )
+        return ""
+
+
+def _repair(path: Path) -> str:
+    """How to get a good one in place of a file of the package."""
+    checkout = (Path(__file__).parents[1] / ".git").exists()
+    repair = (
+        f"git checkout -- {path}"
+        if checkout
+        else "pip install --force-reinstall --no-deps attractor-models"
+    )
+    return f"This file came with the package: `{repair}` brings it back."
 
 
 @contextlib.contextmanager
@@ -116,12 +142,4 @@ def repairing(path: Path) -> Iterator[None]:
     except CheckpointError as error:
         if not holds(path) or isinstance(error, NewerFormat):
             raise
-        checkout = (Path(__file__).parents[1] / ".git").exists()
-        repair = (
-            f"git checkout -- {path}"
-            if checkout
-            else "pip install --force-reinstall --no-deps attractor-models"
-        )
-        raise CheckpointError(
-            f"{error} This file came with the package: `{repair}` brings it back."
-        ) from error
+        raise CheckpointError(f"{error} {_repair(path)}") from error

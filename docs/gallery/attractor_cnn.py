@@ -86,7 +86,7 @@ for name, chosen in {"settled": settled, "not settled": ~settled}.items():
 figure, axes = plt.subplots(2, 5, figsize=(12, 5), layout="constrained")
 axes[0, 0].plot(budgets, quality, ".-", label=["pixels", "whole pictures"])
 axes[0, 0].set(xlabel="steps", ylabel="share that is right", xscale="symlog")
-axes[0, 0].legend()
+axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 example = int(truth.sum((1, 2, 3)).argmax())
 panels = {"free and seed": test[example, 0] + 2 * test[example, 1], "truth": truth[example, 0]}
 with torch.no_grad():

@@ -95,5 +95,5 @@ for gain in (0.25, 0.5, 1.0, 2.0):
     share = layer.solution.converged.double().mean()
     right.plot(layer.solution.num_steps.double().mean(0), label=f"{gain}: {share:.0%} converged")
 right.set(xlabel="token", ylabel="mean steps")
-right.legend(title="gain")
+right.legend(title="gain", loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()

@@ -121,10 +121,12 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the manifest: meta data, and the checksum of each file."""
     path = folder / MANIFEST
     parts = [*folder.glob("*.safetensors"), *folder.glob("*.distcp")]
-    if not path.exists() and not parts:
+    if not path.exists():
+        names = brief(", ".join(sorted(part.name for part in parts)[:5]))
+        found = f", as it has {names} without a {MANIFEST}" if parts else ""
         raise CheckpointError(
-            f"The folder {folder} holds no checkpoint. Name the folder of a run, the file of its "
-            "checkpoint, or a model by its name."
+            f"The folder {folder} holds no checkpoint{found}. Name the folder of a run, the file "
+            "of its checkpoint, or a model by its name."
         )
     try:
         content = json.loads(path.read_text())

@@ -15,6 +15,7 @@ import torch
 
 from tasks.cli import CommandLine
 from tasks.flags import require_defaults
+from tasks.folders import require_writable
 from tasks.lm.command_options import (
     ConvertOptions,
     EvalOptions,
@@ -283,6 +284,7 @@ class LanguageCommands(CommandLine):
             )
         from tasks.lm.hub import PretrainedLM
 
+        require_writable(options.target, is_folder=True, named=str(options.target))
         say(f"Exporting {path} as a folder for the Hugging Face Hub.")
         PretrainedLM.of_checkpoint(path).save_pretrained(options.target)
         text = (

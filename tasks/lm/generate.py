@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from tasks.lm.tokenizer import END, Tokenizer
 from tasks.output import visible
+from tasks.training.values import checked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Sampling:
         seed: Of the draws.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is of another type, or out of its range.
     """
 
     temperature: float = 0.8
@@ -31,6 +32,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Sampling).items():
+            checked(name, getattr(self, name), hint)
         if not self.temperature >= 0:
             raise ValueError(f"`temperature` must be at least 0, got {self.temperature}.")
         if self.top_k is not None and self.top_k < 1:

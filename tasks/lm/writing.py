@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any, overload
 
 import torch
 
+from solvers.checks import check_integer
+from solvers.registry import unknown
 from tasks.lm.config import LanguageConfig, LanguageTask
 from tasks.lm.generate import Sampling, generate
 from tasks.lm.tokenizer import END, Tokenizer, read_tokenizer
 from tasks.runs import load_model, locate, read_checkpoint
+from tasks.training.values import check_texts
 
 # Prompts that are continued together.
 BATCH = 32
@@ -64,16 +68,20 @@ class Writer:
             The prompt and what follows it, or an iterator over these in order.
 
         Raises:
-            ValueError: An option is out of its range.
-            TypeError: There is no such option.
+            ValueError: An option is of another type, or out of its range.
+            TypeError: There is no such option, or something else came than text.
         """
-        if tokens < 1:
-            raise ValueError(f"`tokens` must be at least 1, got {tokens}.")
+        check_texts("prompts", prompts)
+        check_integer("tokens", tokens, 1)
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        for name in sampling.keys() - set(names):
+            every = ["tokens", "max_steps", *names]
+            raise TypeError(unknown("option of `generate`", name, every, "Options"))
         how = Sampling(**sampling)
         if isinstance(prompts, str):
             (text,) = self._written([prompts], tokens, max_steps, how)
             return text
-        return self._stream(iter(prompts), tokens, max_steps, how)
+        return self._stream(_texts(prompts), tokens, max_steps, how)
 
     def _stream(
         self, prompts: Iterator[str], tokens: int, max_steps: int | None, how: Sampling
@@ -94,6 +102,16 @@ class Writer:
         )
         rows = torch.stack(list(drawn), 1).tolist()
         return [t + self.tokenizer.decode(row) for t, row in zip(texts, rows, strict=True)]
+
+
+def _texts(prompts: Iterable[str]) -> Iterator[str]:
+    """The prompts, each of which must be a text."""
+    for number, text in enumerate(prompts, 1):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Prompt {number} of the iterable must be text: got {type(text).__name__}."
+            )
+        yield text
 
 
 def load(name: str | Path, *, device: str = "auto") -> Writer:

@@ -250,7 +250,8 @@ class Commands(CommandLine):
         own = config.data.test_data
         if not shipped.holds(path) or own is None or options.data == own or own.is_file():
             return None
-        scores = shipped.card(path)["Scores"].rstrip(".")
+        if not (scores := shipped.card(path).get("Scores", "").rstrip(".")):
+            return None
         return (
             f"The scores on the card of {path.stem!r} are of other {self.task.noun}s, those of "
             f"{own.name}: {scores}. The two kinds differ, and so may the figures."
@@ -263,20 +264,8 @@ class Commands(CommandLine):
             return self._solve(options)
 
     def _solve(self, options: SolveOptions) -> int:
-        puzzles = [puzzle for text in options.puzzles for puzzle in self.task.parse_typed(text)]
-        if not puzzles:
-            where = f" in {', '.join(map(repr, options.puzzles))}" if options.puzzles else ""
-            raise ValueError(
-                f"There is no {self.task.noun}{where}. Name one, or a file with one per line."
-            )
-        sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
-        if len(sides) > 1:
-            sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))
-            raise ValueError(
-                f"All {self.task.noun}s of one call must be of one size: got {sizes}. Solve each "
-                "size in a call of its own."
-            )
-        side = sides.pop()
+        puzzles = self._typed(options.puzzles)
+        side = math.isqrt(len(puzzles[0].question))
         path, model, config, steps, caution = self._sized(options, side)
         # The counts are of the trained size and solver, and say nothing of others.
         known = bands(path) if caution is None and options.solver is None else []
@@ -317,6 +306,30 @@ class Commands(CommandLine):
             result = {"task": self.task.name, "model": str(path), "answers": records}
             print_result(result, options.json)
         return 0 if all(valid) else 1
+
+    def _typed(self, texts: tuple[str, ...]) -> list[Any]:
+        """The puzzles that texts hold or name, all of one size."""
+        puzzles = []
+        for number, text in enumerate(texts, 1):
+            try:
+                puzzles += self.task.parse_typed(text)
+            except ValueError as error:
+                if len(texts) == 1:
+                    raise
+                raise ValueError(f"Argument {number} of `solve`: {error}") from error
+        if not puzzles:
+            where = f" in {', '.join(map(repr, texts))}" if texts else ""
+            raise ValueError(
+                f"There is no {self.task.noun}{where}. Name one, or a file with one per line."
+            )
+        sides = {math.isqrt(len(puzzle.question)) for puzzle in puzzles}
+        if len(sides) > 1:
+            sizes = " and ".join(f"{side}x{side}" for side in sorted(sides))
+            raise ValueError(
+                f"All {self.task.noun}s of one call must be of one size: got {sizes}. Solve each "
+                "size in a call of its own."
+            )
+        return puzzles
 
     def _answers(self, model: Any, x: torch.Tensor, steps: int | None) -> Predictions:
         """What a model answers; of many puzzles, with a bar."""

@@ -5,7 +5,8 @@ lead it elsewhere. An attempt of `search` then adds guesses to the question, one
 is drawn where two symbols compete, it is given its most likely symbol, and the solve goes on from
 where it was. Since rules can be checked without knowing the solution, an attempt ends as soon as
 the answer keeps them and fits the question as it was asked; wrong guesses are dropped with their
-attempt, and none begins with a guess that another one began with.
+attempt, and none begins with a guess that another one began with. Every second attempt begins in
+the cell of the one before with its next symbol: where two compete, one of them is right.
 
 References:
     Equilibrium Reasoners, arXiv:2605.21488, sec. 4 (depth, breadth, selection by residual, and
@@ -263,15 +264,17 @@ def attempts_at(
     """
     logits, state = yield x, None
     found, first = [logits.argmax(-1)], torch.zeros_like(logits, dtype=torch.bool)
-    for _ in range(attempts):
+    begun = torch.zeros_like(x[:, 0])  # the cell in which the last attempt began
+    for attempt in range(attempts):
         classes = found[-1].clone()
         rows = (~valid(x, classes)).nonzero()[:, 0]
         question, at, belief = x[rows], _take(state, rows), logits[rows]
         for number in range(guesses if len(rows) else 0):
             done = first[rows] if number == 0 else torch.zeros_like(first[rows])
-            cells, symbols = _guess(question, belief, done, generator)
+            again = begun[rows] if number == 0 and attempt % 2 else None
+            cells, symbols = _guess(question, belief, done, generator, again)
             if number == 0:
-                first[rows, cells, symbols] = True
+                first[rows, cells, symbols], begun[rows] = True, cells
             question = assume(question, cells, symbols)
             belief, at = yield question, at
             answer = belief.argmax(-1)
@@ -287,9 +290,9 @@ def attempts_at(
 
 
 def _guess(
-    x: Tensor, logits: Tensor, done: Tensor, generator: torch.Generator
+    x: Tensor, logits: Tensor, done: Tensor, generator: torch.Generator, cells: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Draw a blank cell of each question; its symbol is the most likely one that is not done.
+    """Draw a blank cell of each question, or take `cells`; its symbol is the likeliest not done.
 
     A cell is the more likely the closer its second most likely symbol is to the first, and the
     likelier the symbol that it would be given.
@@ -299,7 +302,8 @@ def _guess(
     likely, symbols = probability.masked_fill(done, 0.0).max(-1)
     # Where all is decided, wrongly, any blank cell will do; where none is blank, any cell.
     weight = torch.where(x == 0, torch.minimum(second, likely) ** SHARPNESS + 1e-9, 1e-15)
-    cells = torch.multinomial(weight, 1, generator=generator)[:, 0]
+    if cells is None:
+        cells = torch.multinomial(weight, 1, generator=generator)[:, 0]
     return cells, symbols[torch.arange(len(x)), cells]
 
 

@@ -13,6 +13,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from solvers.checks import check_integer
 from tasks import shipped
 from tasks.output import decimals
 from tasks.puzzles.config import GridConfig
@@ -21,6 +22,7 @@ from tasks.puzzles.reliability import Band, band_of, bands
 from tasks.puzzles.sizes import at_size, can_resize
 from tasks.puzzles.task import GridTask
 from tasks.runs import load_model, locate, read_checkpoint, read_config
+from tasks.training.values import check_texts
 
 # Seconds that a stream is waited for before what has come is solved: less than a solve takes.
 PATIENCE = 0.1
@@ -99,7 +101,7 @@ class Solver:
             TypeError: The side is no whole number.
             ValueError: They belong to the size that they were trained on, or there is no such side.
         """
-        if not isinstance(side, int):
+        if not isinstance(side, int) or isinstance(side, bool):
             raise TypeError(f"`side` must be a whole number: got a {type(side).__name__}.")
         if side == self.side:
             return self
@@ -140,16 +142,13 @@ class Solver:
                 answers to those before it come first.
             TypeError: Something else came than text.
         """
-        if max_steps is not None and max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+        if max_steps is not None:
+            check_integer("max_steps", max_steps, 1)
         if isinstance(puzzles, str):
             question = self._question(puzzles)
             (answer,) = self._answers([question], max_steps)
             return answer
-        if not isinstance(puzzles, Iterable) or isinstance(puzzles, bytes):
-            raise TypeError(
-                f"`puzzles` must be text, or an iterable of texts: got {type(puzzles).__name__}."
-            )
+        check_texts("puzzles", puzzles)
         return self._stream(iter(puzzles), max_steps)
 
     def _stream(self, texts: Iterator[str], max_steps: int | None) -> Iterator[Answer]:

@@ -103,7 +103,12 @@ class GridTask(ABC, Generic[C]):
         own = [n for n in data.names() if n not in (*GridData.names(), *data.training)]
         wanted = {"version": self.version, "counts": counts, "seed": config.train.seed}
         wanted |= {name: getattr(data, name) for name in own}
-        return self.cache(config).get("made", wanted, counts, lambda: self.generate(config))
+
+        def generate() -> tuple[list[Puzzle], list[Puzzle]]:
+            print(f"Making {sum(counts):,} {self.noun}s, which are then kept ...", flush=True)
+            return self.generate(config)
+
+        return self.cache(config).get("made", wanted, counts, generate)
 
     def cache(self, config: C) -> SetCache:
         """The sets that were made before."""

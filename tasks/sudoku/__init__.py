@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +16,15 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def load(name: str | Path = "extreme", **options: Any) -> Solver:
+def load(
+    name: str | Path = "extreme", *, device: str = "auto", solver: str | None = None
+) -> Solver:
     """A trained model, ready to solve; see `tasks.puzzles.solving.load`.
 
     Args:
         name: A model that comes with the package, the folder of a run, or a checkpoint.
-        **options: `device`, and `solver`, the name of another one than the model's.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        solver: Another registered solver than the model's.
     """
     # What only generates or reads puzzles does without torch.
     from tasks.extras import explaining
@@ -30,4 +33,4 @@ def load(name: str | Path = "extreme", **options: Any) -> Solver:
         from tasks.puzzles.solving import load
         from tasks.sudoku.task import SudokuTask
 
-        return load(SudokuTask(), name, **options)
+        return load(SudokuTask(), name, device=device, solver=solver)

@@ -2,6 +2,7 @@
 
 import reprlib
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -49,6 +50,14 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, float):
         return kind is float and value == value
     return isinstance(value, kind) and len(str(value)) <= MAX_TEXT and "\0" not in str(value)
+
+
+def check_texts(name: str, value: Any) -> None:
+    """Raise a TypeError unless an argument is a text or an iterable, perhaps one of texts."""
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        raise TypeError(
+            f"`{name}` must be text, or an iterable of texts: got {type(value).__name__}."
+        )
 
 
 def literal(hint: Any) -> tuple[Any, ...]:

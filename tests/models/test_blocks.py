@@ -36,6 +36,15 @@ def test_unit_attention_stays_finite_for_huge_inputs() -> None:
     assert mixer(1e6 * torch.randn(2, 4, 3, 6)).isfinite().all()
 
 
+def test_unit_attention_in_bfloat16_is_as_exact_as_its_numbers() -> None:
+    torch.manual_seed(0)
+    mixer, h = UnitAttention(32, torch.arange(16)[None] // 4), torch.randn(4, 16, 8, 32)
+    expected = mixer.double()(h.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        error = mixer.float()(h) - expected
+    assert error.norm() < 2 * 2**-8 * expected.norm()  # two roundings; 3 with scores in bfloat16
+
+
 def test_masked_head_sees_only_its_keys() -> None:
     torch.manual_seed(0)
     mask = torch.eye(4, dtype=torch.bool).expand(2, 4, 4)

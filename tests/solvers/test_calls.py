@@ -1,13 +1,16 @@
 """A map that is called or answers otherwise than it should: the error says what was expected."""
 
 import copy
+import functools
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+import implicit
 import solvers
 from implicit import fixed_point
 
@@ -229,3 +232,45 @@ def test_failure_of_some_samples_names_what_coupled_ones_need() -> None:
     (note,) = caught.value.__notes__
     assert note.endswith("pass `independent=False`, or `batch_dims=0` if they are one state.")
     assert bool(solvers.solve(f, y0, x, solver="picard", independent=False).converged.all())
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("call", [solvers.solve, *implicit.backward_modes()])
+def test_a_map_that_writes_into_its_args_is_refused(call: Any, shares: bool, part: bool) -> None:
+    def writes(y: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+        x.mul_(factor[:, None])
+        return 0.5 * y + x
+
+    if isinstance(call, str):
+        call = functools.partial(fixed_point, backward=call)
+    x = torch.ones(20, 3, requires_grad=shares) * 1.0
+    with pytest.raises(ValueError, match=r"wrote into one of its args.*Write into a copy"):
+        call(writes, Y0, x[:10] if part else x[::2].contiguous(), torch.full((10,), 0.5))
+
+
+def test_a_map_that_writes_into_the_args_of_a_run_is_refused() -> None:
+    run = solvers.Run(None, Y0, torch.ones(10, 3))
+    (x,) = run.args
+    assert run.point is not None
+    with pytest.raises(ValueError, match="wrote into one of its args"):
+        run.tell(0.5 * run.point + x.mul_(0.5))
+
+
+class Kept(NamedTuple):
+    last: Tensor
+    scratch = True
+
+
+@pytest.mark.parametrize("kind", [Kept, functools.partial(SimpleNamespace, scratch=True)])
+def test_a_map_may_write_into_what_is_scratch(kind: Any) -> None:
+    kept = kind(last=torch.zeros(10, 3))
+
+    def keeps(y: Tensor, x: Tensor, kept: Any) -> Tensor:
+        kept.last.copy_(y)
+        return 0.5 * kept.last + x
+
+    x = torch.ones(10, 3)
+    solution = solvers.solve(keeps, Y0, x, kept)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, 2 * x, rtol=1e-3, atol=0)

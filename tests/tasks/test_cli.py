@@ -126,3 +126,14 @@ def test_an_interruption_keeps_its_path_between_processes() -> None:
 def test_several_modules_anywhere_among_the_arguments() -> None:
     given = ["--import", "json", "eval", "--max-steps", "3", "--import=math"]
     assert import_modules(given) == (["eval", "--max-steps", "3"], ["json", "math"])
+
+
+def test_an_interrupted_command_leaves_the_standard_output_to_results(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Commands, arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commands, "evaluate", interrupted)
+    assert main(["eval"]) == 130
+    assert capsys.readouterr() == ("", "\nStopped at once. What was saved before is as it was.\n")

@@ -3,11 +3,13 @@
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import tasks.sudoku
 from models import Block
 from tasks.device import choose_device, compile_blocks, has_fast_bfloat16, peak_memory
 from tasks.experiments.run import run
@@ -18,10 +20,16 @@ from tasks.sudoku.task import SudokuTask
 TINY = PRESETS["tiny"].changed(batch_size=4, test_puzzles=4, eval_max_steps=2)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", "cuda:99"])
-def test_unknown_devices_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="--device"):
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "mps", None])
+def test_unknown_devices_are_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match=f"must be auto, cpu, cuda or cuda:N, got {name!r}"):
         choose_device(name)
+
+
+def test_a_device_that_is_not_there_is_named_without_a_flag() -> None:
+    """Which a caller in Python has not typed."""
+    with pytest.raises(ValueError, match=r"^There is no device 'cuda:99': this machine has [^-]*$"):
+        tasks.sudoku.load(device="cuda:99")
 
 
 def test_the_peak_of_memory_grows_with_what_is_held() -> None:

@@ -194,6 +194,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         Inference(model, 0)
     with pytest.raises(ValueError, match=r"ends in `\.pt2`: got"):
         write_program(model, x, STEPS, tmp_path / "model.onnx", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"x\.pt2` cannot be written \(Not a directory\)"):
+        write_program(model, x, STEPS, tmp_path / "file" / "x.pt2", {})
     model.solving.solver = get_solver("newton_krylov")
     with pytest.raises(ValueError, match=r"NewtonKrylov.* cannot be exported.* anderson`"):
         Inference(model, STEPS)

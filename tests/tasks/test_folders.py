@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.folders import LOCK, FolderInUse, FolderLock, draft, sweep
+from tasks.folders import LOCK, FolderInUse, FolderLock, draft, require_writable, sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,3 +173,21 @@ def test_a_folder_made_for_what_failed_at_once_is_removed(
     with FolderLock(folder, made):
         pass
     assert folder.exists()
+
+
+def test_what_can_be_written_is_known_before_and_left_as_it_is(tmp_path: Path) -> None:
+    file, new = tmp_path / "file", tmp_path / "a" / "b"
+    file.write_text("kept")
+    for path, is_folder in ((file, False), (new, False), (tmp_path, True), (new, True)):
+        require_writable(path, is_folder, "--x")
+    for path, is_folder, problem in (
+        (tmp_path, False, r"Is a directory\). Name another file"),
+        (file, True, r"Not a directory\). Name another folder"),
+        (file / "x", False, "Not a directory"),
+        (Path("/proc/x"), True, ""),  # where nobody can make a folder, root included
+    ):
+        if path.parent.exists():  # some systems have no /proc
+            with pytest.raises(ValueError, match=rf"^`--x` cannot be written \({problem}"):
+                require_writable(path, is_folder, "--x")
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "kept"

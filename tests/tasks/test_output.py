@@ -221,6 +221,9 @@ def test_shares_are_written_as_fractions_of_counts() -> None:
         (["trian"], "Did you mean 'train'?"),
         (["train", "tiny"], "Unexpected argument 'tiny'. Did you mean `--preset tiny`?"),
         (["train", "tinny"], "Unexpected argument 'tinny'. Did you mean `--preset tiny`?"),
+        (["train", "--checkpoint", "x"], "Did you mean `--weights` or `--resume`?"),
+        (["plan", "--checkpoint", "x"], "Did you mean `--weights`?"),
+        (["eval", "--resume", "x"], "Did you mean `--checkpoint`?"),
         (["train", "--preset", "foo"], "With another model: `reasoner-tiny` and the like, of"),
     ],
 )
@@ -229,6 +232,27 @@ def test_a_wrong_word_is_guessed(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (f"solve {PUZZLE}", "--draw"),
+        (f"solve {PUZZLE}", "--json"),
+        ("plan --preset tiny", "--json"),
+        ("eval", "--draw"),
+        ("compare --preset tiny", "--out"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file" / "x"
+    path.parent.touch()
+    assert main([*command.split(), option, str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"error: `{option} {path}` cannot be written (Not a directory). Name an")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

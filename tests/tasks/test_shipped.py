@@ -1,5 +1,6 @@
 """The models that come with the package: found, named, used, and told apart from runs."""
 
+import inspect
 import json
 import re
 import shutil
@@ -11,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+import tasks.lm
 import tasks.maze
 import tasks.sudoku
 from tasks import shipped
 from tasks.checkpoints.checkpoint import NAME, Checkpoint
 from tasks.checkpoints.file import CheckpointError
+from tasks.lm import writing
 from tasks.lm.config import LanguageTask
 from tasks.maze.__main__ import main as maze
 from tasks.maze.task import MazeTask
 from tasks.puzzles import solving
 from tasks.runs import RUNS, choose_checkpoint, load_model, locate, read_checkpoint
+from tasks.serving.about import describe
 from tasks.sudoku.__main__ import main as sudoku
 from tasks.sudoku.task import SudokuTask
 
@@ -152,6 +156,11 @@ def test_a_folder_of_a_run_stands_for_its_checkpoint(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(CheckpointError):
         Checkpoint.load(locate("sudoku", folder))
+    shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "mine.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint, as it has mine\.safetensors without"
+    ):
+        Checkpoint.load(locate("sudoku", folder))
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / "model.safetensors")
     assert locate("sudoku", folder) == folder / "model.safetensors"
     shutil.copy(shipped.path_of("sudoku", "extreme"), folder / NAME)
@@ -172,6 +181,31 @@ def test_damaged_weights_of_the_package_say_how_to_get_them_back(
     copied.parents[3].joinpath(".git").mkdir()
     with pytest.raises(CheckpointError, match=r"truncated.*`git checkout -- .*` brings it back"):
         read_checkpoint(copied)
+
+
+def test_a_model_without_its_card_works_and_says_that_nothing_is_known_of_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied.with_suffix(".md").unlink()
+    missing = r"There is no .*extreme\.md: .*'extreme' is not known.*force-reinstall"
+    with pytest.warns(UserWarning, match=missing):
+        assert sudoku(["solve", PUZZLE]) == 0
+    out = capsys.readouterr().out
+    assert ANSWER in out
+    assert "held-out puzzles with such a residual" not in out
+    with pytest.warns(UserWarning, match=missing):
+        assert describe(copied, "puzzle") == {"name": "extreme", "card": {}, "reliability": []}
+    with pytest.warns(UserWarning, match=missing):
+        assert sudoku(["eval", "--quick", "--limit", "2"]) == 0
+
+
+def test_load_has_the_options_of_what_it_calls() -> None:
+    def options(call: Any) -> list[inspect.Parameter]:
+        parameters = inspect.signature(call).parameters.values()
+        return [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+    assert options(tasks.sudoku.load) == options(tasks.maze.load) == options(solving.load)
+    assert options(tasks.lm.load) == options(writing.load)
 
 
 def test_weights_of_a_newer_format_say_what_to_upgrade(copied: Path, tmp_path: Path) -> None:
@@ -331,8 +365,9 @@ def test_answers_have_verdicts() -> None:
         model.for_side("9")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`name` must be the name of a model, .* got a int"):
         tasks.sudoku.load(5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`max_steps` must be at least 1, got 0"):
-        model.solve(PUZZLE, max_steps=0)
+    for budget in (0, 1.5, "3", True):
+        with pytest.raises(ValueError, match=f"`max_steps` must be an int.* 1, got {budget!r}"):
+            model.solve(PUZZLE, max_steps=budget)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"^The folder \. holds no checkpoint\. Name the folder"):
         tasks.sudoku.load(".")
     with pytest.raises(ValueError, match=r"No checkpoint at extreem.*Did you mean 'extreme'"):

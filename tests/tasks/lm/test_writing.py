@@ -49,14 +49,33 @@ def test_prompts_are_read_a_batch_at_a_time(
 
 
 def test_options_are_checked(writer: writing.Writer) -> None:
-    with pytest.raises(ValueError, match="`tokens` must be at least 1, got 0"):
-        writer.generate("a", tokens=0)
-    with pytest.raises(ValueError, match="`temperature` must be at least 0"):
-        writer.generate("a", temperature=-1)
-    with pytest.raises(TypeError, match="heat"):
-        writer.generate("a", heat=1)
+    for name, value, message in (
+        ("tokens", 0, "an integer of at least 1, got 0"),
+        ("tokens", "3", "an integer of at least 1, got '3'"),
+        ("tokens", None, "an integer of at least 1, got None"),
+        ("max_steps", 1.5, "an integer of at least 0, got 1.5"),
+        ("temperature", -1, "at least 0, got -1"),
+        ("temperature", "1", "a number, got '1'"),
+        ("top_k", 1.5, "a whole number or none, got 1.5"),
+        ("top_p", [1], r"a number or none, got \[1\]"),
+        ("seed", None, "a whole number, got None"),
+    ):
+        with pytest.raises(ValueError, match=f"^`{name}` must be {message}"):
+            writer.generate("a", **{name: value})  # type: ignore[arg-type]
+    options = "Options: tokens, max_steps, temperature, top_k, top_p, seed"
+    with pytest.raises(TypeError, match=f"'max_new_tokens'. {options}. Did you mean 'tokens'?"):
+        writer.generate("a", max_new_tokens=1)
     with pytest.raises(ValueError, match=r"Did you mean 'small'\?"):
         tasks.lm.load("smal")
+
+
+def test_what_is_no_text_is_refused(writer: writing.Writer) -> None:
+    for prompts in (None, 5, b"a"):
+        got = f"or an iterable of texts: got {type(prompts).__name__}"
+        with pytest.raises(TypeError, match=f"^`prompts` must be text, {got}"):
+            writer.generate(prompts)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^Prompt 2 of the iterable must be text: got int\.$"):
+        list(writer.generate(["a", 5], tokens=1))  # type: ignore[list-item]
 
 
 def test_the_command_says_what_it_writes_with(

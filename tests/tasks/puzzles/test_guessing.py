@@ -110,6 +110,17 @@ def test_no_two_attempts_begin_with_the_same_guess() -> None:
         assert len({tuple(each[puzzle]) for each in asked}) == len(asked) == 12
 
 
+def test_every_second_attempt_tries_the_other_symbol_of_the_same_cell() -> None:
+    x, model = torch.zeros(5, CELLS, dtype=torch.long), TwoWays().eval()
+    never = lambda x, classes: torch.zeros(len(x), dtype=torch.bool)  # noqa: E731
+    search(model, x, valid=never, assume=assume, max_steps=3, attempts=6, guesses=1)
+    _, *asked = model.asked
+    for one, other in zip(asked[::2], asked[1::2], strict=True):
+        assert torch.equal(one.argmax(1), other.argmax(1))
+        assert {1, 2} == {*one.amax(1).tolist(), *other.amax(1).tolist()}
+        assert (one.amax(1) != other.amax(1)).all()
+
+
 def test_the_same_seed_guesses_the_same() -> None:
     first, again, other = (run(1, seed=seed)[1].asked[1] for seed in (5, 5, 6))
     assert torch.equal(first, again)

@@ -162,6 +162,7 @@ def test_a_bad_file_of_puzzles_is_refused_with_its_line(
     [
         ([], "There is no puzzle. Name one, or a file with one per line."),
         (["nofile"], "There is no file 'nofile', either."),
+        ([EASY, "11" + "." * 14], "error: Argument 2 of `solve`: Digit 1 stands twice"),
         ([EASY, EASY_9], "got 4x4 and 9x9. Solve each size in a call of its own."),
     ],
 )

@@ -197,8 +197,11 @@ def made_anew(train: int, test: int, seed: int = 0) -> Sets:
     return train_and_test(train, test, Board.of(4), (4, 6), minimal=True, seed=seed)
 
 
-def test_cache_is_used_the_second_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_used_the_second_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = cached(6, 3, seed=1)
+    assert capsys.readouterr().out == "Making 9 puzzles, which are then kept ...\n"
     assert first == made_anew(6, 3, seed=1)
     assert len(list(folder.iterdir())) == 3
 
@@ -207,6 +210,7 @@ def test_cache_is_used_the_second_time(folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(SudokuTask, "generate", fail)
     assert cached(6, 3, seed=1, copies=3, extra_clues=2, relatives=1) == first
+    assert not capsys.readouterr().out
     for other in ({"seed": 2}, {"seed": 1, "max_clues": 5}, {"seed": 1, "minimal": False}):
         with pytest.raises(AssertionError, match="made anew"):
             cached(6, 3, **other)
