@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import rms_norm
+from models.norms import is_plain, kept, rms_norm
 from solvers.torch_internals import transforms_in_force
 
 # As in the paper that brought rotary positions.
@@ -104,13 +104,13 @@ class KVCache(NamedTuple):
             return like._replace(keys=keys, values=values, buffer=buffer)
         valid = self.valid
         if valid is None:
-            cos, sin = (part.narrow(2, known, count) for part in buffer.rotary)
+            cos, sin = (part.narrow(1, known, count) for part in buffer.rotary)
         else:
             valid, position = self.positions_of_next(count)
             cos, sin = rotary_at(position, buffer.keys, self.base)
         mask = visible(known, count, valid, keys)
         # A row for each sequence, since sequences whose solve has ended leave the batch.
-        rotary = cos.expand(B, -1, -1, -1), sin.expand(B, -1, -1, -1)
+        rotary = cos.expand(B, *cos.shape[1:]), sin.expand(B, *sin.shape[1:])
         mask = None if mask is None else mask.expand(B, -1, -1, -1)
         return KVCache(keys, values, valid, count, rotary, mask, buffer, self.base)
 
@@ -274,18 +274,19 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, shapes (B, H, T, K)."""
         qkv = self.qkv(h_BTD).unflatten(-1, (3, self.num_heads, -1))
-        qk, v = qkv.narrow(2, 0, 2), qkv.select(2, 2)
+        qk, v = qkv.split_with_sizes((2, 1), 2)
+        v = v.squeeze(2)
         if self.value_gate is not None and value_BTD is not None:
             gate = 2 * self.value_gate(h_BTD[..., : self.value_gate.in_features]).sigmoid()
             value = value_BTD.to(v.dtype).unflatten(-1, (self.num_heads, -1))
             v = torch.addcmul(v, gate[..., None], value)
         if self.qk_norm:
             qk = rms_norm(qk)
-        qk = qk.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            qk = rotate(qk, rotary, self.base)
-        q, k = qk.unbind()
-        return q, k, v.transpose(1, 2)
+            cos, sin = from_start(h_BTD.shape[1], qkv, self.base) if rotary is None else rotary
+            qk = rotated(qk, cos, sin)
+        q, k = qk.unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -323,26 +324,35 @@ def head_width(width: int, num_heads: int, even: bool) -> int:
     return width // num_heads
 
 
-def rotate(
-    x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, base: float = ROTARY_BASE
-) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair of dims of a token by an angle that grows with its position.
 
     Args:
-        x: Shape (..., B, H, T, K).
-        rotary: The factors of `rotary_at`; by default those of positions 0 to T - 1.
-        base: For these.
+        x: Shape (B, T, ..., H, K), with as many dims as the factors.
+        cos: See `rotary_at`.
+        sin: See `rotary_at`.
     """
-    if rotary is None:
-        rotary = rotary_at(torch.arange(x.shape[-2], device=x.device)[None], x, base)
-    cos, sin = rotary
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def from_start(length: int, like: Tensor, base: float) -> tuple[Tensor, Tensor]:
+    """The factors of the positions from 0 to `length` - 1; see `rotary_at`."""
+    key = length, like.shape[-1], like.dtype, like.device, base, torch.get_default_dtype()
+    return kept(_from_start, *key) if type(like) is Tensor and is_plain(like) else _from_start(*key)
+
+
+def _from_start(
+    length: int, width: int, dtype: torch.dtype, device: torch.device, base: float, _: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same for heads of a width; angles are computed in the default dtype, the last one."""
+    position = torch.arange(length, device=device)[None]
+    return rotary_at(position, torch.empty(width, dtype=dtype, device=device), base)
 
 
 def rotary_at(
     position: Int[Tensor, "B T"], like: Tensor, base: float = ROTARY_BASE
 ) -> tuple[Tensor, Tensor]:
-    """The factors by which `rotate` multiplies each dim and its partner, shapes (B, 1, T, K).
+    """The factors by which `rotated` multiplies each dim and its partner, shapes (B, T, 1, 1, K).
 
     The partner of dim i is i + K / 2, and the angle of both is position * base^(-2 i / K). The
     first tensor holds the cosines; the second the sines, negative for the first half of the dims.
@@ -354,6 +364,6 @@ def rotary_at(
     """
     pairs = like.shape[-1] // 2
     rates = base ** (-torch.arange(pairs, device=like.device) / pairs)
-    angle = position[:, None, :, None] * rates
+    angle = position[:, :, None, None, None] * rates
     cos, sin = angle.cos().to(like.dtype), angle.sin().to(like.dtype)
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

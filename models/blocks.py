@@ -4,7 +4,6 @@ Legend: B batch, T tokens, D width, U units (such as the 27 rows, columns and bo
 S symbols, M mixing width.
 """
 
-import functools
 import math
 from abc import abstractmethod
 from typing import Any
@@ -14,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from models.norms import is_plain, rms_norm
 
 
 class Recomputable(nn.Module):
@@ -194,8 +195,29 @@ class SquaredReLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Shape (..., D) in and out."""
-        h = F.relu(self.into(h))
+        h = self.into(h)
+        if torch.is_grad_enabled() and is_plain(h):
+            return self.out(_SquaredPositive.apply(h))
+        h = F.relu(h)
         return self.out(h * h)  # faster than `square` for a single token on the CPU
+
+
+class _SquaredPositive(torch.autograd.Function):
+    """relu(x)^2, whose gradient is 2 relu(x) v: two passes over memory, where autograd takes four.
+
+    The backward pass consists of operations that can be differentiated in turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        positive = F.relu(x)
+        return positive.mul_(positive)
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.addcmul(x.new_zeros(()), v[0], F.relu(x), value=2)
 
 
 class Convolution(nn.Module):
@@ -336,33 +358,3 @@ class PlainNorm(nn.Module):
         if self.dim == -1:
             return rms_norm(x, eps=self.eps)
         return rms_norm(x.transpose(self.dim, -1), eps=self.eps).transpose(self.dim, -1)
-
-
-def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """Divide each vector by its root mean square.
-
-    On the CPU torch has no kernel for it, and its six operations take a sixth of the time of a
-    block that gets a single token. Without gradients, as in a solve or in generation, the same
-    number is computed from the vector norm: for few vectors in two thirds of the time.
-
-    Args:
-        x: Shape (..., D).
-        weight: Shape (D,); None: ones.
-        eps: Added to the mean square. None: the precision of the dtype.
-
-    References:
-        B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
-    """
-    fast = x.is_cpu and type(x) is Tensor and x.dtype in (torch.float32, torch.float64)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not fast:
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = torch.addcmul(_constant(eps, x.dtype), norm, norm, value=1 / x.shape[-1]).rsqrt_()
-    return x * scale if weight is None else x * scale * weight
-
-
-@functools.cache
-def _constant(eps: float | None, dtype: torch.dtype) -> Tensor:
-    """The epsilon as a tensor, kept because making one takes several times as long as adding it."""
-    value = torch.finfo(dtype).eps if eps is None else eps
-    return torch.full((), value, dtype=dtype, device="cpu")

@@ -56,11 +56,14 @@ try:
         maybe_get_level,
     )
     from torch._functorch import eager_transforms
+    from torch._subclasses.fake_tensor import FakeTensor
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import _disable_current_modes as modes_disabled
 
     # An assertion that is part of a graph.
     assert_async: Any = getattr(torch, "_assert_async")  # noqa: B009
+    layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default
     # Whether a transform of `torch.func` is in force.
     transforms_in_force = _are_functorch_transforms_active
     set_fwd_grad_enabled = forward_ad._set_fwd_grad_enabled
@@ -85,6 +88,7 @@ _OPTIONAL = {
 }
 
 __all__ = [
+    "FakeTensor",
     "FakeTensorMode",
     "TorchDispatchMode",
     "assert_async",
@@ -97,9 +101,11 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "is_legacy_batchedtensor",
     "item_operator",
+    "layer_norm_backward",
     "load_forward_mode",
     "maybe_current_level",
     "maybe_get_level",
+    "modes_disabled",
     "nested_dual_level",
     "one_graph_asked_for",
     "plain_attention",

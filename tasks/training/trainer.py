@@ -31,7 +31,12 @@ from tasks.checkpoints.checkpoint import (
 )
 from tasks.checkpoints.file import refusing
 from tasks.checkpoints.manager import CheckpointManager
-from tasks.device import has_fast_bfloat16, kept_random_state, peak_memory
+from tasks.device import (
+    has_fast_bfloat16,
+    keep_freed_memory,
+    kept_random_state,
+    peak_memory,
+)
 from tasks.distributed import Group, distribute, full_tensor, no_sync
 from tasks.reports.logger import Reporter
 from tasks.threads import count_parts, side_by_side
@@ -78,6 +83,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.group = Group.current()
         config = self.config.train
         self.rows_at_once = micro_batch(config.batch_size, self.group.size, config.accumulate)

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
-from models.attention import SelfAttention, rotate
-from models.blocks import Block, Convolution, SwiGLU, UnitAttention
+from models.attention import ROTARY_BASE, SelfAttention, from_start, rotated
+from models.blocks import Block, Convolution, SquaredReLU, SwiGLU, UnitAttention
+from solvers.torch_internals import FakeTensorMode
 
 UNITS = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
 
@@ -62,10 +65,12 @@ def test_attention_equals_the_formula() -> None:
 
 
 def test_rotary_scores_depend_on_distance_only() -> None:
-    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(2, 1, 1, 6, 8)
-    scores = (rotate(q) @ rotate(k).mT)[0, 0]
+    qk = torch.randn(1, 1, 2, 1, 8, dtype=torch.float64).expand(1, 6, 2, 1, 8)
+    turned = rotated(qk, *from_start(6, qk, ROTARY_BASE))
+    q, k = turned[0, :, :, 0].unbind(1)
+    scores = q @ k.mT
     torch.testing.assert_close(scores.diagonal(1), scores[0, 1].expand(5))
-    torch.testing.assert_close(rotate(q).norm(dim=-1), q.norm(dim=-1))
+    torch.testing.assert_close(turned.norm(dim=-1), qk.norm(dim=-1))
 
 
 def test_rotary_attention_knows_order() -> None:
@@ -74,6 +79,36 @@ def test_rotary_attention_knows_order() -> None:
     plain, rotary = SelfAttention(8, 2), SelfAttention(8, 2, rotary=True)
     torch.testing.assert_close(plain(h.flip(1)).flip(1), plain(h))
     assert not torch.allclose(rotary(h.flip(1)).flip(1), rotary(h))
+
+
+def test_factors_are_kept_but_for_the_setting_they_were_made_in() -> None:
+    like = torch.empty(4)
+    with torch.inference_mode():
+        kept = from_start(6, like, 50.0)
+    assert from_start(6, like, 50.0)[0] is kept[0]
+    assert not kept[0].is_inference()
+    assert not torch.equal(from_start(6, like, 60.0)[0], kept[0])
+    with FakeTensorMode():
+        fake = from_start(5, torch.empty(4), 50.0)[0]
+    assert type(fake) is not Tensor
+    assert type(from_start(5, like, 50.0)[0]) is Tensor
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_squared_relu_has_the_gradients_of_its_operations() -> None:
+    mlp = SquaredReLU(3, 6).double()
+    x, tangent = torch.randn(2, 4, 3, dtype=torch.float64).unbind()
+
+    def operations(x: Tensor) -> Tensor:
+        return mlp.out(F.relu(mlp.into(x)).square())
+
+    torch.testing.assert_close(mlp(x), operations(x))
+    torch.testing.assert_close(jvp(mlp, (x,), (tangent,)), jvp(operations, (x,), (tangent,)))
+    found, wanted = (vmap(grad(lambda x, f=f: f(x).sum()))(x) for f in (mlp, operations))
+    torch.testing.assert_close(found, wanted)
+    x.requires_grad_()
+    assert gradcheck(mlp, x, check_batched_grad=True)
+    assert gradgradcheck(mlp, x)
 
 
 def test_heads_must_divide_the_width() -> None:

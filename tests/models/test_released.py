@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import implicit
 import solvers
 from models import AttractorLM, LanguageSpec, ParcaeLM, TransformerLM
-from models.attention import rotate
+from models.attention import from_start, rotated
 from models.blocks import PreNormBlock
 
 SPEC = LanguageSpec(
@@ -89,7 +89,7 @@ def test_gates_start_at_half_by_default() -> None:
 
 def test_rotary_positions_are_those_released() -> None:
     """`precompute_freqs_cis` and `apply_rotary_emb_complex_like`, which pair neighbouring dims."""
-    x = torch.randn(1, 1, 7, 8, dtype=torch.float64)
+    x = torch.randn(7, 8, dtype=torch.float64)
     rates = 50_000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
     angle = torch.outer(torch.arange(7.0, dtype=torch.float64), rates)
     turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
@@ -98,7 +98,8 @@ def test_rotary_positions_are_those_released() -> None:
     halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
     expected = torch.cat((turned.real, turned.imag), -1)
     # The rates are computed in float32.
-    assert torch.allclose(rotate(halves, base=50_000.0), expected, atol=1e-6)
+    found = rotated(halves[None, :, None, None], *from_start(7, halves, 50_000.0))
+    assert torch.allclose(found[0, :, 0, 0], expected, atol=1e-6)
 
 
 # Of the released `Attractor` in float64, with the weights and tokens of the next test, its own
