@@ -309,7 +309,7 @@ PRESETS: dict[str, LanguageConfig] = {
     # The shape and the split of nanoGPT's recipe for a CPU, https://github.com/karpathy/nanoGPT.
     "shakespeare": LanguageConfig.of(
         text=Path("tinyshakespeare.txt"), vocabulary=257, context=64, held_out=0.1,
-        eval_tokens=111_540, steps=2000, batch_size=12, threads=1,
+        eval_tokens=111_540, steps=2000, batch_size=12, threads=1, learning_rate=4e-3,
         width=128, num_heads=4, backbone_blocks=3,
     ),
     # Of the ablations: no file of it was released, and only this width has 60.3 million parameters
