@@ -30,9 +30,10 @@ def strings(count, length):
 # %% [markdown]
 # The first network is the fixed point of one block with two convolutions; its gradient goes through
 # one call of the block. The second calls the block 16 times, and more often for longer strings, in
-# proportion; its gradient goes through all calls. The third is a Transformer of four blocks with
-# eight times as many parameters. All get as many steps of as many strings. A string is right if all
-# of its bits are; of those that have converged, it is printed how many are wrong.
+# proportion; its gradient goes through all calls. ([Four times as many](../results/language.md)
+# would be enough, but nothing tells.) The third is a Transformer of four blocks with eight times as
+# many parameters. All get as many steps of as many strings. A string is right if all of its bits
+# are; of those that have converged, it is printed how many are wrong.
 
 
 # %%
