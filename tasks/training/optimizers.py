@@ -57,22 +57,40 @@ def orthogonalised(
 ) -> Tensor:
     """Bring the singular values near 1, and keep the singular vectors, by Newton-Schulz.
 
-        X <- a X + (b G + c G^2) X,    G = X X^T
+        X <- P X,    P = a I + S,    S = b G + c G^2,    G = X X^T
+
+    All G and P are polynomials of the first G, and commute. So instead of X, which is wider, G is
+    iterated, G <- P G P, and the product of the P. Five steps of a matrix with four times as many
+    columns as rows take 0.6 of the time so. Rounding of G grows with each step, so that after five
+    it is computed anew.
 
     Args:
         matrix: Shape (m, n).
         coefficients: a, b and c.
         steps: Iterations.
         eps: Smallest norm to divide by at first.
+
+    References:
+        J. Zhang, N. Amsel, B. Chen, T. Dao, Gram Newton-Schulz, 2026, restarts included.
     """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x = (matrix.T if tall else matrix).to(torch.promote_types(matrix.dtype, torch.float32))
     x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
+    for begun in range(0, steps, 5):
         gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        # The product of the P is scale I + rest.
+        scale: float = 1.0
+        rest: Any = None
+        for left in reversed(range(min(5, steps - begun))):
+            s = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            rest = s if rest is None else torch.addmm(s, s, rest, beta=scale).add_(rest, alpha=a)
+            scale *= a
+            if left:
+                half = torch.addmm(gram, s, gram, beta=a)
+                gram = torch.addmm(half, half, s, beta=a)
+        x = torch.addmm(x, rest, x, beta=scale)
+    return (x.T if tall else x).to(matrix)
 
 
 FINAL_RATE, COOL_DOWN = 0.01, 0.5

@@ -50,6 +50,28 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) 
     assert ((values.diagonal() > 0.6) & (values.diagonal() < 1.3)).all()
 
 
+@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (48, 48)])
+@pytest.mark.parametrize("steps", [0, 1, 5, 7])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float64, 1e-11), (torch.float32, 5e-3), (torch.bfloat16, 0.05)]
+)
+def test_iterations_are_those_of_newton_and_schulz(
+    shape: tuple[int, int], steps: int, dtype: torch.dtype, precision: float
+) -> None:
+    a, b, c = COEFFICIENTS
+    g = torch.Generator().manual_seed(0)
+    # Of low rank, where a Gram matrix has eigenvalues below zero by rounding.
+    gradient = torch.randn(shape[0], 3, generator=g) @ torch.randn(3, shape[1], generator=g)
+    gradient = gradient.to(dtype)
+    expected = gradient.double() / gradient.double().norm()
+    for _ in range(steps):
+        gram = expected @ expected.T
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = orthogonalised(gradient, COEFFICIENTS, steps, 1e-7)
+    assert found.dtype == dtype
+    assert (found.double() - expected).norm() < precision * expected.norm()
+
+
 def test_what_has_no_gradient_stays_and_a_closure_is_called() -> None:
     parameters = matrices(torch.float64)
     optimizer = Muon(parameters, lr=0.1)
