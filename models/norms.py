@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from solvers.torch_internals import (
     FakeTensor,
     dual_level_in_force,
+    is_tracing,
     layer_norm_backward,
     modes_disabled,
     transforms_in_force,
@@ -42,13 +43,14 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether this is a tensor of full precision on a CPU that nothing transforms or compiles.
+    """Whether this is a tensor of full precision on a CPU that nothing transforms or traces.
 
     It may be fake, so that a plan of a training step finds what the step keeps.
     """
     if type(x) not in (Tensor, FakeTensor) or not x.is_cpu or x.dtype not in _PRECISE:
         return False
-    return not (torch.compiler.is_compiling() or transforms_in_force() or dual_level_in_force())
+    traced = torch.compiler.is_compiling() or is_tracing()
+    return not (traced or transforms_in_force() or dual_level_in_force())
 
 
 _PRECISE = torch.float32, torch.float64

@@ -63,6 +63,8 @@ try:
 
     # An assertion that is part of a graph.
     assert_async: Any = getattr(torch, "_assert_async")  # noqa: B009
+    # Whether `torch.jit.trace` is at work.
+    is_tracing: Any = getattr(torch.jit, "is_tracing")  # noqa: B009
     layer_norm_backward: Any = torch.ops.aten.native_layer_norm_backward.default
     # Whether a transform of `torch.func` is in force.
     transforms_in_force = _are_functorch_transforms_active
@@ -100,6 +102,7 @@ __all__ = [
     "is_batchedtensor",
     "is_functorch_wrapped_tensor",
     "is_legacy_batchedtensor",
+    "is_tracing",
     "item_operator",
     "layer_norm_backward",
     "load_forward_mode",

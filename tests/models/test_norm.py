@@ -1,6 +1,7 @@
 """The norm: torch's own numbers and gradients, of any order and under any transform."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
-from models.blocks import PlainNorm, RMSNorm
+from models.blocks import PlainNorm, RMSNorm, SquaredReLU
 from models.norms import is_plain, rms_norm
 
 WEIGHT = torch.linspace(-1, 2, 8, dtype=torch.float64)
@@ -96,6 +97,13 @@ def test_transforms_and_forward_mode(name: str) -> None:
         for f in (ours, operations)
     )
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_traces_as_torchs_operations_do() -> None:
+    module, x = nn.Sequential(RMSNorm(8), SquaredReLU(8, 16)), torch.randn(4, 8)
+    traced: Any = torch.jit.trace(module, x)
+    torch.testing.assert_close(traced(2 * x), module(2 * x))
 
 
 @torch.no_grad()
