@@ -337,8 +337,13 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def from_start(length: int, like: Tensor, base: float) -> tuple[Tensor, Tensor]:
     """The factors of the positions from 0 to `length` - 1; see `rotary_at`."""
-    key = length, like.shape[-1], like.dtype, like.device, base, torch.get_default_dtype()
-    return kept(_from_start, *key) if type(like) is Tensor and is_plain(like) else _from_start(*key)
+    key = like.shape[-1], like.dtype, like.device, base, torch.get_default_dtype()
+    if type(like) is not Tensor or not is_plain(like):
+        return _from_start(length, *key)
+    # Those of a power of two, so that sequences of any lengths keep four times the longest at most.
+    longest = 1 << max(length - 1, 0).bit_length()
+    cos, sin = kept(_from_start, longest, *key)
+    return (cos, sin) if longest == length else (cos.narrow(1, 0, length), sin.narrow(1, 0, length))
 
 
 def _from_start(

@@ -35,9 +35,12 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     References:
         B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019.
     """
-    if not is_plain(x) or (weight is not None and weight.dtype != x.dtype):
+    record = torch.is_grad_enabled()
+    # An inference tensor can be an input of recorded operations, but not be kept for the gradient.
+    ours = is_plain(x) and not (record and x.is_inference())
+    if not ours or (weight is not None and weight.dtype != x.dtype):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
-    if torch.is_grad_enabled():
+    if record:
         return _RMSNorm.apply(x, weight, eps)
     return _normalised(x, weight, eps)[0]
 
@@ -90,6 +93,8 @@ def _gradients(ctx: Any, x: Tensor, weight: Any, v: Tensor) -> Iterator[Tensor |
     """The gradients by recorded operations, which may be differentiated in turn."""
     needed, create = ctx.needs_input_grad[:2], torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, as the hooks of these tensors are called for the gradients that are returned.
+        x, weight = x.view_as(x), None if weight is None else weight.view_as(weight)
         y = F.rms_norm(x, x.shape[-1:], weight, ctx.eps)
     wanted = [given for given, need in zip((x, weight), needed, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, v, create_graph=create))

@@ -84,7 +84,8 @@ class CountedMap:
             args = map_tensors(Tensor.detach, args)
             tensors = tensors_of(args)
         self.args = args
-        self._versions = [version_of(leaf) for leaf in tensors]  # until the first call
+        # Until the first call. Rows that are taken out of the args later are other tensors.
+        self._watched = [(leaf, version_of(leaf)) for leaf in tensors]
         self.num_rows = packing.num_rows
         self.num_evals = self.rows_evaluated = 0
 
@@ -124,7 +125,8 @@ class CountedMap:
             returned = _without_graph(returned)
         if self.num_evals == 0:
             check_dense(returned, self.packing.device)
-            check_args_unchanged(self.args, self._versions)
+            check_args_unchanged(self.args, self._watched)
+            self._watched = []
         self.num_evals += 1
         self.rows_evaluated += self.num_rows
         return self.packing.pack(returned)
@@ -195,14 +197,15 @@ def check_args(args: Any, packing: StatePacking) -> list[Tensor]:
     return tensors
 
 
-def check_args_unchanged(args: Any, versions: list[int]) -> None:
-    """Raise a ValueError if `f` wrote into an arg, but for those in an object that is `scratch`."""
-    changed = [t for t, v in zip(tensors_of(args), versions, strict=True) if version_of(t) != v]
-    if not changed:
-        return
-    nodes = pytree.tree_leaves(args, is_leaf=_is_scratch)
-    scratch = {id(tensor) for node in nodes if _is_scratch(node) for tensor in tensors_of(node)}
-    if not all(id(tensor) in scratch for tensor in changed):
+def check_args_unchanged(args: Any, watched: list[tuple[Tensor, int]]) -> None:
+    """Raise a ValueError if `f` wrote into an arg, but for those in an object that is `scratch`.
+
+    Args:
+        args: Those of the call, which may have added tensors to a container among them.
+        watched: The tensors that were there before, each with its version at that time.
+    """
+    changed = {id(tensor) for tensor, version in watched if version_of(tensor) != version}
+    if changed and any(id(tensor) in changed for tensor in tensors_of(args, but=_is_scratch)):
         raise ValueError(
             "`f` wrote into one of its args, so that each call sees another one. Write into a "
             "copy: drop `inplace=True`, `out=` and methods such as `mul_`. What `f` only keeps "

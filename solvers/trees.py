@@ -61,14 +61,16 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any
     return pytree.tree_map(visit, tree)
 
 
-def tensors_of(tree: Any, within: tuple[Any, ...] = ()) -> list[Tensor]:
-    """The tensors that `map_tensors` changes, in its order."""
+def tensors_of(
+    tree: Any, within: tuple[Any, ...] = (), but: Callable[[Any], bool] | None = None
+) -> list[Tensor]:
+    """The tensors that `map_tensors` changes, in its order, without those in objects of a kind."""
     tensors = []
-    for leaf in pytree.tree_leaves(tree):
+    for leaf in pytree.tree_leaves(tree, is_leaf=but):
         if isinstance(leaf, Tensor):
             tensors.append(leaf)
-        else:
-            tensors += tensors_of(_attributes(leaf, within), (*within, leaf))
+        elif but is None or not but(leaf):
+            tensors += tensors_of(_attributes(leaf, within), (*within, leaf), but)
     return tensors
 
 

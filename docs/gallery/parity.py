@@ -28,12 +28,14 @@ def strings(count, length):
 
 
 # %% [markdown]
-# The first network is the fixed point of one block with two convolutions; its gradient goes through
-# one call of the block. The second calls the block 16 times, and more often for longer strings, in
-# proportion; its gradient goes through all calls. ([Four times as many](../results/language.md)
-# would be enough, but nothing tells.) The third is a Transformer of four blocks with eight times as
-# many parameters. All get as many steps of as many strings. A string is right if all of its bits
-# are; of those that have converged, it is printed how many are wrong.
+# The first network is the fixed point of one block with two convolutions, found in at most ten
+# updates for each bit; its gradient goes through one call of the block. The second calls the block
+# 16 times, and for longer strings once for each bit; its gradient goes through all calls.
+# ([Four calls for each bit](../results/language.md) would be enough, but the network cannot know.)
+# The third is a Transformer of four blocks with eight times as many parameters. All are trained in
+# as many steps of as many strings. A string is right if all of its bits are. For the first network
+# it is also printed how many of the 100 solves have converged, how many of these strings are wrong
+# nevertheless, and how many updates a string took on average.
 
 
 # %%

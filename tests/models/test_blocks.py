@@ -85,13 +85,23 @@ def test_factors_are_kept_but_for_the_setting_they_were_made_in() -> None:
     like = torch.empty(4)
     with torch.inference_mode():
         kept = from_start(6, like, 50.0)
-    assert from_start(6, like, 50.0)[0] is kept[0]
+    assert from_start(6, like, 50.0)[0].data_ptr() == kept[0].data_ptr()
     assert not kept[0].is_inference()
     assert not torch.equal(from_start(6, like, 60.0)[0], kept[0])
     with FakeTensorMode():
         fake = from_start(5, torch.empty(4), 50.0)[0]
     assert type(fake) is not Tensor
     assert type(from_start(5, like, 50.0)[0]) is Tensor
+
+
+def test_sequences_of_many_lengths_keep_few_factors() -> None:
+    like = torch.empty(4)
+    whole = from_start(64, like, 70.0)
+    for length in range(65):
+        for part, all_of_it in zip(from_start(length, like, 70.0), whole, strict=True):
+            torch.testing.assert_close(part, all_of_it[:, :length])
+    memory = {from_start(length, like, 70.0)[0].data_ptr() for length in range(1, 65)}
+    assert len(memory) == 7  # of 1, 2, 4, ... positions
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

@@ -80,6 +80,35 @@ def test_gains_get_their_gradient() -> None:
     assert gradgradcheck(lambda x, w: rms_norm(x, w, 1e-3), (x.requires_grad_(), weight))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_hooks_are_called_once(create_graph: bool) -> None:
+    x, weight = torch.randn(4, 8, dtype=torch.float64, requires_grad=True), WEIGHT.clone()
+    given = [2 * x, weight.requires_grad_()]
+    for tensor in given:
+        tensor.register_hook(lambda gradient: 10 * gradient)
+    found, wanted = (
+        torch.autograd.grad(
+            norm.square().sum(), (x, weight), retain_graph=True, create_graph=create_graph
+        )
+        for norm in (
+            rms_norm(given[0], given[1], 1e-3),
+            F.rms_norm(given[0], (8,), given[1], 1e-3),
+        )
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_gains_are_trained_on_features_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        x = torch.randn(4, 8, dtype=torch.float64)
+    weight = WEIGHT.clone().requires_grad_()
+    found, wanted = (
+        torch.autograd.grad(norm.square().sum(), weight)
+        for norm in (rms_norm(x, weight, 1e-3), F.rms_norm(x, (8,), weight, 1e-3))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_transforms_and_forward_mode(name: str) -> None:

@@ -262,15 +262,31 @@ class Kept(NamedTuple):
     scratch = True
 
 
+@pytest.mark.parametrize("within", [lambda kept: kept, lambda kept: SimpleNamespace(kept=kept)])
 @pytest.mark.parametrize("kind", [Kept, functools.partial(SimpleNamespace, scratch=True)])
-def test_a_map_may_write_into_what_is_scratch(kind: Any) -> None:
-    kept = kind(last=torch.zeros(10, 3))
-
-    def keeps(y: Tensor, x: Tensor, kept: Any) -> Tensor:
+def test_a_map_may_write_into_what_is_scratch(kind: Any, within: Any) -> None:
+    def keeps(y: Tensor, x: Tensor, given: Any) -> Tensor:
+        kept = getattr(given, "kept", given)
         kept.last.copy_(y)
         return 0.5 * kept.last + x
 
     x = torch.ones(10, 3)
-    solution = solvers.solve(keeps, Y0, x, kept)
+    solution = solvers.solve(keeps, Y0, x, within(kind(last=torch.zeros(10, 3))))
     assert solution.converged.all()
     torch.testing.assert_close(solution.value, 2 * x, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_map_may_add_what_it_computes_once_to_a_container(writes: bool) -> None:
+    def keeps(y: Tensor, x: Tensor, kept: dict[str, Tensor]) -> Tensor:
+        if "drive" not in kept:
+            kept["drive"] = torch.tanh(x)
+        return 0.5 * y + kept["drive"] + (x.mul_(0.5) if writes else 0)
+
+    x = torch.linspace(-1, 1, 10)[:, None].expand(10, 3).clone()
+    if writes:
+        with pytest.raises(ValueError, match="wrote into one of its args"):
+            solvers.solve(keeps, Y0, x, {})
+        return
+    solution = solvers.solve(keeps, Y0, x, {})
+    torch.testing.assert_close(solution.value, 2 * torch.tanh(x), rtol=1e-3, atol=1e-3)

@@ -103,6 +103,13 @@ def test_with_args_each_sample_has_calls_of_its_own_and_a_watch_sees_both_ends(n
     assert torch.equal(value, f(end))
 
 
+@EACH
+def test_args_that_were_filled_in_place_are_not_taken_for_written(name: str) -> None:
+    x = torch.empty_like(X).copy_(X)
+    tight = solvers.get_solver(name, rtol=1e-8)
+    assert torch.equal(*(solvers.solve(f, 0 * X, x, solver=tight).value for x in (x, X)))
+
+
 def test_an_option_reaches_the_peer() -> None:
     slow, fast = (solvers.solve(f, 0 * X, solver=TorchdeqAnderson(options={"tau": tau}))
                   for tau in (0.3, 1.0))  # fmt: skip
