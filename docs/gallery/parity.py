@@ -32,10 +32,8 @@ def strings(count, length):
 # updates for each bit; its gradient goes through one call of the block. The second calls the block
 # 16 times, and for longer strings once for each bit; its gradient goes through all calls.
 # ([Four calls for each bit](../results/language.md) would be enough, but the network cannot know.)
-# The third is a Transformer of four blocks with eight times as many parameters. All are trained in
-# as many steps of as many strings. A string is right if all of its bits are. For the first network
-# it is also printed how many of the 100 solves have converged, how many of these strings are wrong
-# nevertheless, and how many updates a string took on average.
+# The third is a Transformer of four blocks with eight times as many parameters. Of the solves it is
+# also printed how many converged, how many of these are wrong, and the mean number of updates.
 
 
 # %%
