@@ -340,7 +340,7 @@ def from_start(length: int, like: Tensor, base: float) -> tuple[Tensor, Tensor]:
     key = like.shape[-1], like.dtype, like.device, base, torch.get_default_dtype()
     if type(like) is not Tensor or not is_plain(like):
         return _from_start(length, *key)
-    # Those of a power of two, so that sequences of any lengths keep four times the longest at most.
+    # Of a power of two, so that sequences of many lengths take their factors from few tensors.
     longest = 1 << max(length - 1, 0).bit_length()
     cos, sin = kept(_from_start, longest, *key)
     return (cos, sin) if longest == length else (cos.narrow(1, 0, length), sin.narrow(1, 0, length))

@@ -64,7 +64,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], tree: Any, within: tuple[Any
 def tensors_of(
     tree: Any, within: tuple[Any, ...] = (), but: Callable[[Any], bool] | None = None
 ) -> list[Tensor]:
-    """The tensors that `map_tensors` changes, in its order, without those in objects of a kind."""
+    """The tensors that `map_tensors` changes, in its order, but for those in what is `but`."""
     tensors = []
     for leaf in pytree.tree_leaves(tree, is_leaf=but):
         if isinstance(leaf, Tensor):

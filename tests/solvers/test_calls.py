@@ -249,6 +249,14 @@ def test_a_map_that_writes_into_its_args_is_refused(call: Any, shares: bool, par
         call(writes, Y0, x[:10] if part else x[::2].contiguous(), torch.full((10,), 0.5))
 
 
+@pytest.mark.parametrize("name", ["scipy.anderson", "newton_krylov", "robust"])
+def test_other_ways_to_call_a_map_refuse_that_it_writes_into_its_args(name: str) -> None:
+    if name.startswith("scipy"):
+        pytest.importorskip("scipy", reason="needs scipy")
+    with pytest.raises(ValueError, match="wrote into one of its args"):
+        solvers.solve(lambda y, x: 0.5 * y + x.mul_(0.5), Y0, torch.ones(10, 3), solver=name)
+
+
 def test_a_map_that_writes_into_the_args_of_a_run_is_refused() -> None:
     run = solvers.Run(None, Y0, torch.ones(10, 3))
     (x,) = run.args
